@@ -1,0 +1,13 @@
+"""The errors that slimepo raises on purpose."""
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong.
+
+    The message names the thing, the place and the way out in one line; the command line prints it
+    and exits with code 2.
+    """
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss of a step is NaN or infinite; the message gives the step and the row ids."""

@@ -1,0 +1,70 @@
+"""The plain data that passes between the parts of slimepo. Imports no torch at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Message(TypedDict):
+    """One turn of a conversation; `role` is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One comparison: after `prompt`, `chosen` is preferred to `rejected`.
+
+    All three are lists of messages. A demonstration (supervised data) is a Preference whose `rejected`
+    is empty. `source` says where the row came from (`file:line`) and is no part of its identity.
+    """
+
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    source: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """One judged answer: `label` is True when the response is desirable (KTO-style data)."""
+
+    prompt: list[Message]
+    response: list[Message]
+    label: bool
+    source: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """Per-token log-probabilities of the responses of some pairs, in nats.
+
+    Each tensor is `[pairs, tokens]`. The masks are boolean: True where there is a response token; what
+    stands in `chosen` and `rejected` elsewhere is never read. The two sides may differ in width, and a
+    side that an objective does not ask for has width 0.
+    """
+
+    chosen: Tensor
+    chosen_mask: Tensor
+    rejected: Tensor
+    rejected_mask: Tensor
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What an objective returns: nothing in it is reduced over pairs.
+
+    `loss` is `[pairs]`; a step's loss is its mean over the pairs of the global batch. `token_loss` holds
+    parts that are averaged over tokens instead: `[pairs]` sums under the key "chosen" or "rejected",
+    divided by the number of such tokens in the global batch. `metrics` are `[pairs]`, detached.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
+    token_loss: Mapping[str, Tensor] = field(default_factory=dict)
