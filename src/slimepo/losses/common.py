@@ -1,0 +1,106 @@
+"""What every objective shares: masked sums and means, the common metrics, and the reduction over a step."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from slimepo.errors import InputError
+from slimepo.types import LossOutput, PairLogps
+
+
+class Counts(NamedTuple):
+    """How many pairs and response tokens a step holds, over all micro-batches and ranks."""
+
+    pairs: float
+    chosen_tokens: float
+    rejected_tokens: float
+
+
+def count(policy: PairLogps) -> Counts:
+    """The counts of one batch taken alone, as if it were the whole step."""
+    return Counts(
+        pairs=policy.chosen_mask.shape[0],
+        chosen_tokens=float(policy.chosen_mask.sum()),
+        rejected_tokens=float(policy.rejected_mask.sum()),
+    )
+
+
+def step_loss(output: LossOutput, counts: Counts) -> Tensor:
+    """The scalar that is differentiated: the sum over these pairs divided by the counts of the whole step.
+
+    Added up over the micro-batches and ranks of a step this is the same number for every way to split it.
+    """
+    total = output.loss.sum() / max(counts.pairs, 1)
+    tokens = {"chosen": counts.chosen_tokens, "rejected": counts.rejected_tokens}
+    for side, sums in output.token_loss.items():
+        total = total + sums.sum() / max(tokens[side], 1)
+    return total
+
+
+def masked(logps: Tensor, mask: Tensor) -> Tensor:
+    """`logps` with zeros where there is no token, in at least float32 (float64 stays float64).
+
+    Masked entries are replaced before any arithmetic, so that NaN or infinity there reaches neither the
+    value nor the gradient.
+    """
+    if logps.dtype not in (torch.float32, torch.float64):
+        logps = logps.float()
+    return torch.where(mask, logps, torch.zeros((), dtype=logps.dtype, device=logps.device))
+
+
+def token_counts(mask: Tensor, like: Tensor) -> Tensor:
+    """Response tokens a pair, `[pairs]`; at least 1, so that an empty response has mean 0 and not NaN."""
+    return mask.sum(dim=-1).clamp(min=1).to(like.dtype)
+
+
+def sum_logps(logps: Tensor, mask: Tensor) -> Tensor:
+    """Log-probability of each response, `[pairs]`, in nats."""
+    return masked(logps, mask).sum(dim=-1)
+
+
+def mean_logps(logps: Tensor, mask: Tensor) -> Tensor:
+    """Log-probability per token of each response, `[pairs]`, in nats per token (0 for an empty one)."""
+    total = sum_logps(logps, mask)
+    return total / token_counts(mask, total)
+
+
+def pair_metrics(policy: PairLogps) -> dict[str, Tensor]:
+    """What is worth watching under any objective, each `[pairs]` and detached.
+
+    `logps/chosen` and `logps/rejected` are nats per token; `margin` is their difference and `accuracy`
+    whether it is positive. The rejected side is left out where an objective does not read it.
+    """
+    chosen = mean_logps(policy.chosen, policy.chosen_mask).detach()
+    if policy.rejected.shape[-1] == 0:
+        return {"logps/chosen": chosen}
+    rejected = mean_logps(policy.rejected, policy.rejected_mask).detach()
+    margin = chosen - rejected
+    return {
+        "logps/chosen": chosen,
+        "logps/rejected": rejected,
+        "margin": margin,
+        "accuracy": (margin > 0).to(chosen.dtype),
+    }
+
+
+def check_number(name: str, value: float, *, at_least: float = -math.inf, above: float = -math.inf) -> None:
+    """Refuse a hyperparameter that is not a finite number in its range, naming it and the range."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if number and value >= at_least and value > above:
+        return
+    bounds = [f">= {at_least:g}"] if at_least > -math.inf else []
+    bounds += [f"> {above:g}"] if above > -math.inf else []
+    raise InputError(
+        f"{name} = {value!r} is out of range: give a finite number{' ' if bounds else ''}"
+        + " and ".join(bounds)
+    )
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a hyperparameter that is not one of the given words."""
+    if value not in choices:
+        raise InputError(f"{name} = {value!r} is unknown: give one of {', '.join(choices)}")

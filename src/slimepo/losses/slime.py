@@ -1,0 +1,170 @@
+"""SLIME, the objective of arXiv 2602.02383."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slimepo.losses.common import (
+    check_choice,
+    check_number,
+    masked,
+    mean_logps,
+    pair_metrics,
+    sum_logps,
+    token_counts,
+)
+from slimepo.types import LossOutput, PairLogps
+
+
+def slime(
+    policy: PairLogps,
+    reference: PairLogps | None = None,
+    *,
+    chosen_weight: float = 0.1,
+    rejected_weight: float = 0.1,
+    distance_weight: float = 1.0,
+    threshold: float = 1.25,
+    hard_margin: float = 1.5,
+    soft_margin: float = 1.0,
+    sharpness: float = 2.5,
+    exponent: float = 2.5,
+    length_normalized: bool = True,
+    rejected_mean: Literal["sequence", "token"] = "sequence",
+    hard_gate: Literal["relu", "one", "softplus", "linear"] = "relu",
+    soft_gate: Literal["sigmoid", "one"] = "sigmoid",
+) -> LossOutput:
+    """Anchor the chosen answer, keep a floor under the rejected one's tokens, separate the two.
+
+    With l_t the log-probability of a response token, a bar for the mean over a response's tokens and
+    Delta = bar_l(w) - bar_l(l) (arXiv 2602.02383, Eq. 5-10)::
+
+        L      = L_w + L_l + L_dist
+        L_w    = -chosen_weight * bar_l(w)
+        L_l    =  rejected_weight * mean over t in l of softplus(-l_t - threshold) ** exponent
+        L_dist =  distance_weight * relu(hard_margin - Delta) * sigmoid(-sharpness * (Delta - soft_margin))
+
+    Args:
+        policy: log-probs of the model in training, each side `[pairs, tokens]`, in nats.
+        reference: not used; SLIME is reference-free.
+        chosen_weight: lambda_w >= 0, weight of the anchor on the chosen answer.
+        rejected_weight: lambda_l >= 0, weight of the floor under the rejected tokens.
+        distance_weight: lambda_d >= 0, weight of the separation.
+        threshold: delta >= 0; rejected tokens below -delta nats are pushed back up.
+        hard_margin: m_h >= 0, in nats per token; pairs past it are not separated further.
+        soft_margin: m_s, in nats per token; the middle of the sigmoid.
+        sharpness: kappa > 0, slope of the sigmoid.
+        exponent: p >= 1, how steeply the floor rises.
+        length_normalized: False takes sums over tokens instead of means in L_w and Delta (Eq. 6 and 8 as
+            printed; Appendix A says means).
+        rejected_mean: "sequence" averages the floor over each rejected response, then over pairs; "token"
+            weighs every rejected token of the global batch alike.
+        hard_gate: "relu" as above; "one" drops the hard margin (ablation 'w/o hard margin'); "softplus" and
+            "linear" are its other readings, softplus(m_h - Delta) and the unclamped m_h - Delta.
+        soft_gate: "sigmoid" as above; "one" drops the soft margin.
+
+    Returns:
+        loss `[pairs]`; metrics: the three terms, log-probs per token, margin (Delta of the means), accuracy
+        (Delta > 0), past_hard_margin, past_soft_margin, rejected_below_floor (share of rejected tokens
+        below -threshold).
+
+    Raises:
+        InputError: a hyperparameter out of its range.
+    """
+    _check_hyperparameters(
+        chosen_weight,
+        rejected_weight,
+        distance_weight,
+        threshold,
+        hard_margin,
+        soft_margin,
+        sharpness,
+        exponent,
+    )
+    check_choice("rejected_mean", rejected_mean, ("sequence", "token"))
+    check_choice("hard_gate", hard_gate, ("relu", "one", "softplus", "linear"))
+    check_choice("soft_gate", soft_gate, ("sigmoid", "one"))
+
+    of_response = mean_logps if length_normalized else sum_logps
+    chosen = of_response(policy.chosen, policy.chosen_mask)
+    delta = chosen - of_response(policy.rejected, policy.rejected_mask)
+
+    anchor = -chosen_weight * chosen
+    floor_BT = rejected_weight * _floor(policy, threshold, exponent)
+    floor = floor_BT.sum(dim=-1) / token_counts(policy.rejected_mask, floor_BT)
+    distance = (
+        distance_weight
+        * _hard_gate(hard_margin - delta, hard_gate)
+        * _soft_gate(delta - soft_margin, sharpness, soft_gate)
+    )
+
+    metrics = pair_metrics(policy)
+    metrics |= {
+        "loss/chosen": anchor.detach(),
+        "loss/rejected": floor.detach(),
+        "loss/distance": distance.detach(),
+    }
+    metrics |= _margin_metrics(policy, metrics["margin"], hard_margin, soft_margin, threshold)
+    if rejected_mean == "token":
+        return LossOutput(anchor + distance, metrics, token_loss={"rejected": floor_BT.sum(dim=-1)})
+    return LossOutput(anchor + floor + distance, metrics)
+
+
+def _check_hyperparameters(
+    chosen_weight: float,
+    rejected_weight: float,
+    distance_weight: float,
+    threshold: float,
+    hard_margin: float,
+    soft_margin: float,
+    sharpness: float,
+    exponent: float,
+) -> None:
+    check_number("chosen_weight", chosen_weight, at_least=0)
+    check_number("rejected_weight", rejected_weight, at_least=0)
+    check_number("distance_weight", distance_weight, at_least=0)
+    check_number("threshold", threshold, at_least=0)
+    check_number("hard_margin", hard_margin, at_least=0)
+    check_number("soft_margin", soft_margin)
+    check_number("sharpness", sharpness, above=0)
+    check_number("exponent", exponent, at_least=1)
+
+
+def _floor(policy: PairLogps, threshold: float, exponent: float) -> Tensor:
+    """softplus(-l_t - delta)^p of every rejected token, 0 where there is none: `[pairs, tokens]`."""
+    logps_BT = masked(policy.rejected, policy.rejected_mask)
+    # -logsigmoid(x) is softplus(-x), exact in both tails where F.softplus switches to a line.
+    raised_BT = (-F.logsigmoid(logps_BT + threshold)) ** exponent
+    return masked(raised_BT, policy.rejected_mask)
+
+
+def _hard_gate(room: Tensor, kind: str) -> Tensor:
+    """The gate of the hard margin on `room` = m_h - Delta."""
+    match kind:
+        case "relu":
+            return F.relu(room)
+        case "softplus":
+            return -F.logsigmoid(-room)
+        case "linear":
+            return room
+        case _:
+            return torch.ones_like(room)
+
+
+def _soft_gate(excess: Tensor, sharpness: float, kind: str) -> Tensor:
+    """The gate of the soft margin on `excess` = Delta - m_s."""
+    return torch.sigmoid(-sharpness * excess) if kind == "sigmoid" else torch.ones_like(excess)
+
+
+def _margin_metrics(
+    policy: PairLogps, margin: Tensor, hard_margin: float, soft_margin: float, threshold: float
+) -> dict[str, Tensor]:
+    below_BT = (policy.rejected.detach() < -threshold) & policy.rejected_mask
+    return {
+        "past_hard_margin": (margin >= hard_margin).to(margin.dtype),
+        "past_soft_margin": (margin >= soft_margin).to(margin.dtype),
+        "rejected_below_floor": below_BT.sum(dim=-1) / token_counts(policy.rejected_mask, margin),
+    }

@@ -1,0 +1,103 @@
+"""The table of objectives, and what can be read off a signature."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, get_type_hints
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from slimepo.errors import InputError
+from slimepo.losses.sft import sft
+from slimepo.losses.slime import slime
+from slimepo.types import LossOutput, PairLogps
+
+LossFunction = Callable[..., LossOutput]
+BoundLoss = Callable[[PairLogps, PairLogps | None], LossOutput]
+
+
+class Objective(NamedTuple):
+    """A loss function, and which sides of a pair it reads (a side not read is never computed)."""
+
+    function: LossFunction
+    sides: tuple[str, ...] = ("chosen", "rejected")
+
+
+LOSSES: dict[str, Objective] = {
+    "sft": Objective(sft, sides=("chosen",)),
+    "slime": Objective(slime),
+}
+
+
+def find_objective(name: str) -> Objective:
+    """The objective of that name in `LOSSES`, or a user's own by import path (`package.module:function`).
+
+    Raises:
+        InputError: no such name (with the nearest one) or nothing callable at that path.
+    """
+    if name in LOSSES:
+        return LOSSES[name]
+    if ":" not in name:
+        raise InputError(
+            f"unknown loss {name!r}{nearest(name, LOSSES)}; known: {', '.join(LOSSES)}, "
+            "or your own function as package.module:function"
+        )
+    module_name, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"loss {name!r} cannot be imported: {error}") from error
+    if not callable(function):
+        raise InputError(f"loss {name!r} is not a function")
+    return Objective(function)
+
+
+def hyperparameters(function: LossFunction) -> dict[str, Any]:
+    """Name and default of every hyperparameter, read from the signature (keyword-only parameters)."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def bind(name: str, options: Mapping[str, Any]) -> BoundLoss:
+    """The objective `name` with its hyperparameters set, checked on a made-up pair before any model is loaded.
+
+    Raises:
+        InputError: an unknown name, a value of the wrong type, or one that the objective refuses.
+    """
+    function = find_objective(name).function
+    known = hyperparameters(function)
+    for key in options:
+        if key not in known:
+            raise InputError(
+                f"loss {name!r} has no hyperparameter {key!r}{nearest(key, known)}; it has: {', '.join(known)}"
+            )
+    hints = get_type_hints(function)
+    values = {key: _typed(name, key, value, hints.get(key, Any)) for key, value in options.items()}
+    bound = functools.partial(function, **values)
+    ones = torch.ones(1, 1, dtype=torch.bool)
+    pair = PairLogps(-torch.ones(1, 1), ones, -2 * torch.ones(1, 1), ones)
+    try:
+        output = bound(pair, pair)
+    except InputError as error:
+        raise InputError(f"loss {name!r}: {error}") from error
+    if not isinstance(output, LossOutput) or output.loss.shape != (1,):
+        raise InputError(f"loss {name!r} must return a slimepo.LossOutput whose loss has one value a pair")
+    return bound
+
+
+def nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:
+    """' (did you mean X?)' for the closest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _typed(loss: str, key: str, value: Any, hint: Any) -> Any:
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        raise InputError(f"loss {loss!r}: {key} = {value!r}: {error.errors()[0]['msg']}") from error
