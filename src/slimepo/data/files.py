@@ -1,0 +1,206 @@
+"""Rows of one data file, each with its place: JSONL, JSON, Parquet and CSV, plain or gzip."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import re
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from slimepo.data.formats import MalformedRow, recognise
+from slimepo.errors import InputError
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+_MORE = "\0more"  # Where the CSV reader puts cells beyond the header.
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row whose text does not even parse."""
+
+    reason: str
+
+
+PlacedRow = tuple[str, Mapping[str, Any] | BadRow]
+
+
+def data_suffix(path: Path) -> str | None:
+    name = path.name.lower().removesuffix(".gz")
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+def file_rows(path: Path) -> Iterator[PlacedRow]:
+    suffix = data_suffix(path)
+    if suffix is None:
+        raise InputError(
+            f"{path} is of a kind that cannot be read; known are {', '.join(SUFFIXES)}, each also with .gz"
+        )
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty")
+    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows, ".csv": _csv_rows}
+    return readers[suffix](path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unpacked where it is a .gz; a damaged one is an InputError."""
+    try:
+        with path.open("rb") as raw:
+            if path.suffix.lower() != ".gz":
+                yield raw
+                return
+            with gzip.GzipFile(fileobj=raw) as unpacked:
+                yield cast("IO[bytes]", unpacked)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(
+            f"{path} is a damaged or incomplete gzip file ({error}); fetch or write it again"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _parsed(line: bytes) -> Mapping[str, Any] | BadRow:
+    try:
+        row = json.loads(line.decode("utf-8").rstrip("\r\n"))
+    except UnicodeDecodeError as error:
+        return BadRow(f"not UTF-8 text (byte {error.start + 1} of the line)")
+    except json.JSONDecodeError as error:
+        return BadRow(f"not valid JSON: {error.msg} at column {error.colno}")
+    except RecursionError:
+        return BadRow("JSON nested too deeply")
+    return _object(row)
+
+
+def _object(row: Any) -> Mapping[str, Any] | BadRow:
+    if isinstance(row, dict):
+        return row
+    return BadRow(f"a row must be a JSON object with named columns, not a {type(row).__name__}")
+
+
+def _jsonl_rows(path: Path) -> Iterator[PlacedRow]:
+    """One object a line; blank lines are no rows, but count as lines."""
+    with _opened(path) as stream:
+        for number, line in enumerate(stream, 1):
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if line.strip():
+                yield f"{path}:{number}", _parsed(line)
+
+
+def _json_rows(path: Path) -> Iterator[PlacedRow]:
+    with _opened(path) as stream:
+        content = stream.read()
+    try:
+        data = json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start + 1})") from error
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # One object a line under the name .json, which is common.
+            yield from _jsonl_rows(path)
+            return
+        raise InputError(
+            f"{path}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}"
+        ) from error
+    if isinstance(data, dict) and isinstance(data.get("data"), list):
+        data = data["data"]
+    elif isinstance(data, dict):
+        data = [data] if _one_row(data) else data
+    if not isinstance(data, list):
+        keys = f" with the keys {', '.join(sorted(data))}" if isinstance(data, dict) else ""
+        raise InputError(
+            f'{path} must hold a list of rows or {{"data": [rows]}}; it holds one {_json_kind(data)}{keys}'
+        )
+    for index, row in enumerate(data, 1):
+        yield f"{path}:row {index}", _object(row)
+
+
+def _one_row(data: dict[str, Any]) -> bool:
+    """Whether a lone JSON object is a row by itself (a one-line JSONL file called .json)."""
+    try:
+        recognise(data)
+    except InputError:
+        return False
+    return True
+
+
+def _json_kind(value: Any) -> str:
+    return "object" if isinstance(value, dict) else type(value).__name__
+
+
+def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _opened(path) as stream:
+        source: Any = io.BytesIO(stream.read()) if path.suffix.lower() == ".gz" else path
+        try:
+            number = 0
+            for batch in pq.ParquetFile(source).iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}:row {number}", row
+        except pa.ArrowException as error:
+            raise InputError(f"{path} is not a readable Parquet file: {one_line(error)}") from error
+
+
+def _csv_rows(path: Path) -> Iterator[PlacedRow]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    with _opened(path) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        reader = csv.DictReader(text, restkey=_MORE, restval=None, strict=True)
+        for number in itertools.count(1):
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{path} is not UTF-8 text (after row {number - 1}); save it as UTF-8"
+                ) from error
+            except csv.Error as error:
+                yield f"{path}:row {number}", BadRow(f"not valid CSV: {error}")
+                continue
+            yield f"{path}:row {number}", _csv_row(row)
+
+
+def _csv_row(row: dict[str, Any]) -> Mapping[str, Any] | BadRow:
+    if _MORE in row:
+        return BadRow(f"{len(row[_MORE])} more cells than the header has names")
+    if any(cell is None for cell in row.values()):
+        return BadRow("fewer cells than the header has names")
+    try:
+        return {key: _cell(key, value) for key, value in row.items()}
+    except MalformedRow as error:
+        return BadRow(str(error))
+
+
+def _cell(column: str, text: str) -> Any:
+    """A cell that holds messages as JSON (or a list, in the columns that are lists) is parsed; others are text."""
+    start = text.lstrip()[:20]
+    if not start.startswith(("[", "{")):
+        return text
+    if re.match(r"\[?\{'(role|content|from|value)'", start):
+        raise MalformedRow(
+            f"'{column}' holds messages as Python writes them; write them as JSON (double quotes)"
+        )
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    first = value[0] if isinstance(value, list) and value else value
+    is_message = isinstance(first, dict) and (
+        {"role", "content"} <= first.keys() or {"from", "value"} <= first.keys()
+    )
+    return value if is_message or column in ("output", "history") else text
+
+
+def one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,236 @@
+"""Reading rows of preference data from files, dataset folders and the Hub."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slimepo.data.files import SUFFIXES, BadRow, PlacedRow, data_suffix, file_rows, one_line
+from slimepo.data.formats import MalformedRow, convert, known_format, recognise
+from slimepo.errors import InputError
+from slimepo.types import Preference, Unpaired
+
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "eval": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
+_ROWS_TO_RECOGNISE = 20
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What was read: records of one kind, the format's name, and `(place, reason)` of each row left out."""
+
+    preferences: list[Preference]
+    unpaired: list[Unpaired]
+    format: str
+    malformed: list[tuple[str, str]]
+
+
+def read_rows(
+    source: str | Path,
+    *,
+    format: str = "auto",
+    split: str | None = None,
+    skip_bad_rows: bool = False,
+    limit: int | None = None,
+) -> Rows:
+    """Read a .jsonl, .json, .parquet or .csv file (each also .gz), a folder of them, a folder that
+    `datasets` saved, or a Hub dataset id.
+
+    `format` is a name of `slimepo.data.formats.FORMATS` or "auto"; `split` picks a part of a folder or Hub
+    dataset (default: train); `limit` stops after that many rows. Raises InputError for anything that cannot
+    be read; a malformed row is one too unless `skip_bad_rows`, which collects it in `Rows.malformed`.
+    """
+    return rows_from(
+        _placed_rows(source, split), name=str(source), format=format, skip_bad_rows=skip_bad_rows, limit=limit
+    )
+
+
+def rows_from_records(
+    records: Iterable[Mapping[str, Any]],
+    *,
+    name: str = "dataset",
+    format: str = "auto",
+    skip_bad_rows: bool = False,
+) -> Rows:
+    """The same from rows in memory, a `datasets.Dataset` for one; places are `name:row N`, from 1."""
+    placed = ((f"{name}:row {index}", row) for index, row in enumerate(records, 1))
+    return rows_from(placed, name=name, format=format, skip_bad_rows=skip_bad_rows)
+
+
+def rows_from(
+    placed: Iterable[PlacedRow], *, name: str, format: str, skip_bad_rows: bool, limit: int | None = None
+) -> Rows:
+    """Recognise the format of `(place, row)` pairs and convert every row; `name` is for error messages."""
+    chosen_format = None if format == "auto" else known_format(format)
+    rows = itertools.islice(placed, limit)
+    head = list(itertools.islice(rows, _ROWS_TO_RECOGNISE))
+    if not head:
+        raise InputError(f"{name} holds no rows")
+    if not skip_bad_rows:
+        for place, row in head:
+            if isinstance(row, BadRow):
+                raise InputError(_stopped(place, row.reason))
+    if chosen_format is None:
+        chosen_format = _recognise_any([row for _, row in head], name)
+    result = Rows([], [], chosen_format, [])
+    for place, row in itertools.chain(head, rows):
+        try:
+            if isinstance(row, BadRow):
+                raise MalformedRow(row.reason)
+            record = convert(row, chosen_format, place)
+        except MalformedRow as error:
+            if not skip_bad_rows:
+                raise InputError(_stopped(place, str(error))) from error
+            result.malformed.append((place, str(error)))
+            continue
+        if isinstance(record, Unpaired):
+            result.unpaired.append(record)
+        else:
+            result.preferences.append(record)
+    if not result.preferences and not result.unpaired:
+        place, reason = result.malformed[0]
+        raise InputError(
+            f"{name}: none of its {len(result.malformed)} rows can be used; the first, {place}: {reason}"
+        )
+    return result
+
+
+def _stopped(place: str, reason: str) -> str:
+    return f"{place}: {reason} (use --skip-bad-rows to go on without it)"
+
+
+def _recognise_any(rows: list[Mapping[str, Any] | BadRow], name: str) -> str:
+    """The format of the first row that has one, so that one bad row at the top does not hide the format."""
+    first_error: InputError | None = None
+    for row in rows:
+        if isinstance(row, BadRow):
+            continue
+        try:
+            return recognise(row)
+        except InputError as error:
+            first_error = first_error or error
+    if first_error is None:
+        bad = next(row.reason for row in rows if isinstance(row, BadRow))
+        raise InputError(f"{name}: none of the first {len(rows)} rows can be parsed; the first: {bad}")
+    raise InputError(f"{name}: {first_error}") from first_error
+
+
+# --- where rows come from ----------------------------------------------------------------------------
+
+
+def _placed_rows(source: str | Path, split: str | None) -> Iterator[PlacedRow]:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _folder_rows(path, split)
+    if path.is_file():
+        if split is not None:
+            raise InputError(f"{source} is one file and has no splits; leave out split '{split}'")
+        return file_rows(path)
+    text = str(source)
+    is_file_name = data_suffix(path) is not None or path.suffix == ".gz"
+    if _HUB_ID.fullmatch(text) and not is_file_name:
+        return _hub_rows(text, split)
+    raise InputError(f"no file or folder {source}{_nearest(path)}")
+
+
+def _nearest(path: Path) -> str:
+    """A hint at the entry of the folder whose name is nearest."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f" (there is no folder {folder} either)"
+    near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1, cutoff=0.5)
+    return f"; did you mean {folder / near[0]}?" if near else ""
+
+
+# --- folders and the Hub -----------------------------------------------------------------------------
+
+
+def _folder_rows(folder: Path, split: str | None) -> Iterator[PlacedRow]:
+    if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
+        return _saved_rows(folder, split)
+    groups: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden and data_suffix(path) is not None:
+            groups.setdefault(_split_of(path, folder), []).append(path)
+    if not groups:
+        raise InputError(f"{folder} holds no data: no {', '.join(SUFFIXES)} file and no saved dataset")
+    files = groups[_pick_split(list(groups), split, str(folder))]
+    return itertools.chain.from_iterable(map(file_rows, files))
+
+
+def _split_of(path: Path, folder: Path) -> str:
+    """The split that a file name (or a folder on the way to it) speaks of; train where none is named."""
+    for part in reversed(path.relative_to(folder).parts):
+        for word in re.split(r"[^a-z]+", part.lower()):
+            if word in _SPLIT_WORDS:
+                return _SPLIT_WORDS[word]
+    return "train"
+
+
+def _pick_split(found: list[str], split: str | None, name: str) -> str:
+    wanted = split or ("train" if "train" in found else found[0])
+    if split is not None and split not in found:
+        wanted = _SPLIT_WORDS.get(split, split)
+    if wanted not in found or (split is None and wanted != "train" and len(found) > 1):
+        asked = f"no split '{split}'" if split else "several splits and none called train"
+        raise InputError(f"{name} has {asked}; there are {', '.join(sorted(found))} (choose one with split)")
+    return wanted
+
+
+def _saved_rows(folder: Path, split: str | None) -> Iterator[PlacedRow]:
+    from datasets import load_from_disk
+
+    try:
+        data = load_from_disk(str(folder))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} is not a readable saved dataset: {one_line(error)}") from error
+    return _dataset_rows(data, split, str(folder))
+
+
+def _hub_rows(name: str, split: str | None) -> Iterator[PlacedRow]:
+    from datasets import load_dataset
+
+    try:
+        data = load_dataset(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        near = _nearest(Path(name))
+        hint = near if near.startswith(";") else ""
+        here = f"'{name}' is no file or folder here{hint}"
+        raise InputError(f"{here}, and the Hub does not give it: {one_line(error)}") from error
+    return _dataset_rows(data, split, name)
+
+
+def _dataset_rows(data: Any, split: str | None, name: str) -> Iterator[PlacedRow]:
+    if isinstance(data, dict):
+        picked = split if split in data else _pick_hub_split(list(data), split, name)
+        data = data[picked]
+    elif split is not None:
+        raise InputError(f"{name} is one table and has no splits; leave out split '{split}'")
+    return ((f"{name}:row {index}", row) for index, row in enumerate(data, 1))
+
+
+def _pick_hub_split(found: list[str], split: str | None, name: str) -> str:
+    """The only split, the one called train, or the only one whose name starts with train (train_prefs)."""
+    trains = [each for each in found if each == "train"] or [
+        each for each in found if each.startswith("train")
+    ]
+    candidates = found if len(found) == 1 else trains
+    if split is None and len(candidates) == 1:
+        return candidates[0]
+    asked = f"no split '{split}'" if split else "several splits"
+    raise InputError(f"{name} has {asked}; choose one of {', '.join(sorted(found))} with split")

@@ -1,0 +1,250 @@
+"""Rows come from files, folders and datasets; whatever is wrong is one line with the place and the way out."""
+
+import csv
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from slimepo.data.read import read_rows, rows_from_records
+from slimepo.errors import InputError
+from slimepo.types import Preference
+
+ROWS = [{"prompt": f"p{i}", "chosen": f"good {i}\nline", "rejected": 'say "no", é'} for i in range(3)]
+RECORDS = [
+    Preference(
+        [{"role": "user", "content": row["prompt"]}],
+        [{"role": "assistant", "content": row["chosen"]}],
+        [{"role": "assistant", "content": row["rejected"]}],
+    )
+    for row in ROWS
+]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+def write_csv(path, rows):
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def error(source, **options):
+    with pytest.raises(InputError) as caught:
+        read_rows(source, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+WRITERS = {
+    ".jsonl": lambda path: path.write_text(LINES, encoding="utf-8"),
+    ".json": lambda path: path.write_text(json.dumps(ROWS), encoding="utf-8"),
+    ".data.json": lambda path: path.write_text(json.dumps({"data": ROWS}), encoding="utf-8"),
+    ".lines.json": lambda path: path.write_text(LINES, encoding="utf-8"),
+    ".parquet": lambda path: pq.write_table(pa.Table.from_pylist(ROWS), path),
+    ".csv": lambda path: write_csv(path, ROWS),
+}
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_kind_of_file_gives_the_same_rows(kind, zipped, tmp_path):
+    path = tmp_path / f"rows{kind}"
+    WRITERS[kind](path)
+    if zipped:
+        packed = path.with_name(path.name + ".gz")
+        packed.write_bytes(gzip.compress(path.read_bytes()))
+        path = packed
+    rows = read_rows(path)
+    assert rows.preferences == RECORDS
+    assert (rows.format, rows.unpaired, rows.malformed) == ("explicit", [], [])
+    assert [row.source for row in rows.preferences] == [
+        f"{path}:{i}" if kind in (".jsonl", ".lines.json") else f"{path}:row {i}" for i in (1, 2, 3)
+    ]
+
+
+def test_byte_order_mark_and_windows_line_ends_are_tolerated(tmp_path):
+    for name, text in (
+        ("a.jsonl", LINES),
+        ("b.json", json.dumps(ROWS)),
+        ("c.csv", "prompt,chosen,rejected\na,b,c\n"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+        assert read_rows(path).malformed == []
+
+
+def test_places_are_physical_lines_and_blank_lines_are_no_rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n" + LINES.replace("\n", "\n\n"))
+    assert [row.source for row in read_rows(path).preferences] == [f"{path}:{i}" for i in (2, 4, 6)]
+
+
+def test_csv_cells_with_messages_are_parsed_and_other_json_stays_text(tmp_path):
+    turns = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "[1, 2]"}]
+    write_csv(tmp_path / "a.csv", [{"chosen": json.dumps(turns), "rejected": json.dumps(turns)}])
+    assert read_rows(tmp_path / "a.csv").preferences[0].chosen == turns[1:]
+    write_csv(tmp_path / "b.csv", [{"prompt": "p", "chosen": "[1, 2]", "rejected": '{"a": 1}'}])
+    assert read_rows(tmp_path / "b.csv").preferences[0].rejected[0]["content"] == '{"a": 1}'
+
+
+def test_a_csv_cell_may_be_long(tmp_path):
+    write_csv(tmp_path / "a.csv", [{"prompt": "p", "chosen": "x" * 300_000, "rejected": "y"}])
+    assert len(read_rows(tmp_path / "a.csv").preferences[0].chosen[0]["content"]) == 300_000
+
+
+BAD_LINES = {
+    "[1, 2]": "a row must be a JSON object with named columns, not a list",
+    '{"prompt": ': "not valid JSON: Expecting value at column 12",
+    '{"prompt": "p", "chosen": null, "rejected": "b"}': "'chosen' is null",
+    '{"prompt": "p"}': "no 'chosen' (columns: prompt)",
+}
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD_LINES.items())
+def test_a_malformed_row_stops_with_file_line_and_reason(line, reason, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{LINES}{line}\n{LINES}")
+    assert error(path) == f"{path}:4: {reason} (use --skip-bad-rows to go on without it)"
+    rows = read_rows(path, skip_bad_rows=True)
+    assert rows.malformed == [(f"{path}:4", reason)]
+    assert rows.preferences == RECORDS + RECORDS
+
+
+def test_a_bad_first_row_does_not_hide_the_format(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "p", "chosen": "a", "rejected": null}\n' + LINES)
+    assert error(path).startswith(f"{path}:1: 'rejected' is null")
+    assert read_rows(path, skip_bad_rows=True).preferences == RECORDS
+
+
+def test_bytes_that_are_not_utf8_are_one_bad_row(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(LINES.encode() + b'{"prompt": "\xff"}\n')
+    assert read_rows(path, skip_bad_rows=True).malformed == [
+        (f"{path}:4", "not UTF-8 text (byte 13 of the line)")
+    ]
+
+
+def test_csv_rows_of_the_wrong_width_are_bad_rows(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,chosen,rejected\na,b,c\na,b\na,b,c,d\na,\"[{'role': 'assistant'}]\",c\n")
+    assert read_rows(path, skip_bad_rows=True).malformed == [
+        (f"{path}:row 2", "fewer cells than the header has names"),
+        (f"{path}:row 3", "1 more cells than the header has names"),
+        (
+            f"{path}:row 4",
+            "'chosen' holds messages as Python writes them; write them as JSON (double quotes)",
+        ),
+    ]
+
+
+def test_files_that_cannot_be_read_are_one_line(tmp_path):
+    whole = gzip.compress(LINES.encode())
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    assert "cut.jsonl.gz is a damaged or incomplete gzip file" in error(tmp_path / "cut.jsonl.gz")
+    (tmp_path / "no.jsonl.gz").write_text("not gzip")
+    assert "damaged or incomplete" in error(tmp_path / "no.jsonl.gz", skip_bad_rows=True)
+    (tmp_path / "bad.parquet").write_text("not parquet")
+    assert "not a readable Parquet file" in error(tmp_path / "bad.parquet")
+    (tmp_path / "cut.json").write_text('[{"prompt": "p"},')
+    assert "cut.json:1: not valid JSON" in error(tmp_path / "cut.json")
+    (tmp_path / "keys.json").write_text('{"rows": []}')
+    assert 'must hold a list of rows or {"data": [rows]}' in error(tmp_path / "keys.json")
+    (tmp_path / "empty.jsonl").touch()
+    assert error(tmp_path / "empty.jsonl") == f"{tmp_path / 'empty.jsonl'} is empty"
+    (tmp_path / "blank.jsonl").write_text("\n\n")
+    assert "holds no rows" in error(tmp_path / "blank.jsonl")
+    (tmp_path / "notes.txt").write_text("hello")
+    assert "known are .jsonl, .json, .parquet, .csv" in error(tmp_path / "notes.txt")
+    (tmp_path / "unknown.csv").write_text("question,answer\na,b\n")
+    assert "no format fits the columns found (answer, question)" in error(tmp_path / "unknown.csv")
+
+
+def test_a_file_without_one_good_row_is_an_error_even_when_bad_rows_are_skipped(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "p", "chosen": 1, "rejected": "b"}\n')
+    assert "none of its 1 rows can be used" in error(path, skip_bad_rows=True)
+
+
+def test_a_missing_file_names_the_nearest(tmp_path):
+    (tmp_path / "preferences.jsonl").write_text(LINES)
+    assert error(tmp_path / "preference.jsonl").endswith(f"; did you mean {tmp_path / 'preferences.jsonl'}?")
+    assert "there is no folder" in error(tmp_path / "nowhere" / "x.jsonl")
+
+
+def test_limit_counts_rows_and_the_format_can_be_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(LINES)
+    assert read_rows(path, limit=2).preferences == RECORDS[:2]
+    assert read_rows(path, format="explicit").preferences == RECORDS
+    assert "no 'completion'" in error(path, format="kto")
+    assert "Did you mean 'explicit'" in error(path, format="explict")
+
+
+def test_a_folder_of_files_is_read_split_by_split(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train-00000.jsonl").write_text(LINES)
+    (tmp_path / "data" / "train-00001.jsonl").write_text(LINES)
+    (tmp_path / "data" / "test-00000.jsonl").write_text(LINES)
+    (tmp_path / "README.md").write_text("about")
+    assert read_rows(tmp_path).preferences == RECORDS + RECORDS
+    assert read_rows(tmp_path, split="test").preferences == RECORDS
+    assert "there are test, train" in error(tmp_path, split="validation")
+    assert "has no splits" in error(tmp_path / "data" / "test-00000.jsonl", split="test")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "holds no data" in error(empty)
+
+
+def test_a_saved_dataset_is_read(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    data = Dataset.from_list(ROWS)
+    data.save_to_disk(str(tmp_path / "one"))
+    DatasetDict({"train_prefs": data, "test_prefs": data.select([0])}).save_to_disk(str(tmp_path / "two"))
+    assert read_rows(tmp_path / "one").preferences == RECORDS
+    assert read_rows(tmp_path / "two").preferences == RECORDS
+    assert read_rows(tmp_path / "two", split="test_prefs").preferences == RECORDS[:1]
+    assert read_rows(tmp_path / "one").preferences[1].source == f"{tmp_path / 'one'}:row 2"
+    assert "choose one of test_prefs, train_prefs" in error(tmp_path / "two", split="dev")
+
+
+def test_a_hub_id_that_cannot_be_loaded_is_one_line():
+    message = error("nobody/no-such-dataset")
+    assert message.startswith(
+        "'nobody/no-such-dataset' is no file or folder here, and the Hub does not give it: "
+    )
+
+
+def test_rows_in_memory_are_read_like_a_file():
+    rows = rows_from_records(ROWS, name="train_dataset")
+    assert rows.preferences == RECORDS
+    assert rows.preferences[0].source == "train_dataset:row 1"
+
+
+def test_the_real_files_are_read_whole(shared_data):
+    found = {}
+    for path in sorted((shared_data / "preferences").glob("*.gz")):
+        rows = read_rows(path)
+        assert rows.malformed == []
+        found[path.name] = (rows.format, len(rows.preferences), len(rows.unpaired))
+    assert found == {
+        "llamafactory_dpo_en_demo.json.gz": ("sharegpt", 300, 0),
+        "llamafactory_kto_en_demo.json.gz": ("kto", 0, 300),
+        "ultrafeedback_eval.jsonl.gz": ("explicit", 200, 0),
+        "ultrafeedback_train.jsonl.gz": ("explicit", 1000, 0),
+    }
+
+
+def test_reading_needs_no_torch():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; import slimepo.data.read, slimepo.data.split; "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'datasets')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
