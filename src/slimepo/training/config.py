@@ -1,0 +1,84 @@
+"""Arguments of the trainer: transformers' own, with the paper's values and what preference training adds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from slimepo.losses import bind, hyperparameters, slime
+
+_SLIME = hyperparameters(slime)
+
+
+@dataclass
+class PreferenceConfig(TrainingArguments):
+    """`transformers.TrainingArguments` for any objective of `slimepo.losses.LOSSES`.
+
+    The optimisation defaults are the paper's for the preference stage: AdamW at 5e-7, linear to zero, no
+    warm-up, no clipping, one epoch, seed 0. `per_device_train_batch_size` counts pairs.
+
+    Raises:
+        InputError: the objective or one of its hyperparameters is wrong; raised before a model is loaded.
+    """
+
+    output_dir: str | None = "slimepo_output"
+    learning_rate: float = 5e-7
+    num_train_epochs: float = 1.0
+    max_grad_norm: float = 0.0
+    seed: int = 0
+    logging_steps: float = 10
+    # None: bf16 where the device computes in it, else float32.
+    bf16: bool | None = None
+    # The trainer stops on a non-finite loss; transformers' filter would hide it as 0.
+    logging_nan_inf_filter: bool = False
+    remove_unused_columns: bool | None = False
+    disable_tqdm: bool | None = True
+
+    loss: str = "slime"
+    loss_options: dict[str, Any] = field(default_factory=dict)
+    max_length: int = 2048
+    max_prompt_length: int | None = None
+    cut_long_responses: bool = False
+    template_options: dict[str, Any] = field(default_factory=dict)
+    model_init_kwargs: dict[str, Any] = field(default_factory=dict)
+    disable_dropout: bool = True
+    verify_model: bool = True
+    # Set by the trainer, which takes a whole step at a time: pairs of one forward pass on each device.
+    micro_batch_size: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        bind(self.loss, self.loss_options)
+        if self.bf16 is None:
+            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False
+        super().__post_init__()
+
+
+@dataclass
+class SLIMEConfig(PreferenceConfig):
+    """`PreferenceConfig` for the SLIME objective, its hyperparameters spelt out.
+
+    Their defaults are those of `slimepo.losses.slime`, whose docstring says what each of them does.
+    """
+
+    chosen_weight: float = _SLIME["chosen_weight"]
+    rejected_weight: float = _SLIME["rejected_weight"]
+    distance_weight: float = _SLIME["distance_weight"]
+    threshold: float = _SLIME["threshold"]
+    hard_margin: float = _SLIME["hard_margin"]
+    soft_margin: float = _SLIME["soft_margin"]
+    sharpness: float = _SLIME["sharpness"]
+    exponent: float = _SLIME["exponent"]
+    length_normalized: bool = _SLIME["length_normalized"]
+    rejected_mean: str = _SLIME["rejected_mean"]
+    hard_gate: str = _SLIME["hard_gate"]
+    soft_gate: str = _SLIME["soft_gate"]
+
+    def __post_init__(self) -> None:
+        self.loss = "slime"
+        self.loss_options = {name: getattr(self, name) for name in _SLIME}
+        super().__post_init__()

@@ -1,0 +1,54 @@
+"""Whatever a user hands to the trainer, as tokenised rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from slimepo.data.chat import chat_format
+from slimepo.data.read import rows_from_records
+from slimepo.data.tokenize import TokenizedPair, tokenize
+from slimepo.errors import InputError
+from slimepo.types import Preference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from slimepo.training.config import PreferenceConfig
+
+
+def tokenized(
+    dataset: Any, tokenizer: PreTrainedTokenizerBase | None, args: PreferenceConfig, sides: tuple[str, ...]
+) -> list[TokenizedPair] | None:
+    """Tokenise a dataset of raw rows or of `Preference`; tokenised rows pass through, None stays None.
+
+    Raises:
+        InputError: a dataset without length, rows of no known format, no tokenizer, or no row left.
+    """
+    if dataset is None:
+        return None
+    if not hasattr(dataset, "__len__"):
+        raise InputError(
+            "streaming datasets have no length and cannot be ordered exactly; load the rows first"
+        )
+    rows = list(dataset)
+    if rows and isinstance(rows[0], TokenizedPair):
+        return rows
+    if tokenizer is None:
+        raise InputError("give processing_class, the tokenizer: the rows are not tokenised yet")
+    if rows and isinstance(rows[0], Mapping):
+        rows = rows_from_records(rows).preferences
+    if rows and not isinstance(rows[0], Preference):
+        raise InputError(f"a dataset of {type(rows[0]).__name__} cannot be trained on: give preference pairs")
+    result = tokenize(
+        rows,
+        chat_format(tokenizer, args.template_options),
+        max_length=args.max_length,
+        max_prompt_length=args.max_prompt_length,
+        cut=args.cut_long_responses,
+        pairs="rejected" in sides,
+    )
+    if not result.rows:
+        reasons = ", ".join(sorted({drop.reason for drop in result.drops})) or "it has no rows"
+        raise InputError(f"no row of the dataset is left to train on: {reasons}")
+    return result.rows

@@ -1,0 +1,133 @@
+"""Per-token log-probs of response tokens, computed inside the model's own forward.
+
+Hidden states are selected before the head, so that prompt and padding never meet the vocabulary. Because it
+all happens inside the outermost module's forward, wrappers (DDP, FSDP, DeepSpeed, autocast, peft) see an
+ordinary call: parameters are gathered and gradients reduced as usual.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from slimepo.data.batch import PairBatch, pair_logps
+from slimepo.errors import InputError
+from slimepo.kernels import linear_logps
+from slimepo.kernels.naive import adjust, gather_logps
+from slimepo.types import PairLogps
+
+
+@dataclass(frozen=True)
+class LogitAdjustment:
+    """What an architecture does to the logits after its head."""
+
+    softcap: float | None
+    scale: float
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside peft's wrappers."""
+    inner: Any = model
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    if not isinstance(inner, PreTrainedModel) or inner.get_output_embeddings() is None:
+        raise InputError(f"{type(inner).__name__} is not a transformers causal language model")
+    return inner
+
+
+def install_logps(model: nn.Module) -> None:
+    """Let `model(input_ids, predict_at=..., targets=...)` return log-probs `[N]`; other calls stay as they are."""
+    inner: Any = causal_lm(model)
+    # A bound method, not a closure: a deep copy of the model then calls the copy and not this one.
+    model_class: Any = type(inner)
+    inner.forward = types.MethodType(_forward_of(model_class), inner)
+
+
+def policy_logps(model: nn.Module, batch: PairBatch) -> PairLogps:
+    """Log-probs of the batch's response tokens under `model` (which has `install_logps` behind it)."""
+    logps = model(input_ids=batch["input_ids"], predict_at=batch["predict_at"], targets=batch["targets"])
+    return pair_logps(logps, batch)
+
+
+@torch.no_grad()
+def verify_logps(model: nn.Module, tolerance: float = 0.05) -> None:
+    """Compare with the model's own logits on a few tokens: no architecture may train on wrong numbers.
+
+    Raises:
+        InputError: the log-probs differ by more than `tolerance` nats (bf16 rounding stays well under it).
+    """
+    inner = causal_lm(model)
+    device = inner.get_input_embeddings().weight.device
+    ids = (torch.arange(2, 14, device=device) % inner.config.get_text_config().vocab_size)[None]
+    training = model.training
+    model.eval()
+    ours = model(input_ids=ids, predict_at=torch.arange(11, device=device), targets=ids[0, 1:])
+    logits = model(input_ids=ids).logits
+    model.train(training)
+    theirs = gather_logps(logits[0, :-1].float(), ids[0, 1:])
+    worst = (ours.float() - theirs).abs().max().item()
+    if not worst <= tolerance:
+        raise InputError(
+            f"{type(inner).__name__}: log-probs computed from its hidden states differ from its own logits by "
+            f"{worst:.3g} nats; its head does something slimepo does not know, so it cannot be trained here"
+        )
+
+
+@functools.cache
+def _forward_of(model_class: Any) -> Callable[..., Any]:
+    original = model_class.forward
+
+    # `wraps` keeps the signature, which transformers inspects to decide what generation may pass.
+    @functools.wraps(original)
+    def forward(
+        self: PreTrainedModel,
+        *args: Any,
+        predict_at: Tensor | None = None,
+        targets: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if predict_at is None or targets is None:
+            return original(self, *args, **kwargs)
+        inputs = {name: value for name, value in kwargs.items() if value is not None}
+        hidden = self.base_model(*args, **inputs, use_cache=False).last_hidden_state
+        selected_NH = hidden.reshape(-1, hidden.shape[-1])[predict_at]
+        return _head_logps(self, selected_NH, targets)
+
+    return forward
+
+
+def _head_logps(model: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+    head = _active(model.get_output_embeddings())
+    after = _adjustment(model)
+    if type(head) is nn.Linear:
+        return linear_logps(
+            hidden_NH, head.weight, targets_N, head.bias, softcap=after.softcap, scale=after.scale
+        )
+    # A head that is more than one matrix (LoRA on it, quantised weights) projects by itself.
+    return gather_logps(adjust(head(hidden_NH), after.softcap, after.scale), targets_N)
+
+
+def _active(head: Any) -> nn.Module:
+    """The module that computes the logits now: peft keeps the original head beside the one in training."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    if not isinstance(head, ModulesToSaveWrapper):
+        return head  # type: ignore[no-any-return]
+    active = [name for name in head.active_adapters if name in head.modules_to_save]
+    if head.disable_adapters or not active:
+        return head.original_module  # type: ignore[no-any-return]
+    return head.modules_to_save[active[0]]  # type: ignore[no-any-return]
+
+
+def _adjustment(model: PreTrainedModel) -> LogitAdjustment:
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    divide = getattr(config, "logits_scaling", None) or 1.0
+    return LogitAdjustment(getattr(config, "final_logit_softcapping", None), scale / divide)

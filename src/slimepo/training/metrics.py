@@ -1,0 +1,79 @@
+"""Sums of losses and metrics over pairs, kept on the device until somebody asks for the means."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slimepo.data.batch import PairBatch
+from slimepo.types import LossOutput
+
+
+@dataclass
+class MetricSums:
+    """What has been added up since it was made: sums over pairs by name, and plain counts.
+
+    `loss` is the mean over pairs plus every token-averaged part over its tokens, as in
+    `slimepo.losses.step_loss`.
+    """
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    pairs: int = 0
+    chosen_tokens: int = 0
+    rejected_tokens: int = 0
+    real_tokens: int = 0
+    computed_tokens: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, batch: PairBatch, output: LossOutput, weight: int = 1) -> None:
+        """Count a batch `weight` times; 0 keeps the names and adds nothing."""
+        values = {**output.metrics, "loss": output.loss}
+        values |= {f"token_loss/{side}": sums for side, sums in output.token_loss.items()}
+        for name, value in values.items():
+            total = value.detach().double().sum() * weight
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
+        tokens = side_tokens(batch)
+        self.pairs += batch["pairs"] * weight
+        self.chosen_tokens += tokens["chosen"] * weight
+        self.rejected_tokens += tokens["rejected"] * weight
+        self.real_tokens += batch["real_tokens"] * weight
+        self.computed_tokens += batch["input_ids"].numel() * weight
+
+    def reduced(self, accelerator: Any) -> MetricSums:
+        """The sums over all ranks; every rank must call this with the same names."""
+        if accelerator.num_processes == 1:
+            return self
+        facts = [self.pairs, self.chosen_tokens, self.rejected_tokens, self.real_tokens, self.computed_tokens]
+        device = accelerator.device
+        parts = [*self.sums.values(), *(torch.tensor(float(fact)) for fact in facts)]
+        total = accelerator.reduce(torch.stack([p.double().to(device) for p in parts]), "sum").cpu()
+        sums = dict(zip(self.sums, total, strict=False))
+        pairs, chosen, rejected, real, computed = (int(value) for value in total[len(sums) :])
+        return MetricSums(sums, pairs, chosen, rejected, real, computed, self.started)
+
+    def means(self) -> dict[str, float]:
+        """Means over pairs; the loss with its token-averaged parts."""
+        totals = dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True))
+        means = {k: v / self.pairs for k, v in totals.items() if not k.startswith("token_loss/")}
+        tokens = {"chosen": self.chosen_tokens, "rejected": self.rejected_tokens}
+        for side, count in tokens.items():
+            means["loss"] += totals.get(f"token_loss/{side}", 0.0) / max(count, 1)
+        return means
+
+    def speed(self) -> dict[str, float]:
+        """Tokens a second since this was made (all ranks, padding left out), and the share that was padding."""
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        return {
+            "tokens_per_second": self.real_tokens / seconds,
+            "padding_share": 1 - self.real_tokens / max(self.computed_tokens, 1),
+        }
+
+
+def side_tokens(batch: PairBatch) -> dict[str, int]:
+    """Response tokens of a batch by side; known without looking at the device."""
+    counts = dict(zip(batch["sides"], map(sum, batch["response_tokens"]), strict=True))
+    return {"chosen": counts.get("chosen", 0), "rejected": counts.get("rejected", 0)}

@@ -1,0 +1,115 @@
+"""Models: loaded from a folder or the Hub, or made at random from a few sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from slimepo.errors import InputError
+
+# What 'architecture' in a recipe stands for: transformers' model types.
+ARCHITECTURES = {"llama": "llama", "qwen3": "qwen3", "gemma3": "gemma3_text"}
+
+_SMOKE_SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+
+
+def load_model(name: str, **kwargs: Any) -> PreTrainedModel:
+    """A pretrained causal language model from a folder or a Hub id, in float32 unless `dtype` says otherwise.
+
+    Raises:
+        InputError: there is no such model, or it cannot be reached.
+    """
+    kwargs.setdefault("dtype", torch.float32)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+    return model
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """The configuration of a model from a folder or a Hub id."""
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def random_config(
+    architecture: str, sizes: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedConfig:
+    """The configuration of a new model; its vocabulary is the tokenizer's unless `sizes` says otherwise.
+
+    Raises:
+        InputError: an unknown architecture, or a size that the architecture does not have.
+    """
+    if architecture not in ARCHITECTURES:
+        raise InputError(f"unknown architecture {architecture!r}; give one of {', '.join(ARCHITECTURES)}")
+    model_type = ARCHITECTURES[architecture]
+    known = AutoConfig.for_model(model_type).to_dict()
+    unknown = [key for key in sizes if key not in known]
+    if unknown:
+        raise InputError(
+            f"model: {architecture} has no size {unknown[0]!r}; it has: {', '.join(sorted(known))}"
+        )
+    return AutoConfig.for_model(
+        model_type, **({"vocab_size": len(tokenizer)} | _special_ids(tokenizer) | dict(sizes))
+    )
+
+
+def random_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    """A model with random weights, the same for the same seed."""
+    set_seed(seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model
+
+
+def smoke_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The same architecture shrunk to two tiny layers, everything else kept."""
+    text = config.get_text_config()
+    shrunk = type(text)(**(text.to_dict() | _SMOKE_SIZES | _smoke_heads(text)))
+    shrunk.architectures = None
+    return shrunk
+
+
+def check_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with ids that the model has no embedding for (new special tokens, say)."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= rows:
+        token = tokenizer.convert_ids_to_tokens(highest)
+        raise InputError(
+            f"the tokenizer has id {highest} ({token!r}) but the model has {rows} embeddings; resize the model's "
+            "embeddings before training, or use a chat template that needs no new tokens"
+        )
+
+
+def _smoke_heads(text: PreTrainedConfig) -> dict[str, Any]:
+    grouped = getattr(text, "num_key_value_heads", None) != text.num_attention_heads
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2 if grouped else 4}
+    if getattr(text, "layer_types", None):
+        # Keep one layer of each kind of attention.
+        kinds = list(dict.fromkeys(text.layer_types))
+        heads["layer_types"] = [kinds[0], kinds[-1]]
+    if getattr(text, "sliding_window", None):
+        heads["sliding_window"] = min(text.sliding_window, 64)
+    return heads
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: getattr(tokenizer, name) for name in names}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

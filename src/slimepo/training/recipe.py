@@ -1,0 +1,274 @@
+"""Recipes: what a run does, as one YAML file."""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from slimepo.errors import InputError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RandomModel(_Part):
+    """A new model with random weights; every further key is a size of transformers' configuration."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    init: Literal["random"]
+    architecture: str
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Adapter(_Part):
+    """LoRA with the paper's table as defaults (see `slimepo.training.adapters.lora_config`)."""
+
+    r: int = Field(64, ge=1)
+    alpha: float = Field(128, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: list[str] | str | None = None
+    train_head: bool = True
+
+
+class Data(_Part):
+    """Where the pairs come from and how they are split.
+
+    `path` is a file, a folder or a Hub id; `heldout` another one whose rows are only scored. Without it the
+    part named heldout is held out.
+    """
+
+    path: str
+    split: str | None = None
+    format: str = "auto"
+    limit: int | None = Field(None, ge=1)
+    skip_bad_rows: bool = False
+    heldout: str | None = None
+    heldout_split: str | None = None
+    heldout_limit: int | None = Field(1000, ge=1)
+    parts: dict[str, float] | None = None
+    max_length: int = Field(2048, ge=2)
+    max_prompt_length: int | None = Field(None, ge=1)
+    cut_long_responses: bool = False
+
+
+class Stage(_Part):
+    """One objective trained on one part of the data.
+
+    `batch_size` is pairs a step over all devices, `micro_batch_size` pairs in memory at once on each. `args`
+    takes any other argument of transformers' TrainingArguments.
+    """
+
+    loss: str
+    name: str = ""
+    loss_options: dict[str, Any] = Field(default_factory=dict)
+    part: str = ""
+    learning_rate: float = Field(gt=0)
+    epochs: float = Field(gt=0)
+    max_steps: int = Field(-1, ge=-1)
+    batch_size: int = Field(64, ge=1)
+    micro_batch_size: int = Field(4, ge=1)
+    save_every: float = Field(0.1, gt=0)
+    args: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _papers_optimisation(cls, values: Any) -> Any:
+        """SFT: 2e-4, 3 epochs, on the SFT part; preferences: 5e-7, 1 epoch, on the preference part."""
+        if not isinstance(values, Mapping):
+            return values
+        sft = values.get("loss") == "sft"
+        defaults: dict[str, Any] = {"learning_rate": 2e-4 if sft else 5e-7, "epochs": 3 if sft else 1}
+        defaults |= {"part": "sft" if sft else "preference", "name": values.get("loss", "")}
+        return {**defaults, **values}
+
+
+def _none_word(value: Any) -> Any:
+    return None if value == "none" else value
+
+
+class Recipe(_Part):
+    """A pipeline: one model, one data set, stages that each start from what the one before made.
+
+    `adapter` is LoRA for a pretrained model and nothing (full fine-tuning) for a random one, unless given;
+    the word `none` means full fine-tuning.
+    """
+
+    model: str | RandomModel
+    data: Data
+    stages: list[Stage] = Field(min_length=1)
+    tokenizer: str | None = None
+    chat_template: str | None = None
+    template_options: dict[str, Any] = Field(default_factory=dict)
+    adapter: Annotated[Adapter | None, BeforeValidator(_none_word)] = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = Field(0, ge=0)
+    smoke: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapter_by_model(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "adapter" not in values:
+            return {**values, "adapter": {} if isinstance(values.get("model"), str) else None}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two stages are named {name!r}; give each a name of its own")
+            if not name or "/" in name or name.startswith("."):
+                raise ValueError(f"{name!r} cannot be a stage's name: it names a folder")
+        for stage in self.stages:
+            if stage.part not in self.parts:
+                raise ValueError(
+                    f"stage {stage.name!r}: no part {stage.part!r} in data.parts ({', '.join(self.parts)})"
+                )
+        if isinstance(self.model, RandomModel) and self.tokenizer is None:
+            raise ValueError("a random model needs a tokenizer: give tokenizer: FOLDER-or-Hub-id")
+        return self
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The parts of the split: as given, or the paper's (all of it to the one part when no other is used)."""
+        if self.data.parts is not None:
+            return self.data.parts
+        heldout = {} if self.data.heldout else {"heldout": 0.01}
+        return {"sft": 0.33, "preference": 0.66, **heldout}
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> Recipe:
+    """Read a recipe and set the `key=value` overrides (`stages.slime.learning_rate=1e-6`).
+
+    Raises:
+        InputError: the file, a key (with the nearest valid one) or a value is wrong; nothing is loaded yet.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"recipe {path}: {error.strerror or error}") from error
+    values = _yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise InputError(f"recipe {path}: it must be a mapping of keys, such as model, data and stages")
+    for override in overrides:
+        _override(values, override)
+    return make_recipe(values | ({"smoke": True} if smoke else {}), f"recipe {path}")
+
+
+def make_recipe(values: Mapping[str, Any], place: str = "recipe") -> Recipe:
+    """Check plain values against the schema, hyperparameters of the objectives included."""
+    try:
+        recipe = Recipe.model_validate(dict(values))
+    except ValidationError as error:
+        raise InputError(f"{place}: {_explain(error)}") from error
+    from slimepo.losses import bind
+
+    for stage in recipe.stages:
+        try:
+            bind(stage.loss, stage.loss_options)
+        except InputError as error:
+            raise InputError(f"{place}: stage {stage.name!r}: {error}") from error
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe with every default written out, as YAML."""
+    buffer = io.StringIO()
+    YAML(typ="safe", pure=True).dump(recipe.model_dump(), buffer)
+    return buffer.getvalue()
+
+
+def parse_value(text: str) -> Any:
+    """A value given on the command line, read as YAML (YAML 1.2: 2e-4 is a number, yes is a word)."""
+    return _yaml(text, f"value {text!r}") if text.strip() else ""
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"{override!r} is not key=value (for example stages.slime.learning_rate=1e-6)")
+    *parents, last = key.split(".")
+    place: Any = values
+    for parent in parents:
+        place = _child(place, parent, key)
+    if isinstance(place, list):
+        raise InputError(f"{key}: name a stage and one of its keys")
+    place[last] = parse_value(text)
+
+
+def _child(place: Any, name: str, key: str) -> Any:
+    """The mapping or list under `name`; stages are found by name or number, and a plain value becomes a mapping."""
+    if isinstance(place, list):
+        names = [s.get("name") or s.get("loss") for s in place if isinstance(s, dict)]
+        if name in names:
+            return place[names.index(name)]
+        if name.isdigit() and int(name) < len(place):
+            return place[int(name)]
+        raise InputError(f"{key}: no stage {name!r}; there are: {', '.join(map(str, names))}")
+    if not isinstance(place.get(name), (dict, list)):
+        place[name] = {}
+    return place[name]
+
+
+def _yaml(text: str, place: str) -> Any:
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise InputError(
+            f"{place}:{where} is not YAML: {getattr(error, 'problem', None) or error}"
+        ) from error
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing wrong, in one line, with the nearest valid key where one is misspelt."""
+    # A union reports every branch; the branch that got furthest is the one that was meant.
+    first = max(error.errors(), key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
+    words = [str(part) for part in first["loc"] if str(part) not in ("str", "RandomModel", "Adapter")]
+    where = ".".join(words)
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(first["loc"])
+        close = difflib.get_close_matches(words[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+        return f"unknown key {where!r}; {hint}"
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    owners: dict[str, type[_Part]] = {"data": Data, "stages": Stage, "adapter": Adapter}
+    owner = owners.get(str(location[0]), Recipe) if len(location) > 1 else Recipe
+    return list(owner.model_fields)
+
+
+def one_stage_recipe(model: str, data: str, loss: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe behind `slimepo train`: one stage on all rows but one in a hundred, which are held out.
+
+    Overrides that name a key of a stage (`learning_rate=1e-6`) set it; others set keys of the recipe.
+    """
+    part = "sft" if loss == "sft" else "preference"
+    stage = {"loss": loss, "name": loss.rpartition(":")[2], "part": part}
+    values: dict[str, Any] = {"model": model, "data": {"path": data}, "stages": [stage]}
+    for override in overrides:
+        in_stage = override.split("=")[0].split(".")[0] in Stage.model_fields
+        _override(values, f"stages.0.{override}" if in_stage else override)
+    if "parts" not in values["data"]:
+        values["data"]["parts"] = (
+            {part: 1.0} if values["data"].get("heldout") else {part: 0.99, "heldout": 0.01}
+        )
+    return make_recipe(values, "train")

@@ -1,0 +1,199 @@
+"""A whole recipe: data, then stage after stage, each starting from the model that the one before exported."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slimepo.data.chat import ChatFormat, chat_format, load_tokenizer
+from slimepo.data.read import read_rows
+from slimepo.data.split import fingerprint, split
+from slimepo.data.tokenize import TokenizedPair, tokenize
+from slimepo.errors import InputError
+from slimepo.training.folder import is_main_process, read_json, versions, write_json, write_text
+from slimepo.training.recipe import Data, RandomModel, Recipe, Stage, dump_recipe
+from slimepo.training.stage import StageRows, run_stage, stage_arguments
+from slimepo.types import Preference
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
+
+SMOKE_ROWS = 200
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The rows of a run by part, `heldout` among them, and the facts worth keeping about them."""
+
+    parts: dict[str, list[Preference]]
+    facts: dict[str, Any]
+
+
+def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = False) -> list[dict[str, Any]]:
+    """Run every stage that is not done yet and return the figures of all of them.
+
+    Raises:
+        InputError: wrong input of any kind, found before a model is loaded where it can be.
+    """
+    claim_folder(recipe, out, restart)
+    for stage in recipe.stages:
+        stage_arguments(recipe, stage, out / stage.name)
+    results: list[dict[str, Any]] = []
+    pending = [stage for stage in recipe.stages if read_json(out / stage.name / "stage.json") is None]
+    if pending:
+        tokenizer = recipe_tokenizer(recipe)
+        chat = chat_format(tokenizer, recipe.template_options)
+        data = load_data(recipe)
+        _announce(recipe, chat, data, out, console)
+    base: str | RandomModel = recipe.model
+    for stage in recipe.stages:
+        done = read_json(out / stage.name / "stage.json")
+        if done is not None:
+            console.print(f"{stage.name}: done before, {done['steps']} steps", highlight=False)
+            results.append(done)
+        else:
+            rows = stage_rows(recipe, stage, data, chat, out, console)
+            ends = {chat.end_id}
+            results.append(run_stage(recipe, stage, base, rows, tokenizer, ends, out / stage.name, console))
+        base = str(out / stage.name / "model")
+    return results
+
+
+def claim_folder(recipe: Recipe, out: Path, restart: bool) -> None:
+    """Make the run folder, or check that it belongs to the same recipe so that the run can go on.
+
+    Raises:
+        InputError: the folder holds the run of another recipe, or something else altogether.
+    """
+    resolved = dump_recipe(recipe)
+    stored = out / "recipe.yaml"
+    if restart and stored.exists() and is_main_process():
+        shutil.rmtree(out)
+    if stored.exists():
+        old = stored.read_text(encoding="utf-8")
+        if old != resolved:
+            raise InputError(
+                f"{out} holds a run of another recipe ({_first_difference(old, resolved)}); "
+                "give another --out, or --restart to throw that run away"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty and no run of slimepo; give another --out")
+    if is_main_process():
+        write_text(stored, resolved)
+        write_json(out / "versions.json", versions())
+
+
+def recipe_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The recipe's tokenizer, or its model's, with the chat template it asks for."""
+    name = recipe.tokenizer or recipe.model
+    if not isinstance(name, str):
+        raise InputError("a random model needs a tokenizer: give tokenizer: FOLDER-or-Hub-id")
+    return load_tokenizer(name, recipe.chat_template)
+
+
+def load_data(recipe: Recipe) -> RunData:
+    """Read the recipe's rows and split them."""
+    data = recipe.data
+    rows = read_rows(
+        data.path,
+        format=data.format,
+        split=data.split,
+        skip_bad_rows=data.skip_bad_rows,
+        limit=_limit(recipe),
+    )
+    if not rows.preferences:
+        raise InputError(f"{data.path}: no preference pairs in it (format {rows.format})")
+    parts = split(rows.preferences, recipe.parts, recipe.seed)
+    facts: dict[str, Any] = {
+        "format": rows.format,
+        "rows": len(rows.preferences),
+        "malformed": len(rows.malformed),
+    }
+    if data.heldout:
+        parts["heldout"] = read_rows(
+            data.heldout, format=data.format, split=data.heldout_split, skip_bad_rows=data.skip_bad_rows
+        ).preferences
+    parts["heldout"] = parts.get("heldout", [])[: data.heldout_limit]
+    facts["parts"] = {
+        name: {"rows": len(part), "fingerprint": fingerprint(part)} for name, part in parts.items()
+    }
+    return RunData(parts, facts)
+
+
+def stage_rows(
+    recipe: Recipe, stage: Stage, data: RunData, chat: ChatFormat, out: Path, console: Console
+) -> StageRows:
+    """Tokenise what a stage needs; every dropped row is counted, shown and written to the run folder.
+
+    Raises:
+        InputError: no row is left.
+    """
+    from slimepo.losses import find_objective
+
+    pairs = "rejected" in find_objective(stage.loss).sides
+    train, dropped = _tokenized(data.parts[stage.part], chat, recipe.data, pairs)
+    heldout, heldout_dropped = _tokenized(data.parts["heldout"], chat, recipe.data, pairs=True)
+    _say_dropped(console, stage.part, len(train), dropped)
+    if is_main_process():
+        write_json(
+            out / stage.name / "data.json",
+            {"kept": len(train), "dropped": dropped, "heldout": heldout_dropped},
+        )
+    if not train:
+        reasons = ", ".join(dropped) or "the part is empty"
+        raise InputError(
+            f"stage {stage.name!r}: no row of part {stage.part!r} is left to train on ({reasons})"
+        )
+    return StageRows(train, heldout)
+
+
+def _tokenized(
+    rows: Sequence[Preference], chat: ChatFormat, data: Data, pairs: bool
+) -> tuple[list[TokenizedPair], dict[str, int]]:
+    result = tokenize(
+        rows,
+        chat,
+        max_length=data.max_length,
+        max_prompt_length=data.max_prompt_length,
+        cut=data.cut_long_responses,
+        pairs=pairs,
+    )
+    return result.rows, dict(Counter(drop.reason for drop in result.drops))
+
+
+def _limit(recipe: Recipe) -> int | None:
+    limits = [recipe.data.limit, SMOKE_ROWS if recipe.smoke else None]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _announce(recipe: Recipe, chat: ChatFormat, data: RunData, out: Path, console: Console) -> None:
+    parts = ", ".join(f"{name} {facts['rows']:,}" for name, facts in data.facts["parts"].items())
+    console.print(
+        f"{data.facts['rows']:,} rows ({data.facts['format']}) from {recipe.data.path}: {parts}",
+        highlight=False,
+    )
+    if data.facts["malformed"]:
+        console.print(f"{data.facts['malformed']} malformed rows skipped", highlight=False)
+    for note in chat.notes:
+        console.print(f"note: {note}", highlight=False)
+    if is_main_process():
+        write_json(out / "data.json", data.facts)
+
+
+def _say_dropped(console: Console, part: str, kept: int, dropped: dict[str, int]) -> None:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+    console.print(
+        f"{part}: {kept:,} rows kept, {sum(dropped.values())} dropped{f' ({reasons})' if reasons else ''}"
+    )
+
+
+def _first_difference(old: str, new: str) -> str:
+    for before, after in zip(old.splitlines(), new.splitlines(), strict=False):
+        if before != after:
+            return f"{before.strip()!r} there, {after.strip()!r} now"
+    return "one has more keys than the other"

@@ -1,0 +1,211 @@
+"""One stage of a pipeline: a base model, an objective and rows in; an exported model and its figures out."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+
+from slimepo.data.tokenize import TokenizedPair
+from slimepo.errors import InputError
+from slimepo.evaluation.pairs import PairScores, chosen_fell, score_pairs, summary
+from slimepo.losses import hyperparameters, slime
+from slimepo.training.adapters import PROJECTIONS, lora_config
+from slimepo.training.callbacks import MetricsFile, TrainingProgress
+from slimepo.training.card import model_card
+from slimepo.training.config import PreferenceConfig
+from slimepo.training.export import export_model
+from slimepo.training.folder import is_main_process, last_checkpoint, write_json, write_text
+from slimepo.training.models import load_config, load_model, random_config, random_model, smoke_config
+from slimepo.training.recipe import Adapter, RandomModel, Recipe, Stage
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from slimepo.training.trainer import PreferenceTrainer
+
+SMOKE_STEPS, SMOKE_BATCH = 5, 8
+
+
+@dataclass(frozen=True)
+class StageRows:
+    """Tokenised rows of one stage: those trained on and those only scored."""
+
+    train: Sequence[TokenizedPair]
+    heldout: Sequence[TokenizedPair]
+
+
+def run_stage(
+    recipe: Recipe,
+    stage: Stage,
+    base: str | RandomModel,
+    rows: StageRows,
+    tokenizer: PreTrainedTokenizerBase,
+    end_token_ids: Collection[int],
+    folder: Path,
+    console: Console,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, Any]:
+    """Train, export to `folder/model`, write `folder/stage.json` and return what is in it.
+
+    A stage that was interrupted goes on from its last complete checkpoint and ends in the same weights.
+    """
+    started = time.time()
+    checkpoint = last_checkpoint(folder / "checkpoints")
+    trainer = stage_trainer(recipe, stage, base, rows, tokenizer, folder, callbacks)
+    threshold = stage.loss_options.get("threshold", hyperparameters(slime)["threshold"])
+    before = _scores(trainer.model, rows.heldout, console, "held-out pairs before")
+    progress = TrainingProgress(console, stage.name)
+    trainer.add_callback(progress)
+    try:
+        # Scoring used no randomness that training needs, but the start must not depend on that.
+        set_seed(recipe.seed)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        progress.close()
+    after = _scores(trainer.model, rows.heldout, console, "held-out pairs after")
+    result: dict[str, Any] = {
+        "name": stage.name,
+        "loss": stage.loss,
+        "loss_options": stage.loss_options,
+        "base": base if isinstance(base, str) else base.model_dump(),
+        "steps": trainer.state.global_step,
+        "rows": len(rows.train),
+        "seconds": round(time.time() - started, 1),
+        "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+    }
+    if before is not None and after is not None:
+        result["heldout"] = {
+            "pairs": len(rows.heldout),
+            "before": summary(before, threshold),
+            "after": summary(after, threshold),
+            "chosen_fell": chosen_fell(before, after),
+        }
+    if is_main_process():
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        result["export_difference"] = export_model(model, tokenizer, folder / "model", end_token_ids)
+        write_text(folder / "model" / "README.md", model_card(recipe, stage, result))
+        # What the chat template was given in training, so that generation gives it the same.
+        write_json(folder / "model" / "slimepo.json", {"template_options": recipe.template_options})
+        # Written last: a stage with this file is done.
+        write_json(folder / "stage.json", result)
+    trainer.accelerator.wait_for_everyone()
+    return result
+
+
+def stage_trainer(
+    recipe: Recipe,
+    stage: Stage,
+    base: str | RandomModel,
+    rows: StageRows,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> PreferenceTrainer:
+    """The trainer of a stage, its model loaded and its adapter made from the recipe's seed."""
+    from slimepo.training.trainer import PreferenceTrainer
+
+    args = stage_arguments(recipe, stage, folder)
+    model = stage_model(recipe, base, tokenizer)
+    set_seed(recipe.seed)
+    return PreferenceTrainer(
+        model=model,
+        args=args,
+        train_dataset=list(rows.train),
+        processing_class=tokenizer,
+        peft_config=_lora(recipe.adapter) if recipe.adapter else None,
+        callbacks=[MetricsFile(folder / "metrics.jsonl"), *callbacks],
+    )
+
+
+def stage_model(
+    recipe: Recipe, base: str | RandomModel, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """The model a stage starts from: loaded, or random, or shrunk for a smoke run."""
+    if isinstance(base, RandomModel):
+        config = random_config(base.architecture, base.sizes, tokenizer)
+        return random_model(smoke_config(config) if recipe.smoke else config, recipe.seed)
+    if recipe.smoke and base == recipe.model:
+        return random_model(smoke_config(load_config(base)), recipe.seed)
+    return load_model(base, dtype=_dtype(recipe))
+
+
+def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceConfig:
+    """transformers' training arguments for a stage.
+
+    Raises:
+        InputError: an argument that does not exist or does not fit.
+    """
+    micro, accumulation = micro_batches(stage, recipe.smoke)
+    values: dict[str, Any] = {
+        "output_dir": str(folder / "checkpoints"),
+        "loss": stage.loss,
+        "loss_options": stage.loss_options,
+        "learning_rate": stage.learning_rate,
+        "num_train_epochs": stage.epochs,
+        "max_steps": SMOKE_STEPS if recipe.smoke else stage.max_steps,
+        "per_device_train_batch_size": micro,
+        "per_device_eval_batch_size": micro,
+        "gradient_accumulation_steps": accumulation,
+        "save_steps": stage.save_every,
+        "save_total_limit": 2,
+        "seed": recipe.seed,
+        "report_to": "none",
+    }
+    unknown = [key for key in stage.args if key not in PreferenceConfig.__dataclass_fields__]
+    if unknown:
+        raise InputError(f"stage {stage.name!r}: transformers' TrainingArguments have no {unknown[0]!r}")
+    try:
+        return PreferenceConfig(**(values | stage.args))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"stage {stage.name!r}: {error}") from error
+
+
+def micro_batches(stage: Stage, smoke: bool = False) -> tuple[int, int]:
+    """Pairs of a micro-batch on each device, and how many make a step.
+
+    Raises:
+        InputError: the batch cannot be shared out evenly over the devices.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    batch = min(stage.batch_size, SMOKE_BATCH) if smoke else stage.batch_size
+    if batch % ranks:
+        raise InputError(
+            f"stage {stage.name!r}: batch_size {batch} cannot be shared out over {ranks} devices"
+        )
+    share = batch // ranks
+    return min(stage.micro_batch_size, share), math.ceil(share / min(stage.micro_batch_size, share))
+
+
+def _lora(adapter: Adapter) -> Any:
+    return lora_config(
+        adapter.r, adapter.alpha, adapter.dropout, adapter.target_modules or PROJECTIONS, adapter.train_head
+    )
+
+
+def _dtype(recipe: Recipe) -> torch.dtype:
+    if recipe.dtype != "auto":
+        return getattr(torch, recipe.dtype)  # type: ignore[no-any-return]
+    frozen_base = recipe.adapter is not None
+    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    # A model that trains whole keeps float32 weights: steps of 5e-7 vanish in bfloat16.
+    return torch.bfloat16 if frozen_base and bf16 else torch.float32
+
+
+def _scores(
+    model: nn.Module, rows: Sequence[TokenizedPair], console: Console, what: str
+) -> PairScores | None:
+    if not rows:
+        return None
+    with console.status(what) as status:
+        return score_pairs(model, rows, progress=lambda done, total: status.update(f"{what}: {done}/{total}"))
