@@ -1,0 +1,239 @@
+"""The command line: thin commands over the library. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from slimepo.errors import InputError, NonFiniteLossError
+
+app = typer.Typer(
+    name="slimepo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Align language models on preference pairs with SLIME, and see what training did to the model.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at preference data before training on it.")
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Recipe keys to set, such as stages.slime.learning_rate=1e-6."
+    ),
+]
+OutFolder = Annotated[Path | None, typer.Option("--out", help="The run folder (default: runs/RECIPE-NAME).")]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Throw away what the run folder holds and start again.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import slimepo
+
+        typer.echo(f"slimepo {slimepo.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/ultrafeedback-cpu.yaml.")],
+    overrides: Overrides = None,
+    out: OutFolder = None,
+    smoke: Annotated[
+        bool,
+        typer.Option(
+            "--smoke", help="Try the recipe: a tiny random model of its architecture, five steps a stage."
+        ),
+    ] = False,
+    restart: Restart = False,
+) -> None:
+    """Run a recipe: every stage in turn. The same command goes on where an interrupted run stopped."""
+    from slimepo.training.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [], smoke=smoke)
+    _run(loaded, out or Path("runs") / (recipe.stem + ("-smoke" if smoke else "")), restart)
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Option(help="A model folder or Hub id.")],
+    data: Annotated[str, typer.Option(help="Pairs: a file, a folder or a Hub id.")],
+    overrides: Overrides = None,
+    loss: Annotated[
+        str, typer.Option(help="The objective: slime, sft, or package.module:function.")
+    ] = "slime",
+    out: OutFolder = None,
+    restart: Restart = False,
+) -> None:
+    """Train one stage: one model, one file of pairs, one objective (keys of a stage, such as learning_rate=1e-6)."""
+    from slimepo.training.recipe import one_stage_recipe
+
+    recipe = one_stage_recipe(model, data, loss, overrides or [])
+    _run(recipe, out or Path("runs") / f"{Path(model).name}-{recipe.stages[0].name}", restart)
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A checkpoint, an adapter folder or a stage of a run.")],
+    to: Annotated[Path, typer.Argument(help="The folder to write the plain model to.")],
+    base: Annotated[
+        str | None, typer.Option(help="The model an adapter belongs to, where it does not say.")
+    ] = None,
+) -> None:
+    """Merge a checkpoint's adapter into its model and write a folder that any transformers user can load."""
+    from slimepo.data.chat import chat_format
+    from slimepo.training.export import export_model, load_checkpoint, newest
+
+    if to.exists() and any(to.iterdir()):
+        raise InputError(f"{to} is not empty; give a new folder")
+    folder = newest(source)
+    loaded, tokenizer = load_checkpoint(folder, base)
+    difference = export_model(loaded, tokenizer, to, {chat_format(tokenizer).end_id})
+    _console().print(f"{folder} -> {to} (logits differ by at most {difference:.2g} after loading it again)")
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="A model folder, a stage of a run, or a Hub id.")],
+    prompt: Annotated[
+        list[str] | None, typer.Argument(help="Prompts; read from the terminal without any.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A file: a prompt a line, or JSONL rows with a prompt.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write JSONL there instead of printing.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    samples: Annotated[int, typer.Option(min=1)] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Let a model answer prompts through its own chat template."""
+    from slimepo.evaluation.answers import answer_prompts, read_prompts, show_answers, write_answers
+
+    texts = read_prompts(prompt or [], prompts)
+    answers = answer_prompts(
+        model, texts, system, _console(), max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+        samples=samples, seed=seed,
+    )  # fmt: skip
+    if out is not None:
+        write_answers(answers, out)
+    else:
+        show_answers(answers, _console())
+
+
+@data_app.command("check")
+def data_check(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A file, a folder or a Hub id.")],
+    model: Annotated[str, typer.Option(help="The model (or tokenizer folder) whose tokens are counted.")],
+    chat_template: Annotated[
+        str | None, typer.Option(help="Another model's template, or a .jinja file.")
+    ] = None,
+    template_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="An option of the template, such as enable_thinking=false."),
+    ] = None,
+    format: Annotated[str, typer.Option(help="The format's name, where it is not recognised.")] = "auto",
+    split: Annotated[str | None, typer.Option(help="Which split of a Hub or saved data set.")] = None,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens of prompt and response together.")] = 2048,
+    max_prompt_length: Annotated[int | None, typer.Option(min=1)] = None,
+    show: Annotated[
+        int, typer.Option(min=0, help="Print this many rows with the trained tokens marked.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Go on past malformed rows.")
+    ] = False,
+) -> None:
+    """Counts, lengths, drops by reason and duplicates of a file of pairs, as training would see it."""
+    from slimepo.data.check import check_data
+
+    check_data(
+        source, model, _console(), chat_template=chat_template, template_options=_options(template_option or []),
+        format=format, split=split, max_length=max_length, max_prompt_length=max_prompt_length, show=show,
+        seed=seed, skip_bad_rows=skip_bad_rows,
+    )  # fmt: skip
+
+
+def main() -> NoReturn:
+    """Run the command line: errors in one line, exit code 2 for wrong input (`--debug` shows the traceback)."""
+    if "--debug" in sys.argv:
+        app()
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error), 2)
+    except NonFiniteLossError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last checkpoint", 130)
+    sys.exit(0)
+
+
+def _run(recipe: Any, out: Path, restart: bool) -> None:
+    _quiet_libraries()
+    from slimepo.training.run import run_recipe
+    from slimepo.training.summary import print_summary
+
+    console = _console()
+    results = run_recipe(recipe, out, console, restart=restart)
+    print_summary(results, out, console)
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    from slimepo.training.recipe import parse_value
+
+    options = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise InputError(f"--template-option {pair!r} is not KEY=VALUE")
+        options[key] = parse_value(value)
+    return options
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(quiet=not _is_main_process())
+
+
+def _is_main_process() -> bool:
+    from slimepo.training.folder import is_main_process
+
+    return is_main_process()
+
+
+def _quiet_libraries() -> None:
+    """Leave the terminal to our own lines: transformers' loading bars and hints say nothing a user needs here."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.secho(f"error: {message}", err=True, fg="red")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

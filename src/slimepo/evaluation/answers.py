@@ -1,0 +1,128 @@
+"""Answers to prompts from a file or the terminal, through a model's own chat template."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slimepo.errors import InputError
+from slimepo.types import Message
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One prompt and what the model said; `finished` says for each answer whether it ended by itself."""
+
+    prompt: list[Message]
+    answers: list[str]
+    finished: list[bool]
+
+
+def read_prompts(texts: Sequence[str], file: Path | None) -> list[list[Message]]:
+    """Prompts given as words, from a file (one a line, or JSONL rows with `prompt`), or from the terminal.
+
+    Raises:
+        InputError: the file cannot be read, a row has no prompt, or there is no prompt at all.
+    """
+    prompts: list[Any] = list(texts)
+    if file is not None:
+        prompts += _prompts_of_file(file)
+    if not prompts:
+        if sys.stdin.isatty():
+            print("prompts, one a line; end with Ctrl-D", file=sys.stderr)
+        prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not prompts:
+        raise InputError("no prompt: give one as an argument, with --prompts FILE, or on standard input")
+    return [[Message(role="user", content=p)] if isinstance(p, str) else p for p in prompts]
+
+
+def answer_prompts(
+    model: str,
+    prompts: Sequence[list[Message]],
+    system: str | None,
+    console: Console,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    samples: int,
+    seed: int,
+) -> list[Answer]:
+    """Load a model and let it answer; a stage of a run stands for the model in it."""
+    from rich.progress import Progress
+
+    from slimepo.data.chat import chat_format, encode_prompt, load_tokenizer
+    from slimepo.evaluation.generate import generate
+    from slimepo.training.folder import read_json
+    from slimepo.training.models import load_model
+
+    folder = Path(model) / "model" if (Path(model) / "model" / "config.json").exists() else Path(model)
+    settings = read_json(folder / "slimepo.json") or {}
+    tokenizer = load_tokenizer(str(folder))
+    chat = chat_format(tokenizer, settings.get("template_options"))
+    start: list[Message] = [Message(role="system", content=system)] if system else []
+    messages = [start + prompt for prompt in prompts]
+    loaded = load_model(str(folder))
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("answers", total=len(prompts))
+        completions = generate(
+            loaded,
+            [encode_prompt(chat, prompt) for prompt in messages],
+            end_token_ids={chat.end_id},
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            samples=samples,
+            seed=seed,
+            progress=lambda done: progress.advance(task, done),
+        )
+    return [
+        Answer(
+            prompt,
+            [tokenizer.decode(c.token_ids, skip_special_tokens=True) for c in of_prompt],
+            [c.finished for c in of_prompt],
+        )
+        for prompt, of_prompt in zip(messages, completions, strict=True)
+    ]
+
+
+def write_answers(answers: Sequence[Answer], path: Path) -> None:
+    """One JSON row a prompt."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        "".join(json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in answers), encoding="utf-8"
+    )
+
+
+def show_answers(answers: Sequence[Answer], console: Console) -> None:
+    """Prompts and answers, readable in a terminal."""
+    for answer in answers:
+        console.print(f"> {answer.prompt[-1]['content']}", style="bold", markup=False, highlight=False)
+        for text, finished in zip(answer.answers, answer.finished, strict=True):
+            console.print(
+                text + ("" if finished else " [cut at the token limit]"), markup=False, highlight=False
+            )
+        console.print()
+
+
+def _prompts_of_file(file: Path) -> list[Any]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from error
+    if file.suffix != ".jsonl":
+        return [line for line in lines if line.strip()]
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            prompts.append(json.loads(line)["prompt"])
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise InputError(f"{file}:{number}: no JSON row with a prompt in it") from error
+    return prompts
