@@ -140,6 +140,40 @@ def generate(
         show_answers(answers, _console())
 
 
+@app.command()
+def quickstart(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the quickstart's recipe, such as seed=1."),
+    ] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Run this objective (may be given again) beside the control, SFT on the chosen answers."
+        ),
+    ] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Every learning rate of the recipe's longer list.")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", help="Where the table and the page go.")] = Path(
+        "runs/quickstart"
+    ),
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Train the SFT model again.")] = False,
+) -> None:
+    """See SLIME work in minutes: a small world with verifiable answers, SFT, then preference objectives."""
+    from slimepo.playground.settings import load_quickstart
+
+    recipe = load_quickstart(overrides or [], objective or [], sweep=sweep)
+    _quiet_libraries()
+    from slimepo.playground.quickstart import cache_folder, run_quickstart
+    from slimepo.report.page import results_table
+
+    console = _console()
+    result = run_quickstart(recipe, out, console, cache=None if no_cache else cache_folder())
+    console.print(results_table(result))
+    console.print(f"page: {out / 'page.html'}", highlight=False, soft_wrap=True)
+
+
 @data_app.command("check")
 def data_check(
     source: Annotated[str, typer.Argument(metavar="FILE", help="A file, a folder or a Hub id.")],
@@ -199,7 +233,7 @@ def _run(recipe: Any, out: Path, restart: bool) -> None:
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:
-    from slimepo.training.recipe import parse_value
+    from slimepo.settings import parse_value
 
     options = {}
     for pair in pairs:

@@ -125,7 +125,7 @@ class TestOrder:
         assert first != second
 
     def test_an_unknown_strategy_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="batch_rebalance.*group_by_length"):
+        with pytest.raises(InputError, match=r"batch_rebalance.*group_by_length"):
             trainer(tmp_path, train_sampling_strategy="batch_rebalance")
 
 
@@ -227,5 +227,5 @@ class TestAsInTRL:
 
     def test_no_row_left_is_said_with_its_reason(self, tmp_path: Path, babyllama: str) -> None:
         rows = Dataset.from_list([{"prompt": "a", "chosen": "same", "rejected": "same"}])
-        with pytest.raises(InputError, match="no row of the dataset is left.*identical responses"):
+        with pytest.raises(InputError, match=r"no row of the dataset is left.*identical responses"):
             SLIMETrainer(model=babyllama, args=SLIMEConfig(output_dir=str(tmp_path)), train_dataset=rows)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from slimepo.training.recipe import Recipe, Stage, dump_recipe
+from slimepo.settings import dump
+from slimepo.training.recipe import Recipe, Stage
 
 _NAMES = {
     "logps/chosen": "chosen, nats per token",
@@ -42,7 +43,7 @@ def model_card(recipe: Recipe, stage: Stage, result: dict[str, Any]) -> str:
         "## Recipe",
         "",
         "```yaml",
-        dump_recipe(recipe).rstrip(),
+        dump(recipe).rstrip(),
         "```",
         "",
     ]

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from slimepo.errors import InputError
+from slimepo.settings import Settings, read_mapping, set_key, validate
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RandomModel(_Part):
+class RandomModel(Settings):
     """A new model with random weights; every further key is a size of transformers' configuration."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -32,7 +25,7 @@ class RandomModel(_Part):
         return dict(self.model_extra or {})
 
 
-class Adapter(_Part):
+class Adapter(Settings):
     """LoRA with the paper's table as defaults (see `slimepo.training.adapters.lora_config`)."""
 
     r: int = Field(64, ge=1)
@@ -42,7 +35,7 @@ class Adapter(_Part):
     train_head: bool = True
 
 
-class Data(_Part):
+class Data(Settings):
     """Where the pairs come from and how they are split.
 
     `path` is a file, a folder or a Hub id; `heldout` another one whose rows are only scored. Without it the
@@ -63,7 +56,7 @@ class Data(_Part):
     cut_long_responses: bool = False
 
 
-class Stage(_Part):
+class Stage(Settings):
     """One objective trained on one part of the data.
 
     `batch_size` is pairs a step over all devices, `micro_batch_size` pairs in memory at once on each. `args`
@@ -98,7 +91,7 @@ def _none_word(value: Any) -> Any:
     return None if value == "none" else value
 
 
-class Recipe(_Part):
+class Recipe(Settings):
     """A pipeline: one model, one data set, stages that each start from what the one before made.
 
     `adapter` is LoRA for a pretrained model and nothing (full fine-tuning) for a random one, unless given;
@@ -155,24 +148,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, smoke: bool 
     Raises:
         InputError: the file, a key (with the nearest valid one) or a value is wrong; nothing is loaded yet.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"recipe {path}: {error.strerror or error}") from error
-    values = _yaml(text, str(path))
-    if not isinstance(values, dict):
-        raise InputError(f"recipe {path}: it must be a mapping of keys, such as model, data and stages")
+    values = read_mapping(path, "recipe")
     for override in overrides:
-        _override(values, override)
+        set_key(values, override)
     return make_recipe(values | ({"smoke": True} if smoke else {}), f"recipe {path}")
 
 
 def make_recipe(values: Mapping[str, Any], place: str = "recipe") -> Recipe:
     """Check plain values against the schema, hyperparameters of the objectives included."""
-    try:
-        recipe = Recipe.model_validate(dict(values))
-    except ValidationError as error:
-        raise InputError(f"{place}: {_explain(error)}") from error
+    recipe = validate(Recipe, values, place)
     from slimepo.losses import bind
 
     for stage in recipe.stages:
@@ -181,79 +165,6 @@ def make_recipe(values: Mapping[str, Any], place: str = "recipe") -> Recipe:
         except InputError as error:
             raise InputError(f"{place}: stage {stage.name!r}: {error}") from error
     return recipe
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe with every default written out, as YAML."""
-    buffer = io.StringIO()
-    YAML(typ="safe", pure=True).dump(recipe.model_dump(), buffer)
-    return buffer.getvalue()
-
-
-def parse_value(text: str) -> Any:
-    """A value given on the command line, read as YAML (YAML 1.2: 2e-4 is a number, yes is a word)."""
-    return _yaml(text, f"value {text!r}") if text.strip() else ""
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise InputError(f"{override!r} is not key=value (for example stages.slime.learning_rate=1e-6)")
-    *parents, last = key.split(".")
-    place: Any = values
-    for parent in parents:
-        place = _child(place, parent, key)
-    if isinstance(place, list):
-        raise InputError(f"{key}: name a stage and one of its keys")
-    place[last] = parse_value(text)
-
-
-def _child(place: Any, name: str, key: str) -> Any:
-    """The mapping or list under `name`; stages are found by name or number, and a plain value becomes a mapping."""
-    if isinstance(place, list):
-        names = [s.get("name") or s.get("loss") for s in place if isinstance(s, dict)]
-        if name in names:
-            return place[names.index(name)]
-        if name.isdigit() and int(name) < len(place):
-            return place[int(name)]
-        raise InputError(f"{key}: no stage {name!r}; there are: {', '.join(map(str, names))}")
-    if not isinstance(place.get(name), (dict, list)):
-        place[name] = {}
-    return place[name]
-
-
-def _yaml(text: str, place: str) -> Any:
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise InputError(
-            f"{place}:{where} is not YAML: {getattr(error, 'problem', None) or error}"
-        ) from error
-
-
-def _explain(error: ValidationError) -> str:
-    """The first thing wrong, in one line, with the nearest valid key where one is misspelt."""
-    # A union reports every branch; the branch that got furthest is the one that was meant.
-    first = max(error.errors(), key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
-    words = [str(part) for part in first["loc"] if str(part) not in ("str", "RandomModel", "Adapter")]
-    where = ".".join(words)
-    if first["type"] == "extra_forbidden":
-        known = _keys_at(first["loc"])
-        close = difflib.get_close_matches(words[-1], known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
-        return f"unknown key {where!r}; {hint}"
-    if first["type"] == "missing":
-        return f"{where} is missing"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
-
-
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    owners: dict[str, type[_Part]] = {"data": Data, "stages": Stage, "adapter": Adapter}
-    owner = owners.get(str(location[0]), Recipe) if len(location) > 1 else Recipe
-    return list(owner.model_fields)
 
 
 def one_stage_recipe(model: str, data: str, loss: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -266,7 +177,7 @@ def one_stage_recipe(model: str, data: str, loss: str, overrides: Sequence[str] 
     values: dict[str, Any] = {"model": model, "data": {"path": data}, "stages": [stage]}
     for override in overrides:
         in_stage = override.split("=")[0].split(".")[0] in Stage.model_fields
-        _override(values, f"stages.0.{override}" if in_stage else override)
+        set_key(values, f"stages.0.{override}" if in_stage else override)
     if "parts" not in values["data"]:
         values["data"]["parts"] = (
             {part: 1.0} if values["data"].get("heldout") else {part: 0.99, "heldout": 0.01}

@@ -14,8 +14,9 @@ from slimepo.data.read import read_rows
 from slimepo.data.split import fingerprint, split
 from slimepo.data.tokenize import TokenizedPair, tokenize
 from slimepo.errors import InputError
+from slimepo.settings import dump
 from slimepo.training.folder import is_main_process, read_json, versions, write_json, write_text
-from slimepo.training.recipe import Data, RandomModel, Recipe, Stage, dump_recipe
+from slimepo.training.recipe import Data, RandomModel, Recipe, Stage
 from slimepo.training.stage import StageRows, run_stage, stage_arguments
 from slimepo.types import Preference
 
@@ -70,7 +71,7 @@ def claim_folder(recipe: Recipe, out: Path, restart: bool) -> None:
     Raises:
         InputError: the folder holds the run of another recipe, or something else altogether.
     """
-    resolved = dump_recipe(recipe)
+    resolved = dump(recipe)
     stored = out / "recipe.yaml"
     if restart and stored.exists() and is_main_process():
         shutil.rmtree(out)

@@ -1,0 +1,62 @@
+"""The tasks of the built-in world: twelve families with answers that code can verify."""
+
+from __future__ import annotations
+
+import json
+import re
+from random import Random
+
+from slimepo.playground.families import Family, Task, Verdict
+from slimepo.playground.tasks_numbers import NUMBER_FAMILIES
+from slimepo.playground.tasks_words import JSON_KEYS, WORD_FAMILIES
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (*NUMBER_FAMILIES, *WORD_FAMILIES)}
+
+_SLOT = re.compile(r"\{[a-z]+\}")
+_WORD = re.compile(r" ?[A-Za-z]+")
+
+
+def _template_words() -> tuple[str, ...]:
+    texts = [template for family in FAMILIES.values() for template in family.templates]
+    texts += ["The answer is", *JSON_KEYS, *(f" {key}" for key in JSON_KEYS)]
+    # A slot becomes a digit, so that the words on its two sides stay apart.
+    return tuple(sorted({word for text in texts for word in _WORD.findall(_SLOT.sub("0", text))}))
+
+
+TEMPLATE_WORDS: tuple[str, ...] = _template_words()
+"""Every fixed word of the prompts and answers, with the space in front of it where it has one."""
+
+_RESERVED = frozenset(word.strip() for word in TEMPLATE_WORDS)
+
+
+def make_task(family: str, rng: Random) -> Task:
+    """Draw one task of a family: the problem first, then its wording.
+
+    No word of the problem is ever a word of the templates: a made-up word is always spelt in letters.
+    """
+    kind = FAMILIES[family]
+    problem = kind.draw(rng)
+    while _RESERVED.intersection(problem.words) - set(JSON_KEYS):
+        problem = kind.draw(rng)
+    prompt = rng.choice(kind.templates).format(**problem.slots)
+    return Task(family, prompt, problem.gold, problem.numbers, problem.words)
+
+
+def check(task: Task, answer: str) -> Verdict:
+    """Judge an answer: correct implies valid. JSON is compared by value, everything else by its text."""
+    valid = FAMILIES[task.family].valid(task, answer)
+    if task.family == "json":
+        return Verdict(valid and json.loads(answer) == json.loads(task.gold), valid)
+    return Verdict(valid and answer == task.gold, valid)
+
+
+def slip(task: Task, rng: Random) -> str:
+    """A well-formed wrong answer of the kind that this family invites (a forgotten carry, one out of place)."""
+    answers = FAMILIES[task.family].slips(task, rng)
+    return rng.choice([answer for answer in answers if check(task, answer) == Verdict(False, True)])
+
+
+def malformed(task: Task, rng: Random) -> str:
+    """The right answer in a wrong form (in a sentence, with another separator, without its last brace)."""
+    answers = FAMILIES[task.family].malformed(task, rng)
+    return rng.choice([answer for answer in answers if not check(task, answer).valid])

@@ -1,0 +1,141 @@
+"""Settings from YAML and the command line, checked against a pydantic model, with errors a user can act on."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from slimepo.errors import InputError
+
+
+class Settings(BaseModel):
+    """Base of every group of settings: no unknown keys, not changed once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def read_mapping(path: str | Path, what: str) -> dict[str, Any]:
+    """The keys of a YAML file (YAML 1.2: 2e-4 is a number, yes is a word).
+
+    Raises:
+        InputError: the file is absent, not YAML, or no mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{what} {path}: {getattr(error, 'strerror', None) or error}") from error
+    values = _yaml(text, f"{what} {path}")
+    if not isinstance(values, dict):
+        raise InputError(f"{what} {path}: it must be a mapping of keys")
+    return values
+
+
+def parse_value(text: str) -> Any:
+    """A value given on the command line, read as YAML."""
+    return _yaml(text, f"value {text!r}") if text.strip() else ""
+
+
+def set_key(values: dict[str, Any], override: str) -> None:
+    """Set one `key.of.a.part=value`; entries of a list are found by their name or loss, or by number.
+
+    Raises:
+        InputError: not key=value, or no such entry.
+    """
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"{override!r} is not key=value (for example stages.slime.learning_rate=1e-6)")
+    *parents, last = key.split(".")
+    place: Any = values
+    for parent in parents:
+        place = _child(place, parent, key)
+    if isinstance(place, list):
+        raise InputError(f"{key}: name one entry of the list and one of its keys")
+    place[last] = parse_value(text)
+
+
+def validate(model: type[S], values: Mapping[str, Any], place: str) -> S:
+    """`values` as a checked `model`; the first thing wrong becomes one line that starts with `place`.
+
+    Raises:
+        InputError: with the nearest valid key where one is misspelt.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise InputError(f"{place}: {_explain(model, error)}") from error
+
+
+def dump(settings: Settings) -> str:
+    """The settings with every default written out, as YAML."""
+    buffer = io.StringIO()
+    YAML(typ="safe", pure=True).dump(settings.model_dump(), buffer)
+    return buffer.getvalue()
+
+
+def _child(place: Any, name: str, key: str) -> Any:
+    """What is under `name`; a plain value there becomes a mapping."""
+    if isinstance(place, list):
+        names = [entry.get("name") or entry.get("loss") for entry in place if isinstance(entry, dict)]
+        if name in names:
+            return place[names.index(name)]
+        if name.isdigit() and int(name) < len(place):
+            return place[int(name)]
+        raise InputError(f"{key}: there is no {name!r}; there are: {', '.join(map(str, names))}")
+    if not isinstance(place.get(name), (dict, list)):
+        place[name] = {}
+    return place[name]
+
+
+def _yaml(text: str, place: str) -> Any:
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise InputError(
+            f"{place}:{where} is not YAML: {getattr(error, 'problem', None) or error}"
+        ) from error
+
+
+def _explain(model: type[BaseModel], error: ValidationError) -> str:
+    # A union reports every branch; the branch that got furthest is the one that was meant.
+    first = max(error.errors(), key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
+    known, words = _walk(model, first["loc"])
+    where = ".".join(words)
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(words[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+        return f"unknown key {where!r}; {hint}"
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """The keys known where `location` ends, and its words without the marks of pydantic's unions."""
+    owner, words = model, []
+    for step in location:
+        if isinstance(step, str) and step not in owner.model_fields and step != location[-1]:
+            continue
+        words.append(str(step))
+        if isinstance(step, str) and step in owner.model_fields and step != location[-1]:
+            owner = _model_in(owner.model_fields[step].annotation) or owner
+    return list(owner.model_fields), words
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in typing.get_args(annotation) if (found := _model_in(part))), None)
