@@ -41,16 +41,17 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
     Raises:
         InputError: wrong input of any kind, found before a model is loaded where it can be.
     """
-    claim_folder(recipe, out, restart)
+    check_folder(recipe, out, restart)
     for stage in recipe.stages:
         stage_arguments(recipe, stage, out / stage.name)
     results: list[dict[str, Any]] = []
     pending = [stage for stage in recipe.stages if read_json(out / stage.name / "stage.json") is None]
     if pending:
+        data = load_data(recipe)
         tokenizer = recipe_tokenizer(recipe)
         chat = chat_format(tokenizer, recipe.template_options)
-        data = load_data(recipe)
-        _announce(recipe, chat, data, out, console)
+        claim_folder(recipe, out, data, console)
+        _announce(recipe, chat, data, console)
     base: str | RandomModel = recipe.model
     for stage in recipe.stages:
         done = read_json(out / stage.name / "stage.json")
@@ -65,28 +66,40 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
     return results
 
 
-def claim_folder(recipe: Recipe, out: Path, restart: bool) -> None:
-    """Make the run folder, or check that it belongs to the same recipe so that the run can go on.
+def check_folder(recipe: Recipe, out: Path, restart: bool) -> None:
+    """Refuse a folder in which something else has been done; with `restart`, clear a run of slimepo away.
 
     Raises:
-        InputError: the folder holds the run of another recipe, or something else altogether.
+        InputError: the folder holds the run of another recipe, or no run at all.
     """
-    resolved = dump(recipe)
     stored = out / "recipe.yaml"
-    if restart and stored.exists() and is_main_process():
+    if not is_main_process() or not out.exists():
+        return
+    if not stored.exists():
+        if any(out.iterdir()):
+            raise InputError(f"{out} is not empty and no run of slimepo; give another --out")
+        return
+    started = any(out.glob("*/stage.json")) or any(out.glob("*/checkpoints/*"))
+    if restart or not started:
         shutil.rmtree(out)
-    if stored.exists():
-        old = stored.read_text(encoding="utf-8")
-        if old != resolved:
-            raise InputError(
-                f"{out} holds a run of another recipe ({_first_difference(old, resolved)}); "
-                "give another --out, or --restart to throw that run away"
-            )
-    elif out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty and no run of slimepo; give another --out")
-    if is_main_process():
-        write_text(stored, resolved)
-        write_json(out / "versions.json", versions())
+    elif (old := stored.read_text(encoding="utf-8")) != dump(recipe):
+        raise InputError(
+            f"{out} holds a run of another recipe ({_first_difference(old, dump(recipe))}); "
+            "give another --out, or --restart to throw that run away"
+        )
+
+
+def claim_folder(recipe: Recipe, out: Path, data: RunData, console: Console) -> None:
+    """Write down what runs here: the resolved recipe, the libraries' versions, the data's facts."""
+    if not is_main_process():
+        return
+    old, new = read_json(out / "versions.json") or {}, versions()
+    changed = [f"{name} {old[name]} then, {new[name]} now" for name in old if old[name] != new.get(name)]
+    if changed:
+        console.print(f"note: the run was begun with other versions: {', '.join(changed)}", highlight=False)
+    write_text(out / "recipe.yaml", dump(recipe))
+    write_json(out / "versions.json", old or new)
+    write_json(out / "data.json", data.facts)
 
 
 def recipe_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -172,7 +185,7 @@ def _limit(recipe: Recipe) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _announce(recipe: Recipe, chat: ChatFormat, data: RunData, out: Path, console: Console) -> None:
+def _announce(recipe: Recipe, chat: ChatFormat, data: RunData, console: Console) -> None:
     parts = ", ".join(f"{name} {facts['rows']:,}" for name, facts in data.facts["parts"].items())
     console.print(
         f"{data.facts['rows']:,} rows ({data.facts['format']}) from {recipe.data.path}: {parts}",
@@ -182,8 +195,6 @@ def _announce(recipe: Recipe, chat: ChatFormat, data: RunData, out: Path, consol
         console.print(f"{data.facts['malformed']} malformed rows skipped", highlight=False)
     for note in chat.notes:
         console.print(f"note: {note}", highlight=False)
-    if is_main_process():
-        write_json(out / "data.json", data.facts)
 
 
 def _say_dropped(console: Console, part: str, kept: int, dropped: dict[str, int]) -> None:

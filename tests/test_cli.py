@@ -1,0 +1,117 @@
+"""The command line from outside: one-line errors, exit codes, a light start."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slimepo.playground.tokenizer import build_tokenizer
+from tests.training.conftest import tiny_model
+
+
+def slimepo(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "slimepo.cli", *map(str, arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model with the world's tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = build_tokenizer()
+    tiny_model(vocab_size=len(tokenizer), tied=True).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"Add {i} and 2.", "chosen": str(i + 2), "rejected": str(i + 3)} for i in range(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("code", ["import slimepo", "import slimepo.cli", "import slimepo.training.recipe"])
+def test_a_light_start(code: str) -> None:
+    check = f"{code}; import sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+def test_help_and_version() -> None:
+    for arguments in (["--help"], ["run", "--help"], ["data", "check", "--help"], ["quickstart", "--help"]):
+        result = slimepo(*arguments)
+        assert result.returncode == 0
+        assert "Usage" in result.stdout
+    assert slimepo("--version").stdout.startswith("slimepo ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "absent.yaml"], "recipe absent.yaml: No such file"),
+        (["train", "--model", "m", "--data", "absent.jsonl", "los=x"], "unknown key 'los'"),
+        (["train", "--model", "m", "--data", "x", "--loss", "slme"], "did you mean 'slime'"),
+        (["train", "--model", "m", "--data", "x", "loss_options.exponent=0"], "exponent = 0"),
+        (["train", "--model", "m", "--data", "absent.jsonl", "--out", "TMP"], "absent.jsonl"),
+        (["quickstart", "preference.epoch=1"], "did you mean 'epochs'"),
+        (["quickstart", "--objective", "dpoo"], "unknown loss 'dpoo'"),
+        (["export", "nowhere", "TMP"], "nowhere: no checkpoint, adapter or model there"),
+        (["generate", "hello", "--model", "no/where"], "no/where"),
+        (["data", "check", "absent.jsonl", "--model", "no/where"], "absent.jsonl"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], words: str) -> None:
+    result = slimepo(*(str(tmp_path / "out") if a == "TMP" else a for a in arguments))
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+
+
+def test_debug_shows_the_traceback() -> None:
+    result = slimepo("--debug", "run", "absent.yaml")
+    assert result.returncode != 0
+    assert "Traceback" in result.stderr
+
+
+def test_train_generate_and_export(model: Path, pairs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = slimepo("train", "--model", model, "--data", pairs, "--out", run, "batch_size=4", "adapter.r=2")
+    assert result.returncode == 0, result.stderr
+    assert "held-out pairs" in result.stdout or "model:" in result.stdout
+    answers = tmp_path / "answers.jsonl"
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Add 1 and 2.\nAdd 3 and 4.\n")
+    result = slimepo(
+        "generate", "--model", run / "slime", "--prompts", prompts, "--out", answers, "--max-new-tokens", 4
+    )
+    assert result.returncode == 0, result.stderr
+    assert [len(json.loads(line)["answers"]) for line in answers.read_text().splitlines()] == [1, 1]
+    result = slimepo("export", run / "slime", tmp_path / "exported")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "exported" / "model.safetensors").exists()
+    assert slimepo("export", run / "slime", tmp_path / "exported").returncode == 2
+
+
+def test_prompts_from_standard_input(model: Path) -> None:
+    result = slimepo(
+        "generate", "--model", model, "--max-new-tokens", 2, stdin="Add 1 and 2.\n\nAdd 2 and 2.\n"
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("> Add") == 2
+    assert "no prompt" in slimepo("generate", "--model", model, stdin="").stderr
+
+
+def test_data_check_counts_and_shows_trained_tokens(model: Path, pairs: Path) -> None:
+    with pairs.open("a") as file:
+        file.write(json.dumps({"prompt": "a", "chosen": "b", "rejected": "b"}) + "\n{broken\n")
+    result = slimepo("data", "check", pairs, "--model", model)
+    assert result.returncode == 2
+    assert "pairs.jsonl:32" in result.stderr
+    result = slimepo("data", "check", pairs, "--model", model, "--skip-bad-rows", "--show", 1)
+    assert result.returncode == 0, result.stderr
+    assert "identical responses" in result.stdout
+    assert "<end>" in result.stdout

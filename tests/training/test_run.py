@@ -1,0 +1,172 @@
+"""Whole pipelines on files: stages, resuming, kill -9, and what is left in the run folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from slimepo.errors import InputError
+from slimepo.playground.tokenizer import build_tokenizer
+from slimepo.playground.world import demonstrations, make_tasks
+from slimepo.training.recipe import load_recipe
+from slimepo.training.run import run_recipe
+
+CLI = [sys.executable, "-m", "slimepo.cli"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer, a file of pairs and a recipe."""
+    folder = tmp_path_factory.mktemp("world")
+    build_tokenizer().save_pretrained(folder / "tokenizer")
+    tasks = make_tasks(240, seed=0)
+    wrong = demonstrations(tasks, 1, right=0.0, slip_share=1.0, malformed_share=0.0)
+    rows = [
+        {"prompt": task.prompt, "chosen": task.gold, "rejected": row.chosen[0]["content"]}
+        for task, row in zip(tasks, wrong, strict=True)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "recipe.yaml").write_text(
+        f"""
+model: {{init: random, architecture: llama, hidden_size: 32, intermediate_size: 32, num_hidden_layers: 1,
+        num_attention_heads: 2, num_key_value_heads: 2, head_dim: 16, tie_word_embeddings: true}}
+tokenizer: {folder / "tokenizer"}
+adapter: {{r: 4}}
+data:
+  path: {folder / "pairs.jsonl"}
+  parts: {{sft: 0.3, preference: 0.6, heldout: 0.1}}
+stages:
+  - {{loss: sft, learning_rate: 1e-2, epochs: 2, batch_size: 8, micro_batch_size: 3}}
+  - {{loss: slime, learning_rate: 1e-3, batch_size: 8, args: {{logging_steps: 5}}}}
+"""
+    )
+    return folder
+
+
+def console() -> Console:
+    return Console(quiet=True)
+
+
+def weights(run: Path, stage: str = "slime") -> dict[str, torch.Tensor]:
+    return load_file(run / stage / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    run_recipe(load_recipe(world / "recipe.yaml"), out, console())
+    return out
+
+
+def test_the_run_folder_holds_everything(finished: Path) -> None:
+    assert {p.name for p in finished.iterdir()} == {
+        "recipe.yaml",
+        "versions.json",
+        "data.json",
+        "sft",
+        "slime",
+    }
+    for stage in ("sft", "slime"):
+        names = {p.name for p in (finished / stage).iterdir()}
+        assert names == {"checkpoints", "metrics.jsonl", "model", "stage.json", "data.json"}
+        lines = [json.loads(line) for line in (finished / stage / "metrics.jsonl").read_text().splitlines()]
+        assert lines[0]["step"] >= 1
+        assert "logps/chosen" in lines[0]
+        card = (finished / stage / "model" / "README.md").read_text()
+        assert "nats per token" in card
+    parts = json.loads((finished / "data.json").read_text())["parts"]
+    assert sum(part["rows"] for part in parts.values()) == 240
+    assert all(part["fingerprint"] for part in parts.values())
+
+
+def test_the_figures_are_of_held_out_pairs_before_and_after(finished: Path) -> None:
+    sft, slime = (json.loads((finished / s / "stage.json").read_text()) for s in ("sft", "slime"))
+    assert sft["heldout"]["after"] == pytest.approx(slime["heldout"]["before"], rel=1e-4)
+    assert sft["heldout"]["after"]["logps/chosen"] > sft["heldout"]["before"]["logps/chosen"]
+    assert slime["base"] == str(finished / "sft" / "model")
+    assert slime["export_difference"] <= 1e-4
+
+
+def test_done_stages_are_skipped(world: Path, finished: Path) -> None:
+    before = (finished / "slime" / "stage.json").stat().st_mtime_ns
+    results = run_recipe(load_recipe(world / "recipe.yaml"), finished, console())
+    assert [r["name"] for r in results] == ["sft", "slime"]
+    assert (finished / "slime" / "stage.json").stat().st_mtime_ns == before
+
+
+def test_a_folder_of_another_recipe_is_refused(world: Path, finished: Path, tmp_path: Path) -> None:
+    other = load_recipe(world / "recipe.yaml", ["seed=1"])
+    with pytest.raises(InputError, match=r"another recipe.*'seed: 0' there, 'seed: 1' now.*--restart"):
+        run_recipe(other, finished, console())
+    (tmp_path / "letters.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty and no run"):
+        run_recipe(other, tmp_path, console(), restart=True)
+
+
+def test_a_run_that_failed_before_it_began_does_not_hold_its_folder(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match="no row of part"):
+        run_recipe(load_recipe(world / "recipe.yaml", ["data.max_length=3"]), out, console())
+    results = run_recipe(
+        load_recipe(world / "recipe.yaml", ["stages.sft.max_steps=1"], smoke=True), out, console()
+    )
+    assert len(results) == 2
+
+
+def start(world: Path, out: Path) -> subprocess.Popen[str]:
+    command = [*CLI, "run", str(world / "recipe.yaml"), "--out", str(out)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize("stage", ["sft", "slime"])
+def test_killed_in_mid_run_the_same_command_ends_in_the_same_weights(
+    world: Path, finished: Path, tmp_path: Path, stage: str
+) -> None:
+    out = tmp_path / "killed"
+    process = start(world, out)
+    deadline = time.time() + 120
+    while len(list((out / stage / "checkpoints").glob("checkpoint-*/trainer_state.json"))) < 2:
+        assert time.time() < deadline
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / stage / "stage.json").exists(), "the run ended before it could be killed"
+    again = start(world, out)
+    output, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, output
+    record: dict[str, Any] = json.loads((out / stage / "stage.json").read_text())
+    assert record["resumed_from_step"] > 0
+    for name, tensor in weights(finished).items():
+        assert torch.equal(weights(out)[name], tensor), name
+    steps = [json.loads(line)["step"] for line in (out / stage / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_smoke_shrinks_the_model_and_takes_five_steps_a_stage(world: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(
+        world / "recipe.yaml", ["model.hidden_size=4096", "model.num_hidden_layers=40"], smoke=True
+    )
+    results = run_recipe(recipe, tmp_path / "smoke", console())
+    assert [r["steps"] for r in results] == [5, 5]
+    assert results[0]["parameters"] < 500_000
+
+
+def test_bad_arguments_stop_before_any_model(world: Path, tmp_path: Path) -> None:
+    for overrides, words in (
+        (["stages.slime.args.learning_rte=1"], "no 'learning_rte'"),
+        (["data.path=nowhere.jsonl"], "nowhere.jsonl"),
+        (["model.hiden_size=4"], "no size 'hiden_size'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            run_recipe(load_recipe(world / "recipe.yaml", overrides), tmp_path / overrides[0][-3:], console())
