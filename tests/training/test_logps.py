@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from slimepo.data.batch import collate
 from slimepo.data.tokenize import TokenizedPair
@@ -71,6 +72,21 @@ def test_with_an_adapter_and_with_it_switched_off(train_head: bool) -> None:
         off = policy_logps(model, collate(pairs))
     torch.testing.assert_close(off.chosen[0][off.chosen_mask[0]], plain_logps(reference, pairs[0], "chosen"))
     assert not torch.allclose(off.chosen, ours.chosen)
+
+
+def test_a_model_with_eyes_trains_its_text_part_alone() -> None:
+    text = tiny_model("gemma3_text").config.to_dict() | {"sliding_window": 4}
+    vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    vision |= dict(image_size=28, patch_size=14)
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=60)
+    model = add_adapter(Gemma3ForConditionalGeneration(config), lora_config(r=2)).double().train()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and "vision" in n]
+    install_logps(model)
+    pairs = random_rows(2)
+    ours = policy_logps(model, collate(pairs))
+    ours.chosen.sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    torch.testing.assert_close(ours.chosen[0][ours.chosen_mask[0]], plain_logps(model, pairs[0], "chosen"))
 
 
 def test_a_head_with_an_adapter_of_its_own_projects_by_itself() -> None:

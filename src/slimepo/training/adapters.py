@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from slimepo.errors import InputError
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")
+_OTHER_SENSES = r".*(vision|visual|audio|multi_modal).*"
 
 
 def lora_config(
@@ -46,6 +48,9 @@ def add_adapter(model: PreTrainedModel, peft_config: Any) -> nn.Module:
 
     if trains_head(model, peft_config):
         untie_head(model)
+    if model.config is not model.config.get_text_config() and peft_config.exclude_modules is None:
+        # Text alone trains: adapters in a vision tower would never get a gradient.
+        peft_config = dataclasses.replace(peft_config, exclude_modules=_OTHER_SENSES)
     try:
         wrapped: nn.Module = get_peft_model(model, peft_config)
     except ValueError as error:

@@ -1,0 +1,110 @@
+"""The quickstart at a small size: SFT, pairs from samples, objectives, table and page; the cache; wrong input."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from slimepo.errors import InputError
+from slimepo.playground.quickstart import build_world, run_quickstart, sft_key
+from slimepo.playground.settings import load_quickstart
+from slimepo.playground.world import demonstrations
+
+SMALL = [
+    "world.demonstrations=300",
+    "world.preference_prompts=60",
+    "world.heldout_prompts=36",
+    "sft.steps=20",
+    "samples.per_prompt=2",
+    "samples.max_new_tokens=12",
+    "model.hidden_size=32",
+    "model.intermediate_size=32",
+    "model.num_hidden_layers=1",
+    "model.num_attention_heads=2",
+    "model.num_key_value_heads=2",
+    "preference.learning_rates=[1e-3]",
+]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def first(cache: Path) -> tuple[dict[str, Any], Path]:
+    out = cache / "out"
+    return run_quickstart(load_quickstart(SMALL), out, Console(quiet=True), cache=cache / "models"), out
+
+
+def test_it_leaves_a_table_a_page_and_the_numbers(first: tuple[dict[str, Any], Path]) -> None:
+    result, out = first
+    assert {"quickstart.json", "table.md", "page.html"} == {p.name for p in out.iterdir()}
+    assert json.loads((out / "quickstart.json").read_text())["runs"][0]["name"] == result["runs"][0]["name"]
+    assert [run["objective"] for run in result["runs"]] == ["sft on chosen", "slime"]
+    for run in result["runs"]:
+        figures = {"exact_match", "format_valid", "end_rate", "repetition", "logps/chosen", "logps/rejected"}
+        assert figures | {"rejected_below_floor"} <= run["before"].keys() & run["after"].keys()
+        assert 0 <= run["chosen_fell"] <= 1
+        assert run["curve"]
+    assert "slime 1e-3" in (out / "page.html").read_text()
+
+
+def test_the_second_run_starts_from_the_cached_sft_model(
+    first: tuple[dict[str, Any], Path], cache: Path
+) -> None:
+    again = run_quickstart(
+        load_quickstart(SMALL), cache / "again", Console(quiet=True), cache=cache / "models"
+    )
+    assert again["sft"]["cached"]
+    assert not first[0]["sft"]["cached"]
+    for one, two in zip(first[0]["runs"], again["runs"], strict=True):
+        assert one["after"] == two["after"]
+
+
+def test_the_cache_is_keyed_by_what_the_model_depends_on() -> None:
+    def key(*overrides: str) -> str:
+        recipe = load_quickstart([*SMALL, *overrides])
+        world = build_world(recipe)
+        return sft_key(recipe, demonstrations(world.demonstrated, recipe.seed))
+
+    assert key() == key("preference.epochs=1")
+    assert len({key(), key("seed=1"), key("sft.steps=21"), key("model.hidden_size=64")}) == 4
+
+
+def test_no_heldout_problem_is_trained_on() -> None:
+    world = build_world(load_quickstart(SMALL))
+    heldout = {task.key for task in world.heldout}
+    assert not heldout & {task.key for task in (*world.demonstrated, *world.compared)}
+
+
+def test_one_objective_runs_beside_the_control() -> None:
+    recipe = load_quickstart(SMALL, ["slime"], sweep=True)
+    assert [o.name for o in recipe.objectives] == ["sft on chosen", "slime"]
+    assert recipe.preference.learning_rates == recipe.preference.sweep
+
+
+def test_a_run_that_breaks_is_a_result_too(cache: Path) -> None:
+    overrides = [*SMALL, "objectives.slime.learning_rates=[1e16]"]
+    result = run_quickstart(
+        load_quickstart(overrides), cache / "broken", Console(quiet=True), cache=cache / "models"
+    )
+    broken = result["runs"][1]
+    assert "not finite at step" in broken["error"]
+    assert "not finite" in (cache / "broken" / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sft.step=3", "unknown key 'sft.step'; did you mean 'steps'"),
+        ("objectives.dpo.loss=dpo", "there is no 'dpo'; there are: sft on chosen, slime"),
+        ("objectives.slime.loss_options.exponent=0", "exponent = 0"),
+        ("world.right=2", "world.right"),
+    ],
+)
+def test_wrong_input_is_named(override: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load_quickstart([override])

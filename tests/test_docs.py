@@ -1,0 +1,75 @@
+"""Every Python example in the README and the docs runs, and what they name exists."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import slimepo
+from slimepo.losses import LOSSES, hyperparameters
+from slimepo.playground.tokenizer import build_tokenizer
+from tests.training.conftest import tiny_model
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = [
+    pytest.param(code, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+@pytest.fixture
+def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Stands in for what an example takes from the Hub: a tiny model, a few rows."""
+    import datasets
+
+    tokenizer = build_tokenizer()
+    tiny_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"prompt": f"Add {i} and 2.", "chosen": str(i + 2), "rejected": str(i + 3)} for i in range(8)]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
+    monkeypatch.chdir(tmp_path)
+    return {"meta-llama/Llama-3.2-3B-Instruct": str(tmp_path / "model")}
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_the_example_runs(code: str, laptop: dict[str, str]) -> None:
+    for name, stand_in in laptop.items():
+        code = code.replace(name, stand_in)
+    exec(compile(code, "example", "exec"), {"__name__": "example"})
+
+
+def test_every_objective_has_its_row_and_every_hyperparameter_a_mention() -> None:
+    page = (ROOT / "docs" / "objectives.md").read_text()
+    for name, objective in LOSSES.items():
+        assert f"| `{name}` |" in page
+        for option in hyperparameters(objective.function):
+            assert option in page, f"docs/objectives.md does not mention {option} of {name}"
+
+
+def test_every_public_name_can_be_had() -> None:
+    assert sorted(slimepo.__all__) == sorted(slimepo._HOME)
+    for name in slimepo.__all__:
+        value: Any = getattr(slimepo, name)
+        assert value is not None
+    with pytest.raises(AttributeError, match="nothing_here"):
+        _ = slimepo.nothing_here
+
+
+def test_the_readmes_tree_shows_every_module() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for path in (ROOT / "src" / "slimepo").rglob("*.py"):
+        if path.name != "__init__.py":
+            assert path.name in readme or f"{path.parent.name}/" in readme, (
+                f"{path} is not in the README's tree"
+            )
+
+
+def test_every_recipe_is_valid() -> None:
+    from slimepo.training.recipe import load_recipe
+
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        assert load_recipe(path).stages
+        assert path.name in (ROOT / "recipes" / "README.md").read_text()
