@@ -9,34 +9,40 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+_FIGURES = (
+    ("chosen, nats per token", "logps/chosen", "{:.3f}"),
+    ("rejected, nats per token", "logps/rejected", "{:.3f}"),
+    ("margin, nats per token", "margin", "{:.3f}"),
+    ("chosen likelier than rejected", "accuracy", "{:.1%}"),
+    ("rejected tokens under the floor", "rejected_below_floor", "{:.1%}"),
+)
+
 
 def print_summary(results: Sequence[dict[str, Any]], out: Path, console: Console) -> None:
     """What each stage did to the held-out pairs, and where the model is."""
     from rich.table import Table
 
-    table = Table(title="held-out pairs, before → after each stage", title_justify="left")
-    for column in ("stage", "steps", "time", "chosen", "rejected", "accuracy", "chosen fell", "under floor"):
-        table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=column != "stage")
+    table = Table(title="held-out pairs, before → after", title_justify="left")
+    table.add_column()
     for result in results:
-        table.add_row(result["name"], str(result["steps"]), _clock(result["seconds"]), *_heldout(result))
+        table.add_column(result["name"], justify="right", no_wrap=True)
+    for label, key, form in _FIGURES:
+        table.add_row(label, *(_change(result, key, form) for result in results))
+    table.add_row("pairs whose chosen answer fell", *(_fell(result) for result in results))
+    table.add_row("steps, time", *(f"{r['steps']}, {_clock(r['seconds'])}" for r in results))
     console.print(table)
-    console.print(
-        "chosen, rejected: nats per token; under floor: rejected tokens below -threshold", style="dim"
-    )
     console.print(f"model: {out / results[-1]['name'] / 'model'}", highlight=False, soft_wrap=True)
 
 
-def _heldout(result: dict[str, Any]) -> list[str]:
+def _change(result: dict[str, Any], key: str, form: str) -> str:
     if "heldout" not in result:
-        return ["-"] * 5
-    before, after = result["heldout"]["before"], result["heldout"]["after"]
-    return [
-        f"{before['logps/chosen']:.3f} → {after['logps/chosen']:.3f}",
-        f"{before['logps/rejected']:.3f} → {after['logps/rejected']:.3f}",
-        f"{before['accuracy']:.0%} → {after['accuracy']:.0%}",
-        f"{result['heldout']['chosen_fell']:.0%}",
-        f"{before['rejected_below_floor']:.0%} → {after['rejected_below_floor']:.0%}",
-    ]
+        return "-"
+    before, after = result["heldout"]["before"][key], result["heldout"]["after"][key]
+    return f"{form.format(before)} → {form.format(after)}"
+
+
+def _fell(result: dict[str, Any]) -> str:
+    return f"{result['heldout']['chosen_fell']:.1%}" if "heldout" in result else "-"
 
 
 def _clock(seconds: float) -> str:
