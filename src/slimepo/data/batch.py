@@ -5,22 +5,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from slimepo.data.packing import Packing, first_fit_decreasing, pack, packed_cost
+from slimepo.errors import InputError
 from slimepo.types import PairLogps
 
 if TYPE_CHECKING:
     from slimepo.data.tokenize import TokenizedPair
 
 SIDES = ("chosen", "rejected")
+Layout = Literal["padded", "packed", "shared"]
 
 
 class PairBatch(TypedDict):
-    """A batch of pairs, padded to one row a response.
+    """A batch of pairs: one padded row a response, or one packed row (`packing` is not None).
 
     `predict_at`, `targets` and `slots` list the response tokens: the flat position in `input_ids` whose
     hidden state predicts the token, the token's id, and its flat place in a `[sides, pairs, width]` tensor.
@@ -30,6 +33,7 @@ class PairBatch(TypedDict):
     predict_at: Tensor  # [N], int64
     targets: Tensor  # [N], int64
     slots: Tensor  # [N], int64
+    packing: Packing | None
     pairs: int
     width: int
     sides: tuple[str, ...]
@@ -42,20 +46,36 @@ class PairBatch(TypedDict):
 class StepCollator:
     """Turns the pairs of one optimizer step into its micro-batches.
 
-    Rows of a step are sorted by length before they are cut into micro-batches, which saves padding and
-    changes nothing else: the loss of a step is normalised over the whole step.
+    A micro-batch holds `micro_batch_size` pairs, or as many as fit into `max_tokens` where that is given
+    (padding counts). How a step is cut changes nothing else: its loss is normalised over the whole step.
     """
 
     micro_batch_size: int
     sides: tuple[str, ...] = SIDES
     pad_token_id: int = 0
+    layout: Layout = "padded"
+    max_tokens: int | None = None
 
     def __call__(self, pairs: Sequence[TokenizedPair]) -> list[PairBatch]:
-        ordered = sorted(pairs, key=length, reverse=True)
-        return [
-            collate(ordered[start : start + self.micro_batch_size], self.sides, self.pad_token_id)
-            for start in range(0, len(ordered), self.micro_batch_size)
-        ]
+        return [self.batch([pairs[i] for i in index]) for index in self._cut(pairs)]
+
+    def batch(self, pairs: Sequence[TokenizedPair]) -> PairBatch:
+        """The given pairs as one batch."""
+        if self.layout == "padded":
+            return collate(pairs, self.sides, self.pad_token_id)
+        return collate_packed(pairs, self.sides, shared=self.layout == "shared")
+
+    def _cut(self, pairs: Sequence[TokenizedPair]) -> list[list[int]]:
+        order = sorted(range(len(pairs)), key=lambda i: length(pairs[i]), reverse=True)
+        if self.max_tokens is None:
+            size = self.micro_batch_size
+            return [order[start : start + size] for start in range(0, len(order), size)]
+        if self.layout == "padded":
+            return _cut_by_padded_size(
+                order, [length(pair) * len(self.sides) for pair in pairs], self.max_tokens
+            )
+        cost = packed_cost(self.layout == "shared", self.sides)
+        return first_fit_decreasing([cost(pair) for pair in pairs], self.max_tokens)
 
 
 def length(pair: TokenizedPair) -> int:
@@ -70,29 +90,61 @@ def collate(
 
     No attention mask is needed: attention is causal and the padding stands behind every real token.
     """
+    longest = max(len(p.prompt) + len(getattr(p, side)) for p in pairs for side in sides)
+    input_ids = np.full((len(sides) * len(pairs), longest), pad_token_id, dtype=np.int64)
+    predict_at: list[list[np.ndarray]] = []
+    real = 0
+    for number, side in enumerate(sides):
+        places = []
+        for index, pair in enumerate(pairs):
+            row, response = number * len(pairs) + index, getattr(pair, side)
+            start, stop = len(pair.prompt), len(pair.prompt) + len(response)
+            input_ids[row, :start], input_ids[row, start:stop] = pair.prompt, response
+            places.append(row * longest + np.arange(start - 1, stop - 1))
+            real += stop
+        predict_at.append(places)
+    return _batch(pairs, sides, input_ids, predict_at, real, None)
+
+
+def collate_packed(
+    pairs: Sequence[TokenizedPair], sides: tuple[str, ...] = SIDES, shared: bool = True
+) -> PairBatch:
+    """All pairs in one row without padding; with `shared` the prompt of a pair stands in it once."""
+    row = pack(pairs, sides, shared)
+    return _batch(pairs, sides, row.ids.astype(np.int64)[None], row.predict_at, len(row.ids), row.packing)
+
+
+def _batch(
+    pairs: Sequence[TokenizedPair],
+    sides: tuple[str, ...],
+    input_ids: np.ndarray,
+    predict_at: list[list[np.ndarray]],
+    real_tokens: int,
+    packing: Packing | None,
+) -> PairBatch:
+    without_prompt = [pair.row_id for pair in pairs if len(pair.prompt) == 0]
+    if without_prompt:
+        raise InputError(
+            f"row {without_prompt[0]}: the prompt has no token, so nothing predicts the first response token"
+        )
     responses = [[getattr(pair, side) for pair in pairs] for side in sides]
     width = max(len(r) for side in responses for r in side)
-    tokens = max(len(p.prompt) + len(r) for side in responses for p, r in zip(pairs, side, strict=True))
-    input_ids = np.full((len(sides) * len(pairs), tokens), pad_token_id, dtype=np.int64)
-    predict_at, targets, slots, real = [], [], [], 0
-    for row, (side, index) in enumerate((s, i) for s in range(len(sides)) for i in range(len(pairs))):
-        prompt, response = pairs[index].prompt, responses[side][index]
-        start, stop = len(prompt), len(prompt) + len(response)
-        input_ids[row, :start], input_ids[row, start:stop] = prompt, response
-        predict_at.append(row * tokens + np.arange(start - 1, stop - 1))
-        targets.append(response)
-        slots.append(row * width + np.arange(len(response)))
-        real += stop
+    slots = [
+        (side * len(pairs) + index) * width + np.arange(len(response))
+        for side, rows in enumerate(responses)
+        for index, response in enumerate(rows)
+    ]
     return PairBatch(
         input_ids=torch.from_numpy(input_ids),
-        predict_at=_flat(predict_at),
-        targets=_flat(targets),
+        predict_at=_flat([places for side in predict_at for places in side]),
+        targets=_flat([response for side in responses for response in side]),
         slots=_flat(slots),
+        packing=packing,
         pairs=len(pairs),
         width=width,
         sides=sides,
         response_tokens=[[len(r) for r in side] for side in responses],
-        real_tokens=real,
+        real_tokens=real_tokens,
         row_ids=[pair.row_id for pair in pairs],
     )
 
@@ -130,6 +182,17 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, 
     short = [b for b in batches if len(b) < batch_size]
     full = [b for b in batches if len(b) == batch_size]
     return [row for i in random.permutation(len(full)) for row in full[i]] + [row for b in short for row in b]
+
+
+def _cut_by_padded_size(order: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut rows sorted by falling length so that a batch, padded to its longest, stays within the budget."""
+    parts: list[list[int]] = []
+    for item in order:
+        if parts and sizes[parts[-1][0]] * (len(parts[-1]) + 1) <= budget:
+            parts[-1].append(item)
+        else:
+            parts.append([item])
+    return parts
 
 
 def _flat(parts: Sequence[np.ndarray]) -> Tensor:

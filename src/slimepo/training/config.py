@@ -46,6 +46,8 @@ class PreferenceConfig(TrainingArguments):
     model_init_kwargs: dict[str, Any] = field(default_factory=dict)
     disable_dropout: bool = True
     verify_model: bool = True
+    layout: str = "auto"
+    max_tokens_per_batch: int | None = None
     # Set by the trainer, which takes a whole step at a time: pairs of one forward pass on each device.
     micro_batch_size: int | None = field(default=None, init=False)
 

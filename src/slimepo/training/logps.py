@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from slimepo.data.batch import PairBatch, pair_logps
 from slimepo.errors import InputError
 from slimepo.kernels import linear_logps
 from slimepo.kernels.naive import adjust, gather_logps
+from slimepo.training.attention import packed_rows
 from slimepo.types import PairLogps
 
 
@@ -52,7 +54,14 @@ def install_logps(model: nn.Module) -> None:
 
 def policy_logps(model: nn.Module, batch: PairBatch) -> PairLogps:
     """Log-probs of the batch's response tokens under `model` (which has `install_logps` behind it)."""
-    logps = model(input_ids=batch["input_ids"], predict_at=batch["predict_at"], targets=batch["targets"])
+    inputs: dict[str, Any] = {
+        "input_ids": batch["input_ids"],
+        "predict_at": batch["predict_at"],
+        "targets": batch["targets"],
+    }
+    if batch["packing"] is not None:
+        inputs |= {"position_ids": batch["packing"]["position_ids"], "packing": batch["packing"]}
+    logps = model(**inputs)
     return pair_logps(logps, batch)
 
 
@@ -96,7 +105,8 @@ def _forward_of(model_class: Any) -> Callable[..., Any]:
         if predict_at is None or targets is None:
             return original(self, *args, **kwargs)
         inputs = {name: value for name, value in kwargs.items() if value is not None}
-        hidden = self.base_model(*args, **inputs, use_cache=False).last_hidden_state
+        with packed_rows() if "packing" in inputs else nullcontext():
+            hidden = self.base_model(*args, **inputs, use_cache=False).last_hidden_state
         selected_NH = hidden.reshape(-1, hidden.shape[-1])[predict_at]
         return _head_logps(self, selected_NH, targets)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from slimepo.data.batch import PairBatch, StepCollator, collate, epoch_order, length
+from slimepo.data.batch import Layout, PairBatch, StepCollator, epoch_order, length
 from slimepo.data.chat import load_tokenizer
 from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError, NonFiniteLossError
@@ -22,6 +23,7 @@ from slimepo.training.adapters import add_adapter
 from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
 from slimepo.training.datasets import tokenized
+from slimepo.training.layout import choose_layout, untried_layout
 from slimepo.training.logps import causal_lm, install_logps, policy_logps, verify_logps
 from slimepo.training.metrics import MetricSums, side_tokens
 from slimepo.training.models import check_embeddings, load_model
@@ -47,6 +49,7 @@ class PreferenceTrainer(Trainer):
 
     loss_is_scaled_for_ga = True
     control: Any
+    data_collator: Any
 
     def __init__(
         self,
@@ -77,7 +80,12 @@ class PreferenceTrainer(Trainer):
         super().__init__(
             model=policy,
             args=args,
-            data_collator=StepCollator(args.micro_batch_size or 1, sides, _pad_id(processing_class)),
+            data_collator=StepCollator(
+                args.micro_batch_size or 1,
+                sides,
+                _pad_id(processing_class),
+                max_tokens=args.max_tokens_per_batch,
+            ),
             train_dataset=train_rows,
             eval_dataset=eval_rows,
             processing_class=processing_class,
@@ -86,8 +94,16 @@ class PreferenceTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        if args.verify_model and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        self.layout, self.layout_reason = self._layout(args, sides)
+        self.data_collator = replace(self.data_collator, layout=self.layout)
+
+    def _layout(self, args: PreferenceConfig, sides: tuple[str, ...]) -> tuple[Layout, str]:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            # The probe needs whole weights, which sharded models do not have here.
+            return untried_layout(self.model, args.layout)
+        if args.verify_model:
             verify_logps(self.model)
+        return choose_layout(self.model, args.layout, sides)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self.sampler
@@ -164,7 +180,7 @@ class PreferenceTrainer(Trainer):
             # Every rank runs the same number of forward passes, as sharded models need; a surplus one is not counted.
             mine = first + self.accelerator.process_index
             chunk = chunks[min(mine, len(chunks) - 1)]
-            batch = self._prepare_inputs(collate(chunk, collator.sides, collator.pad_token_id))
+            batch = self._prepare_inputs(collator.batch(chunk))
             output = self._objective(model, batch)
             sums.add(batch, output, weight=int(mine < len(chunks)))
         model.train(training)
