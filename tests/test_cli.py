@@ -81,7 +81,7 @@ def test_train_generate_and_export(model: Path, pairs: Path, tmp_path: Path) -> 
     run = tmp_path / "run"
     result = slimepo("train", "--model", model, "--data", pairs, "--out", run, "batch_size=4", "adapter.r=2")
     assert result.returncode == 0, result.stderr
-    assert "held-out pairs" in result.stdout or "model:" in result.stdout
+    assert f"model: {run / 'slime' / 'model'}" in result.stdout
     answers = tmp_path / "answers.jsonl"
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("Add 1 and 2.\nAdd 3 and 4.\n")
@@ -94,6 +94,26 @@ def test_train_generate_and_export(model: Path, pairs: Path, tmp_path: Path) -> 
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "exported" / "model.safetensors").exists()
     assert slimepo("export", run / "slime", tmp_path / "exported").returncode == 2
+
+
+def test_an_objective_in_the_folder_the_command_is_given_in(
+    model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "from slimepo.types import LossOutput\n"
+        "def gap(policy, reference=None, *, scale=1.0):\n"
+        "    return LossOutput(scale * (policy.rejected.sum(-1) - policy.chosen.sum(-1)), {})\n"
+        "def referring(policy, reference):\n"
+        "    return LossOutput(policy.chosen.sum(-1) - reference.chosen.sum(-1), {})\n"
+    )
+    command = ["train", "--model", model, "--data", pairs, "batch_size=8", "max_steps=1", "adapter.r=2"]
+    result = slimepo(*command, "--loss", "mine:gap", "--out", "run", "loss_options.scale=0.5")
+    assert result.returncode == 0, result.stderr
+    assert Path("run/gap/model/config.json").exists()
+    result = slimepo(*command, "--loss", "mine:referring")
+    assert result.returncode == 2
+    assert "fails on a made-up pair without reference" in result.stderr
 
 
 def test_prompts_from_standard_input(model: Path) -> None:

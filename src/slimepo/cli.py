@@ -125,6 +125,7 @@ def generate(
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     samples: Annotated[int, typer.Option(min=1)] = 1,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Answers written side by side.")] = 32,
 ) -> None:
     """Let a model answer prompts through its own chat template."""
     from slimepo.evaluation.answers import answer_prompts, read_prompts, show_answers, write_answers
@@ -132,7 +133,7 @@ def generate(
     texts = read_prompts(prompt or [], prompts)
     answers = answer_prompts(
         model, texts, system, _console(), max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-        samples=samples, seed=seed,
+        samples=samples, seed=seed, batch_rows=batch_rows,
     )  # fmt: skip
     if out is not None:
         write_answers(answers, out)

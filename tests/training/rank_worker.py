@@ -1,4 +1,7 @@
-"""Trains a tiny model for a few steps and writes what came of it; run by test_trainer on one and on two ranks."""
+"""Trains a tiny model for a few steps and writes what came of it; run by test_trainer on one and on two ranks.
+
+Arguments: where to write, pairs of a step on each rank, the order of rows, and "poison" to spoil one row.
+"""
 
 import json
 import sys
@@ -13,21 +16,30 @@ from slimepo.training.config import PreferenceConfig
 from slimepo.training.trainer import PreferenceTrainer
 from tests.training.conftest import random_rows, tiny_model
 
-out, micro = Path(sys.argv[1]), int(sys.argv[2])
+out, share, strategy = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+rows, model = random_rows(17), tiny_model()
+if "poison" in sys.argv:
+    # Row 1 is rank 1's, and no other row holds the token 60.
+    for row in rows:
+        for ids in (row.prompt, row.chosen, row.rejected):
+            ids[ids == 60] = 59
+    rows[1].prompt[0] = 60
+    with torch.no_grad():
+        model.get_input_embeddings().weight[60] = float("nan")
 with tempfile.TemporaryDirectory() as folder:
     trainer = PreferenceTrainer(
-        model=tiny_model(),
+        model=model,
         args=PreferenceConfig(
-            output_dir=folder, learning_rate=1e-2, max_steps=3, logging_steps=1, save_strategy="no", use_cpu=True,
-            per_device_train_batch_size=micro // 2, gradient_accumulation_steps=2, optim="sgd",
-            train_sampling_strategy="sequential", loss_options={"rejected_mean": "token"},
+            output_dir=folder, learning_rate=1e-2, max_steps=6, logging_steps=1, save_strategy="no", optim="sgd",
+            per_device_train_batch_size=3, pairs_per_step=share, train_sampling_strategy=strategy,
+            loss_options={"rejected_mean": "token"}, disable_tqdm=True,
         ),
-        train_dataset=random_rows(24),
+        train_dataset=rows,
     )  # fmt: skip
     trainer.train()
     score = trainer.score(random_rows(7, seed=5))
 if trainer.is_world_process_zero():
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    unwrapped = trainer.accelerator.unwrap_model(trainer.model)
+    weights = torch.cat([p.detach().flatten() for p in unwrapped.parameters()])
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     out.write_text(json.dumps({"losses": losses, "weights": weights.tolist(), "score": score}))

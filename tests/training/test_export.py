@@ -42,6 +42,17 @@ def test_a_reloaded_export_gives_the_trained_models_logits(
     assert 9 in GenerationConfig.from_pretrained(tmp_path / "model").eos_token_id
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lora_on_a_tied_head_is_exported_too(tmp_path: Path, dtype: torch.dtype) -> None:
+    config = lora_config(r=4, target_modules=["q_proj", "lm_head"], train_head=False)
+    made = trained(tmp_path, tiny_model(tied=True).to(dtype), config)
+    logits = probe_logits(made.model)
+    export_model(made.model, build_tokenizer(), str(tmp_path / "model"))
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    close = 1e-4 if dtype == torch.float32 else 0.05
+    assert (probe_logits(reloaded) - logits).abs().max() <= close
+
+
 def test_training_the_head_of_a_tied_model_leaves_its_embedding_alone(tmp_path: Path) -> None:
     model = tiny_model(tied=True)
     embedding = model.get_input_embeddings().weight.detach().clone()

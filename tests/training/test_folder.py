@@ -7,7 +7,14 @@ import pytest
 
 from slimepo.errors import InputError
 from slimepo.training.callbacks import MetricsFile
-from slimepo.training.folder import last_checkpoint, read_json, replace_folder, versions, write_json
+from slimepo.training.folder import (
+    last_checkpoint,
+    read_json,
+    remove_unfinished_checkpoints,
+    replace_folder,
+    versions,
+    write_json,
+)
 
 
 def checkpoint(folder: Path, step: int, state: str | None) -> Path:
@@ -19,11 +26,16 @@ def checkpoint(folder: Path, step: int, state: str | None) -> Path:
     return path
 
 
-def test_the_last_checkpoint_is_the_last_complete_one_and_the_others_are_removed(tmp_path: Path) -> None:
+def test_the_last_checkpoint_is_the_last_complete_one_and_only_the_run_removes_the_others(
+    tmp_path: Path,
+) -> None:
     checkpoint(tmp_path, 5, json.dumps({"global_step": 5}))
     good = checkpoint(tmp_path, 10, json.dumps({"global_step": 10}))
     no_state, half = checkpoint(tmp_path, 15, None), checkpoint(tmp_path, 20, '{"global_st')
     assert last_checkpoint(tmp_path) == good
+    assert no_state.exists(), "looking changes nothing: an export may look while a run is writing"
+    remove_unfinished_checkpoints(tmp_path)
+    assert good.exists()
     assert not no_state.exists()
     assert not half.exists()
     assert last_checkpoint(tmp_path / "absent") is None

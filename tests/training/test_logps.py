@@ -11,7 +11,8 @@ from slimepo.data.batch import collate
 from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError
 from slimepo.training.adapters import add_adapter, lora_config
-from slimepo.training.logps import install_logps, policy_logps, verify_logps
+from slimepo.training.layout import verify_logps
+from slimepo.training.logps import install_logps, policy_logps
 from tests.training.conftest import random_rows, tiny_model
 
 ARCHITECTURES = [
@@ -42,7 +43,7 @@ def test_equal_to_log_softmax_over_the_whole_sequence(
     model = tiny_model(architecture, tied=tied, **sizes).double().eval()
     pairs = random_rows(5)
     install_logps(model)
-    verify_logps(model, tolerance=1e-4)
+    verify_logps(model)
     ours = policy_logps(model, collate(pairs))
     for i, pair in enumerate(pairs):
         for values, mask, side in (
@@ -136,7 +137,7 @@ def test_a_head_that_is_not_understood_is_refused() -> None:
     model.__class__ = Odd
     install_logps(model)
     with pytest.raises(InputError, match="differ from its own logits"):
-        verify_logps(model, tolerance=1e-4)
+        verify_logps(model)
 
 
 def test_a_model_without_a_head_is_refused() -> None:

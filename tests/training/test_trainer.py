@@ -14,8 +14,10 @@ import torch
 from datasets import Dataset
 
 from slimepo.errors import InputError, NonFiniteLossError
+from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.training.adapters import lora_config
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
+from slimepo.training.order import StepSampler
 from slimepo.training.trainer import PreferenceTrainer, SLIMETrainer
 from tests.training.conftest import random_rows, tiny_model
 
@@ -75,33 +77,29 @@ class TestBatchLayout:
             total += sft(PairLogps(logps, mask, logps[:, :0], mask[:, :0])).loss.item()
         assert value.item() == pytest.approx(total / 5, rel=1e-5)
 
-    def test_two_ranks_take_the_same_steps_as_one(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+    def test_two_ranks_take_the_same_steps_as_one(self, tmp_path: Path, strategy: str) -> None:
+        """With rows that do not divide, so that the last step leaves one rank with none."""
         weights = []
         for ranks in (1, 2):
             out = tmp_path / f"{ranks}.json"
-            command = [
-                sys.executable,
-                str(Path(__file__).with_name("rank_worker.py")),
-                str(out),
-                str(8 // ranks),
-            ]
-            if ranks > 1:
-                port = str(20000 + os.getpid() % 20000)
-                launch = [
-                    sys.executable,
-                    "-m",
-                    "torch.distributed.run",
-                    "--nproc_per_node=2",
-                    "--master_port",
-                    port,
-                ]
-                command = launch + command[1:]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
+            result = run_worker(ranks, out, strategy)
+            assert result.returncode == 0, result.stderr[-3000:]
             weights.append(json.loads(out.read_text()))
+        assert len(weights[0]["losses"]) == 6
         for one, two in zip(weights[0]["losses"], weights[1]["losses"], strict=True):
             assert two == pytest.approx(one, rel=1e-5)
         np.testing.assert_allclose(weights[1]["weights"], weights[0]["weights"], rtol=1e-4, atol=1e-6)
         assert weights[1]["score"] == pytest.approx(weights[0]["score"], rel=1e-5)
+
+
+def run_worker(ranks: int, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    worker = [str(Path(__file__).with_name("rank_worker.py")), str(out), str(8 // ranks), *options]
+    launch = [sys.executable]
+    if ranks > 1:
+        port = str(20000 + os.getpid() % 20000)
+        launch += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port", port]
+    return subprocess.run(launch + worker, capture_output=True, text=True, timeout=240)
 
 
 class TestOrder:
@@ -124,9 +122,19 @@ class TestOrder:
         assert sorted(first) == sorted(second)
         assert first != second
 
+    @pytest.mark.parametrize("strategy", ["random", "group_by_length", "sequential"])
+    @pytest.mark.parametrize("rows", [5, 16, 21])
+    def test_ranks_share_out_the_steps_that_one_rank_takes(self, strategy: str, rows: int) -> None:
+        lengths = list(range(rows))
+        alone = list(StepSampler(lengths, 8, seed=3, strategy=strategy, epoch=1))
+        shares = [list(StepSampler(lengths, 8, 3, strategy, rank=r, ranks=3, epoch=1)) for r in range(3)]
+        assert {len(share) for share in shares} == {len(alone)}
+        for step, rows_of_step in enumerate(alone):
+            assert sorted(i for share in shares for i in share[step]) == sorted(rows_of_step)
+
     def test_an_unknown_strategy_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"batch_rebalance.*group_by_length"):
-            trainer(tmp_path, train_sampling_strategy="batch_rebalance")
+            trainer(tmp_path, train_sampling_strategy="batch_rebalance").train()
 
 
 class TestFailures:
@@ -141,6 +149,37 @@ class TestFailures:
         named = {name.strip() for name in str(error.value).split("rows:")[1].split(".")[0].split(",")}
         assert named
         assert named <= guilty
+
+    def test_a_non_finite_loss_on_one_rank_stops_all_of_them(self, tmp_path: Path) -> None:
+        result = run_worker(2, tmp_path / "out.json", "sequential", "poison")
+        assert result.returncode != 0
+        assert "not finite at step 1; rows: row 1" in result.stderr
+        assert "rows: of another rank" in result.stderr
+
+    def test_a_non_finite_gradient_stops_before_the_weights_change(self, tmp_path: Path) -> None:
+        made = trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=2)
+        head = made.model.get_output_embeddings().weight
+        before = head.detach().clone()
+        head.register_hook(lambda gradient: gradient * float("inf"))
+        with pytest.raises(NonFiniteLossError, match="gradient is not finite at step 1"):
+            made.train()
+        assert torch.equal(head, before)
+        assert not list(tmp_path.glob("checkpoint-*"))
+
+    def test_settings_that_would_be_ignored_are_refused(self) -> None:
+        with pytest.raises(InputError, match="use PreferenceConfig"):
+            SLIMEConfig(loss="sft")
+        with pytest.raises(InputError, match="by name"):
+            SLIMEConfig(loss_options={"hard_margin": 9})
+        with pytest.raises(InputError, match="auto_find_batch_size"):
+            SLIMEConfig(auto_find_batch_size=True)
+
+    def test_sharded_training_is_refused_until_it_is_tested(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(InputError, match="FSDP and DeepSpeed are not supported yet"):
+            trainer(tmp_path)
 
     def test_bad_hyperparameters_are_refused_before_a_model_is_loaded(self) -> None:
         with pytest.raises(InputError, match="exponent"):
@@ -174,6 +213,52 @@ class TestMetrics:
             scores.append(made.evaluate(rows))
         assert scores[0] == pytest.approx(scores[2], rel=1e-5)
         assert scores[1] == pytest.approx(scores[2], rel=1e-5)
+
+
+class TestPreparation:
+    def test_parameters_that_train_are_float32(self, tmp_path: Path) -> None:
+        made = trainer(tmp_path, tiny_model().to(torch.bfloat16), learning_rate=5e-7)
+        before = [p.detach().clone() for p in made.model.parameters()]
+        made.train()
+        moved = [(a != b).float().mean().item() for a, b in zip(before, made.model.parameters(), strict=True)]
+        assert {p.dtype for p in made.model.parameters()} == {torch.float32}
+        assert np.mean(moved) > 0.5, "steps of 5e-7 vanish in bfloat16"
+
+    def test_dropout_of_the_model_goes_and_that_of_the_adapter_stays(self, tmp_path: Path) -> None:
+        made = PreferenceTrainer(
+            model=tiny_model(attention_dropout=0.2),
+            args=PreferenceConfig(output_dir=str(tmp_path)),
+            train_dataset=random_rows(4),
+            peft_config=lora_config(r=2, dropout=0.3),
+        )
+        assert {m.p for m in made.model.modules() if isinstance(m, torch.nn.Dropout)} == {0.3}
+        assert {m.attention_dropout for m in made.model.modules() if hasattr(m, "attention_dropout")} == {0.0}
+
+    def test_the_same_arguments_serve_twice(self, tmp_path: Path) -> None:
+        first = trainer(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+        again = PreferenceTrainer(model=tiny_model(), args=first.args, train_dataset=random_rows(8))
+        assert again.data_collator.micro_batch_size == 2
+        assert len(next(iter(again.get_train_dataloader()))) == 4
+
+    def test_dropped_rows_are_said(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        tokenizer = build_tokenizer()
+        rows = [{"prompt": "Add 1 and 2.", "chosen": "3", "rejected": str(3 + i % 2)} for i in range(4)]
+        PreferenceTrainer(
+            model=tiny_model(vocab_size=len(tokenizer)),
+            args=PreferenceConfig(output_dir=str(tmp_path)),
+            train_dataset=rows,
+            processing_class=tokenizer,
+            callbacks=None,
+        )
+        assert "2 of 4 rows dropped: 2 identical responses" in caplog.text
+
+    def test_progress_is_shown_unless_it_is_switched_off(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        trainer(tmp_path).train()
+        assert "1/1 loss" in capsys.readouterr().out
+        trainer(tmp_path, disable_tqdm=True).train()
+        assert "loss" not in capsys.readouterr().out
 
 
 class TestAsInTRL:
@@ -212,6 +297,9 @@ class TestAsInTRL:
         made.train()
         metrics = made.evaluate()
         assert metrics["eval_a_loss"] == metrics["eval_b_loss"]
+        assert made.evaluate(dataset)["eval_loss"] == metrics["eval_a_loss"]
+        with pytest.raises(InputError, match="score_pairs"):
+            made.predict(dataset)
 
     def test_a_model_object_and_its_tokenizer(self, tmp_path: Path, babyllama: str) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer

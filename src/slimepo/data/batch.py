@@ -66,21 +66,21 @@ class StepCollator:
         return collate_packed(pairs, self.sides, shared=self.layout == "shared")
 
     def _cut(self, pairs: Sequence[TokenizedPair]) -> list[list[int]]:
-        order = sorted(range(len(pairs)), key=lambda i: length(pairs[i]), reverse=True)
+        order = sorted(range(len(pairs)), key=lambda i: length(pairs[i], self.sides), reverse=True)
         if self.max_tokens is None:
             size = self.micro_batch_size
             return [order[start : start + size] for start in range(0, len(order), size)]
         if self.layout == "padded":
             return _cut_by_padded_size(
-                order, [length(pair) * len(self.sides) for pair in pairs], self.max_tokens
+                order, [length(pair, self.sides) * len(self.sides) for pair in pairs], self.max_tokens
             )
         cost = packed_cost(self.layout == "shared", self.sides)
         return first_fit_decreasing([cost(pair) for pair in pairs], self.max_tokens)
 
 
-def length(pair: TokenizedPair) -> int:
-    """Tokens of the longer of the pair's two rows."""
-    return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
+def length(pair: TokenizedPair, sides: tuple[str, ...] = SIDES) -> int:
+    """Tokens of the longest of the pair's rows that are read."""
+    return len(pair.prompt) + max(len(getattr(pair, side)) for side in sides)
 
 
 def collate(

@@ -54,12 +54,15 @@ def answer_prompts(
     top_p: float,
     samples: int,
     seed: int,
+    batch_rows: int = 32,
 ) -> list[Answer]:
     """Load a model and let it answer; a stage of a run stands for the model in it."""
+    import torch
     from rich.progress import Progress
 
     from slimepo.data.chat import chat_format, encode_prompt, load_tokenizer
     from slimepo.evaluation.generate import generate
+    from slimepo.training.config import computes_in_bf16
     from slimepo.training.folder import read_json
     from slimepo.training.models import load_model
 
@@ -69,13 +72,19 @@ def answer_prompts(
     chat = chat_format(tokenizer, settings.get("template_options"))
     start: list[Message] = [Message(role="system", content=system)] if system else []
     messages = [start + prompt for prompt in prompts]
-    loaded = load_model(str(folder))
+    device = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    )
+    loaded = load_model(str(folder), dtype=torch.bfloat16 if computes_in_bf16() else torch.float32).to(device)
+    ends = loaded.generation_config.eos_token_id
+    end_ids = {chat.end_id, *([ends] if isinstance(ends, int) else ends or [])}
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("answers", total=len(prompts))
         completions = generate(
             loaded,
             [encode_prompt(chat, prompt) for prompt in messages],
-            end_token_ids={chat.end_id},
+            end_token_ids=end_ids,
+            batch_rows=batch_rows,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,

@@ -67,9 +67,9 @@ def slime(
         soft_gate: "sigmoid" as above; "one" drops the soft margin.
 
     Returns:
-        loss `[pairs]`; metrics: the three terms, log-probs per token, margin (Delta of the means), accuracy
-        (Delta > 0), past_hard_margin, past_soft_margin, rejected_below_floor (share of rejected tokens
-        below -threshold).
+        loss `[pairs]`; metrics: the three terms (`loss/rejected` always as its mean per response), log-probs per
+        token, margin (their difference), accuracy (margin > 0), past_hard_margin and past_soft_margin (of Delta),
+        rejected_below_floor (share of a response's rejected tokens below -threshold).
 
     Raises:
         InputError: a hyperparameter out of its range.
@@ -107,7 +107,7 @@ def slime(
         "loss/rejected": floor.detach(),
         "loss/distance": distance.detach(),
     }
-    metrics |= _margin_metrics(policy, metrics["margin"], hard_margin, soft_margin, threshold)
+    metrics |= _margin_metrics(policy, delta.detach(), hard_margin, soft_margin, threshold)
     if rejected_mean == "token":
         return LossOutput(anchor + distance, metrics, token_loss={"rejected": floor_BT.sum(dim=-1)})
     return LossOutput(anchor + floor + distance, metrics)
@@ -160,11 +160,11 @@ def _soft_gate(excess: Tensor, sharpness: float, kind: str) -> Tensor:
 
 
 def _margin_metrics(
-    policy: PairLogps, margin: Tensor, hard_margin: float, soft_margin: float, threshold: float
+    policy: PairLogps, delta: Tensor, hard_margin: float, soft_margin: float, threshold: float
 ) -> dict[str, Tensor]:
     below_BT = (policy.rejected.detach() < -threshold) & policy.rejected_mask
     return {
-        "past_hard_margin": (margin >= hard_margin).to(margin.dtype),
-        "past_soft_margin": (margin >= soft_margin).to(margin.dtype),
-        "rejected_below_floor": below_BT.sum(dim=-1) / token_counts(policy.rejected_mask, margin),
+        "past_hard_margin": (delta >= hard_margin).to(delta.dtype),
+        "past_soft_margin": (delta >= soft_margin).to(delta.dtype),
+        "rejected_below_floor": below_BT.sum(dim=-1) / token_counts(policy.rejected_mask, delta),
     }

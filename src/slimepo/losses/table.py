@@ -6,6 +6,8 @@ import difflib
 import functools
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_type_hints
 
@@ -48,6 +50,9 @@ def find_objective(name: str) -> Objective:
             "or your own function as package.module:function"
         )
     module_name, _, attribute = name.partition(":")
+    # The command line's own folder is not on the path as it is for `python`.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
         function = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
@@ -76,15 +81,19 @@ def bind(name: str, options: Mapping[str, Any]) -> BoundLoss:
             raise InputError(
                 f"loss {name!r} has no hyperparameter {key!r}{nearest(key, known)}; it has: {', '.join(known)}"
             )
-    hints = get_type_hints(function)
+    hints = _hints(function)
     values = {key: _typed(name, key, value, hints.get(key, Any)) for key, value in options.items()}
     bound = functools.partial(function, **values)
     ones = torch.ones(1, 1, dtype=torch.bool)
     pair = PairLogps(-torch.ones(1, 1), ones, -2 * torch.ones(1, 1), ones)
     try:
-        output = bound(pair, pair)
+        output = bound(pair, None)
     except InputError as error:
         raise InputError(f"loss {name!r}: {error}") from error
+    except Exception as error:
+        # A user's function can fail in any way; better here than after the model is loaded.
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"loss {name!r} fails on a made-up pair without reference: {reason}") from error
     if not isinstance(output, LossOutput) or output.loss.shape != (1,):
         raise InputError(f"loss {name!r} must return a slimepo.LossOutput whose loss has one value a pair")
     return bound
@@ -94,6 +103,14 @@ def nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:
     """' (did you mean X?)' for the closest known word, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _hints(function: LossFunction) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except NameError:
+        # Annotations that only a type checker can resolve: values are then taken as they are.
+        return {}
 
 
 def _typed(loss: str, key: str, value: Any, hint: Any) -> Any:

@@ -44,6 +44,7 @@ _ALWAYS: dict[str, Any] = {
     "train_sampling_strategy": "group_by_length",
     "save_strategy": "no",
     "report_to": "none",
+    "disable_tqdm": True,
     "logging_steps": 20,
 }
 
@@ -202,7 +203,7 @@ def one_run(
     A run whose loss stops being finite is a result too: its record holds the message.
     """
     model = copy.deepcopy(start.model)
-    name = f"{objective.name} {learning_rate:.0e}".replace("e-0", "e-")
+    name = f"{objective.name} {_short(learning_rate)}"
     settings = recipe.preference
     args = PreferenceConfig(
         loss=objective.loss, loss_options=objective.loss_options, learning_rate=learning_rate, seed=recipe.seed,
@@ -306,6 +307,12 @@ def _samples(world: Playground, answers: dict[str, Answers]) -> list[dict[str, A
 def _judged(task: Task, text: str, finished: bool) -> dict[str, Any]:
     verdict = check(task, text)
     return {"text": text, "correct": verdict.correct, "valid": verdict.valid, "finished": finished}
+
+
+def _short(learning_rate: float) -> str:
+    """1e-4 for 0.0001, 1.5e-4 for 0.00015."""
+    digits, _, power = f"{learning_rate:.6e}".partition("e")
+    return f"{float(digits):g}e{int(power)}"
 
 
 def _text(world: Playground, completion: Completion) -> str:

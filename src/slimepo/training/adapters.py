@@ -60,10 +60,15 @@ def add_adapter(model: PreTrainedModel, peft_config: Any) -> nn.Module:
 
 
 def trains_head(model: PreTrainedModel, peft_config: Any) -> bool:
-    """Whether the adapter trains its own copy of the output embedding."""
+    """Whether the adapter changes the output embedding: trains a copy of it, or puts LoRA on it."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
     head = model.get_output_embeddings()
     name = next((name for name, module in model.named_modules() if module is head), "")
-    return any(name == saved or name.endswith(f".{saved}") for saved in peft_config.modules_to_save or ())
+    saved = peft_config.modules_to_save or ()
+    if any(name == kept or name.endswith(f".{kept}") for kept in saved):
+        return True
+    return peft_config.target_modules != "all-linear" and bool(check_target_module_exists(peft_config, name))
 
 
 def untie_head(model: PreTrainedModel) -> None:

@@ -11,19 +11,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from slimepo.training.trainer import EpochSampler
+    from slimepo.training.order import StepSampler
 
 
 class EpochOfSampler(TrainerCallback):
     """Tells the sampler which epoch begins; on resume that is the epoch of the checkpoint."""
 
-    def __init__(self, sampler: EpochSampler) -> None:
-        self.sampler = sampler
+    sampler: StepSampler | None = None
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.sampler.epoch = int(state.epoch or 0)
+        if self.sampler is not None:
+            self.sampler.epoch = int(state.epoch or 0)
 
 
 class LogBeforeSave(TrainerCallback):
@@ -72,8 +72,10 @@ class MetricsFile(TrainerCallback):
 class TrainingProgress(TrainerCallback):
     """A progress bar in a terminal; elsewhere one plain line a log."""
 
-    def __init__(self, console: Console, title: str) -> None:
-        self.console, self.title = console, title
+    def __init__(self, console: Console | None = None, title: str = "training") -> None:
+        from rich.console import Console
+
+        self.console, self.title = console or Console(), title
         self.progress: Any = None
         self.task: Any = None
 

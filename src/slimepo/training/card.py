@@ -54,7 +54,9 @@ def _heldout(result: dict[str, Any]) -> list[str]:
     if "heldout" not in result:
         return []
     before, after = result["heldout"]["before"], result["heldout"]["after"]
-    rows = [f"| {label} | {before[key]:.3f} | {after[key]:.3f} |" for key, label in _NAMES.items()]
+    rows = [
+        f"| {label} | {before[key]:.3f} | {after[key]:.3f} |" for key, label in _NAMES.items() if key in after
+    ]
     return [
         f"## {result['heldout']['pairs']} held-out pairs",
         "",

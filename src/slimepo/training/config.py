@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from slimepo.errors import InputError
 from slimepo.losses import bind, hyperparameters, slime
 
 _SLIME = hyperparameters(slime)
@@ -35,7 +36,6 @@ class PreferenceConfig(TrainingArguments):
     # The trainer stops on a non-finite loss; transformers' filter would hide it as 0.
     logging_nan_inf_filter: bool = False
     remove_unused_columns: bool | None = False
-    disable_tqdm: bool | None = True
 
     loss: str = "slime"
     loss_options: dict[str, Any] = field(default_factory=dict)
@@ -48,15 +48,24 @@ class PreferenceConfig(TrainingArguments):
     verify_model: bool = True
     layout: str = "auto"
     max_tokens_per_batch: int | None = None
+    # Pairs of a step on each device; None: per_device_train_batch_size * gradient_accumulation_steps. The last
+    # micro-batch of a step may be short.
+    pairs_per_step: int | None = None
     # Set by the trainer, which takes a whole step at a time: pairs of one forward pass on each device.
     micro_batch_size: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         bind(self.loss, self.loss_options)
+        if self.auto_find_batch_size:
+            raise InputError(
+                "auto_find_batch_size would change the pairs of a step: give a smaller per_device_train_batch_size "
+                "and more gradient_accumulation_steps, or max_tokens_per_batch"
+            )
+        if not torch.accelerator.is_available():
+            # Said outright, or ranks on a CPU would each train alone.
+            self.use_cpu, self.dataloader_pin_memory = True, False
         if self.bf16 is None:
-            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
-        if not torch.cuda.is_available():
-            self.dataloader_pin_memory = False
+            self.bf16 = not (self.use_cpu or self.fp16) and computes_in_bf16()
         super().__post_init__()
 
 
@@ -81,6 +90,16 @@ class SLIMEConfig(PreferenceConfig):
     soft_gate: str = _SLIME["soft_gate"]
 
     def __post_init__(self) -> None:
-        self.loss = "slime"
-        self.loss_options = {name: getattr(self, name) for name in _SLIME}
+        options = {name: getattr(self, name) for name in _SLIME}
+        if self.loss != "slime" or self.loss_options not in ({}, options):
+            raise InputError(
+                "SLIMEConfig takes SLIME's hyperparameters by name (hard_margin=2.0); for another objective, or "
+                "loss_options, use PreferenceConfig"
+            )
+        self.loss_options = options
         super().__post_init__()
+
+
+def computes_in_bf16() -> bool:
+    """Whether there is a CUDA device that computes in bfloat16 itself (older ones only emulate it)."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)

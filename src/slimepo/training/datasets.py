@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from slimepo.data.chat import chat_format
 from slimepo.data.read import rows_from_records
-from slimepo.data.tokenize import TokenizedPair, tokenize
+from slimepo.data.tokenize import Drop, TokenizedPair, tokenize
 from slimepo.errors import InputError
 from slimepo.types import Preference
 
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from slimepo.training.config import PreferenceConfig
+
+
+logger = logging.getLogger(__name__)
 
 
 def tokenized(
@@ -51,4 +56,16 @@ def tokenized(
     if not result.rows:
         reasons = ", ".join(sorted({drop.reason for drop in result.drops})) or "it has no rows"
         raise InputError(f"no row of the dataset is left to train on: {reasons}")
+    _report(result.drops, result.cut, len(rows))
     return result.rows
+
+
+def _report(drops: Sequence[Drop], cut: Sequence[str], total: int) -> None:
+    """Say which rows were left out, as the command line does."""
+    reasons = ", ".join(
+        f"{count} {reason}" for reason, count in sorted(Counter(d.reason for d in drops).items())
+    )
+    if drops:
+        logger.warning("%d of %d rows dropped: %s", len(drops), total, reasons)
+    if cut:
+        logger.warning("%d of %d rows cut to max_length", len(cut), total)

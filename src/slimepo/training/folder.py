@@ -12,6 +12,9 @@ from typing import Any
 
 from slimepo.errors import InputError
 
+# Says that a folder is a run of slimepo; nothing is ever deleted from a folder without it.
+MARKER = ".slimepo-run"
+
 _LIBRARIES = ("slimepo", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "numpy")
 
 
@@ -49,16 +52,25 @@ def replace_folder(temporary: Path, final: Path) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; half-written ones (a killed run) are removed."""
-    complete = []
+    """The newest checkpoint in `folder` that was written to its end."""
+    steps = {path: step for path in folder.glob("checkpoint-*") if (step := _step(path)) is not None}
+    return max(steps, key=lambda path: steps[path]) if steps else None
+
+
+def remove_unfinished_checkpoints(folder: Path) -> None:
+    """Remove what a killed run left half-written; only the run itself may do that, before it goes on."""
     for path in folder.glob("checkpoint-*"):
-        # transformers writes trainer_state.json last.
-        state = path / "trainer_state.json"
-        try:
-            complete.append((json.loads(state.read_text(encoding="utf-8"))["global_step"], path))
-        except (OSError, ValueError, KeyError):
+        if _step(path) is None:
             shutil.rmtree(path)
-    return max(complete)[1] if complete else None
+
+
+def _step(checkpoint: Path) -> int | None:
+    """The step of a complete checkpoint: transformers writes trainer_state.json last."""
+    try:
+        step: int = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return step
 
 
 def versions() -> dict[str, str]:

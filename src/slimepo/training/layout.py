@@ -1,8 +1,9 @@
-"""Which batch layout a model takes: tried out, not looked up."""
+"""What a model is tried out on before it trains: its log-probs, and the batch layouts it takes."""
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Callable
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from slimepo.data.batch import SIDES, Layout, PairBatch, collate, collate_packed
 from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError
+from slimepo.kernels.naive import gather_logps
 from slimepo.training.attention import install
 from slimepo.training.logps import causal_lm, policy_logps
+from slimepo.training.precision import measuring
 
 LAYOUTS = ("auto", *get_args(Layout))
 
@@ -50,38 +53,44 @@ def choose_layout(model: nn.Module, wanted: str, sides: tuple[str, ...] = SIDES)
     return "padded", f"{type(inner).__name__} cannot take {layout} rows: {reason}"
 
 
-def untried_layout(model: nn.Module, wanted: str) -> tuple[Layout, str]:
-    """The layout for a model that cannot be probed: as asked, and padded rows for `auto`."""
-    for layout in get_args(Layout):
-        if layout == wanted != "padded":
-            install(causal_lm(model))
-            return layout, "as asked, not tried out"
-    if wanted not in LAYOUTS:
-        raise InputError(f"layout = {wanted!r} is unknown: give one of {', '.join(LAYOUTS)}")
-    return "padded", "no other was tried out"
+def verify_logps(model: nn.Module) -> None:
+    """Compare with the model's own logits on a few tokens: no architecture may train on wrong numbers.
+
+    Raises:
+        InputError: the log-probs differ by more than rounding explains.
+    """
+    inner = causal_lm(model)
+    weight = inner.get_input_embeddings().weight
+    ids = (torch.arange(2, 14, device=weight.device) % inner.config.get_text_config().vocab_size)[None]
+    with measuring(model) as forward:
+        ours = forward(input_ids=ids, predict_at=torch.arange(11, device=weight.device), targets=ids[0, 1:])
+        logits = forward(input_ids=ids).logits[0, :-1].float()
+    worst = (ours.float() - gather_logps(logits, ids[0, 1:])).abs().max().item()
+    # A logit of 16 is rounded by up to 1/16 in bfloat16, and some architectures work on it in that precision.
+    allowed = _CLOSE.get(weight.dtype, 0.02) * max(1.0, logits.abs().max().item())
+    if not worst <= allowed:
+        raise InputError(
+            f"{type(inner).__name__}: log-probs computed from its hidden states differ from its own logits by "
+            f"{worst:.3g} nats; its head does something slimepo does not know, so it cannot be trained here"
+        )
 
 
-@torch.no_grad()
 def _difference(model: nn.Module, layout: Layout) -> str | None:
     """What is wrong with the layout on a probe of two pairs; None where nothing is."""
-    if getattr(causal_lm(model), "_is_stateful", False):
+    inner = causal_lm(model)
+    if getattr(inner, "_is_stateful", False):
         return "it holds state along the row"
-    pairs = _probe(causal_lm(model).config.get_text_config().vocab_size)
-    device = causal_lm(model).get_input_embeddings().weight.device
-    training = model.training
-    model.eval()
-    try:
-        padded = _logps(model, collate(pairs), device)
-        packed = _logps(model, collate_packed(pairs, shared=layout == "shared"), device)
-    finally:
-        model.train(training)
+    pairs = _probe(inner.config.get_text_config().vocab_size)
+    weight = inner.get_input_embeddings().weight
+    with measuring(model) as forward:
+        padded = _logps(forward, collate(pairs), weight.device)
+        packed = _logps(forward, collate_packed(pairs, shared=layout == "shared"), weight.device)
     worst = (padded - packed).abs().max().item()
-    close = _CLOSE.get(causal_lm(model).get_input_embeddings().weight.dtype, _CLOSE_HALF)
-    return None if worst <= close else f"log-probs differ by {worst:.3g} nats"
+    return None if worst <= _CLOSE.get(weight.dtype, _CLOSE_HALF) else f"log-probs differ by {worst:.3g} nats"
 
 
-def _logps(model: nn.Module, batch: PairBatch, device: torch.device) -> Tensor:
-    logps = policy_logps(model, to_device(batch, device))
+def _logps(forward: Callable[..., Any], batch: PairBatch, device: torch.device) -> Tensor:
+    logps = policy_logps(forward, to_device(batch, device))
     return torch.cat([logps.chosen, logps.rejected]).float()
 
 

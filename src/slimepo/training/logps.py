@@ -14,7 +14,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -45,15 +44,30 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
 
 
 def install_logps(model: nn.Module) -> None:
-    """Let `model(input_ids, predict_at=..., targets=...)` return log-probs `[N]`; other calls stay as they are."""
+    """Let `model(input_ids, predict_at=..., targets=...)` return log-probs `[N]`; other calls stay as they are.
+
+    Doing it again changes nothing, so that what accelerate has put around the forward meanwhile stays.
+    """
     inner: Any = causal_lm(model)
+    if getattr(inner, "_gives_logps", False):
+        return
     # A bound method, not a closure: a deep copy of the model then calls the copy and not this one.
     model_class: Any = type(inner)
     inner.forward = types.MethodType(_forward_of(model_class), inner)
+    inner._gives_logps = True
 
 
-def policy_logps(model: nn.Module, batch: PairBatch) -> PairLogps:
-    """Log-probs of the batch's response tokens under `model` (which has `install_logps` behind it)."""
+def plain_forward(model: nn.Module) -> Callable[..., Any]:
+    """The model's forward, log-probs included, without what accelerate has put around it."""
+    inner: Any = causal_lm(model)
+    model_class: Any = type(inner)
+    if inner is model:
+        return functools.partial(_forward_of(model_class), inner)
+    return functools.partial(type(model).forward, model)
+
+
+def policy_logps(forward: Callable[..., Any], batch: PairBatch) -> PairLogps:
+    """Log-probs of the batch's response tokens; `forward` is a model that has `install_logps` behind it."""
     inputs: dict[str, Any] = {
         "input_ids": batch["input_ids"],
         "predict_at": batch["predict_at"],
@@ -61,32 +75,7 @@ def policy_logps(model: nn.Module, batch: PairBatch) -> PairLogps:
     }
     if batch["packing"] is not None:
         inputs |= {"position_ids": batch["packing"]["position_ids"], "packing": batch["packing"]}
-    logps = model(**inputs)
-    return pair_logps(logps, batch)
-
-
-@torch.no_grad()
-def verify_logps(model: nn.Module, tolerance: float = 0.05) -> None:
-    """Compare with the model's own logits on a few tokens: no architecture may train on wrong numbers.
-
-    Raises:
-        InputError: the log-probs differ by more than `tolerance` nats (bf16 rounding stays well under it).
-    """
-    inner = causal_lm(model)
-    device = inner.get_input_embeddings().weight.device
-    ids = (torch.arange(2, 14, device=device) % inner.config.get_text_config().vocab_size)[None]
-    training = model.training
-    model.eval()
-    ours = model(input_ids=ids, predict_at=torch.arange(11, device=device), targets=ids[0, 1:])
-    logits = model(input_ids=ids).logits
-    model.train(training)
-    theirs = gather_logps(logits[0, :-1].float(), ids[0, 1:])
-    worst = (ours.float() - theirs).abs().max().item()
-    if not worst <= tolerance:
-        raise InputError(
-            f"{type(inner).__name__}: log-probs computed from its hidden states differ from its own logits by "
-            f"{worst:.3g} nats; its head does something slimepo does not know, so it cannot be trained here"
-        )
+    return pair_logps(forward(**inputs), batch)
 
 
 @functools.cache

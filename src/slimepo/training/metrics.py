@@ -34,7 +34,7 @@ class MetricSums:
         values = {**output.metrics, "loss": output.loss}
         values |= {f"token_loss/{side}": sums for side, sums in output.token_loss.items()}
         for name, value in values.items():
-            total = value.detach().double().sum() * weight
+            total = _wide(value.detach()).sum() * weight
             self.sums[name] = self.sums[name] + total if name in self.sums else total
         tokens = side_tokens(batch)
         self.pairs += batch["pairs"] * weight
@@ -50,7 +50,7 @@ class MetricSums:
         facts = [self.pairs, self.chosen_tokens, self.rejected_tokens, self.real_tokens, self.computed_tokens]
         device = accelerator.device
         parts = [*self.sums.values(), *(torch.tensor(float(fact)) for fact in facts)]
-        total = accelerator.reduce(torch.stack([p.double().to(device) for p in parts]), "sum").cpu()
+        total = accelerator.reduce(torch.stack([_wide(p.to(device)) for p in parts]), "sum").cpu()
         sums = dict(zip(self.sums, total, strict=False))
         pairs, chosen, rejected, real, computed = (int(value) for value in total[len(sums) :])
         return MetricSums(sums, pairs, chosen, rejected, real, computed, self.started)
@@ -71,6 +71,11 @@ class MetricSums:
             "tokens_per_second": self.real_tokens / seconds,
             "padding_share": 1 - self.real_tokens / max(self.computed_tokens, 1),
         }
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float64 where the device has it."""
+    return values.float() if values.device.type == "mps" else values.double()
 
 
 def side_tokens(batch: PairBatch) -> dict[str, int]:

@@ -83,7 +83,9 @@ class Stage(Settings):
             return values
         sft = values.get("loss") == "sft"
         defaults: dict[str, Any] = {"learning_rate": 2e-4 if sft else 5e-7, "epochs": 3 if sft else 1}
-        defaults |= {"part": "sft" if sft else "preference", "name": values.get("loss", "")}
+        # A user's own objective, package.module:function, lends its stage the function's name.
+        name = str(values.get("loss", "")).rpartition(":")[2]
+        defaults |= {"part": "sft" if sft else "preference", "name": name}
         return {**defaults, **values}
 
 
@@ -95,7 +97,9 @@ class Recipe(Settings):
     """A pipeline: one model, one data set, stages that each start from what the one before made.
 
     `adapter` is LoRA for a pretrained model and nothing (full fine-tuning) for a random one, unless given;
-    the word `none` means full fine-tuning.
+    the word `none` means full fine-tuning. `dtype` is that of the frozen weights (auto: bfloat16 under an adapter
+    where the device computes in it), `export_dtype` that of exported models: a bfloat16 export rounds away most of
+    what a small learning rate has changed.
     """
 
     model: str | RandomModel
@@ -106,6 +110,7 @@ class Recipe(Settings):
     template_options: dict[str, Any] = Field(default_factory=dict)
     adapter: Annotated[Adapter | None, BeforeValidator(_none_word)] = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    export_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = Field(0, ge=0)
     smoke: bool = False
 
@@ -135,11 +140,20 @@ class Recipe(Settings):
 
     @property
     def parts(self) -> dict[str, float]:
-        """The parts of the split: as given, or the paper's (all of it to the one part when no other is used)."""
+        """The parts of the split: as given, or the paper's one third to two for `sft` and `preference`.
+
+        A recipe whose stages use one part gives it everything. One row in a hundred is held out, unless other
+        rows are.
+        """
         if self.data.parts is not None:
             return self.data.parts
+        used = list(dict.fromkeys(stage.part for stage in self.stages))
         heldout = {} if self.data.heldout else {"heldout": 0.01}
-        return {"sft": 0.33, "preference": 0.66, **heldout}
+        if len(used) == 1:
+            return {used[0]: 1 - sum(heldout.values()), **heldout}
+        return (
+            {"sft": 0.33, "preference": 0.66, **heldout} if heldout else {"sft": 1 / 3, "preference": 2 / 3}
+        )
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> Recipe:
@@ -172,14 +186,8 @@ def one_stage_recipe(model: str, data: str, loss: str, overrides: Sequence[str] 
 
     Overrides that name a key of a stage (`learning_rate=1e-6`) set it; others set keys of the recipe.
     """
-    part = "sft" if loss == "sft" else "preference"
-    stage = {"loss": loss, "name": loss.rpartition(":")[2], "part": part}
-    values: dict[str, Any] = {"model": model, "data": {"path": data}, "stages": [stage]}
+    values: dict[str, Any] = {"model": model, "data": {"path": data}, "stages": [{"loss": loss}]}
     for override in overrides:
         in_stage = override.split("=")[0].split(".")[0] in Stage.model_fields
         set_key(values, f"stages.0.{override}" if in_stage else override)
-    if "parts" not in values["data"]:
-        values["data"]["parts"] = (
-            {part: 1.0} if values["data"].get("heldout") else {part: 0.99, "heldout": 0.01}
-        )
     return make_recipe(values, "train")

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from slimepo.data.chat import ChatFormat, chat_format, load_tokenizer
 from slimepo.data.read import read_rows
-from slimepo.data.split import fingerprint, split
+from slimepo.data.split import fingerprint, row_hash, split
 from slimepo.data.tokenize import TokenizedPair, tokenize
 from slimepo.errors import InputError
 from slimepo.settings import dump
-from slimepo.training.folder import is_main_process, read_json, versions, write_json, write_text
+from slimepo.training.folder import MARKER, is_main_process, read_json, versions, write_json, write_text
 from slimepo.training.recipe import Data, RandomModel, Recipe, Stage
 from slimepo.training.stage import StageRows, run_stage, stage_arguments
 from slimepo.types import Preference
@@ -62,27 +62,27 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
             rows = stage_rows(recipe, stage, data, chat, out, console)
             ends = {chat.end_id}
             results.append(run_stage(recipe, stage, base, rows, tokenizer, ends, out / stage.name, console))
-        base = str(out / stage.name / "model")
+        # Absolute: adapters name their base, wherever they are loaded from.
+        base = str((out / stage.name / "model").resolve())
     return results
 
 
 def check_folder(recipe: Recipe, out: Path, restart: bool) -> None:
-    """Refuse a folder in which something else has been done; with `restart`, clear a run of slimepo away.
+    """Refuse a folder in which something else has been done; with `restart`, clear this run's stages away.
 
     Raises:
-        InputError: the folder holds the run of another recipe, or no run at all.
+        InputError: the folder holds the run of another recipe, or something that is no run.
     """
-    stored = out / "recipe.yaml"
-    if not is_main_process() or not out.exists():
+    if not is_main_process() or not out.exists() or not any(out.iterdir()):
         return
-    if not stored.exists():
-        if any(out.iterdir()):
-            raise InputError(f"{out} is not empty and no run of slimepo; give another --out")
-        return
-    started = any(out.glob("*/stage.json")) or any(out.glob("*/checkpoints/*"))
-    if restart or not started:
-        shutil.rmtree(out)
-    elif (old := stored.read_text(encoding="utf-8")) != dump(recipe):
+    if not out.is_dir() or not (out / MARKER).exists():
+        raise InputError(f"{out} is not empty and no run of slimepo; give another --out")
+    old = (out / "recipe.yaml").read_text(encoding="utf-8")
+    stages = [path.parent for path in (*out.glob("*/stage.json"), *out.glob("*/checkpoints"))]
+    if restart:
+        for stage in set(stages):
+            shutil.rmtree(stage)
+    elif stages and old != dump(recipe):
         raise InputError(
             f"{out} holds a run of another recipe ({_first_difference(old, dump(recipe))}); "
             "give another --out, or --restart to throw that run away"
@@ -90,13 +90,25 @@ def check_folder(recipe: Recipe, out: Path, restart: bool) -> None:
 
 
 def claim_folder(recipe: Recipe, out: Path, data: RunData, console: Console) -> None:
-    """Write down what runs here: the resolved recipe, the libraries' versions, the data's facts."""
+    """Write down what runs here: the resolved recipe, the libraries' versions, the data's facts.
+
+    Raises:
+        InputError: the run was begun on other data, so that going on would mix the two.
+    """
     if not is_main_process():
         return
-    old, new = read_json(out / "versions.json") or {}, versions()
+    begun = any(out.glob("*/stage.json")) or any(out.glob("*/checkpoints"))
+    before = read_json(out / "data.json") if begun else None
+    if before is not None and before["parts"] != data.facts["parts"]:
+        raise InputError(
+            f"{recipe.data.path} has changed since {out} was begun; give another --out, or --restart"
+        )
+    old: dict[str, str] = (read_json(out / "versions.json") if begun else None) or {}
+    new = versions()
     changed = [f"{name} {old[name]} then, {new[name]} now" for name in old if old[name] != new.get(name)]
     if changed:
         console.print(f"note: the run was begun with other versions: {', '.join(changed)}", highlight=False)
+    write_text(out / MARKER, "A run of slimepo; see recipe.yaml.\n")
     write_text(out / "recipe.yaml", dump(recipe))
     write_json(out / "versions.json", old or new)
     write_json(out / "data.json", data.facts)
@@ -132,7 +144,15 @@ def load_data(recipe: Recipe) -> RunData:
         parts["heldout"] = read_rows(
             data.heldout, format=data.format, split=data.heldout_split, skip_bad_rows=data.skip_bad_rows
         ).preferences
-    parts["heldout"] = parts.get("heldout", [])[: data.heldout_limit]
+    heldout = parts.get("heldout", [])
+    if data.heldout_limit is not None and len(heldout) > data.heldout_limit:
+        # By content, so that the order of the file does not matter.
+        heldout = sorted(heldout, key=row_hash)[: data.heldout_limit]
+    parts["heldout"] = heldout
+    unused = len(rows.preferences) - sum(
+        len(p) for name, p in parts.items() if name != "heldout" or not data.heldout
+    )
+    facts["in_no_part"] = unused
     facts["parts"] = {
         name: {"rows": len(part), "fingerprint": fingerprint(part)} for name, part in parts.items()
     }
@@ -151,8 +171,11 @@ def stage_rows(
 
     pairs = "rejected" in find_objective(stage.loss).sides
     train, dropped = _tokenized(data.parts[stage.part], chat, recipe.data, pairs)
-    heldout, heldout_dropped = _tokenized(data.parts["heldout"], chat, recipe.data, pairs=True)
+    # Held-out demonstrations have one side; pairs are scored on both, whatever the stage trains on.
+    compared = any(row.rejected for row in data.parts["heldout"])
+    heldout, heldout_dropped = _tokenized(data.parts["heldout"], chat, recipe.data, pairs=compared)
     _say_dropped(console, stage.part, len(train), dropped)
+    _say_dropped(console, "heldout", len(heldout), heldout_dropped)
     if is_main_process():
         write_json(
             out / stage.name / "data.json",
@@ -191,6 +214,8 @@ def _announce(recipe: Recipe, chat: ChatFormat, data: RunData, console: Console)
         f"{data.facts['rows']:,} rows ({data.facts['format']}) from {recipe.data.path}: {parts}",
         highlight=False,
     )
+    if data.facts["in_no_part"] > 0:
+        console.print(f"{data.facts['in_no_part']:,} rows are in no part of data.parts", highlight=False)
     if data.facts["malformed"]:
         console.print(f"{data.facts['malformed']} malformed rows skipped", highlight=False)
     for note in chat.notes:

@@ -21,9 +21,15 @@ from slimepo.losses import hyperparameters, slime
 from slimepo.training.adapters import PROJECTIONS, lora_config
 from slimepo.training.callbacks import MetricsFile, TrainingProgress
 from slimepo.training.card import model_card
-from slimepo.training.config import PreferenceConfig
+from slimepo.training.config import PreferenceConfig, computes_in_bf16
 from slimepo.training.export import export_model
-from slimepo.training.folder import is_main_process, last_checkpoint, write_json, write_text
+from slimepo.training.folder import (
+    is_main_process,
+    last_checkpoint,
+    remove_unfinished_checkpoints,
+    write_json,
+    write_text,
+)
 from slimepo.training.models import load_config, load_model, random_config, random_model, smoke_config
 from slimepo.training.recipe import Adapter, RandomModel, Recipe, Stage
 
@@ -59,8 +65,12 @@ def run_stage(
     A stage that was interrupted goes on from its last complete checkpoint and ends in the same weights.
     """
     started = time.time()
-    checkpoint = last_checkpoint(folder / "checkpoints")
     trainer = stage_trainer(recipe, stage, base, rows, tokenizer, folder, callbacks)
+    console.print(f"{stage.name}: layout {trainer.layout} ({trainer.layout_reason})", highlight=False)
+    if is_main_process():
+        remove_unfinished_checkpoints(folder / "checkpoints")
+    trainer.accelerator.wait_for_everyone()
+    checkpoint = last_checkpoint(folder / "checkpoints")
     threshold = stage.loss_options.get("threshold", hyperparameters(slime)["threshold"])
     before = _scores(trainer.model, rows.heldout, console, "held-out pairs before")
     progress = TrainingProgress(console, stage.name)
@@ -79,6 +89,7 @@ def run_stage(
         "base": base if isinstance(base, str) else base.model_dump(),
         "steps": trainer.state.global_step,
         "rows": len(rows.train),
+        "layout": trainer.layout,
         "seconds": round(time.time() - started, 1),
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
@@ -92,8 +103,9 @@ def run_stage(
             "chosen_fell": chosen_fell(before, after),
         }
     if is_main_process():
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        result["export_difference"] = export_model(model, tokenizer, folder / "model", end_token_ids)
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        dtype = getattr(torch, recipe.export_dtype)
+        result["export_difference"] = export_model(model, tokenizer, folder / "model", end_token_ids, dtype)
         write_text(folder / "model" / "README.md", model_card(recipe, stage, result))
         # What the chat template was given in training, so that generation gives it the same.
         write_json(folder / "model" / "slimepo.json", {"template_options": recipe.template_options})
@@ -117,6 +129,11 @@ def stage_trainer(
 
     args = stage_arguments(recipe, stage, folder)
     model = stage_model(recipe, base, tokenizer)
+    if recipe.adapter is not None and not isinstance(base, str):
+        # An adapter's checkpoints are of use only beside the model they were made for.
+        model.name_or_path = str((folder / "base").resolve())
+        if is_main_process():
+            model.save_pretrained(folder / "base")
     set_seed(recipe.seed)
     return PreferenceTrainer(
         model=model,
@@ -146,7 +163,8 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
     Raises:
         InputError: an argument that does not exist or does not fit.
     """
-    micro, accumulation = micro_batches(stage, recipe.smoke)
+    share = device_share(stage, recipe.smoke)
+    micro = min(stage.micro_batch_size, share)
     values: dict[str, Any] = {
         "output_dir": str(folder / "checkpoints"),
         "loss": stage.loss,
@@ -156,7 +174,9 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         "max_steps": SMOKE_STEPS if recipe.smoke else stage.max_steps,
         "per_device_train_batch_size": micro,
         "per_device_eval_batch_size": micro,
-        "gradient_accumulation_steps": accumulation,
+        "gradient_accumulation_steps": math.ceil(share / micro),
+        "pairs_per_step": share,
+        "disable_tqdm": True,
         "save_steps": stage.save_every,
         "save_total_limit": 2,
         "seed": recipe.seed,
@@ -171,8 +191,8 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         raise InputError(f"stage {stage.name!r}: {error}") from error
 
 
-def micro_batches(stage: Stage, smoke: bool = False) -> tuple[int, int]:
-    """Pairs of a micro-batch on each device, and how many make a step.
+def device_share(stage: Stage, smoke: bool = False) -> int:
+    """Pairs of a step on each device.
 
     Raises:
         InputError: the batch cannot be shared out evenly over the devices.
@@ -183,8 +203,7 @@ def micro_batches(stage: Stage, smoke: bool = False) -> tuple[int, int]:
         raise InputError(
             f"stage {stage.name!r}: batch_size {batch} cannot be shared out over {ranks} devices"
         )
-    share = batch // ranks
-    return min(stage.micro_batch_size, share), math.ceil(share / min(stage.micro_batch_size, share))
+    return batch // ranks
 
 
 def _lora(adapter: Adapter) -> Any:
@@ -196,10 +215,8 @@ def _lora(adapter: Adapter) -> Any:
 def _dtype(recipe: Recipe) -> torch.dtype:
     if recipe.dtype != "auto":
         return getattr(torch, recipe.dtype)  # type: ignore[no-any-return]
-    frozen_base = recipe.adapter is not None
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     # A model that trains whole keeps float32 weights: steps of 5e-7 vanish in bfloat16.
-    return torch.bfloat16 if frozen_base and bf16 else torch.float32
+    return torch.bfloat16 if recipe.adapter is not None and computes_in_bf16() else torch.float32
 
 
 def _scores(

@@ -37,6 +37,8 @@ def print_summary(results: Sequence[dict[str, Any]], out: Path, console: Console
 def _change(result: dict[str, Any], key: str, form: str) -> str:
     if "heldout" not in result:
         return "-"
+    if key not in result["heldout"]["after"]:
+        return "-"
     before, after = result["heldout"]["before"][key], result["heldout"]["after"][key]
     return f"{form.format(before)} → {form.format(after)}"
 

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from slimepo.data.batch import Layout, PairBatch, StepCollator, epoch_order, length
+from slimepo.data.batch import PairBatch, StepCollator, length
 from slimepo.data.chat import load_tokenizer
 from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.losses import Counts, bind, find_objective, step_loss
-from slimepo.training.adapters import add_adapter
-from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave
+from slimepo.training.adapters import add_adapter, keep_trained_in_float32
+from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, TrainingProgress
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
 from slimepo.training.datasets import tokenized
-from slimepo.training.layout import choose_layout, untried_layout
-from slimepo.training.logps import causal_lm, install_logps, policy_logps, verify_logps
+from slimepo.training.layout import choose_layout, verify_logps
+from slimepo.training.logps import causal_lm, install_logps, policy_logps
 from slimepo.training.metrics import MetricSums, side_tokens
 from slimepo.training.models import check_embeddings, load_model
+from slimepo.training.order import StepSampler
+from slimepo.training.precision import measuring
 from slimepo.types import LossOutput
 
 
@@ -35,10 +38,10 @@ class PreferenceTrainer(Trainer):
 
     What differs from transformers' Trainer: a dataloader item is a whole optimizer step (a list of
     micro-batches), so that its loss can be divided by the pairs of the global batch whatever the layout; the
-    order of rows is a function of seed and epoch; a non-finite loss stops the run.
+    rows of a step are a function of seed and epoch; a non-finite loss or gradient stops the run.
 
     Args:
-        model: a model, a folder or a Hub id.
+        model: a model, a folder or a Hub id. Parameters that train are held in float32.
         args: a `PreferenceConfig`; `SLIMEConfig()` by default.
         train_dataset: rows in any format that `slimepo.data.formats` knows (a TRL dataset as it is), a list of
             `Preference`, or a list of `TokenizedPair`.
@@ -59,67 +62,80 @@ class PreferenceTrainer(Trainer):
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: Any = None,
-        callbacks: Sequence[TrainerCallback] = (),
+        callbacks: Sequence[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         args = _whole_steps(args or SLIMEConfig())
-        objective = find_objective(args.loss)
+        _refuse_sharding(args)
+        self.sides = find_objective(args.loss).sides
         self.loss_function = bind(args.loss, args.loss_options)
         if isinstance(model, str):
             processing_class = processing_class or load_tokenizer(model)
         loaded = load_model(model, **args.model_init_kwargs) if isinstance(model, str) else model
         policy = _prepared(loaded, args, processing_class, peft_config)
-        sides = objective.sides
-        train_rows = tokenized(train_dataset, processing_class, args, sides)
-        if isinstance(eval_dataset, Mapping):
-            eval_rows: Any = {k: tokenized(v, processing_class, args, sides) for k, v in eval_dataset.items()}
-        else:
-            eval_rows = tokenized(eval_dataset, processing_class, args, sides)
-        self.sampler = EpochSampler([length(row) for row in train_rows or ()], args)
-        self._window: MetricSums | None = None
+        own = [EpochOfSampler(), LogBeforeSave(), *([] if args.disable_tqdm else [TrainingProgress()])]
         super().__init__(
             model=policy,
             args=args,
             data_collator=StepCollator(
                 args.micro_batch_size or 1,
-                sides,
+                self.sides,
                 _pad_id(processing_class),
                 max_tokens=args.max_tokens_per_batch,
             ),
-            train_dataset=train_rows,
-            eval_dataset=eval_rows,
+            train_dataset=tokenized(train_dataset, processing_class, args, self.sides),
             processing_class=processing_class,
-            callbacks=[EpochOfSampler(self.sampler), LogBeforeSave(), *callbacks],
+            callbacks=[*own, *(callbacks or [])],
             optimizers=optimizers,
         )
+        self.eval_dataset = self._rows(eval_dataset)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        self.layout, self.layout_reason = self._layout(args, sides)
-        self.data_collator = replace(self.data_collator, layout=self.layout)
-
-    def _layout(self, args: PreferenceConfig, sides: tuple[str, ...]) -> tuple[Layout, str]:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            # The probe needs whole weights, which sharded models do not have here.
-            return untried_layout(self.model, args.layout)
         if args.verify_model:
             verify_logps(self.model)
-        return choose_layout(self.model, args.layout, sides)
+        self.layout, self.layout_reason = choose_layout(self.model, args.layout, self.sides)
+        self.data_collator = replace(self.data_collator, layout=self.layout)
+        # A rank without rows in a short last step still takes part in it, with weight 0.
+        self._spare = self.data_collator(self.train_dataset[:1]) if self.train_dataset else []
+        self._window: MetricSums | None = None
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return self.sampler
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Steps of the epoch, of which this rank takes its share; a step is a list of micro-batches."""
+        if self.train_dataset is None:
+            raise InputError("there is nothing to train on: give train_dataset")
+        args, ranks = self.args, self.accelerator.num_processes
+        sampler = StepSampler(
+            lengths=[length(row, self.sides) for row in self.train_dataset],
+            step_size=args.train_batch_size * ranks,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            strategy=args.train_sampling_strategy,
+            drop_last=args.dataloader_drop_last,
+            rank=self.accelerator.process_index,
+            ranks=ranks,
+        )
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EpochOfSampler):
+                callback.sampler = sampler
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
 
     def training_step(
         self, model: nn.Module, inputs: list[PairBatch], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Forward and backward of one optimizer step; returns its loss times the number of ranks.
+        """Forward and backward of one optimizer step; returns its loss, of which every rank has its part.
 
-        (The Trainer takes the mean over ranks of what this returns, and so do wrapped models of gradients.)
+        Gradients and the returned loss are multiplied by the number of ranks, because both are averaged over them.
         """
         self._window = self._window or MetricSums()
         model.train()
-        batches = self._prepare_inputs(inputs)
-        counts = self._global_counts(batches)
-        ranks = self.accelerator.num_processes
+        counts = self._global_counts(inputs)
+        weight = self.accelerator.num_processes if inputs else 0
+        batches = self._prepare_inputs(inputs or self._spare)
         total = torch.zeros((), device=self.args.device)
         outputs = []
         for i, batch in enumerate(batches):
@@ -127,14 +143,14 @@ class PreferenceTrainer(Trainer):
             self.accelerator.gradient_state._set_sync_gradients(last)
             with nullcontext() if last else self.accelerator.no_sync(model):
                 output = self._objective(model, batch)
-                loss = step_loss(output, counts) * ranks
+                loss = step_loss(output, counts) * weight
                 self.accelerator.backward(loss)
             total += loss.detach()
             outputs.append(output)
-        if not torch.isfinite(total):
+        if not torch.isfinite(self.accelerator.reduce(total, "sum")):
             self._stop_on_non_finite(batches, outputs)
         for batch, output in zip(batches, outputs, strict=True):
-            self._window.add(batch, output)
+            self._window.add(batch, output, weight=int(weight > 0))
         return total
 
     def compute_loss(
@@ -153,37 +169,38 @@ class PreferenceTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Loss and metrics over a dataset, in eval mode, means over its pairs; logged with the prefix."""
-        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(chosen, Mapping):
+        rows = self.eval_dataset if eval_dataset is None else self._rows(eval_dataset)
+        if rows is None:
+            raise InputError("there is nothing to evaluate on: give eval_dataset")
+        if isinstance(rows, Mapping):
             parts = [
-                self.evaluate(rows, ignore_keys, f"{metric_key_prefix}_{name}")
-                for name, rows in chosen.items()
+                self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}") for name, part in rows.items()
             ]
             return {key: value for part in parts for key, value in part.items()}
-        metrics = {f"{metric_key_prefix}_{k}": v for k, v in self.score(chosen).items()}
+        metrics = {f"{metric_key_prefix}_{k}": v for k, v in self.score(rows).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    @torch.no_grad()
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Not of use here: a preference model predicts nothing but log-probs, which `slimepo.score_pairs` gives."""
+        raise InputError("PreferenceTrainer has no predict: slimepo.score_pairs gives the log-probs of pairs")
+
     def score(self, rows: Sequence[TokenizedPair]) -> dict[str, float]:
-        """Mean loss and metrics of the current model on tokenised rows, over all ranks."""
-        model = self._wrap_model(self.model, training=False)
-        training = model.training
-        model.eval()
-        collator: StepCollator = self.data_collator
+        """Mean loss and metrics of the current model on tokenised rows, over all ranks.
+
+        In the precision of `slimepo.training.precision.measuring`, so that figures compare before and after.
+        """
         size, ranks = self.args.eval_batch_size, self.accelerator.num_processes
-        ordered = sorted(rows, key=length, reverse=True)
+        ordered = sorted(rows, key=lambda row: length(row, self.sides), reverse=True)
         chunks = [ordered[start : start + size] for start in range(0, len(ordered), size)]
         sums = MetricSums()
-        for first in range(0, len(chunks), ranks):
-            # Every rank runs the same number of forward passes, as sharded models need; a surplus one is not counted.
-            mine = first + self.accelerator.process_index
-            chunk = chunks[min(mine, len(chunks) - 1)]
-            batch = self._prepare_inputs(collator.batch(chunk))
-            output = self._objective(model, batch)
-            sums.add(batch, output, weight=int(mine < len(chunks)))
-        model.train(training)
+        with measuring(self.model) as forward:
+            for first in range(0, len(chunks), ranks):
+                # A rank left without a chunk scores the last one with weight 0: its sums need the same names.
+                mine = first + self.accelerator.process_index
+                batch = self._prepare_inputs(self.data_collator.batch(chunks[min(mine, len(chunks) - 1)]))
+                sums.add(batch, self._objective(forward, batch), weight=int(mine < len(chunks)))
         return sums.reduced(self.accelerator).means()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -197,14 +214,30 @@ class PreferenceTrainer(Trainer):
         """6 * parameters * tokens, over the micro-batches of a step."""
         return sum(int(super(PreferenceTrainer, self).floating_point_ops(dict(b))) for b in inputs)
 
-    def _objective(self, model: nn.Module, batch: PairBatch) -> LossOutput:
-        return self.loss_function(policy_logps(model, batch), None)
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient's norm, which the Trainer asks for before every optimizer step."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
+            raise NonFiniteLossError(
+                f"the gradient is not finite at step {self.state.global_step + 1}, although the loss is; "
+                "the weights are as they were. Lower the learning rate"
+            )
+        return norm
+
+    def _rows(self, dataset: Any) -> Any:
+        if isinstance(dataset, Mapping):
+            return {name: self._rows(part) for name, part in dataset.items()}
+        return tokenized(dataset, self.processing_class, self.args, self.sides)
+
+    def _objective(self, forward: Any, batch: PairBatch) -> LossOutput:
+        return self.loss_function(policy_logps(forward, batch), None)
 
     def _global_counts(self, batches: list[PairBatch]) -> Counts:
         local = _counts(batches)
         if self.accelerator.num_processes == 1:
             return local
-        counts = torch.tensor(local, dtype=torch.float64, device=self.args.device)
+        # Counts of a step are far below 2**24, so float32 holds them exactly on every device.
+        counts = torch.tensor(local, dtype=torch.float32, device=self.args.device)
         return Counts(*self.accelerator.reduce(counts, "sum").tolist())
 
     def _stop_on_non_finite(self, batches: list[PairBatch], outputs: list[LossOutput]) -> None:
@@ -222,57 +255,55 @@ class PreferenceTrainer(Trainer):
 
 
 class SLIMETrainer(PreferenceTrainer):
-    """`PreferenceTrainer` under the name of the objective; takes the arguments of TRL's `DPOTrainer`."""
+    """`PreferenceTrainer` under the name of the objective.
 
-
-class EpochSampler(Sampler[int]):
-    """Row order by `epoch_order`; `epoch` is set by a callback, so that a resumed run goes on exactly."""
-
-    def __init__(self, lengths: Sequence[int], args: PreferenceConfig) -> None:
-        strategy = args.train_sampling_strategy
-        if strategy not in ("random", "group_by_length", "sequential"):
-            raise InputError(
-                f"train_sampling_strategy = {strategy!r} is not supported: give random, group_by_length or sequential"
-            )
-        self.lengths, self.strategy = lengths, strategy
-        self.batch_size = args.train_batch_size
-        self.seed = args.seed if args.data_seed is None else args.data_seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        if self.strategy == "sequential":
-            return iter(range(len(self.lengths)))
-        by_length = self.strategy == "group_by_length"
-        return iter(epoch_order(self.lengths, self.batch_size, self.seed, self.epoch, by_length))
+    Where TRL's `DPOTrainer` is called with model, args, train_dataset, eval_dataset, processing_class, peft_config,
+    callbacks and optimizers, this is called the same way. There is no reference model to give.
+    """
 
 
 def _prepared(
     model: nn.Module, args: PreferenceConfig, tokenizer: PreTrainedTokenizerBase | None, peft_config: Any
 ) -> nn.Module:
-    """The model as it trains: fitting the tokenizer, with its adapter, without dropout, giving log-probs."""
+    """The model as it trains: fitting the tokenizer, without dropout, with its adapter, giving log-probs."""
     if tokenizer is not None:
         check_embeddings(causal_lm(model), tokenizer)
+    if args.disable_dropout:
+        # Before the adapter comes on, whose own dropout is a setting of its own.
+        _disable_dropout(model)
     if peft_config is not None:
         model = add_adapter(causal_lm(model), peft_config)
-    if args.disable_dropout:
-        _disable_dropout(model)
+    keep_trained_in_float32(model)
     install_logps(model)
     return model
 
 
 def _whole_steps(args: PreferenceConfig) -> PreferenceConfig:
-    """Let one dataloader batch be one optimizer step; the micro-batch size is kept beside it."""
+    """Let one dataloader item be one optimizer step; the micro-batch size is kept beside it."""
+    if args.micro_batch_size is not None:
+        return args
     args = copy.copy(args)
     args.micro_batch_size = args.per_device_train_batch_size
-    args.per_device_train_batch_size *= args.gradient_accumulation_steps
+    steps = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    args.per_device_train_batch_size = args.pairs_per_step or steps
     args.gradient_accumulation_steps = 1
     if args.n_gpu > 1:
         # torch.nn.DataParallel would split the list of micro-batches; ranks come from torchrun or accelerate.
         args._n_gpu = 1
     return args
+
+
+def _refuse_sharding(args: PreferenceConfig) -> None:
+    asked = any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED"))
+    if args.fsdp or args.deepspeed or asked:
+        raise InputError(
+            "FSDP and DeepSpeed are not supported yet: use torchrun or accelerate launch without them"
+        )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if args.world_size != launched:
+        raise InputError(
+            f"{launched} processes were launched but {args.world_size} take part in training; check the launcher"
+        )
 
 
 def _counts(batches: Sequence[PairBatch]) -> Counts:
@@ -289,11 +320,12 @@ def _finite_rows(output: LossOutput) -> list[bool]:
 
 
 def _disable_dropout(model: nn.Module) -> None:
+    module: Any
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+            module.attention_dropout = 0.0
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase | None) -> int:

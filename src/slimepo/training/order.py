@@ -1,0 +1,51 @@
+"""Which rows make an optimizer step, and which of them a rank takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch.utils.data import Sampler
+
+from slimepo.data.batch import epoch_order
+from slimepo.errors import InputError
+
+STRATEGIES = ("random", "group_by_length", "sequential")
+
+
+@dataclass
+class StepSampler(Sampler[list[int]]):
+    """Yields one rank's rows of each optimizer step.
+
+    The rows of a step are a function of seed and epoch alone, whatever the number of ranks; rank r of R takes
+    every R-th of them. In a short last step a rank may be left with none.
+    """
+
+    lengths: Sequence[int]
+    step_size: int
+    seed: int
+    strategy: str = "random"
+    drop_last: bool = False
+    rank: int = 0
+    ranks: int = 1
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise InputError(
+                f"train_sampling_strategy = {self.strategy!r} is not supported: give one of {', '.join(STRATEGIES)}"
+            )
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.lengths), self.step_size)
+        return full + bool(rest and not self.drop_last)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self.strategy == "sequential":
+            order = list(range(len(self.lengths)))
+        else:
+            by_length = self.strategy == "group_by_length"
+            order = epoch_order(self.lengths, self.step_size, self.seed, self.epoch, by_length)
+        for step in range(len(self)):
+            rows = order[step * self.step_size : (step + 1) * self.step_size]
+            yield rows[self.rank :: self.ranks]
