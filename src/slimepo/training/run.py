@@ -170,10 +170,10 @@ def stage_rows(
     from slimepo.losses import find_objective
 
     pairs = "rejected" in find_objective(stage.loss).sides
-    train, dropped = _tokenized(data.parts[stage.part], chat, recipe.data, pairs)
+    train, dropped = _tokenized(data.parts[stage.part], chat, recipe.data, pairs, console)
     # Held-out demonstrations have one side; pairs are scored on both, whatever the stage trains on.
     compared = any(row.rejected for row in data.parts["heldout"])
-    heldout, heldout_dropped = _tokenized(data.parts["heldout"], chat, recipe.data, pairs=compared)
+    heldout, heldout_dropped = _tokenized(data.parts["heldout"], chat, recipe.data, compared, console)
     _say_dropped(console, stage.part, len(train), dropped)
     _say_dropped(console, "heldout", len(heldout), heldout_dropped)
     if is_main_process():
@@ -190,16 +190,19 @@ def stage_rows(
 
 
 def _tokenized(
-    rows: Sequence[Preference], chat: ChatFormat, data: Data, pairs: bool
+    rows: Sequence[Preference], chat: ChatFormat, data: Data, pairs: bool, console: Console
 ) -> tuple[list[TokenizedPair], dict[str, int]]:
-    result = tokenize(
-        rows,
-        chat,
-        max_length=data.max_length,
-        max_prompt_length=data.max_prompt_length,
-        cut=data.cut_long_responses,
-        pairs=pairs,
-    )
+    """Rows that can be trained on, and how many were dropped for each reason."""
+    with console.status("tokenising") as status:
+        result = tokenize(
+            rows,
+            chat,
+            max_length=data.max_length,
+            max_prompt_length=data.max_prompt_length,
+            cut=data.cut_long_responses,
+            pairs=pairs,
+            progress=lambda done, total: status.update(f"tokenising: {done:,}/{total:,}"),
+        )
     return result.rows, dict(Counter(drop.reason for drop in result.drops))
 
 

@@ -140,7 +140,7 @@ def stage_trainer(
         args=args,
         train_dataset=list(rows.train),
         processing_class=tokenizer,
-        peft_config=_lora(recipe.adapter) if recipe.adapter else None,
+        peft_config=lora(recipe.adapter) if recipe.adapter else None,
         callbacks=[MetricsFile(folder / "metrics.jsonl"), *callbacks],
     )
 
@@ -154,7 +154,7 @@ def stage_model(
         return random_model(smoke_config(config) if recipe.smoke else config, recipe.seed)
     if recipe.smoke and base == recipe.model:
         return random_model(smoke_config(load_config(base)), recipe.seed)
-    return load_model(base, dtype=_dtype(recipe))
+    return load_model(base, dtype=base_dtype(recipe))
 
 
 def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceConfig:
@@ -206,13 +206,15 @@ def device_share(stage: Stage, smoke: bool = False) -> int:
     return batch // ranks
 
 
-def _lora(adapter: Adapter) -> Any:
+def lora(adapter: Adapter) -> Any:
+    """peft's configuration of the recipe's adapter."""
     return lora_config(
         adapter.r, adapter.alpha, adapter.dropout, adapter.target_modules or PROJECTIONS, adapter.train_head
     )
 
 
-def _dtype(recipe: Recipe) -> torch.dtype:
+def base_dtype(recipe: Recipe) -> torch.dtype:
+    """The dtype that weights are loaded in."""
     if recipe.dtype != "auto":
         return getattr(torch, recipe.dtype)  # type: ignore[no-any-return]
     # A model that trains whole keeps float32 weights: steps of 5e-7 vanish in bfloat16.
