@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+import importlib.util
+import logging
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from slimepo.kernels.chunked import linear_logps_chunked
-from slimepo.kernels.naive import linear_logps_naive
+from slimepo.errors import InputError
+from slimepo.kernels.chunked import CPU_TILING, GPU_TILING, linear_logps_chunked
+from slimepo.kernels.naive import linear_logps_naive, token_stats_naive
+from slimepo.kernels.passes import EAGER, Adjustment, Passes
+from slimepo.kernels.sweep import Job
 
-Implementation = Literal["auto", "naive", "chunked"]
+Implementation = Literal["auto", "naive", "chunked", "compiled", "triton"]
+
+log = logging.getLogger(__name__)
+
+
+class TokenStats(NamedTuple):
+    """Per token: log-prob (with gradients), entropy in nats and argmax hit (both without)."""
+
+    logps: Tensor
+    entropy: Tensor
+    hit: Tensor
 
 
 def linear_logps(
@@ -31,17 +47,100 @@ def linear_logps(
         targets: `[N]` token ids.
         bias: `[V]` where the head has one.
         softcap: logits become `softcap * tanh(logits / softcap)` (Gemma 2); None leaves them.
-        scale: factor on the logits (Cohere's logit_scale, 1 / Granite's logits_scaling).
-        impl: "naive" is the specification and holds all `[N, V]` logits; "chunked" holds one chunk of them;
-            "auto" is chunked.
+        scale: positive factor on the logits (Cohere's logit_scale, 1 / Granite's logits_scaling).
+        impl: "naive" is the specification and holds all `[N, V]` logits. The others hold a tile of them, and
+            at most 64 MiB (256 MiB on a GPU, in float32) from forward to backward where the head trains:
+            "chunked" is plain PyTorch, "compiled" the same with its passes under torch.compile, "triton" with
+            Triton kernels. "auto" is "triton" on a GPU that has it, else "chunked".
 
     Returns:
         `[N]` in nats, float32 (float64 for float64 input), with gradients for hidden, weight and bias. Under
         autocast the products run in its dtype.
+
+    Raises:
+        InputError: a target outside the vocabulary (on a GPU its log-prob is NaN), a scale that is not positive,
+            or an implementation that cannot run here.
     """
-    if impl == "naive":
+    if _checked(impl, hidden, weight, targets, scale) == "naive":
         return linear_logps_naive(hidden, weight, targets, bias, softcap, scale)
-    return linear_logps_chunked(hidden, weight, targets, bias, softcap, scale, _compute_dtype(hidden))
+    job = _job(impl, hidden, softcap, scale, stats=False)
+    return linear_logps_chunked(hidden, weight, targets, bias, job)[0]
+
+
+def linear_logps_stats(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    *,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    impl: Implementation = "auto",
+) -> TokenStats:
+    """`linear_logps`, and from the same sweep over the logits what metrics want to know about each token.
+
+    Returns:
+        TokenStats: `logps [N]` as from `linear_logps`; `entropy [N]` of the token's distribution in nats, and
+        `hit [N]`, whether no token is likelier than the target (ties count). No gradient flows through the two.
+    """
+    if _checked(impl, hidden, weight, targets, scale) == "naive":
+        inputs = (hidden, weight, targets, bias, softcap, scale)
+        return TokenStats(linear_logps_naive(*inputs), *token_stats_naive(*inputs))
+    job = _job(impl, hidden, softcap, scale, stats=True)
+    logps, entropy, hit = linear_logps_chunked(hidden, weight, targets, bias, job)
+    assert entropy is not None
+    assert hit is not None
+    return TokenStats(logps, entropy, hit)
+
+
+def _checked(
+    impl: Implementation, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float
+) -> Implementation:
+    if impl not in get_args(Implementation):
+        raise InputError(f"linear_logps: impl={impl!r} is not one of {', '.join(get_args(Implementation))}")
+    if not scale > 0:
+        raise InputError(f"linear_logps: the logit scale must be positive, not {scale}")
+    # On a GPU the check would wait for the device at every call.
+    if targets.device.type == "cpu" and len(targets):
+        low, high = (int(bound) for bound in targets.aminmax())
+        if low < 0 or high >= len(weight):
+            wrong = low if low < 0 else high
+            raise InputError(
+                f"linear_logps: target {wrong} is outside the vocabulary of {len(weight)} tokens"
+            )
+    return impl
+
+
+def _job(impl: Implementation, hidden: Tensor, softcap: float | None, scale: float, *, stats: bool) -> Job:
+    device = hidden.device.type
+    if impl == "auto":
+        impl = _automatic(device)
+    tiling = CPU_TILING if device == "cpu" else GPU_TILING
+    return Job(Adjustment(softcap, scale), _compute_dtype(hidden), _passes(impl, device), tiling, stats)
+
+
+def _passes(impl: Implementation, device: str) -> Passes:
+    if impl == "compiled":
+        from slimepo.kernels.compiled import compiled_passes
+
+        return compiled_passes()
+    if impl == "triton":
+        if importlib.util.find_spec("triton") is None:
+            raise InputError(
+                'linear_logps: impl="triton" needs the triton package; install it or use impl="chunked"'
+            )
+        from slimepo.kernels.triton_passes import triton_passes
+
+        return triton_passes(device)
+    return EAGER
+
+
+@functools.cache
+def _automatic(device: str) -> Implementation:
+    has_triton = device == "cuda" and importlib.util.find_spec("triton") is not None
+    choice: Implementation = "triton" if has_triton else "chunked"
+    log.debug("linear_logps on %s: impl=%s", device, choice)
+    return choice
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -51,4 +150,4 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
     return hidden.dtype
 
 
-__all__ = ["linear_logps"]
+__all__ = ["TokenStats", "linear_logps", "linear_logps_stats"]

@@ -1,8 +1,11 @@
-"""`linear_logps` in plain PyTorch with the logits of one chunk of rows alive at a time.
+"""`linear_logps` in tiles: some rows by a stretch of the vocabulary, the logits of one tile alive at a time.
 
-With a frozen head every row's input gradient is known up to a factor as soon as its logits are: it is computed
-in the forward pass and scaled in the backward pass, so that the logits are computed once. A head that trains
-has its logits computed again in the backward pass, and its gradient is summed in float32.
+With a frozen head every row's input gradient is known up to a factor as soon as its logits are: the target's
+embedding against the mean embedding under the softmax. It is summed in the forward sweep and scaled in the backward
+pass, so that no logit is computed twice. A head that trains has its logits computed again in the backward pass,
+apart from those that fit a fixed budget; its gradient is summed in float32.
+
+The target's own gradient is 1 - p = -expm1(log p), which keeps its digits where p is close to 1.
 """
 
 from __future__ import annotations
@@ -11,125 +14,101 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-# Logits alive at once: 64 MiB in float32.
-CHUNK_ELEMENTS = 2**24
+from slimepo.kernels.passes import wide_dtype
+from slimepo.kernels.products import product
+from slimepo.kernels.sweep import Head, Job, KeptLogits, RowBlock, Tiling, locate, parts, place, sweep
+
+# A tile of 2 MiB stays in a CPU's cache from pass to pass; a GPU wants large products.
+CPU_TILING = Tiling(rows=512, columns=1024, keep=2**24)
+GPU_TILING = Tiling(rows=4096, columns=16384, keep=2**26)
+
+Result = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 def linear_logps_chunked(
-    hidden_NH: Tensor,
-    weight_VH: Tensor,
-    targets_N: Tensor,
-    bias_V: Tensor | None,
-    softcap: float | None,
-    scale: float,
-    compute_dtype: torch.dtype,
-    chunk_elements: int = CHUNK_ELEMENTS,
-) -> Tensor:
-    """As `linear_logps_naive`; matrix products run in `compute_dtype`, everything after them in float32 or wider."""
-    rows = max(1, chunk_elements // weight_VH.shape[0])
-    return _ChunkedLogps.apply(  # type: ignore[no-any-return, no-untyped-call]
-        hidden_NH, weight_VH, bias_V, targets_N, softcap, scale, compute_dtype, rows
-    )
+    hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, bias_V: Tensor | None, job: Job
+) -> Result:
+    """Log-probs `[N]` as `linear_logps_naive`, and entropy and hit `[N]` where `job.stats` asks for them.
+
+    Matrix products run in `job.dtype`, everything after them in float32 or wider.
+    """
+    return _ChunkedLogps.apply(hidden_NH, weight_VH, bias_V, targets_N, job)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _ChunkedLogps(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        softcap: float | None,
-        scale: float,
-        dtype: torch.dtype,
-        rows: int,
-    ) -> Tensor:
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, job: Job
+    ) -> Result:
+        trains_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        wants_slope = ctx.needs_input_grad[0] and not trains_head
+        head = Head(weight, bias, job.dtype)
+        kept = KeptLogits(job.tiling.keep if trains_head else 0)
+        whole = _empty(hidden, job, wants_slope)
         with torch.autocast(hidden.device.type, enabled=False):
-            head = (weight.to(dtype), None if bias is None else bias.to(dtype))
-            trains_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-            keeps_gradient = ctx.needs_input_grad[0] and not trains_head
-            wide = torch.float64 if dtype == torch.float64 else torch.float32
-            logps = torch.empty(len(hidden), dtype=wide, device=hidden.device)
-            lse = torch.empty_like(logps)
-            slope = torch.empty(hidden.shape, dtype=dtype, device=hidden.device) if keeps_gradient else None
-            for part in _parts(len(hidden), rows):
-                logits, capped = _logits(hidden[part].to(dtype), head, softcap, scale, wide)
-                lse[part] = logits.logsumexp(dim=-1)
-                logps[part] = logits.gather(1, targets[part, None]).squeeze(1) - lse[part]
-                if slope is not None:
-                    gradient = _logit_gradient(logits, lse[part], capped, targets[part], scale)
-                    slope[part] = gradient.to(dtype) @ head[0]
-        ctx.settings = (softcap, scale, dtype, wide, rows)
-        ctx.save_for_backward(*((slope,) if slope is not None else (hidden, weight, bias, targets, lse)))
-        return logps
+            for rows in parts(len(hidden), job.tiling.rows):
+                inputs = hidden[rows].to(job.dtype)
+                block = sweep(inputs, targets[rows], head, job, wants_slope, kept, rows)
+                for column, values in zip(whole, block, strict=True):
+                    if column is not None and values is not None:
+                        column[rows] = values
+        ctx.job, ctx.kept = job, kept
+        if whole.slope is not None:
+            ctx.save_for_backward(whole.slope)
+        else:
+            ctx.save_for_backward(hidden, weight, bias, targets, whole.lse, whole.pull)
+        ctx.mark_non_differentiable(*(t for t in (whole.entropy, whole.hit) if t is not None))
+        return whole.logps, whole.entropy, whole.hit
 
     @staticmethod
-    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * 5
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if len(ctx.saved_tensors) == 1:
             (slope,) = ctx.saved_tensors
-            return ((slope * grad_N[:, None]).to(slope.dtype), None, None, *nothing)
-        hidden, weight, bias, targets, lse = ctx.saved_tensors
-        softcap, scale, dtype, wide, rows = ctx.settings
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        head = (weight.to(dtype), None if bias is None else bias.to(dtype))
-        d_hidden = torch.empty_like(hidden) if wants_hidden else None
-        d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if wants_weight else None
-        d_bias = torch.zeros(len(weight), dtype=wide, device=weight.device) if wants_bias else None
-        with torch.autocast(hidden.device.type, enabled=False):
-            for part in _parts(len(hidden), rows):
-                inputs = hidden[part].to(dtype)
-                logits, capped = _logits(inputs, head, softcap, scale, wide)
-                gradient = _logit_gradient(logits, lse[part], capped, targets[part], scale)
-                gradient.mul_(grad_N[part, None])
-                if d_bias is not None:
-                    d_bias += gradient.sum(dim=0)
-                narrow = gradient.to(dtype)
-                if d_hidden is not None:
-                    d_hidden[part] = (narrow @ head[0]).to(d_hidden.dtype)
-                if d_weight is not None:
-                    _add_product(d_weight, narrow, inputs)
-        return (
-            d_hidden,
-            None if d_weight is None else d_weight.to(weight.dtype),
-            None if d_bias is None or bias is None else d_bias.to(bias.dtype),
-            *nothing,
-        )
+            return (slope * grad_N[:, None]).to(slope.dtype), None, None, None, None
+        with torch.autocast(grad_N.device.type, enabled=False):
+            return *_gradients(ctx, grad_N), None, None
 
 
-def _parts(total: int, rows: int) -> list[slice]:
-    return [slice(start, min(start + rows, total)) for start in range(0, total, rows)]
+def _empty(hidden: Tensor, job: Job, wants_slope: bool) -> RowBlock:
+    wide = wide_dtype(job.dtype)
+    logps, lse, pull, entropy = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(4))
+    hit = hidden.new_empty(len(hidden), dtype=torch.bool)
+    slope = hidden.new_empty(hidden.shape, dtype=job.dtype) if wants_slope else None
+    return RowBlock(logps, lse, pull, entropy if job.stats else None, hit if job.stats else None, slope)
 
 
-def _logits(
-    hidden: Tensor, head: tuple[Tensor, Tensor | None], softcap: float | None, scale: float, wide: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """Adjusted logits of a chunk, and tanh of the capped ones, which their derivative needs."""
-    logits = torch.nn.functional.linear(hidden, *head).to(wide)
-    if scale != 1.0:
-        logits.mul_(scale)
-    if softcap is None:
-        return logits, None
-    capped = logits.div_(softcap).tanh_()
-    return capped * softcap, capped
-
-
-def _logit_gradient(
-    logits: Tensor, lse: Tensor, capped: Tensor | None, targets: Tensor, scale: float
-) -> Tensor:
-    """d logp / d raw logits, written over `logits`: (one-hot - softmax) times the slope of cap and scale."""
-    gradient = logits.sub_(lse[:, None]).exp_().neg_()
-    gradient[torch.arange(len(targets), device=targets.device), targets] += 1
-    if capped is not None:
-        gradient.mul_(1 - capped.square())
-    return gradient.mul_(scale) if scale != 1.0 else gradient
-
-
-def _add_product(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
-    """total += gradient.T @ inputs, summed in the dtype of `total`."""
-    if gradient.dtype == total.dtype:
-        total.addmm_(gradient.T, inputs)
-    else:
-        total += gradient.T @ inputs
+def _gradients(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of hidden, weight and bias, from logits computed again (or kept)."""
+    hidden, weight, bias, targets, lse, pull = ctx.saved_tensors
+    job: Job = ctx.job
+    head, wide = Head(weight, bias, job.dtype), lse.dtype
+    wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+    d_hidden = torch.empty_like(hidden) if wants_hidden else None
+    d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if wants_weight else None
+    d_bias = torch.zeros(len(weight), dtype=wide, device=weight.device) if wants_bias else None
+    for rows in parts(len(hidden), job.tiling.rows):
+        inputs = hidden[rows].to(job.dtype)
+        step = grad_N[rows].to(wide) * -job.adjustment.scale
+        stepped = (inputs * step[:, None]).to(job.dtype)
+        row_sum = torch.zeros(inputs.shape, dtype=wide, device=hidden.device) if wants_hidden else None
+        for columns in parts(len(weight), job.tiling.columns):
+            tile = ctx.kept.take(rows, columns)
+            tile = head.logits(inputs, columns) if tile is None else tile
+            job.passes.exponentials(tile, lse[rows], job.adjustment)
+            place(tile, *locate(targets[rows], columns), -pull[rows])
+            if row_sum is not None:
+                row_sum += product(tile, head.embedding(columns))
+            if d_weight is not None:
+                d_weight[columns] += product(tile.T, stepped)
+            if d_bias is not None:
+                d_bias[columns] += tile.T.to(wide) @ step
+        if d_hidden is not None and row_sum is not None:
+            d_hidden[rows] = row_sum.mul_(step[:, None]).to(hidden.dtype)
+    return (
+        d_hidden,
+        None if d_weight is None else d_weight.to(weight.dtype),
+        None if d_bias is None or bias is None else d_bias.to(bias.dtype),
+    )

@@ -1,0 +1,37 @@
+"""Matrix products with a narrow job: the fastest exact float32 product that this CPU has.
+
+PyTorch sends float32 products on a CPU to MKL, which keeps to half the vector width (AVX2) on processors that
+are not Intel's. oneDNN, which PyTorch also carries, uses AVX-512 wherever it is there: measured on an AMD EPYC
+(Zen 5), 200 against 95 GFLOP/s on one thread, with the same float32 arithmetic.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear(inputs_nk: Tensor, weight_mk: Tensor, bias_m: Tensor | None = None) -> Tensor:
+    """`inputs @ weight.T + bias`, `[n, m]`, without gradients."""
+    fast = _onednn_linear() if inputs_nk.device.type == "cpu" and inputs_nk.dtype == torch.float32 else None
+    if fast is None or inputs_nk.numel() == 0:
+        return F.linear(inputs_nk, weight_mk, bias_m)
+    return fast(inputs_nk, weight_mk, bias_m, "none", [], "")  # type: ignore[no-any-return]
+
+
+def product(left_nk: Tensor, right_km: Tensor) -> Tensor:
+    """`left @ right`, `[n, m]`, without gradients."""
+    return linear(left_nk, right_km.T)
+
+
+@functools.cache
+def _onednn_linear() -> Callable[..., Any] | None:
+    """PyTorch's own operator for a oneDNN product (the one that torch.compile calls), where it pays."""
+    if not torch._C._has_mkldnn or "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        return None
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
