@@ -1,0 +1,1 @@
+"""Speed and memory of slimepo beside its peers; every figure is a ratio measured in one run."""
