@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -75,7 +76,13 @@ def run(
 def train(
     model: Annotated[str, typer.Option(help="A model folder or Hub id.")],
     data: Annotated[str, typer.Option(help="Pairs: a file, a folder or a Hub id.")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Keys of the stage or the recipe: learning_rate=1e-6 loss_options.hard_margin=2 data.max_length=512",
+        ),
+    ] = None,
     loss: Annotated[
         str, typer.Option(help="The objective: slime, sft, or package.module:function.")
     ] = "slime",
@@ -218,8 +225,6 @@ def main() -> NoReturn:
         _fail(str(error), 2)
     except NonFiniteLossError as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last checkpoint", 130)
     sys.exit(0)
 
 
@@ -229,7 +234,11 @@ def _run(recipe: Any, out: Path, restart: bool) -> None:
     from slimepo.training.summary import print_summary
 
     console = _console()
-    results = run_recipe(recipe, out, console, restart=restart)
+    try:
+        results = run_recipe(recipe, out, console, restart=restart)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on from the last checkpoint")
+        raise
     print_summary(results, out, console)
 
 
@@ -261,6 +270,8 @@ def _quiet_libraries() -> None:
     """Leave the terminal to our own lines: transformers' loading bars and hints say nothing a user needs here."""
     from transformers.utils import logging
 
+    # peft reads an attribute that transformers has renamed.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

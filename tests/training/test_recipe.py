@@ -123,3 +123,15 @@ def test_a_random_model_needs_a_tokenizer() -> None:
     values: dict[str, Any] = {"model": {"init": "random", "architecture": "llama"}, "data": {"path": "x"}}
     with pytest.raises(InputError, match="needs a tokenizer"):
         make_recipe(values | {"stages": [{"loss": "slime"}]})
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("learning_rat=1", "did you mean 'learning_rate'"),
+        ("hard_margin=2", "did you mean 'loss_options.hard_margin'"),
+    ],
+)
+def test_one_stage_names_the_nearest_key_of_stage_recipe_and_objective(override: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        one_stage_recipe("m", "d.jsonl", "slime", [override])

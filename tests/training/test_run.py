@@ -122,6 +122,22 @@ def test_a_run_that_failed_before_it_began_does_not_hold_its_folder(world: Path,
     assert len(results) == 2
 
 
+def test_a_stage_that_failed_before_its_first_checkpoint_does_not_hold_the_folder(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+
+    def fail(*_: object, **__: object) -> None:
+        raise InputError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("slimepo.training.stage.score_pairs", fail)
+        with pytest.raises(InputError, match="no"):
+            run_recipe(load_recipe(world / "recipe.yaml", smoke=True), out, console())
+    assert (out / "sft" / "checkpoints").exists()
+    assert len(run_recipe(load_recipe(world / "recipe.yaml", ["seed=1"], smoke=True), out, console())) == 2
+
+
 def test_nothing_is_deleted_that_slimepo_did_not_write(world: Path, finished: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()

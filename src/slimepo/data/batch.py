@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SIDES = ("chosen", "rejected")
 Layout = Literal["padded", "packed", "shared"]
+LAYOUTS = ("auto", "padded", "packed", "shared")
 
 
 class PairBatch(TypedDict):

@@ -129,6 +129,9 @@ def chat_format(
     template = _template_text(tokenizer)
     if template is None:
         return _plain_format(tokenizer, dict(template_options or {}))
+    for name in template_options or {}:
+        if name not in template:
+            raise InputError(f"the chat template knows no option {name!r}: it is nowhere in its text")
     options, notes = _pinned_options(template, dict(template_options or {}))
     chat = ChatFormat(tokenizer, options, plain=False, end_id=-1)
     try:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from slimepo.data.batch import LAYOUTS
 from slimepo.errors import InputError
 from slimepo.losses import bind, hyperparameters, slime
 
@@ -56,6 +57,8 @@ class PreferenceConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         bind(self.loss, self.loss_options)
+        if self.layout not in LAYOUTS:
+            raise InputError(f"layout = {self.layout!r} is unknown: give one of {', '.join(LAYOUTS)}")
         if self.auto_find_batch_size:
             raise InputError(
                 "auto_find_batch_size would change the pairs of a step: give a smaller per_device_train_batch_size "

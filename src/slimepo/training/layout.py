@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimepo.data.batch import SIDES, Layout, PairBatch, collate, collate_packed
+from slimepo.data.batch import LAYOUTS, SIDES, Layout, PairBatch, collate, collate_packed
 from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError
 from slimepo.kernels.naive import gather_logps
 from slimepo.training.attention import install
 from slimepo.training.logps import causal_lm, policy_logps
 from slimepo.training.precision import measuring
-
-LAYOUTS = ("auto", *get_args(Layout))
 
 # Log-probs of the probe in nats; a layout that a model cannot take is off by far more.
 _CLOSE = {torch.float64: 1e-5, torch.float32: 2e-4}

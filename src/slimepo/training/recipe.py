@@ -181,6 +181,14 @@ def make_recipe(values: Mapping[str, Any], place: str = "recipe") -> Recipe:
     return recipe
 
 
+def _meant(key: str, known: list[str], loss: str) -> str:
+    from slimepo.losses import find_objective, hyperparameters
+    from slimepo.losses.table import nearest
+
+    options = hyperparameters(find_objective(loss).function)
+    return f" (did you mean 'loss_options.{key}'?)" if key in options else nearest(key, known)
+
+
 def one_stage_recipe(model: str, data: str, loss: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe behind `slimepo train`: one stage on all rows but one in a hundred, which are held out.
 
@@ -188,6 +196,12 @@ def one_stage_recipe(model: str, data: str, loss: str, overrides: Sequence[str] 
     """
     values: dict[str, Any] = {"model": model, "data": {"path": data}, "stages": [{"loss": loss}]}
     for override in overrides:
-        in_stage = override.split("=")[0].split(".")[0] in Stage.model_fields
+        key = override.split("=")[0].split(".")[0]
+        in_stage = key in Stage.model_fields
+        if not in_stage and key not in Recipe.model_fields:
+            known = [*Stage.model_fields, *Recipe.model_fields]
+            raise InputError(
+                f"train: unknown key {key!r}{_meant(key, known, loss)}; known here: {', '.join(known)}"
+            )
         set_key(values, f"stages.0.{override}" if in_stage else override)
     return make_recipe(values, "train")

@@ -79,10 +79,11 @@ def check_folder(recipe: Recipe, out: Path, restart: bool) -> None:
         raise InputError(f"{out} is not empty and no run of slimepo; give another --out")
     old = (out / "recipe.yaml").read_text(encoding="utf-8")
     stages = [path.parent for path in (*out.glob("*/stage.json"), *out.glob("*/checkpoints"))]
+    begun = _begun(out)
     if restart:
         for stage in set(stages):
             shutil.rmtree(stage)
-    elif stages and old != dump(recipe):
+    elif begun and old != dump(recipe):
         raise InputError(
             f"{out} holds a run of another recipe ({_first_difference(old, dump(recipe))}); "
             "give another --out, or --restart to throw that run away"
@@ -97,7 +98,7 @@ def claim_folder(recipe: Recipe, out: Path, data: RunData, console: Console) -> 
     """
     if not is_main_process():
         return
-    begun = any(out.glob("*/stage.json")) or any(out.glob("*/checkpoints"))
+    begun = _begun(out)
     before = read_json(out / "data.json") if begun else None
     if before is not None and before["parts"] != data.facts["parts"]:
         raise InputError(
@@ -112,6 +113,11 @@ def claim_folder(recipe: Recipe, out: Path, data: RunData, console: Console) -> 
     write_text(out / "recipe.yaml", dump(recipe))
     write_json(out / "versions.json", old or new)
     write_json(out / "data.json", data.facts)
+
+
+def _begun(out: Path) -> bool:
+    """Whether a run has something to go on from; one that failed before its first checkpoint has not."""
+    return any(out.glob("*/stage.json")) or any(out.glob("*/checkpoints/checkpoint-*"))
 
 
 def recipe_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:

@@ -18,6 +18,7 @@ from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError
 from slimepo.evaluation.pairs import PairScores, chosen_fell, score_pairs, summary
 from slimepo.losses import hyperparameters, slime
+from slimepo.losses.table import nearest
 from slimepo.training.adapters import PROJECTIONS, lora_config
 from slimepo.training.callbacks import MetricsFile, TrainingProgress
 from slimepo.training.card import model_card
@@ -71,6 +72,8 @@ def run_stage(
         remove_unfinished_checkpoints(folder / "checkpoints")
     trainer.accelerator.wait_for_everyone()
     checkpoint = last_checkpoint(folder / "checkpoints")
+    if checkpoint is not None:
+        console.print(f"{stage.name}: going on from {checkpoint.name}", highlight=False)
     threshold = stage.loss_options.get("threshold", hyperparameters(slime)["threshold"])
     before = _scores(trainer.model, rows.heldout, console, "held-out pairs before")
     progress = TrainingProgress(console, stage.name)
@@ -184,7 +187,10 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
     }
     unknown = [key for key in stage.args if key not in PreferenceConfig.__dataclass_fields__]
     if unknown:
-        raise InputError(f"stage {stage.name!r}: transformers' TrainingArguments have no {unknown[0]!r}")
+        hint = nearest(unknown[0], list(PreferenceConfig.__dataclass_fields__))
+        raise InputError(
+            f"stage {stage.name!r}: transformers' TrainingArguments have no {unknown[0]!r}{hint}"
+        )
     try:
         return PreferenceConfig(**(values | stage.args))
     except (TypeError, ValueError) as error:

@@ -22,7 +22,9 @@ def print_summary(results: Sequence[dict[str, Any]], out: Path, console: Console
     """What each stage did to the held-out pairs, and where the model is."""
     from rich.table import Table
 
-    table = Table(title="held-out pairs, before → after", title_justify="left")
+    counts = {str(r["heldout"]["pairs"]) for r in results if "heldout" in r}
+    title = f"{' / '.join(sorted(counts)) or 'no'} held-out pairs, before → after"
+    table = Table(title=title, title_justify="left")
     table.add_column()
     for result in results:
         table.add_column(result["name"], justify="right", no_wrap=True)
