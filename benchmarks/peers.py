@@ -55,10 +55,11 @@ def trl_dpo(model: nn.Module, setup: Setup, *, best: bool = False, checkpointing
     every position elsewhere; here its switch is set to what it is there.
     """
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
     from trl.trainer import utils
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
 
-    class Tokenised(DPOTrainer):  # type: ignore[misc]
+    class Tokenised(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
             return dataset
 
@@ -94,7 +95,7 @@ def trl_simpo(model: nn.Module, setup: Setup, *, checkpointing: bool = False) ->
     from datasets import Dataset
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-    class Tokenised(CPOTrainer):  # type: ignore[misc]
+    class Tokenised(CPOTrainer):
         def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
             return {}
 
@@ -165,7 +166,7 @@ def authors(model: nn.Module, setup: Setup) -> Step:
             logps = _all_logps(policy, batch)
             with torch.no_grad():
                 _all_logps(reference, batch)
-            loss = share * sum(_authors_loss(*logps) for _ in range(3))
+            loss = share * torch.stack([_authors_loss(*logps) for _ in range(3)]).sum()
             loss.backward()
             total += loss.item()
         return total

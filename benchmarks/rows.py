@@ -93,5 +93,5 @@ def mean_lengths(rows: Sequence[TokenizedPair]) -> Lengths:
 
 
 def _row(random: np.random.Generator, lengths: Lengths, index: int) -> TokenizedPair:
-    parts = [random.integers(0, 150_000, length).astype(np.int32) for length in lengths]
-    return TokenizedPair(*parts, row_id=f"generated {index}")
+    prompt, chosen, rejected = (random.integers(0, 150_000, length).astype(np.int32) for length in lengths)
+    return TokenizedPair(prompt, chosen, rejected, f"generated {index}")
