@@ -98,7 +98,9 @@ def run_quickstart(
         train, pair_stats = sampled_pairs(recipe, world, model, world.compared)
         heldout, _ = sampled_pairs(recipe, world, model, world.heldout)
     seconds["samples"] = time.perf_counter() - started
-    start = Start(model, *_tokenized(world, train, heldout), *_standing(recipe, world, model, heldout))
+    rows = tokenize(heldout, world.chat).rows
+    standing = (greedy_answers(recipe, world, model), score_pairs(model, rows, batch_size=64))
+    start = Start(model, tokenize(train, world.chat).rows, rows, *standing)
     before = _figures(world, start.answers, start.scores)
     runs, answers = [], {"sft": start.answers}
     for objective in recipe.objectives:
@@ -265,19 +267,6 @@ def _train(
         finally:
             progress.close()
     return list(trainer.state.log_history)
-
-
-def _tokenized(
-    world: Playground, train: Sequence[Preference], heldout: Sequence[Preference]
-) -> tuple[list[TokenizedPair], list[TokenizedPair]]:
-    return tokenize(train, world.chat).rows, tokenize(heldout, world.chat).rows
-
-
-def _standing(
-    recipe: QuickstartRecipe, world: Playground, model: PreTrainedModel, heldout: Sequence[Preference]
-) -> tuple[Answers, PairScores]:
-    rows = tokenize(heldout, world.chat).rows
-    return greedy_answers(recipe, world, model), score_pairs(model, rows, batch_size=64)
 
 
 def _figures(world: Playground, answers: Answers, scores: PairScores) -> dict[str, float]:
