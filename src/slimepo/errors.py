@@ -11,3 +11,7 @@ class InputError(ValueError):
 
 class NonFiniteLossError(RuntimeError):
     """The loss of a step is NaN or infinite; the message gives the step and the row ids."""
+
+
+class UnscoredError(RuntimeError):
+    """Too many items of a benchmark have no score for the rest to stand for the whole (exit code 6)."""

@@ -1,0 +1,190 @@
+"""What passes between a benchmark, a judge and a score: plain data, no network, no third-party import.
+
+A benchmark (`mt_bench`, `arena_hard`, `alpaca_eval`) turns questions and answers into `JudgeRequest`s. A judge
+client turns each request into a `JudgeReply`. The benchmark turns replies into the rows of the upstream file
+format, and rows, ours or published ones, into `Scores`. Everything but the judge client is a pure function:
+
+    requests = benchmark.judge_requests(questions, answers, ...)
+    replies[request.key] = what the judge said               (one or more replies to a request)
+    rows = benchmark.judgment_rows(requests, replies, judge)
+    scores = benchmark.score(rows, ...)                      {model name: Scores}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from slimepo.errors import InputError, UnscoredError
+from slimepo.types import Message
+
+UNSCORED_LIMIT = 0.05
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the judge is asked to answer. `top_logprobs` > 0 asks for the log-probabilities of that many tokens."""
+
+    temperature: float
+    max_tokens: int
+    top_logprobs: int = 0
+
+
+@dataclass(frozen=True)
+class JudgeRequest:
+    """One call of a judge.
+
+    `part` says which of an item's calls it is: "turn-1", "turn-2" (MT-Bench), "game-1", "game-2" (Arena-Hard),
+    "" (AlpacaEval). `template` names the official prompt. `attempt` counts follow-up requests of the same item
+    from 0. `swapped` is True where the model's answer is shown first and the baseline's second.
+    """
+
+    benchmark: str
+    model: str
+    question_id: str
+    part: str
+    template: str
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    baseline: str | None = None
+    category: str | None = None
+    swapped: bool = False
+    attempt: int = 0
+
+    @property
+    def key(self) -> str:
+        """Which item of which benchmark this is, whatever the texts are: unique in a run, stable over reruns."""
+        return "/".join((self.benchmark, self.model, self.question_id, self.part))
+
+    @property
+    def prompt_sha256(self) -> str:
+        """Hash of the messages; with the judge's name and `sampling` it identifies the call."""
+        return sha256_of([dict(m) for m in self.messages])
+
+
+@dataclass(frozen=True)
+class JudgeReply:
+    """What the judge said to one request.
+
+    `top_logprobs` maps tokens at the first position to their log-probabilities in nats, or is None where the
+    judge gives none. `error` is the reason where there is no answer at all; `text` is then empty.
+    `choice` is the raw choice of the OpenAI protocol, kept in AlpacaEval's annotations.
+    """
+
+    text: str
+    top_logprobs: Mapping[str, float] | None = None
+    error: str | None = None
+    choice: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """An item without a score, and why; never counted as zero."""
+
+    reason: str
+    item: str = ""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure over `n` rows, with the ends of its interval where the benchmark defines one."""
+
+    value: float
+    n: int
+    lower: float | None = None
+    upper: float | None = None
+    standard_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a score depends on beside the model: scores that differ in any of it do not compare.
+
+    `prompts` is a hash of the judge prompt templates (None where only verdicts were published), `rules` the
+    version of the scoring rules ("v0.1", "v2.0"), `settings` whatever else was chosen.
+    """
+
+    benchmark: str
+    judge: str
+    rules: str
+    prompts: str | None = None
+    baseline: str | None = None
+    questions: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The result of one model on one benchmark.
+
+    `headline` names the entry of `measures` that the benchmark reports; `unit` is "1-10" or "%". `official` is
+    False where the figure was not made as published, with the reasons in `notes`.
+    """
+
+    model: str
+    identity: Identity
+    headline: str
+    unit: str
+    measures: Mapping[str, Measure]
+    scored: int
+    unscored: tuple[Unscored, ...] = ()
+    official: bool = True
+    notes: tuple[str, ...] = ()
+
+
+def sha256_of(value: Any) -> str:
+    """Hash of plain data: SHA-256 of its JSON with sorted keys, in UTF-8."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def refuse_unscored(scores: Scores, limit: float = UNSCORED_LIMIT) -> Scores:
+    """The scores as they are, where at most `limit` (a share, 0 to 1) of the items has no score.
+
+    Raises:
+        UnscoredError: more than that has none, or nothing is scored at all.
+    """
+    total = scores.scored + len(scores.unscored)
+    if total == 0 or scores.scored == 0 or len(scores.unscored) > limit * total:
+        reasons = most_common(u.reason for u in scores.unscored)
+        raise UnscoredError(
+            f"{scores.identity.benchmark}: {len(scores.unscored)} of {total} items of {scores.model} have no score "
+            f"(limit {limit:.0%}); most often: {reasons or 'no item was judged'}"
+        )
+    return scores
+
+
+def one_column(scores: Sequence[Scores]) -> Sequence[Scores]:
+    """The scores as they are, where judge, prompts, baseline, questions, rules and settings are the same.
+
+    Raises:
+        InputError: they are not; the line names the first field that differs, both values and both models.
+    """
+    for other in scores[1:]:
+        for name in Identity.__dataclass_fields__:
+            first, second = getattr(scores[0].identity, name), getattr(other.identity, name)
+            if first != second:
+                raise InputError(
+                    f"{scores[0].model} and {other.model} were not scored alike: {name} is {first!r} and {second!r}; "
+                    "put them in separate columns"
+                )
+        if scores[0].official != other.official or scores[0].headline != other.headline:
+            raise InputError(
+                f"{scores[0].model} and {other.model} were not scored alike: only one of them is official, or "
+                "their figures are not the same kind; put them in separate columns"
+            )
+    return scores
+
+
+def most_common(reasons: Iterable[str]) -> str:
+    """The most frequent text with its count, or an empty one."""
+    counts: dict[str, int] = {}
+    for reason in reasons:
+        counts[reason] = counts.get(reason, 0) + 1
+    if not counts:
+        return ""
+    text = max(counts, key=lambda r: counts[r])
+    return f"{text} ({counts[text]})"
