@@ -14,6 +14,9 @@ from slimepo.types import Message
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
+
+    from slimepo.data.chat import ChatFormat
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,54 @@ class Answer:
     prompt: list[Message]
     answers: list[str]
     finished: list[bool]
+
+
+@dataclass(frozen=True)
+class ChatModel:
+    """A model that is ready to answer: what it says ends in one of `end_ids`."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    chat: ChatFormat
+    end_ids: frozenset[int]
+
+
+def model_folder(name: str) -> Path:
+    """Where the model of a name is: a stage of a run stands for the model in it; a Hub id stays as it is."""
+    inner = Path(name) / "model"
+    return inner if (inner / "config.json").exists() else Path(name)
+
+
+def load_chat_model(name: str) -> ChatModel:
+    """Load a folder (a model, an adapter, a stage of a run) or Hub id, on the accelerator where there is one.
+
+    Raises:
+        InputError: there is no such model, or its chat template cannot be used.
+    """
+    import torch
+
+    from slimepo.data.chat import chat_format, load_tokenizer
+    from slimepo.training.config import computes_in_bf16
+    from slimepo.training.export import load_checkpoint, merge
+    from slimepo.training.folder import read_json
+    from slimepo.training.models import load_model
+
+    folder = model_folder(name)
+    settings = read_json(folder / "slimepo.json") or {}
+    dtype = torch.bfloat16 if computes_in_bf16() else torch.float32
+    if (folder / "adapter_config.json").exists():
+        trained, tokenizer = load_checkpoint(folder)
+        # Merged in float32: a small update would be rounded away.
+        model = merge(trained.float()).to(dtype)
+    else:
+        tokenizer, model = load_tokenizer(str(folder)), load_model(str(folder), dtype=dtype)
+    chat = chat_format(tokenizer, settings.get("template_options"))
+    device = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    )
+    ends = model.generation_config.eos_token_id
+    end_ids = frozenset({chat.end_id, *([ends] if isinstance(ends, int) else ends or [])})
+    return ChatModel(model.to(device), tokenizer, chat, end_ids)
 
 
 def read_prompts(texts: Sequence[str], file: Path | None) -> list[list[Message]]:
@@ -57,33 +108,20 @@ def answer_prompts(
     batch_rows: int = 32,
 ) -> list[Answer]:
     """Load a model and let it answer; a stage of a run stands for the model in it."""
-    import torch
     from rich.progress import Progress
 
-    from slimepo.data.chat import chat_format, encode_prompt, load_tokenizer
+    from slimepo.data.chat import encode_prompt
     from slimepo.evaluation.generate import generate
-    from slimepo.training.config import computes_in_bf16
-    from slimepo.training.folder import read_json
-    from slimepo.training.models import load_model
 
-    folder = Path(model) / "model" if (Path(model) / "model" / "config.json").exists() else Path(model)
-    settings = read_json(folder / "slimepo.json") or {}
-    tokenizer = load_tokenizer(str(folder))
-    chat = chat_format(tokenizer, settings.get("template_options"))
+    loaded = load_chat_model(model)
     start: list[Message] = [Message(role="system", content=system)] if system else []
     messages = [start + prompt for prompt in prompts]
-    device = (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    )
-    loaded = load_model(str(folder), dtype=torch.bfloat16 if computes_in_bf16() else torch.float32).to(device)
-    ends = loaded.generation_config.eos_token_id
-    end_ids = {chat.end_id, *([ends] if isinstance(ends, int) else ends or [])}
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("answers", total=len(prompts))
         completions = generate(
-            loaded,
-            [encode_prompt(chat, prompt) for prompt in messages],
-            end_token_ids=end_ids,
+            loaded.model,
+            [encode_prompt(loaded.chat, prompt) for prompt in messages],
+            end_token_ids=loaded.end_ids,
             batch_rows=batch_rows,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -95,7 +133,7 @@ def answer_prompts(
     return [
         Answer(
             prompt,
-            [tokenizer.decode(c.token_ids, skip_special_tokens=True) for c in of_prompt],
+            [loaded.tokenizer.decode(c.token_ids, skip_special_tokens=True) for c in of_prompt],
             [c.finished for c in of_prompt],
         )
         for prompt, of_prompt in zip(messages, completions, strict=True)

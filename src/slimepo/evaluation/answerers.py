@@ -1,0 +1,345 @@
+"""Models that answer conversations: through transformers, through vLLM, or behind an endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from slimepo.errors import InputError
+from slimepo.evaluation.answers import ChatModel, load_chat_model, model_folder
+from slimepo.evaluation.endpoint import (
+    CallFailed,
+    ChatClient,
+    ChatRequest,
+    Endpoint,
+    Retries,
+    is_endpoint,
+    parse_endpoint,
+)
+from slimepo.types import Message
+
+if TYPE_CHECKING:
+    from slimepo.data.chat import ChatFormat
+
+BACKENDS = ("auto", "hf", "vllm")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.jinja")
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One answer that is wanted. `temperature` 0 is greedy; `seed` makes a sampled answer repeat."""
+
+    messages: list[Message]
+    temperature: float
+    max_new_tokens: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a model said, without its end token: `tokens` counts the new tokens, the end token too.
+
+    `stop`: "stop" (it ended), "length" (cut at the limit), "context" (the model's context was full), or "failed: ..."
+    for an endpoint's failure, where another run may succeed.
+    """
+
+    text: str
+    tokens: int | None
+    stop: str
+    prompt_tokens: int | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.stop.startswith("failed")
+
+
+class Answerer(Protocol):
+    """Answers conversations; `chunk` is how many it is best given at once, `identity` what answers depend on."""
+
+    @property
+    def chunk(self) -> int: ...
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
+
+    def answer(self, asks: Sequence[Ask], advance: Callable[[int], None]) -> list[Turn]: ...
+
+
+def open_answerer(
+    model: str,
+    *,
+    backend: str = "auto",
+    key_variable: str = "OPENAI_API_KEY",
+    concurrency: int = 8,
+    retries: Retries | None = None,
+    batch_rows: int = 32,
+) -> Answerer:
+    """Load a model, or reach for an endpoint (`NAME@URL`).
+
+    `backend` auto takes vLLM where it is installed, a GPU is there and the model is no adapter; else transformers.
+
+    Raises:
+        InputError: there is no such model, backend or endpoint.
+    """
+    if is_endpoint(model):
+        if backend != "auto":
+            raise InputError(f"--backend {backend} is for local models; {model} is an endpoint")
+        endpoint = parse_endpoint(model, key_variable)
+        if not endpoint.model:
+            raise InputError(f"--model {model}: name the model too, as NAME@URL")
+        return EndpointModel(endpoint, retries or Retries(), concurrency)
+    if backend not in BACKENDS:
+        raise InputError(f"unknown backend {backend!r}; one of {', '.join(BACKENDS)}")
+    if backend == "vllm" or (backend == "auto" and _vllm_fits(model)):
+        return open_vllm(model)
+    return open_hf(model, batch_rows)
+
+
+# --- transformers ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HFModel:
+    """A model in this process. Greedy prompts of one length run together; sampled ones run alone.
+
+    A sampled answer depends on its own seed only, so a run that was interrupted samples the same again.
+    """
+
+    loaded: ChatModel
+    context: int | None
+    identity: dict[str, Any]
+    batch_rows: int
+
+    @property
+    def chunk(self) -> int:
+        return self.batch_rows
+
+    def answer(self, asks: Sequence[Ask], advance: Callable[[int], None]) -> list[Turn]:
+        from slimepo.evaluation.generate import generate
+
+        prompts = [prompt_ids(self.loaded.chat, ask.messages) for ask in asks]
+        limits = [room(self.context, ids, ask) for ids, ask in zip(prompts, asks, strict=True)]
+        turns = [Turn("", 0, "context", len(ids)) for ids in prompts]
+        for group in _groups(asks, limits):
+            completions = generate(
+                self.loaded.model,
+                [prompts[i] for i in group],
+                end_token_ids=self.loaded.end_ids,
+                max_new_tokens=limits[group[0]],
+                temperature=asks[group[0]].temperature,
+                seed=asks[group[0]].seed,
+                batch_rows=self.batch_rows,
+            )
+            for i, (completion,) in zip(group, completions, strict=True):
+                text = self.loaded.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+                cut = "length" if limits[i] == asks[i].max_new_tokens else "context"
+                stop = "stop" if completion.finished else cut
+                turns[i] = Turn(text.strip(), len(completion.token_ids), stop, len(prompts[i]))
+            advance(len(group))
+        return turns
+
+
+def open_hf(model: str, batch_rows: int = 32) -> HFModel:
+    """Load a model with transformers."""
+    loaded = load_chat_model(model)
+    config = loaded.model.config.get_text_config()
+    identity = {"backend": "transformers", "weights": weights_hash(model), "dtype": str(loaded.model.dtype)}
+    return HFModel(loaded, getattr(config, "max_position_embeddings", None), identity, batch_rows)
+
+
+def _groups(asks: Sequence[Ask], limits: Sequence[int]) -> list[list[int]]:
+    """Indices that one call of `generate` can take: greedy ones by limit, each sampled one alone."""
+    greedy: dict[int, list[int]] = {}
+    alone = []
+    for i, (ask, limit) in enumerate(zip(asks, limits, strict=True)):
+        if limit < 1:
+            continue
+        if ask.temperature == 0:
+            greedy.setdefault(limit, []).append(i)
+        else:
+            alone.append([i])
+    return [*greedy.values(), *alone]
+
+
+def prompt_ids(chat: ChatFormat, messages: Sequence[Message]) -> list[int]:
+    """The ids that an answer starts from.
+
+    Raises:
+        InputError: the chat template refuses the conversation (a system message, say).
+    """
+    from slimepo.data.chat import RowRefused, encode_prompt
+
+    try:
+        return encode_prompt(chat, messages)
+    except RowRefused as refused:
+        raise InputError(f"a conversation of {len(messages)} messages cannot be asked: {refused}") from None
+
+
+def room(context: int | None, ids: Sequence[int], ask: Ask) -> int:
+    """New tokens that fit behind a prompt; 0 or less where the prompt alone fills the context."""
+    return ask.max_new_tokens if context is None else min(ask.max_new_tokens, context - len(ids))
+
+
+# --- vLLM --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VLLMModel:
+    """A model in vLLM's offline engine, with one seed a request."""
+
+    engine: Any
+    sampling: Any
+    loaded: ChatModel
+    context: int | None
+    identity: dict[str, Any]
+    chunk: int = 256
+
+    def answer(self, asks: Sequence[Ask], advance: Callable[[int], None]) -> list[Turn]:
+        prompts = [prompt_ids(self.loaded.chat, ask.messages) for ask in asks]
+        limits = [room(self.context, ids, ask) for ids, ask in zip(prompts, asks, strict=True)]
+        fit = [i for i, limit in enumerate(limits) if limit >= 1]
+        outputs = self.engine.generate(
+            [{"prompt_token_ids": prompts[i]} for i in fit],
+            [
+                self.sampling(
+                    temperature=asks[i].temperature,
+                    max_tokens=limits[i],
+                    seed=asks[i].seed,
+                    stop_token_ids=sorted(self.loaded.end_ids),
+                )
+                for i in fit
+            ],
+            use_tqdm=False,
+        )
+        turns = [Turn("", 0, "context", len(ids)) for ids in prompts]
+        for i, output in zip(fit, outputs, strict=True):
+            said = output.outputs[0]
+            text = self.loaded.tokenizer.decode(list(said.token_ids), skip_special_tokens=True)
+            cut = "length" if limits[i] == asks[i].max_new_tokens else "context"
+            stop = "stop" if said.finish_reason == "stop" else cut
+            turns[i] = Turn(text.strip(), len(said.token_ids), stop, len(prompts[i]))
+        advance(len(fit))
+        return turns
+
+
+def open_vllm(model: str) -> VLLMModel:
+    """Load a model with vLLM.
+
+    Raises:
+        InputError: vLLM is not installed, or the model is an adapter.
+    """
+    folder = model_folder(model)
+    if (folder / "adapter_config.json").exists():
+        raise InputError(f"{model} is an adapter: `slimepo export` it for vLLM, or take --backend hf")
+    if importlib.util.find_spec("vllm") is None:
+        raise InputError("vLLM is not installed; take --backend hf")
+    vllm: Any = importlib.import_module("vllm")
+    from slimepo.data.chat import chat_format, load_tokenizer
+    from slimepo.training.folder import read_json
+    from slimepo.training.models import load_config
+
+    config: Any = load_config(str(folder))
+    tokenizer = load_tokenizer(str(folder))
+    settings = read_json(folder / "slimepo.json") or {}
+    chat = chat_format(tokenizer, settings.get("template_options"))
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    loaded = ChatModel(None, tokenizer, chat, frozenset({chat.end_id}))
+    identity = {"backend": f"vllm {vllm.__version__}", "weights": weights_hash(model), "dtype": "auto"}
+    return VLLMModel(vllm.LLM(model=str(folder), seed=0), vllm.SamplingParams, loaded, context, identity)
+
+
+def _vllm_fits(model: str) -> bool:
+    if importlib.util.find_spec("vllm") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available() and not (model_folder(model) / "adapter_config.json").exists()
+
+
+# --- endpoints ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EndpointModel:
+    """A model behind an OpenAI-compatible API. Whether a seed makes answers repeat is up to the server."""
+
+    endpoint: Endpoint
+    retries: Retries
+    concurrency: int
+
+    @property
+    def chunk(self) -> int:
+        return 4 * self.concurrency
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"backend": "endpoint", "endpoint": self.endpoint.name}
+
+    def answer(self, asks: Sequence[Ask], advance: Callable[[int], None]) -> list[Turn]:
+        return asyncio.run(self._all(asks, advance))
+
+    async def _all(self, asks: Sequence[Ask], advance: Callable[[int], None]) -> list[Turn]:
+        client = ChatClient(self.endpoint, self.retries)
+        places = asyncio.Semaphore(self.concurrency)
+
+        async def one(ask: Ask) -> Turn:
+            request = ChatRequest(ask.messages, ask.temperature, ask.max_new_tokens, seed=ask.seed)
+            async with places:
+                try:
+                    reply = await client.ask(request)
+                except CallFailed as failed:
+                    if failed.stops:
+                        raise InputError(f"the model refuses: {failed.reason}") from None
+                    return Turn("", None, f"failed: {failed.reason}")
+            advance(1)
+            return Turn(reply.text, reply.completion_tokens, reply.finish_reason, reply.prompt_tokens)
+
+        try:
+            return await asyncio.gather(*(one(ask) for ask in asks))
+        finally:
+            await client.close()
+
+
+# --- identity ----------------------------------------------------------------------------------------
+
+
+def weights_hash(model: str) -> str:
+    """SHA-256 over a folder's weights, configuration and tokenizer; a Hub model's commit.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    folder = model_folder(model)
+    if not folder.is_dir():
+        from slimepo.training.models import load_config
+
+        return f"commit {getattr(load_config(model), '_commit_hash', None) or 'unknown'}"
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)}):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def model_name(model: str) -> str:
+    """The name that answers and scores are filed under: a Hub id's or folder's last part, a stage with its run's."""
+    if is_endpoint(model):
+        return _plain(replace(parse_endpoint(model), base_url="").name or "endpoint")
+    path = Path(model)
+    if path.name == "model" and (path.parent / "stage.json").exists():
+        path = path.parent
+    if (path / "stage.json").exists():
+        return _plain(f"{path.resolve().parent.name}-{path.name}")
+    return _plain(path.resolve().name if path.is_dir() else model.rstrip("/").rpartition("/")[2])
+
+
+def _plain(name: str) -> str:
+    return name.replace("/", "--")

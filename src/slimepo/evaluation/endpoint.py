@@ -1,0 +1,311 @@
+"""One chat completion from an OpenAI-compatible endpoint: retries, waiting as told, and a key that is never shown."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import os
+import random
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from slimepo.errors import InputError
+from slimepo.types import Message
+
+if TYPE_CHECKING:
+    import openai
+
+_RETRIED = (408, 409, 425, 429)
+# Wrong for one call is wrong for all: the key, the address, the model's name, the account.
+_STOPS_THE_RUN = (401, 402, 403, 404)
+_LONGEST_WAIT_S = 600.0
+_LONGEST_REASON = 300
+_KEY_LIKE = re.compile(r"\b(?:sk|key|rk|pk)-[\w*.-]{4,}|\bBearer\s+\S+", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model behind an OpenAI-compatible API; `base_url` "" is the `openai` library's own default.
+
+    The key is not in here: it is read from the environment variable `key_variable` when a call is made.
+    """
+
+    model: str
+    base_url: str = ""
+    key_variable: str = "OPENAI_API_KEY"
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}@{self.base_url}" if self.base_url else self.model
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """One call: messages and what shapes the answer. `top_logprobs` asks for that many per token (0: none)."""
+
+    messages: list[Message]
+    temperature: float
+    max_tokens: int
+    top_logprobs: int = 0
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back. `top_logprobs` maps the likeliest tokens at the first position to log-probabilities in nats.
+
+    `finish_reason` is the server's (stop, length, content_filter), `model` the name the server gives itself; token
+    counts are None where the server sends none. `choice` is the raw choice of the protocol, kept where
+    log-probabilities were asked for.
+    """
+
+    text: str
+    finish_reason: str
+    model: str = ""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    top_logprobs: dict[str, float] | None = None
+    choice: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Retries:
+    """`attempts` calls in all; waits of `first_wait_s` doubling up to `longest_wait_s`, less up to half at random.
+
+    A server's Retry-After counts instead of the computed wait. `timeout_s` is for one attempt.
+    """
+
+    attempts: int = 8
+    first_wait_s: float = 1.0
+    longest_wait_s: float = 60.0
+    timeout_s: float = 180.0
+
+
+class CallFailed(Exception):
+    """A call is given up. `stops` says that no other call can succeed either; `status` is 0 without an answer."""
+
+    def __init__(self, reason: str, status: int = 0, *, stops: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.status = status
+        self.stops = stops
+
+
+def parse_endpoint(text: str, key_variable: str = "OPENAI_API_KEY") -> Endpoint:
+    """An endpoint from `name`, `name@URL` or `URL` (which serves one model; see `served_model`).
+
+    Raises:
+        InputError: the URL holds a password or a query, which may be a key; the message does not repeat it.
+    """
+    name, _, url = text.rpartition("@") if re.search(r"@https?://", text) else ("", "", text)
+    if not re.match(r"https?://", url):
+        return Endpoint(text, "", key_variable)
+    parts = urlsplit(url)
+    if parts.username or parts.password or parts.query or not parts.hostname:
+        raise InputError(
+            "an endpoint's URL must be http(s)://HOST/PATH without user, password or query: "
+            f"put the key into the environment variable {key_variable}"
+        )
+    return Endpoint(name, url.rstrip("/"), key_variable)
+
+
+def is_endpoint(text: str) -> bool:
+    """Whether a model is given by URL."""
+    return bool(re.search(r"(^|@)https?://", text))
+
+
+class ChatClient:
+    """Calls of one endpoint. Make it and use it inside one event loop; `close` at the end."""
+
+    def __init__(self, endpoint: Endpoint, retries: Retries) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise InputError("the openai library is missing: pip install 'slimepo[eval]'") from error
+        self.endpoint = endpoint
+        self.retries = retries
+        self._key = api_key(endpoint)
+        self._limit = "max_tokens"
+        self._not_before = 0.0
+        # The library's own retries are off: ours are counted, bounded and the same for every server.
+        self._client = openai.AsyncOpenAI(
+            api_key=self._key or "none",
+            base_url=endpoint.base_url or None,
+            max_retries=0,
+            timeout=retries.timeout_s,
+        )
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def served_model(self) -> str:
+        """The one model that the endpoint serves.
+
+        Raises:
+            InputError: it serves several (they are named), none, or does not answer.
+        """
+        try:
+            names: list[str] = await self._attempt(self._model_names)
+        except CallFailed as failed:
+            raise InputError(f"{self.endpoint.base_url}: {failed.reason}; give NAME@URL") from None
+        if len(names) != 1:
+            raise InputError(
+                f"{self.endpoint.base_url} serves {', '.join(names) or 'no model'}: give NAME@{self.endpoint.base_url}"
+            )
+        return names[0]
+
+    async def ask(self, request: ChatRequest) -> Reply:
+        """One reply.
+
+        Raises:
+            CallFailed: a final refusal (400, 401, ...), or every attempt failed. Its text never holds the key.
+        """
+
+        async def call() -> Reply:
+            arguments = self._arguments(request)
+            completion = await self._client.chat.completions.create(**arguments)
+            return _reply(completion, keep_choice=request.top_logprobs > 0)
+
+        try:
+            reply: Reply = await self._attempt(call)
+        except CallFailed as failed:
+            if (
+                failed.status != 400
+                or "max_completion_tokens" not in failed.reason
+                or self._limit != "max_tokens"
+            ):
+                raise
+            # Reasoning models of OpenAI know the limit under another name only.
+            self._limit = "max_completion_tokens"
+            reply = await self._attempt(call)
+        return reply
+
+    def _arguments(self, request: ChatRequest) -> dict[str, Any]:
+        arguments: dict[str, Any] = {
+            "model": self.endpoint.model,
+            "messages": list(request.messages),
+            "temperature": request.temperature,
+            self._limit: request.max_tokens,
+        }
+        if request.top_logprobs:
+            arguments |= {"logprobs": True, "top_logprobs": request.top_logprobs}
+        if request.seed is not None:
+            arguments["seed"] = request.seed
+        return arguments
+
+    async def _model_names(self) -> list[str]:
+        return [model.id for model in (await self._client.models.list()).data]
+
+    async def _attempt(self, call: Any) -> Any:
+        import openai
+
+        headers: Mapping[str, str]
+        for attempt in range(1, self.retries.attempts + 1):
+            await self._wait_for_the_gate()
+            try:
+                return await call()
+            except openai.APIStatusError as error:
+                status, headers, text = error.status_code, error.response.headers, _message(error)
+                code = error.code or ""
+            except openai.APITimeoutError:
+                status, headers, code = 0, {}, ""
+                text = f"no answer within {self.retries.timeout_s:g} s"
+            except openai.APIConnectionError as error:
+                status, headers, code = 0, {}, ""
+                text = f"no connection ({type(error.__cause__).__name__ if error.__cause__ else 'unknown'})"
+            except (openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError) as error:
+                # An answer that is no chat completion: some servers send errors that way for a while.
+                status, headers, code = 0, {}, ""
+                text = f"no chat completion in the answer ({type(error).__name__})"
+            # Outside the except blocks, so that no exception that could hold a header is chained to ours.
+            await asyncio.sleep(self._wait_or_give_up(status, headers, code, text, attempt))
+        raise AssertionError("the last attempt raises")
+
+    def _wait_or_give_up(
+        self, status: int, headers: Mapping[str, str], code: str, text: str, attempt: int
+    ) -> float:
+        """Seconds until the next attempt; raises CallFailed where there is nothing to wait for."""
+        place = f"{self.endpoint.name}: " + (f"HTTP {status}: " if status else "")
+        reason = place + scrub(text, self._key)
+        if code == "insufficient_quota":
+            raise CallFailed(reason, status, stops=True)
+        if status and status not in _RETRIED and status < 500:
+            raise CallFailed(reason, status, stops=status in _STOPS_THE_RUN)
+        if attempt == self.retries.attempts:
+            raise CallFailed(f"{reason} (gave up after {attempt} attempts)", status)
+        told = retry_after(headers)
+        if told is not None and told > _LONGEST_WAIT_S:
+            raise CallFailed(f"{reason} (the server asks to wait {told:.0f} s)", status, stops=True)
+        if told is not None:
+            # All calls of this client wait: the limit is the account's, not the call's.
+            self._not_before = max(self._not_before, time.monotonic() + told)
+            return told
+        wait: float = min(self.retries.longest_wait_s, self.retries.first_wait_s * 2 ** (attempt - 1))
+        return wait * random.uniform(0.5, 1.0)
+
+    async def _wait_for_the_gate(self) -> None:
+        while (left := self._not_before - time.monotonic()) > 0:
+            await asyncio.sleep(left)
+
+
+def api_key(endpoint: Endpoint) -> str:
+    """The key from the environment; "" where a server of one's own needs none.
+
+    Raises:
+        InputError: OpenAI's own API, or a variable that was named, without a key.
+    """
+    key = os.environ.get(endpoint.key_variable, "").strip()
+    if not key and (not endpoint.base_url or endpoint.key_variable != "OPENAI_API_KEY"):
+        raise InputError(f"no key for {endpoint.name}: set the environment variable {endpoint.key_variable}")
+    return key
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait: retry-after-ms, or Retry-After in seconds or as a date."""
+    for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            return max(0.0, float(value) / scale)
+        except ValueError:
+            pass
+        try:
+            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        except ValueError:
+            pass
+    return None
+
+
+def scrub(text: str, key: str) -> str:
+    """One line without the key and without anything that looks like one (servers repeat parts of it)."""
+    if key:
+        text = text.replace(key, "[key]")
+    line = _KEY_LIKE.sub("[key]", " ".join(text.split()))
+    return line if len(line) <= _LONGEST_REASON else line[:_LONGEST_REASON] + "…"
+
+
+def _message(error: openai.APIStatusError) -> str:
+    body = error.body
+    if isinstance(body, dict) and body.get("message"):
+        return str(body["message"])
+    return str(body or error.message)
+
+
+def _reply(completion: Any, keep_choice: bool) -> Reply:
+    choice = completion.choices[0]
+    tokens = getattr(choice.logprobs, "content", None) if choice.logprobs else None
+    usage = completion.usage
+    return Reply(
+        text=choice.message.content or "",
+        finish_reason=choice.finish_reason or "",
+        model=completion.model or "",
+        prompt_tokens=usage.prompt_tokens if usage else None,
+        completion_tokens=usage.completion_tokens if usage else None,
+        top_logprobs={top.token: top.logprob for top in tokens[0].top_logprobs} if tokens else None,
+        choice=choice.model_dump() if keep_choice else None,
+    )
