@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slimepo.errors import InputError
+from slimepo.errors import InputError, UnscoredError
 from slimepo.evaluation.requests import (
     Identity,
     JudgeReply,
@@ -78,7 +78,9 @@ def templates_by_name(rows: Sequence[Row]) -> dict[str, Row]:
     templates = {str(row.get("name")): row for row in rows}
     for name in ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn"):
         if name not in templates:
-            raise InputError(f"the judge prompts have no template '{name}'; use FastChat's judge_prompts.jsonl")
+            raise InputError(
+                f"the judge prompts have no template '{name}'; use FastChat's judge_prompts.jsonl"
+            )
         if templates[name].get("output_format") != "[[rating]]":
             raise InputError(f"judge prompt '{name}' does not ask for [[rating]]")
     return templates
@@ -211,7 +213,9 @@ def judgment_rows(
         reply = replies[request.key][-1]
         rating = Unscored(reply.error) if reply.error else parse_score(reply.text)
         row = {
-            "question_id": int(request.question_id) if request.question_id.isdecimal() else request.question_id,
+            "question_id": int(request.question_id)
+            if request.question_id.isdecimal()
+            else request.question_id,
             "model": request.model,
             "judge": [judge, request.template],
             "user_prompt": request.messages[-1]["content"],
@@ -239,6 +243,7 @@ def score(
 
     Raises:
         InputError: rows of one model come from different judges, or name a question that is not there.
+        UnscoredError: a model has no rating at all.
     """
     identity = {
         "questions": sha256_of([dict(q) for q in questions]),
@@ -254,12 +259,18 @@ def _score_model(
 ) -> Scores:
     judges = sorted({_judge(row) for row in rows})
     if len(judges) > 1:
-        raise InputError(f"judgments of {model} come from different judges ({', '.join(judges)}); score them apart")
+        raise InputError(
+            f"judgments of {model} come from different judges ({', '.join(judges)}); score them apart"
+        )
     category_of = {q["question_id"]: q["category"] for q in questions}
     strangers = [row["question_id"] for row in rows if row["question_id"] not in category_of]
     if strangers:
-        raise InputError(f"a judgment of {model} is about question {strangers[0]}, which is not in the questions")
+        raise InputError(
+            f"a judgment of {model} is about question {strangers[0]}, which is not in the questions"
+        )
     rated = [row for row in rows if row["score"] != -1]
+    if not rated:
+        raise UnscoredError(f"no judgment of {model} holds a rating ({_reason(rows[0])})")
     measures = {
         name: _mean(chosen)
         for name, chosen in {
@@ -313,7 +324,9 @@ def _notes(rows: Sequence[Row], rated: Sequence[Row], judged: int) -> tuple[str,
     if outside:
         notes.append(f"{outside} ratings are outside 1 to 10 and counted as they are, as upstream does")
     if len(rows) > judged:
-        notes.append(f"{len(rows) - judged} rows repeat a turn that has one already; all count, as upstream does")
+        notes.append(
+            f"{len(rows) - judged} rows repeat a turn that has one already; all count, as upstream does"
+        )
     return tuple(notes)
 
 

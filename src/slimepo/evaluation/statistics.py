@@ -39,8 +39,8 @@ def bradley_terry(wins: Floats) -> Floats:
 
     `wins[i, j]` is how often i won over j, with a tie as half a win for both. No penalty, no home advantage; only
     differences of strengths mean anything. A logistic regression with the settings that Arena-Hard uses (lbfgs, log 10
-    as regressors, tolerance 1e-8), on counted instead of repeated rows: the likelihood is the same. Where a player never
-    won or never lost there is no maximum, and its strength is where the fit stopped, far out.
+    as regressors, tolerance 1e-8), on counted instead of repeated rows: the likelihood is the same. Where a player
+    never won or never lost there is no maximum, and its strength is where the fit stopped, far out.
     """
     linear_model = sklearn_module("linear_model")
     n = len(wins)
@@ -65,7 +65,9 @@ def win_rate(strength: float, other: float) -> float:
     return float(1 / (1 + 10 ** ((other - strength) / 400)))
 
 
-def logistic_newton(features: Floats, outcomes: Floats, *, tolerance: float = 1e-10, steps: int = 100) -> Floats:
+def logistic_newton(
+    features: Floats, outcomes: Floats, *, tolerance: float = 1e-10, steps: int = 100
+) -> Floats:
     """Coefficients [k] of a logistic regression of outcomes [n] in 0..1 on features [n, k], no penalty, to convergence.
 
     Raises:
