@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from slimepo.errors import InputError, UnscoredError
@@ -133,6 +133,29 @@ class Scores:
     unscored: tuple[Unscored, ...] = ()
     official: bool = True
     notes: tuple[str, ...] = ()
+
+
+def scores_row(scores: Scores) -> dict[str, Any]:
+    """Scores as plain data for a JSON file; `scores_of_row` reads it back."""
+    return asdict(scores)
+
+
+def scores_of_row(row: Mapping[str, Any]) -> Scores:
+    """Scores from what `scores_row` wrote.
+
+    Raises:
+        InputError: the row is something else.
+    """
+    try:
+        parts = {
+            "identity": Identity(**row["identity"]),
+            "measures": {name: Measure(**measure) for name, measure in row["measures"].items()},
+            "unscored": tuple(Unscored(**item) for item in row["unscored"]),
+            "notes": tuple(row["notes"]),
+        }
+        return Scores(**{**row, **parts})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"this row holds no benchmark scores ({error})") from None
 
 
 def sha256_of(value: Any) -> str:
