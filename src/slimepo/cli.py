@@ -9,7 +9,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from slimepo.errors import InputError, NonFiniteLossError
+from slimepo.errors import InputError, NonFiniteLossError, UnscoredError
+from slimepo.evaluation.commands import app as eval_app
 
 app = typer.Typer(
     name="slimepo",
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at preference data before training on it.")
 app.add_typer(data_app, name="data")
+app.add_typer(eval_app, name="eval")
 
 Overrides = Annotated[
     list[str] | None,
@@ -216,7 +218,10 @@ def data_check(
 
 
 def main() -> NoReturn:
-    """Run the command line: errors in one line, exit code 2 for wrong input (`--debug` shows the traceback)."""
+    """Run the command line: errors in one line, exit code 2 for wrong input (`--debug` shows the traceback).
+
+    6 is for a benchmark with too many items unscored.
+    """
     if "--debug" in sys.argv:
         app()
     try:
@@ -225,6 +230,8 @@ def main() -> NoReturn:
         _fail(str(error), 2)
     except NonFiniteLossError as error:
         _fail(str(error), 1)
+    except UnscoredError as error:
+        _fail(str(error), 6)
     sys.exit(0)
 
 

@@ -1,0 +1,141 @@
+"""What can be said of a model without a judge: how it ranks held-out pairs, and how its generations look."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slimepo.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from slimepo.evaluation.answers import ChatModel
+    from slimepo.types import Preference
+
+_REPEATED = 4
+
+
+def measure_basics(
+    model: str,
+    data: str,
+    console: Console,
+    *,
+    split: str | None = None,
+    limit: int = 200,
+    samples: int = 64,
+    max_new_tokens: int = 256,
+    max_length: int = 2048,
+    batch_rows: int = 32,
+) -> dict[str, Any]:
+    """Figures of a model on held-out pairs; shares are 0 to 1, log-probabilities in nats per token.
+
+    accuracy: share of pairs whose chosen answer has the higher mean log-probability per token. chosen_perplexity:
+    exp of minus the mean of log-probabilities over the chosen answers' tokens, every token alike. The others are those
+    of `generation_measures`, of greedy answers to the first `samples` prompts.
+
+    Raises:
+        InputError: the model or the pairs cannot be read, or no pair fits `max_length`.
+    """
+    from slimepo.data.read import read_rows
+    from slimepo.evaluation.answerers import weights_hash
+    from slimepo.evaluation.answers import load_chat_model
+
+    pairs = read_rows(data, split=split, limit=limit).preferences
+    if not pairs:
+        raise InputError(f"{data}: no preference pairs in it")
+    loaded = load_chat_model(model)
+    figures: dict[str, Any] = {"model": model, "weights": weights_hash(model), "data": data}
+    figures |= _pair_figures(loaded, pairs, max_length, console)
+    if samples:
+        figures |= _generated(loaded, pairs[:samples], max_new_tokens, batch_rows, console)
+    return figures
+
+
+def generation_measures(
+    texts: Sequence[str], tokens: Sequence[Sequence[int]], ended: Sequence[bool]
+) -> dict[str, float]:
+    """distinct_1..3, repetition, end_rate, and lengths, of generations as words (split at spaces) and tokens.
+
+    distinct_n: different n-grams of words over all n-grams, of all texts together (Li et al. 2016). repetition: the
+    mean over texts of the share of word 4-grams that stand in the text before (Welleck et al. 2020, seq-rep-4).
+    end_rate: share that ended by themselves. Texts with no n-gram are left out of what needs one; NaN where all are.
+    """
+    words = [text.split() for text in texts]
+    lengths = [len(ids) for ids in tokens]
+    repeats = [1 - len(set(grams)) / len(grams) for text in words if (grams := _grams(text, _REPEATED))]
+    return {
+        **{f"distinct_{n}": _distinct(words, n) for n in (1, 2, 3)},
+        "repetition": float(np.mean(repeats)) if repeats else math.nan,
+        "end_rate": sum(ended) / len(ended),
+        "mean_tokens": float(np.mean(lengths)),
+        "median_tokens": float(np.median(lengths)),
+    }
+
+
+def show_basics(figures: dict[str, Any], console: Console) -> None:
+    """A table of the figures."""
+    from rich.table import Table
+
+    table = Table("measure", "value", title=str(figures["model"]), title_justify="left")
+    for name, value in figures.items():
+        if isinstance(value, float):
+            table.add_row(name, f"{value:.4g}")
+        elif isinstance(value, int):
+            table.add_row(name, str(value))
+    console.print(table)
+
+
+def _distinct(words: Sequence[Sequence[str]], n: int) -> float:
+    grams = Counter(gram for text in words for gram in _grams(text, n))
+    return len(grams) / grams.total() if grams else math.nan
+
+
+def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def _pair_figures(
+    loaded: ChatModel, pairs: Sequence[Preference], max_length: int, console: Console
+) -> dict[str, Any]:
+    from slimepo.data.tokenize import tokenize
+    from slimepo.evaluation.pairs import score_pairs
+
+    rows = tokenize(pairs, loaded.chat, max_length=max_length).rows
+    if not rows:
+        raise InputError(f"no pair is left to score: all are longer than {max_length} tokens or malformed")
+    with console.status("scoring pairs"):
+        scores = score_pairs(loaded.model, rows)
+    counts = np.array([len(row.chosen) for row in rows])
+    return {
+        "pairs": len(rows),
+        "pairs_dropped": len(pairs) - len(rows),
+        "accuracy": float((scores.chosen > scores.rejected).mean()),
+        "logps_chosen": float(scores.chosen.mean()),
+        "logps_rejected": float(scores.rejected.mean()),
+        "chosen_perplexity": float(np.exp(-(scores.chosen * counts).sum() / counts.sum())),
+    }
+
+
+def _generated(
+    loaded: ChatModel, pairs: Sequence[Preference], max_new_tokens: int, batch_rows: int, console: Console
+) -> dict[str, Any]:
+    from slimepo.evaluation.answerers import prompt_ids
+    from slimepo.evaluation.generate import generate
+
+    with console.status("answering prompts"):
+        completions = generate(
+            loaded.model,
+            [prompt_ids(loaded.chat, pair.prompt) for pair in pairs],
+            end_token_ids=loaded.end_ids,
+            max_new_tokens=max_new_tokens,
+            batch_rows=batch_rows,
+        )
+    said = [completion for (completion,) in completions]
+    texts = [loaded.tokenizer.decode(c.token_ids, skip_special_tokens=True) for c in said]
+    figures = generation_measures(texts, [c.token_ids for c in said], [c.finished for c in said])
+    return {"generations": len(said), "max_new_tokens": max_new_tokens, **figures}

@@ -1,0 +1,79 @@
+"""What a benchmark has to say for itself so that it can be answered, judged and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from slimepo.errors import InputError
+from slimepo.evaluation.answerers import Turn
+from slimepo.evaluation.bench_answers import Question
+from slimepo.evaluation.judge import FollowUp
+from slimepo.evaluation.requests import JudgeReply, JudgeRequest, Scores
+from slimepo.evaluation.rows import Row, read_rows
+from slimepo.evaluation.sources import Fetched
+
+Answers = Mapping[str, Sequence[Row]]
+Replies = Mapping[str, Sequence[JudgeReply]]
+
+
+class Kind(Protocol):
+    """One benchmark with its files read.
+
+    `folder` is its place under --out, `variant` tells judgments of other references or baselines apart, `follow_up`
+    names a second request of an item where the rules have one. `answers_list`: upstream's answers file is a JSON list
+    (.json) beside our .jsonl. `worths` are the figures that one judgment row adds to a mean.
+    """
+
+    @property
+    def folder(self) -> str: ...
+    @property
+    def variant(self) -> str: ...
+    @property
+    def files(self) -> Sequence[Fetched]: ...
+    @property
+    def questions(self) -> Sequence[Question]: ...
+    @property
+    def follow_up(self) -> FollowUp | None: ...
+    @property
+    def answers_list(self) -> bool: ...
+
+    def cut(self, questions: Sequence[Question]) -> Kind: ...
+    def answers_file(self, name: str) -> str: ...
+    def judgments_file(self, name: str, judge: str) -> str: ...
+    def id_of(self, row: Row) -> str: ...
+    def model_of(self, row: Row) -> str: ...
+    def answer_row(
+        self, name: str, question: Question, turns: Sequence[Turn], how: Row
+    ) -> dict[str, Any]: ...
+    def requests(self, answers: Answers) -> list[JudgeRequest]: ...
+    def judgments(
+        self, answers: Answers, requests: Sequence[JudgeRequest], replies: Replies, judge: str
+    ) -> list[dict[str, Any]]: ...
+    def scores(self, rows: Sequence[Row]) -> list[Scores]: ...
+    def worths(self, row: Row) -> list[float]: ...
+
+
+def given_baseline(text: str, folder: Path, key: str) -> tuple[str, list[dict[str, Any]]]:
+    """Name and rows of `--baseline`: an answers file, or a model that has answered in the same folder.
+
+    Raises:
+        InputError: there is neither, or the rows name no model.
+    """
+    places = [Path(text), folder / f"{text}.jsonl", folder / text / "model_outputs.json"]
+    place = next((path for path in places if path.is_file()), None)
+    if place is None:
+        raise InputError(f"--baseline {text}: neither a file nor a model with answers in {folder}")
+    rows = read_rows(place)
+    names = sorted({str(row.get(key)) for row in rows})
+    if len(names) != 1 or names == ["None"]:
+        raise InputError(
+            f"--baseline {place}: its rows must name one {key}; they name {', '.join(names) or 'none'}"
+        )
+    return names[0], rows
+
+
+def given(value: Any, default: Any) -> Any:
+    """`value`, or `default` where nothing was given."""
+    return default if value is None else value
