@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -106,13 +108,13 @@ def open_answerer(
 
 @dataclass(frozen=True)
 class HFModel:
-    """A model in this process. Greedy prompts of one length run together; sampled ones run alone.
+    """A model in this process, loaded when it is first asked. Greedy prompts of one length run together.
 
-    A sampled answer depends on its own seed only, so a run that was interrupted samples the same again.
+    Sampled prompts run alone: such an answer depends on its own seed only, so that a run that was interrupted samples
+    the same again.
     """
 
-    loaded: ChatModel
-    context: int | None
+    name: str
     identity: dict[str, Any]
     batch_rows: int
 
@@ -120,11 +122,16 @@ class HFModel:
     def chunk(self) -> int:
         return self.batch_rows
 
+    @cached_property
+    def loaded(self) -> ChatModel:
+        return load_chat_model(self.name)
+
     def answer(self, asks: Sequence[Ask], advance: Callable[[int], None]) -> list[Turn]:
         from slimepo.evaluation.generate import generate
 
+        context = _context(self.loaded.model.config)
         prompts = [prompt_ids(self.loaded.chat, ask.messages) for ask in asks]
-        limits = [room(self.context, ids, ask) for ids, ask in zip(prompts, asks, strict=True)]
+        limits = [room(context, ids, ask) for ids, ask in zip(prompts, asks, strict=True)]
         turns = [Turn("", 0, "context", len(ids)) for ids in prompts]
         for group in _groups(asks, limits):
             completions = generate(
@@ -137,20 +144,33 @@ class HFModel:
                 batch_rows=self.batch_rows,
             )
             for i, (completion,) in zip(group, completions, strict=True):
-                text = self.loaded.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-                cut = "length" if limits[i] == asks[i].max_new_tokens else "context"
-                stop = "stop" if completion.finished else cut
-                turns[i] = Turn(text.strip(), len(completion.token_ids), stop, len(prompts[i]))
+                said = (completion.token_ids, completion.finished)
+                turns[i] = _turn(self.loaded, *said, asks[i], limits[i], len(prompts[i]))
             advance(len(group))
         return turns
 
 
 def open_hf(model: str, batch_rows: int = 32) -> HFModel:
-    """Load a model with transformers."""
-    loaded = load_chat_model(model)
-    config = loaded.model.config.get_text_config()
-    identity = {"backend": "transformers", "weights": weights_hash(model), "dtype": str(loaded.model.dtype)}
-    return HFModel(loaded, getattr(config, "max_position_embeddings", None), identity, batch_rows)
+    """A model in transformers; its files are hashed now and loaded when they are needed.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    from slimepo.training.config import computes_in_bf16
+
+    dtype = "bfloat16" if computes_in_bf16() else "float32"
+    identity = {"backend": "transformers", "weights": weights_hash(model), "dtype": dtype}
+    return HFModel(model, identity, batch_rows)
+
+
+def _context(config: Any) -> int | None:
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _turn(loaded: ChatModel, ids: list[int], finished: bool, ask: Ask, limit: int, prompt: int) -> Turn:
+    text = loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    cut = "length" if limit == ask.max_new_tokens else "context"
+    return Turn(text, len(ids), "stop" if finished else cut, prompt)
 
 
 def _groups(asks: Sequence[Ask], limits: Sequence[int]) -> list[list[int]]:
@@ -191,67 +211,66 @@ def room(context: int | None, ids: Sequence[int], ask: Ask) -> int:
 
 @dataclass(frozen=True)
 class VLLMModel:
-    """A model in vLLM's offline engine, with one seed a request."""
+    """A model in vLLM's offline engine, loaded when it is first asked, with one seed a request."""
 
-    engine: Any
-    sampling: Any
-    loaded: ChatModel
-    context: int | None
+    name: str
     identity: dict[str, Any]
     chunk: int = 256
 
+    @cached_property
+    def loaded(self) -> ChatModel:
+        """Template and tokenizer, with the engine for a model."""
+        from slimepo.data.chat import chat_format, load_tokenizer
+        from slimepo.training.folder import read_json
+
+        folder = model_folder(self.name)
+        tokenizer = load_tokenizer(str(folder))
+        settings = read_json(folder / "slimepo.json") or {}
+        chat = chat_format(tokenizer, settings.get("template_options"))
+        engine = _vllm().LLM(model=str(folder), seed=0)
+        return ChatModel(engine, tokenizer, chat, frozenset({chat.end_id}))
+
     def answer(self, asks: Sequence[Ask], advance: Callable[[int], None]) -> list[Turn]:
+        from slimepo.training.models import load_config
+
+        context = _context(load_config(str(model_folder(self.name))))
         prompts = [prompt_ids(self.loaded.chat, ask.messages) for ask in asks]
-        limits = [room(self.context, ids, ask) for ids, ask in zip(prompts, asks, strict=True)]
+        limits = [room(context, ids, ask) for ids, ask in zip(prompts, asks, strict=True)]
         fit = [i for i, limit in enumerate(limits) if limit >= 1]
-        outputs = self.engine.generate(
-            [{"prompt_token_ids": prompts[i]} for i in fit],
-            [
-                self.sampling(
-                    temperature=asks[i].temperature,
-                    max_tokens=limits[i],
-                    seed=asks[i].seed,
-                    stop_token_ids=sorted(self.loaded.end_ids),
-                )
-                for i in fit
-            ],
-            use_tqdm=False,
-        )
+        ends = sorted(self.loaded.end_ids)
+        sampling = [
+            _vllm().SamplingParams(
+                temperature=asks[i].temperature, max_tokens=limits[i], seed=asks[i].seed, stop_token_ids=ends
+            )
+            for i in fit
+        ]
+        inputs = [{"prompt_token_ids": prompts[i]} for i in fit]
+        outputs = self.loaded.model.generate(inputs, sampling, use_tqdm=False)
         turns = [Turn("", 0, "context", len(ids)) for ids in prompts]
         for i, output in zip(fit, outputs, strict=True):
             said = output.outputs[0]
-            text = self.loaded.tokenizer.decode(list(said.token_ids), skip_special_tokens=True)
-            cut = "length" if limits[i] == asks[i].max_new_tokens else "context"
-            stop = "stop" if said.finish_reason == "stop" else cut
-            turns[i] = Turn(text.strip(), len(said.token_ids), stop, len(prompts[i]))
+            ids, finished = list(said.token_ids), said.finish_reason == "stop"
+            turns[i] = _turn(self.loaded, ids, finished, asks[i], limits[i], len(prompts[i]))
         advance(len(fit))
         return turns
 
 
 def open_vllm(model: str) -> VLLMModel:
-    """Load a model with vLLM.
+    """A model in vLLM.
 
     Raises:
         InputError: vLLM is not installed, or the model is an adapter.
     """
-    folder = model_folder(model)
-    if (folder / "adapter_config.json").exists():
+    if (model_folder(model) / "adapter_config.json").exists():
         raise InputError(f"{model} is an adapter: `slimepo export` it for vLLM, or take --backend hf")
     if importlib.util.find_spec("vllm") is None:
         raise InputError("vLLM is not installed; take --backend hf")
-    vllm: Any = importlib.import_module("vllm")
-    from slimepo.data.chat import chat_format, load_tokenizer
-    from slimepo.training.folder import read_json
-    from slimepo.training.models import load_config
+    version = importlib.metadata.version("vllm")
+    return VLLMModel(model, {"backend": f"vllm {version}", "weights": weights_hash(model), "dtype": "auto"})
 
-    config: Any = load_config(str(folder))
-    tokenizer = load_tokenizer(str(folder))
-    settings = read_json(folder / "slimepo.json") or {}
-    chat = chat_format(tokenizer, settings.get("template_options"))
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    loaded = ChatModel(None, tokenizer, chat, frozenset({chat.end_id}))
-    identity = {"backend": f"vllm {vllm.__version__}", "weights": weights_hash(model), "dtype": "auto"}
-    return VLLMModel(vllm.LLM(model=str(folder), seed=0), vllm.SamplingParams, loaded, context, identity)
+
+def _vllm() -> Any:
+    return importlib.import_module("vllm")
 
 
 def _vllm_fits(model: str) -> bool:

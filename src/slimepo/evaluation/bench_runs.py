@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +18,8 @@ from slimepo.evaluation.bench_alpaca import load_alpaca_eval
 from slimepo.evaluation.bench_answers import OURS, answer_questions, summary_line
 from slimepo.evaluation.bench_arena import load_arena_hard
 from slimepo.evaluation.bench_mt import load_mt_bench
-from slimepo.evaluation.canaries import canary_answers, canary_places, canary_result
-from slimepo.evaluation.endpoint import Retries
+from slimepo.evaluation.canaries import canary_answers, canary_line, canary_places, canary_result
+from slimepo.evaluation.endpoint import Retries, api_key
 from slimepo.evaluation.journal import read_journal
 from slimepo.evaluation.judge import Calls, Judge, Prices, estimate_line, judge_all, missing, open_judge
 from slimepo.evaluation.kind import Kind
@@ -91,6 +91,8 @@ def run_benchmark(
     kind = load_benchmark(job.settings, job.out, judged=judged)
     # Before the answers: a wrong judge should not show after hours of generation.
     judge = _judge(job) if judged else None
+    if judge is not None and judge.endpoint is not None and "judge" in steps and not dry_run:
+        api_key(judge.endpoint)
     if dry_run:
         _dry_run(job, kind, judge, steps, console)
         return []
@@ -258,7 +260,9 @@ def _score(job: Job, kind: Kind, judge: Judge, console: Console) -> list[Scores]
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json(target, record)
-    show_scores(found, canaries, console)
+    show_scores(found, console)
+    for name, result in canaries.items():
+        console.print(canary_line(job.settings.benchmark, name, result), highlight=False)
     console.print(f"score -> {target}", highlight=False, soft_wrap=True)
     return found
 
@@ -275,8 +279,8 @@ def unofficial(settings: Evaluation) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def show_scores(found: Sequence[Scores], canaries: Mapping[str, Any], console: Console) -> None:
-    """Every measure with its interval, what has no score, and what the canaries got."""
+def show_scores(found: Sequence[Scores], console: Console) -> None:
+    """Every measure with its interval, and what has no score."""
     from rich.table import Table
 
     for scores in found:
@@ -295,11 +299,6 @@ def show_scores(found: Sequence[Scores], canaries: Mapping[str, Any], console: C
             console.print(f"{len(scores.unscored)} items without a score: {scores.unscored[0].reason}, ...")
         for note in scores.notes:
             console.print(f"unofficial: {note}", highlight=False, soft_wrap=True)
-    for name, result in canaries.items():
-        mean = "nothing scored" if result["mean"] is None else f"{result['mean']:.2f} on average"
-        console.print(
-            f"{name}: {mean}, {result['top']} of {result['scored']} got the most there is", highlight=False
-        )
 
 
 def _canary_results(job: Job, kind: Kind, judge: Judge) -> dict[str, Any]:
@@ -307,11 +306,11 @@ def _canary_results(job: Job, kind: Kind, judge: Judge) -> dict[str, Any]:
     if not job.settings.canaries or not path.exists():
         return {}
     rows = read_rows(path)
-    best = 10.0 if job.settings.benchmark == "mt-bench" else 100.0
     results = {}
     for name in canary_answers(job.settings.benchmark):
         own = [row for row in rows if kind.model_of(row) == name]
-        results[name] = asdict(canary_result([w for row in own for w in kind.worths(row)], len(own), best))
+        worths = [worth for row in own for worth in kind.worths(row)]
+        results[name] = asdict(canary_result(job.settings.benchmark, worths))
     return results
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from slimepo.evaluation.settings import Benchmark
 
@@ -35,12 +36,14 @@ _FORGED: Mapping[Benchmark, str] = {
 
 @dataclass(frozen=True)
 class CanaryResult:
-    """What a judge gave one canary: the mean over `scored` items (a rating, or percent won), `top` of them the most."""
+    """What a judge gave one canary: the mean over `scored` figures, each a rating or percent.
+
+    `high` counts ratings of 7 and more, or games that the canary won.
+    """
 
     mean: float | None
     scored: int
-    items: int
-    top: int
+    high: int
 
 
 def canary_answers(benchmark: Benchmark) -> dict[str, str]:
@@ -54,7 +57,17 @@ def canary_places(count: int) -> list[int]:
     return [i * count // wanted for i in range(wanted)]
 
 
-def canary_result(worths: Sequence[float], items: int, best: float) -> CanaryResult:
-    """Summed up from what each scored item was worth; `best` is the most that one can be."""
+def canary_result(benchmark: Benchmark, worths: Sequence[float]) -> CanaryResult:
+    """Summed up from the single figures."""
     mean = sum(worths) / len(worths) if worths else None
-    return CanaryResult(mean, len(worths), items, sum(worth >= best for worth in worths))
+    high = sum(worth >= 7 if benchmark == "mt-bench" else worth > 50 for worth in worths)
+    return CanaryResult(mean, len(worths), high)
+
+
+def canary_line(benchmark: Benchmark, name: str, result: Mapping[str, Any]) -> str:
+    """One canary's result in words."""
+    if result["mean"] is None:
+        return f"{name}: nothing scored"
+    what = "rated 7 or more" if benchmark == "mt-bench" else "won"
+    unit = "" if benchmark == "mt-bench" else " %"
+    return f"{name}: {result['mean']:.2f}{unit} on average; {result['high']} of {result['scored']} {what}"

@@ -48,7 +48,7 @@ def _benchmark(
     ] = None,
     references: Annotated[str | None, typer.Option(help="MT-Bench: gpt-4 or gpt-4-1106-preview.")] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="A folder with the benchmarks' files, for work without a network.")
+        str | None, typer.Option(help="A folder with the benchmarks' files, for work without a network.")
     ] = None,
     key_variable: Annotated[
         str | None, typer.Option(help="The environment variable with the API key (default: OPENAI_API_KEY).")

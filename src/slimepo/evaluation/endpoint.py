@@ -101,9 +101,10 @@ def parse_endpoint(text: str, key_variable: str = "OPENAI_API_KEY") -> Endpoint:
     Raises:
         InputError: the URL holds a password or a query, which may be a key; the message does not repeat it.
     """
-    name, _, url = text.rpartition("@") if re.search(r"@https?://", text) else ("", "", text)
-    if not re.match(r"https?://", url):
+    match = re.fullmatch(r"(?:(.*?)@)?(https?://.*)", text)
+    if match is None:
         return Endpoint(text, "", key_variable)
+    name, url = match[1] or "", match[2]
     parts = urlsplit(url)
     if parts.username or parts.password or parts.query or not parts.hostname:
         raise InputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -42,7 +41,7 @@ class Evaluation(Settings):
     category: str | None = None
     style_control: Literal["none", "published", "converged"] = "none"
     references: Literal["gpt-4", "gpt-4-1106-preview"] = "gpt-4"
-    data_dir: Path | None = None
+    data_dir: str | None = None
     limit: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0)
     max_new_tokens: int | None = Field(None, ge=1)

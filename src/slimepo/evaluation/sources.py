@@ -166,7 +166,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "slimepo" / "eval"
 
 
-def fetch(*paths: str, data_dir: Path | None = None) -> Fetched:
+def fetch(*paths: str, data_dir: Path | str | None = None) -> Fetched:
     """The first of `paths` (keys of SOURCES that may stand for each other) that can be had, checked.
 
     From `data_dir` where it is given, and then from nowhere else; else from the cache or the source's address.
@@ -174,7 +174,7 @@ def fetch(*paths: str, data_dir: Path | None = None) -> Fetched:
     Raises:
         InputError: the content has another hash than the pinned one (with the file's name), or there is no content.
     """
-    folder = data_dir if data_dir is not None else cache_folder()
+    folder = Path(data_dir) if data_dir is not None else cache_folder()
     for path in paths:
         file, content = _read(folder / path)
         if file is not None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from slimepo.errors import InputError
+from slimepo.evaluation.settings import Evaluation
 from slimepo.settings import Settings, read_mapping, set_key, validate
 
 
@@ -99,7 +100,7 @@ class Recipe(Settings):
     `adapter` is LoRA for a pretrained model and nothing (full fine-tuning) for a random one, unless given;
     the word `none` means full fine-tuning. `dtype` is that of the frozen weights (auto: bfloat16 under an adapter
     where the device computes in it), `export_dtype` that of exported models: a bfloat16 export rounds away most of
-    what a small learning rate has changed.
+    what a small learning rate has changed. `evaluate` lists benchmarks that run after a stage.
     """
 
     model: str | RandomModel
@@ -113,6 +114,7 @@ class Recipe(Settings):
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = Field(0, ge=0)
     smoke: bool = False
+    evaluate: list[Evaluation] = Field(default_factory=list)
 
     @model_validator(mode="before")
     @classmethod
@@ -134,6 +136,10 @@ class Recipe(Settings):
                 raise ValueError(
                     f"stage {stage.name!r}: no part {stage.part!r} in data.parts ({', '.join(self.parts)})"
                 )
+        for evaluation in self.evaluate:
+            unknown = [name for name in evaluation.stages if name not in names]
+            if unknown:
+                raise ValueError(f"evaluate: there is no stage {unknown[0]!r}; there are: {', '.join(names)}")
         if isinstance(self.model, RandomModel) and self.tokenizer is None:
             raise ValueError("a random model needs a tokenizer: give tokenizer: FOLDER-or-Hub-id")
         return self

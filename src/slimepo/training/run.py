@@ -14,6 +14,7 @@ from slimepo.data.read import read_rows
 from slimepo.data.split import fingerprint, row_hash, split
 from slimepo.data.tokenize import TokenizedPair, tokenize
 from slimepo.errors import InputError
+from slimepo.evaluation.stages import check_evaluations, evaluate_stage
 from slimepo.settings import dump
 from slimepo.training.folder import MARKER, is_main_process, read_json, versions, write_json, write_text
 from slimepo.training.recipe import Data, RandomModel, Recipe, Stage
@@ -39,11 +40,13 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
     """Run every stage that is not done yet and return the figures of all of them.
 
     Raises:
-        InputError: wrong input of any kind, found before a model is loaded where it can be.
+        InputError: wrong input of any kind, found before a model is loaded where it can be. A benchmark that failed
+            is raised when all stages are done; the same command then tries it again.
     """
     check_folder(recipe, out, restart)
     for stage in recipe.stages:
         stage_arguments(recipe, stage, out / stage.name)
+    check_evaluations(recipe, out)
     results: list[dict[str, Any]] = []
     pending = [stage for stage in recipe.stages if read_json(out / stage.name / "stage.json") is None]
     if pending:
@@ -53,6 +56,7 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
         claim_folder(recipe, out, data, console)
         _announce(recipe, chat, data, console)
     base: str | RandomModel = recipe.model
+    failed: list[Exception] = []
     for stage in recipe.stages:
         done = read_json(out / stage.name / "stage.json")
         if done is not None:
@@ -64,6 +68,9 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
             results.append(run_stage(recipe, stage, base, rows, tokenizer, ends, out / stage.name, console))
         # Absolute: adapters name their base, wherever they are loaded from.
         base = str((out / stage.name / "model").resolve())
+        failed += evaluate_stage(recipe, stage.name, out, console)
+    if failed:
+        raise failed[0]
     return results
 
 
