@@ -75,9 +75,12 @@ def test_room_behind_a_prompt() -> None:
     assert [room(None, [1] * 9, ask), room(150, [1] * 9, ask), room(50, [1] * 9, ask)] == [100, 100, 41]
 
 
-def test_a_conversation_the_template_refuses_is_an_input_error(llama: HFModel) -> None:
-    with pytest.raises(InputError, match="cannot be asked"):
-        said(llama, [Ask([{"role": "user", "content": None}], 0.0, 4)])  # type: ignore[typeddict-item]
+def test_a_conversation_the_template_refuses_is_an_input_error(
+    llama: HFModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama.loaded.tokenizer, "chat_template", "{{ raise_exception('no system, please') }}")
+    with pytest.raises(InputError, match=r"cannot be asked.*no system, please"):
+        said(llama, GREEDY[:1])
 
 
 def test_the_hash_of_a_folder_changes_with_its_weights(shared_data: Path, tmp_path: Path) -> None:
