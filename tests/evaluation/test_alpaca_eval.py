@@ -265,6 +265,11 @@ def test_what_has_no_preference_is_unscored_with_its_reason() -> None:
         alpaca_eval.score([row | {"preference": None} for row in rows])
 
 
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(InputError, match="AlpacaEval annotation 1 has no 'generator_2'"):
+        alpaca_eval.score([{"generator_1": "base", "preference": 1.0}])
+
+
 def test_an_old_draw_is_a_draw_and_mixed_annotators_are_refused() -> None:
     rows = [row | {"preference": 0} for row in annotated()]
     assert alpaca_eval.score(rows)["ours"].measures["win_rate"].value == 50
@@ -278,6 +283,9 @@ def test_without_differences_in_length_there_is_no_control_and_the_baseline_is_e
     rows = [row | {"preference": 1.9, "output_2": row["output_1"]} for row in annotated()]
     scores = alpaca_eval.score(rows, length_data=length_data)["ours"]
     assert scores.headline == "win_rate"
-    assert scores.notes == ("no length-controlled win rate: all length differences are equal",)
+    assert scores.notes == (
+        "no length-controlled win rate: all length differences are equal",
+        "3 of 805 instructions; difficulties go by position",
+    )
     own = [row | {"generator_2": "base"} for row in rows]
     assert alpaca_eval.score(own, length_data=length_data)["base"].measures["length_controlled"].value == 50

@@ -200,6 +200,17 @@ def test_what_cannot_be_scored_is_refused() -> None:
         arena_scores.score([row("A>B", "A>B")], rules="v0.1", baseline="base", style={})
 
 
+def test_repeated_rows_count_and_are_said_and_missing_fields_are_named() -> None:
+    rows = [row("A>B", "A>B"), row("B>A", "A>B"), row(None, None, uid="r"), row(uid="s")]
+    scores = arena_scores.score(rows, rules="v2.0", baseline="base")["ours"]
+    assert scores.measures["mean"].value == 75
+    assert scores.official
+    assert scores.notes == ("1 rows repeat a question that has one already; all count, as upstream does",)
+    assert [u.item for u in scores.unscored] == ["r", "s"]
+    with pytest.raises(InputError, match="Arena-Hard judgment 1 has no 'games'"):
+        arena_scores.score([{"uid": "q", "model": "m"}], rules="v2.0", baseline="base")
+
+
 def test_another_fit_or_number_of_bootstraps_is_unofficial() -> None:
     scores = arena_scores.score([row("A>B", "A>B")], rules="v2.0", baseline="base", rounds=10)["ours"]
     assert not scores.official

@@ -256,6 +256,15 @@ def test_mixed_judges_and_foreign_questions_are_refused() -> None:
         mt_bench.score([judged(1, 1, -1)], questions=QUESTIONS)
 
 
+def test_a_null_is_no_rating_and_a_missing_field_is_named() -> None:
+    rows = [judged(1, 1, 8), judged(1, 2, 5) | {"score": None}]
+    scores = mt_bench.score(rows, questions=QUESTIONS)["ours"]
+    assert scores.measures["overall"] == scores.measures["turn-1"]
+    assert scores.unscored[0].item == "1/turn-2"
+    with pytest.raises(InputError, match=r"MT-Bench judgment 1 has no 'turn' \(it has judge"):
+        mt_bench.score([{k: v for k, v in rows[0].items() if k != "turn"}], questions=QUESTIONS)
+
+
 def test_temperatures_of_the_categories() -> None:
     assert {c: mt_bench.temperature(c) for c in (*mt_bench.CATEGORIES, "new")} == {
         "writing": 0.7,

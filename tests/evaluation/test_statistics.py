@@ -1,6 +1,7 @@
 """Bradley-Terry, intervals and the logistic fit, by hand."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -52,6 +53,13 @@ def test_groups_are_drawn_whole() -> None:
     lower, upper = bootstrap_mean([[0.0], [1.0]] * 50, low=2.5, high=97.5, seed=0)
     # The mean of 100 coin throws: 0.5 +- 1.96 * 0.05.
     assert (lower, upper) == pytest.approx((0.4, 0.6), abs=0.03)
+
+
+def test_without_scikit_learn_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    with pytest.raises(InputError, match=r"pip install 'slimepo\[eval\]'"):
+        bradley_terry(np.array([[0.0, 3.0], [1.0, 0.0]]))
 
 
 def test_newton_finds_the_log_odds() -> None:
