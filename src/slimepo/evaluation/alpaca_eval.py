@@ -31,7 +31,7 @@ from slimepo.evaluation.requests import (
     Unscored,
     sha256_of,
 )
-from slimepo.evaluation.rows import Row, field
+from slimepo.evaluation.rows import Row, field, need
 from slimepo.evaluation.statistics import standard_error
 from slimepo.types import Message
 
@@ -204,6 +204,8 @@ def score(
         InputError: annotators or baselines of one model are mixed.
         UnscoredError: a model has no preference at all.
     """
+    names = ("generator_1", "generator_2", "annotator", "preference", "output_1", "output_2")
+    need(rows, names, "AlpacaEval annotation")
     models = list(dict.fromkeys(str(row["generator_2"]) for row in rows))
     return {
         m: _score_model(m, [r for r in rows if str(r["generator_2"]) == m], length_data, prompts)
@@ -245,6 +247,8 @@ def _score_model(model: str, rows: Sequence[Row], data: LengthData | None, promp
             notes += (f"no length-controlled win rate: {controlled.reason}",)
         else:
             measures["length_controlled"] = _percent(controlled)
+        if len(rows) != len(data.difficulty):
+            notes += (f"{len(rows)} of {len(data.difficulty)} instructions; difficulties go by position",)
     return Scores(
         model,
         Identity(

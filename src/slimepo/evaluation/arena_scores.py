@@ -25,7 +25,7 @@ from slimepo.errors import InputError, UnscoredError
 from slimepo.evaluation.arena_hard import BENCHMARKS, Rules, question_id
 from slimepo.evaluation.arena_style import STYLE_FEATURES, StyleFit, style_scores
 from slimepo.evaluation.requests import Identity, Measure, Scores, Unscored, sha256_of
-from slimepo.evaluation.rows import Row
+from slimepo.evaluation.rows import Row, need
 from slimepo.evaluation.statistics import bradley_terry, win_rate
 
 ROUNDS = 100
@@ -57,7 +57,7 @@ def battles_of(row: Row, rules: Rules) -> tuple[list[Battle], list[Unscored]]:
     model, uid = row["model"], question_id(row)
     outcomes: list[list[float]] = []
     unscored = []
-    for number, game in enumerate(row["games"][:2], 1):
+    for number, game in enumerate((row["games"] or [])[:2], 1):
         verdict = game.get("score") if game else None
         worth = VERDICTS[rules].get(verdict) if isinstance(verdict, str) else None
         if worth is None:
@@ -104,6 +104,7 @@ def score(
         InputError: judges are mixed, or style is asked of v0.1.
         UnscoredError: a model has no usable game.
     """
+    need(rows, ("model", "games", "judge"), "Arena-Hard judgment")
     rows = [r for r in rows if (category is None or r.get("category") == category) and r["model"] != baseline]
     judges = sorted({str(row.get("judge")) for row in rows})
     if len(judges) != 1:
@@ -126,7 +127,7 @@ def score(
         headline = style_scores(
             [(b.model, b.question_id, b.outcome) for b in battles], baseline, style, seed, rounds, style_fit
         )
-    notes = ("style control with the converged fit; upstream stops after 50 steps",) * (
+    deviations = ("style control with the converged fit; upstream stops after 50 steps",) * (
         style is not None and style_fit == "converged"
     ) + (f"{rounds} bootstraps; upstream takes {ROUNDS}",) * (rounds != ROUNDS)
     settings: dict[str, Any] = {"category": category, "seed": seed, "rounds": rounds}
@@ -149,11 +150,17 @@ def score(
             measures={"score": headline[model], "mean": _mean(battles, model)},
             scored=_items(rows, model, rules) - len([u for u in left_out if u.reason != "not judged"]),
             unscored=tuple(left_out),
-            official=not notes,
-            notes=notes,
+            official=not deviations,
+            notes=deviations + _repeats(rows, model),
         )
         for model, left_out in unscored.items()
     }
+
+
+def _repeats(rows: Sequence[Row], model: str) -> tuple[str, ...]:
+    questions = [question_id(row) for row in rows if row["model"] == model]
+    more = len(questions) - len(set(questions))
+    return (f"{more} rows repeat a question that has one already; all count, as upstream does",) * (more > 0)
 
 
 def _items(rows: Sequence[Row], model: str, rules: Rules) -> int:

@@ -26,7 +26,7 @@ from slimepo.evaluation.requests import (
     Unscored,
     sha256_of,
 )
-from slimepo.evaluation.rows import Row, field
+from slimepo.evaluation.rows import Row, field, need
 from slimepo.evaluation.statistics import bootstrap_mean
 from slimepo.types import Message
 
@@ -250,6 +250,7 @@ def score(
         "prompts": sha256_of({k: dict(v) for k, v in templates.items()}) if templates else None,
         "settings": {"references": sha256_of([dict(r) for r in references])} if references else {},
     }
+    need(rows, ("question_id", "model", "judge", "score", "turn"), "MT-Bench judgment")
     models = list(dict.fromkeys(row["model"] for row in rows))
     return {m: _score_model(m, [r for r in rows if r["model"] == m], questions, identity) for m in models}
 
@@ -268,7 +269,7 @@ def _score_model(
         raise InputError(
             f"a judgment of {model} is about question {strangers[0]}, which is not in the questions"
         )
-    rated = [row for row in rows if row["score"] != -1]
+    rated = [row for row in rows if _is_rating(row["score"])]
     if not rated:
         raise UnscoredError(f"no judgment of {model} holds a rating ({_reason(rows[0])})")
     measures = {
@@ -287,7 +288,7 @@ def _score_model(
     unscored = [
         Unscored(row.get("unscored") or _reason(row), f"{row['question_id']}/turn-{row['turn']}")
         for row in rows
-        if row["score"] == -1
+        if not _is_rating(row["score"])
     ]
     judged = {(row["question_id"], row["turn"]) for row in rows}
     unscored += [
@@ -308,6 +309,11 @@ def _score_model(
     )
 
 
+def _is_rating(value: Any) -> bool:
+    """Whether a recorded score is one: not -1, and not the null that other tools write."""
+    return isinstance(value, int | float) and value != -1 and math.isfinite(value)
+
+
 def _judge(row: Row) -> str:
     judge = row["judge"]
     return str(judge if isinstance(judge, str) else judge[0])
@@ -315,7 +321,7 @@ def _judge(row: Row) -> str:
 
 def _reason(row: Row) -> str:
     rating = parse_score(row.get("judgment") or "")
-    return rating.reason if isinstance(rating, Unscored) else "recorded as -1"
+    return rating.reason if isinstance(rating, Unscored) else f"recorded as {row['score']}"
 
 
 def _notes(rows: Sequence[Row], rated: Sequence[Row], judged: int) -> tuple[str, ...]:

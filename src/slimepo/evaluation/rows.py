@@ -47,6 +47,13 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
+def need(rows: Iterable[Row], names: Iterable[str], what: str) -> None:
+    """Nothing, where every row has all these fields; else an InputError that says what lacks which."""
+    for number, row in enumerate(rows, 1):
+        for name in names:
+            field(row, name, f"{what} {number}")
+
+
 def field(row: Row, name: str, what: str) -> Any:
     """`row[name]`, or an InputError that says what lacks it."""
     try:

@@ -82,6 +82,8 @@ def logistic_newton(
         # Newton overshoots far from the maximum; a step of 5 in log-odds is as far as it may go.
         change *= min(1.0, 5.0 / max(float(np.abs(change).max(initial=0.0)), 1e-300))
         weights = weights + change
+        if float(np.abs(weights).max(initial=0.0)) > 30:
+            break
         if float(np.abs(change).max(initial=0.0)) < tolerance:
             return weights
     raise InputError("the fit has no maximum: a model won or lost every game; leave it out")
