@@ -23,7 +23,7 @@ from slimepo.evaluation.endpoint import Retries, api_key
 from slimepo.evaluation.journal import read_journal
 from slimepo.evaluation.judge import Calls, Judge, Prices, estimate_line, judge_all, missing, open_judge
 from slimepo.evaluation.kind import Kind
-from slimepo.evaluation.requests import Scores, refuse_unscored, scores_row
+from slimepo.evaluation.requests import Scores, most_common, refuse_unscored, scores_row
 from slimepo.evaluation.rows import Row, read_rows, write_rows
 from slimepo.evaluation.settings import Evaluation
 from slimepo.training.folder import versions, write_json
@@ -99,7 +99,7 @@ def run_benchmark(
     if "answer" in steps:
         _answer(job, kind, console)
     if judge is None:
-        console.print("no --judge: answers only", highlight=False)
+        say(console, "no --judge: answers only")
         return []
     if "judge" in steps:
         _judge_answers(job, kind, judge, console)
@@ -136,7 +136,7 @@ def _answer(job: Job, kind: Kind, console: Console) -> None:
             plain = [{key: value for key, value in row.items() if key != OURS} for row in rows]
             _replace(path.with_suffix(".json"), plain)
     rows = _answers(job, kind)
-    console.print(f"{summary_line(rows)} -> {path}", highlight=False, soft_wrap=True)
+    say(console, f"{summary_line(rows)} -> {path}")
 
 
 def _known_answers(job: Job, kind: Kind) -> dict[str, dict[str, Any]]:
@@ -195,7 +195,7 @@ def _judge_answers(job: Job, kind: Kind, judge: Judge, console: Console) -> None
     if canaries:
         rows = some.judgments(canaries, fakes, replies, judge.name)
         _file_rows(_canary_file(job, kind, judge), kind, rows)
-    console.print(f"judgments -> {path}", highlight=False, soft_wrap=True)
+    say(console, f"judgments -> {path}")
 
 
 def _file_rows(path: Path, kind: Kind, rows: Sequence[Row]) -> None:
@@ -220,7 +220,7 @@ def _canaries(job: Job, kind: Kind) -> tuple[Kind, dict[str, Sequence[Row]]]:
 def _say_own_judge(job: Job, judge: Judge, console: Console) -> None:
     names = (judge.local, judge.endpoint.model if judge.endpoint else "", judge.name)
     if job.model in names:
-        console.print("note: the model judges itself", highlight=False)
+        say(console, "note: the model judges itself")
 
 
 # --- scores ------------------------------------------------------------------------------------------
@@ -262,8 +262,8 @@ def _score(job: Job, kind: Kind, judge: Judge, console: Console) -> list[Scores]
     write_json(target, record)
     show_scores(found, console)
     for name, result in canaries.items():
-        console.print(canary_line(job.settings.benchmark, name, result), highlight=False)
-    console.print(f"score -> {target}", highlight=False, soft_wrap=True)
+        say(console, canary_line(job.settings.benchmark, name, result))
+    say(console, f"score -> {target}")
     return found
 
 
@@ -281,12 +281,15 @@ def unofficial(settings: Evaluation) -> tuple[str, ...]:
 
 def show_scores(found: Sequence[Scores], console: Console) -> None:
     """Every measure with its interval, and what has no score."""
+    from rich.markup import escape
     from rich.table import Table
 
     for scores in found:
         category = scores.identity.settings.get("category")
         title = f"{scores.identity.benchmark}{f' {category}' if category else ''}: {scores.model}"
-        table = Table("measure", f"value ({scores.unit})", "interval", "n", title=title, title_justify="left")
+        table = Table(
+            "measure", f"value ({scores.unit})", "interval", "n", title=escape(title), title_justify="left"
+        )
         for name, measure in scores.measures.items():
             interval = "" if measure.lower is None else f"{measure.lower:.2f} to {measure.upper:.2f}"
             if measure.standard_error is not None:
@@ -294,11 +297,12 @@ def show_scores(found: Sequence[Scores], console: Console) -> None:
             table.add_row(name, f"{measure.value:.2f}", interval, str(measure.n))
         console.print(table)
         baseline = f", against {scores.identity.baseline}" if scores.identity.baseline else ""
-        console.print(f"judge {scores.identity.judge}{baseline}", highlight=False, soft_wrap=True)
+        say(console, f"judge {scores.identity.judge}{baseline}")
         if scores.unscored:
-            console.print(f"{len(scores.unscored)} items without a score: {scores.unscored[0].reason}, ...")
+            reasons = most_common(item.reason for item in scores.unscored)
+            say(console, f"{len(scores.unscored)} items without a score; most often: {reasons}")
         for note in scores.notes:
-            console.print(f"unofficial: {note}", highlight=False, soft_wrap=True)
+            say(console, f"unofficial: {note}")
 
 
 def _canary_results(job: Job, kind: Kind, judge: Judge) -> dict[str, Any]:
@@ -323,11 +327,10 @@ def _dry_run(job: Job, kind: Kind, judge: Judge | None, steps: Sequence[Step], c
     if "answer" in steps:
         turns = sum(len(q.turns) for q in to_answer)
         most = sum(len(q.turns) * q.max_new_tokens for q in to_answer)
-        console.print(
+        say(
+            console,
             f"answers: {len(kind.questions)} questions, {len(to_answer)} to answer in {turns} turns, at most "
             f"{most:,} tokens",
-            highlight=False,
-            soft_wrap=True,
         )
     if judge is None or "judge" not in steps:
         return
@@ -342,11 +345,16 @@ def _dry_run(job: Job, kind: Kind, judge: Judge | None, steps: Sequence[Step], c
     requests = [*kind.requests(answers), *(some.requests(canaries) if canaries else [])]
     to_make = missing(judge, requests, _calls(job, judge).cache)
     if to_answer:
-        console.print(f"answers that are not there yet count as {GUESSED_CHARACTERS} characters a turn")
-    console.print(estimate_line(requests, to_make, job.prices), highlight=False, soft_wrap=True)
+        say(console, f"answers that are not there yet count as {GUESSED_CHARACTERS} characters a turn")
+    say(console, estimate_line(requests, to_make, job.prices))
 
 
 # --- files -------------------------------------------------------------------------------------------
+
+
+def say(console: Console, text: str) -> None:
+    """One line as it is: what judges and paths say is no markup."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def file_label(name: str) -> str:

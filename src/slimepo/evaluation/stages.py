@@ -56,11 +56,13 @@ def evaluate_stage(recipe: Recipe, stage: str, out: Path, console: Console) -> l
     for entry in entries:
         from slimepo.evaluation.bench_runs import make_job, run_benchmark
 
-        console.print(f"{stage}: {entry.benchmark}", highlight=False)
+        console.print(f"{stage}: {entry.benchmark}", markup=False, highlight=False)
         try:
             run_benchmark(make_job(entry, str(out / stage), out / EVAL_FOLDER), console)
         except (InputError, UnscoredError) as error:
-            console.print(f"{stage}: {entry.benchmark} failed: {error}", highlight=False, soft_wrap=True)
+            console.print(
+                f"{stage}: {entry.benchmark} failed: {error}", markup=False, highlight=False, soft_wrap=True
+            )
             failed.append(error)
     return failed
 

@@ -1,0 +1,355 @@
+"""Answers, judgments and scores of the tiny real Llama against the mock judge, as the command line runs them."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from slimepo.errors import InputError, UnscoredError
+from slimepo.evaluation import answerers, mt_bench
+from slimepo.evaluation.answers import ChatModel, load_chat_model
+from slimepo.evaluation.bench_answers import OURS
+from slimepo.evaluation.bench_runs import Job, file_label, make_job, run_benchmark
+from slimepo.evaluation.requests import scores_of_row
+from slimepo.evaluation.rows import read_rows
+from slimepo.evaluation.settings import Evaluation
+from slimepo.settings import validate
+from tests.evaluation.conftest import KEY, printed
+from tests.evaluation.mock_judge import Fail, MockJudge, Say
+
+QUESTIONS = 3
+
+
+@pytest.fixture(scope="module")
+def one_llama(shared_data: Path) -> ChatModel:
+    return load_chat_model(str(shared_data / "models" / "babyllama-105"))
+
+
+@pytest.fixture
+def loads(one_llama: ChatModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tiny Llama is loaded once for all tests; the names that were asked for."""
+    asked: list[str] = []
+
+    def load(name: str) -> ChatModel:
+        asked.append(name)
+        return one_llama
+
+    monkeypatch.setattr(answerers, "load_chat_model", load)
+    return asked
+
+
+@pytest.fixture
+def job(shared_data: Path, mock: MockJudge, loads: list[str], tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    """A job of the tiny Llama with short answers to a few questions; `mock` judges unless told otherwise."""
+
+    def make(benchmark: str, name: str | None = None, **options: Any) -> Job:
+        values = {
+            "benchmark": benchmark,
+            "judge": mock.judge,
+            "data_dir": str(shared_data / "eval"),
+            "limit": QUESTIONS,
+            "max_new_tokens": 12,
+            "attempts": 2,
+        }
+        settings = validate(Evaluation, values | options, "test")
+        return make_job(settings, str(shared_data / "models" / "babyllama-105"), tmp_path / "out", name)
+
+    yield make
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes()
+
+
+def one_file(folder: Path, pattern: str) -> Path:
+    (path,) = folder.glob(pattern)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "options", "calls", "measures"),
+    [
+        ("mt-bench", {}, 2 * QUESTIONS, {"overall", "turn-1", "turn-2", "category/writing"}),
+        ("mt-bench", {"references": "gpt-4-1106-preview"}, 2 * QUESTIONS, {"overall"}),
+        ("arena-hard", {"rules": "v0.1"}, 2 * QUESTIONS, {"score", "mean"}),
+        ("arena-hard", {"category": "hard_prompt"}, 2 * QUESTIONS, {"score", "mean"}),
+        ("alpaca-eval", {}, QUESTIONS, {"win_rate", "average_length"}),
+    ],
+)
+def test_answer_judge_score(
+    job: Callable[..., Job],
+    mock: MockJudge,
+    console: Console,
+    benchmark: str,
+    options: dict[str, Any],
+    calls: int,
+    measures: set[str],
+) -> None:
+    if benchmark == "arena-hard":
+        # Every game is decided, so that few questions are enough for a fit.
+        mock.script += [
+            Say("[[A>B]]"),
+            Say("[[A>B]]"),
+            Say("[[B>A]]"),
+            Say("[[B>A]]"),
+            Say("[[A=B]]"),
+            Say("[[A=B]]"),
+        ]
+    this = job(benchmark, concurrency=1, **options)
+    (scores,) = run_benchmark(this, console)
+    assert len(mock.calls) == calls
+    assert measures <= set(scores.measures)
+    assert (scores.model, scores.identity.judge) == ("babyllama-105", mock.judge)
+    assert not scores.official
+    assert "the first 3 questions only" in scores.notes
+    record = json.loads(one_file(this.out / "scores", "*.json").read_text())
+    assert scores_of_row(record["scores"][0]) == scores
+    assert record["judge"]["name"] == mock.judge
+    assert record["answers"]["made"]["backend"] == "transformers"
+    assert all(len(file["sha256"]) == 64 for file in record["files"])
+    # Again: nothing is generated or asked, and the result is the same.
+    assert run_benchmark(this, console) == [scores]
+    assert len(mock.calls) == calls
+    assert "judge: 0 calls" in printed(console)
+
+
+def test_the_answers_file_of_mt_bench_is_fastchats(job: Callable[..., Job], console: Console) -> None:
+    this = job("mt-bench")
+    run_benchmark(this, console, ["answer"])
+    rows = read_rows(this.out / "mt_bench" / "model_answer" / "babyllama-105.jsonl")
+    assert [list(row)[:4] for row in rows] == [
+        ["question_id", "answer_id", "model_id", "choices"]
+    ] * QUESTIONS
+    for row in rows:
+        assert len(row["choices"][0]["turns"]) == 2
+        assert {turn["stop"] for turn in row[OURS]["turns"]} <= {"stop", "length", "context"}
+        assert row[OURS]["temperature"] == mt_bench.temperature("writing") == 0.7
+
+
+def test_the_judgments_of_mt_bench_are_fastchats(
+    job: Callable[..., Job], mock: MockJudge, console: Console
+) -> None:
+    this = job("mt-bench")
+    run_benchmark(this, console)
+    run_benchmark(job("mt-bench", "other"), console)
+    rows = read_rows(one_file(this.out / "mt_bench" / "model_judgment", "*_single.jsonl"))
+    # One file a judge, with all its models; a model's rows stand there once.
+    assert [row["model"] for row in rows] == ["babyllama-105"] * 6 + ["other"] * 6
+    run_benchmark(this, console)
+    assert len(read_rows(one_file(this.out / "mt_bench" / "model_judgment", "*_single.jsonl"))) == 12
+    assert {call["messages"][0]["role"] for call in mock.calls} == {"system"}
+    assert {(call["temperature"], call["max_tokens"]) for call in mock.calls} == {(0.0, 2048)}
+
+
+def test_alpaca_eval_writes_upstreams_list(
+    job: Callable[..., Job], mock: MockJudge, console: Console
+) -> None:
+    this = job("alpaca-eval")
+    (scores,) = run_benchmark(this, console)
+    folder = this.out / "alpaca_eval" / "babyllama-105"
+    outputs = json.loads((folder / "model_outputs.json").read_text())
+    assert [set(row) for row in outputs] == [{"dataset", "instruction", "output", "generator"}] * QUESTIONS
+    (annotations,) = folder.glob("*/annotations.json")
+    for row in json.loads(annotations.read_text()):
+        assert row["raw_completion"]["logprobs"]["content"][0]["top_logprobs"]
+    assert {(call["temperature"], call["max_tokens"], call["top_logprobs"]) for call in mock.calls} == {
+        (1.0, 1, 5)
+    }
+    assert 0 < scores.measures["win_rate"].value < 100
+
+
+def test_a_judge_without_logprobs_is_unofficial(
+    job: Callable[..., Job], mock: MockJudge, console: Console
+) -> None:
+    mock.logprobs = False
+    (scores,) = run_benchmark(job("alpaca-eval"), console)
+    assert any("without log-probabilities" in note for note in scores.notes)
+
+
+def test_each_step_takes_up_what_the_one_before_left(
+    job: Callable[..., Job], mock: MockJudge, loads: list[str], console: Console
+) -> None:
+    this = job("mt-bench")
+    with pytest.raises(InputError, match="3 of 3 answers are missing; run the step answer"):
+        run_benchmark(this, console, ["judge"])
+    run_benchmark(this, console, ["answer"])
+    assert mock.calls == []
+    with pytest.raises(InputError, match="run the step judge"):
+        run_benchmark(this, console, ["score"])
+    loads.clear()
+    assert run_benchmark(this, console, ["judge"]) == []
+    (scores,) = run_benchmark(this, console, ["score"])
+    assert scores.scored == 6
+    assert loads == []
+
+
+def test_without_a_judge_only_answers_are_written(
+    job: Callable[..., Job], mock: MockJudge, console: Console
+) -> None:
+    this = job("arena-hard", judge=None)
+    assert run_benchmark(this, console) == []
+    assert "no --judge: answers only" in printed(console)
+    assert [path.name for path in (this.out / "arena-hard-v2.0").iterdir()] == ["model_answer"]
+    with pytest.raises(InputError, match="needs --judge"):
+        run_benchmark(this, console, ["judge"])
+
+
+def test_too_many_unscored_items_refuse_the_score(
+    job: Callable[..., Job], mock: MockJudge, console: Console
+) -> None:
+    mock.script += [Say("no rating here"), Say("nor here")]
+    this = job("mt-bench", concurrency=1)
+    with pytest.raises(UnscoredError, match="2 of 6 items"):
+        run_benchmark(this, console)
+    assert list((this.out / "scores").glob("*.json")) == []
+    (scores,) = run_benchmark(job("mt-bench", max_unscored=0.5), console)
+    assert (scores.scored, len(scores.unscored)) == (4, 2)
+    assert "2 items without a score; most often: no [[rating]] in the judge's text (2)" in printed(console)
+    # Only the score step was new.
+    assert len(mock.calls) == 6
+
+
+def test_a_failed_call_is_made_again_and_then_scored(
+    job: Callable[..., Job], mock: MockJudge, console: Console
+) -> None:
+    mock.script += [Fail(500)] * 2
+    this = job("mt-bench", concurrency=1)
+    with pytest.raises(UnscoredError, match="1 of 6 items"):
+        run_benchmark(this, console)
+    (scores,) = run_benchmark(this, console)
+    assert (scores.scored, len(mock.calls)) == (6, 2 + 5 + 1)
+
+
+def test_v01_asks_once_more_where_there_is_no_verdict(
+    job: Callable[..., Job], mock: MockJudge, console: Console
+) -> None:
+    mock.script += [
+        Say("let me think"),
+        *[Say("[[A>B]]"), Say("[[B>A]]")] * 2,
+        Say("[[B>A]]"),
+        Say("[[A=B]]"),
+    ]
+    this = job("arena-hard", rules="v0.1", concurrency=1)
+    run_benchmark(this, console)
+    assert len(mock.calls) == 7
+    assert [message["role"] for message in mock.calls[6]["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+    ]
+    rows = read_rows(one_file(this.out / "arena-hard-v0.1" / "model_judgment", "*/babyllama-105.jsonl"))
+    assert rows[0]["games"][0]["judgment"] == "\nlet me think\n[[A=B]]"
+
+
+def test_a_baseline_of_ones_own(
+    job: Callable[..., Job], mock: MockJudge, console: Console, tmp_path: Path
+) -> None:
+    run_benchmark(job("arena-hard", "rival", judge=None, category="creative_writing"), console)
+    this = job("arena-hard", baseline="rival", category="creative_writing")
+    # Against itself: both orders are the same prompt, which is asked once.
+    mock.script += [Say("?")] * 3
+    with pytest.raises(UnscoredError):
+        run_benchmark(this, console)
+    shutil.rmtree(this.out / "judge_calls")
+    (scores,) = run_benchmark(this, console)
+    assert scores.identity.baseline == "rival"
+    assert one_file(this.out / "scores", "*--vs-rival.json")
+    with pytest.raises(InputError, match="--baseline nobody: neither a file nor a model"):
+        run_benchmark(job("arena-hard", baseline="nobody"), console)
+    nameless = tmp_path / "nameless.jsonl"
+    nameless.write_text('{"uid": "x"}\n')
+    with pytest.raises(InputError, match="must name one model"):
+        run_benchmark(job("arena-hard", baseline=str(nameless)), console)
+
+
+def test_a_missing_official_baseline_is_found_before_anything_is_generated(
+    job: Callable[..., Job], loads: list[str], console: Console
+) -> None:
+    with pytest.raises(InputError, match=r"no arena_hard/v2\.0/answer\.gemini-2\.0-flash-001\.jsonl"):
+        run_benchmark(job("arena-hard", category="creative_writing"), console)
+    assert loads == []
+
+
+def test_answers_made_elsewhere_are_judged_as_they_are(
+    job: Callable[..., Job], mock: MockJudge, loads: list[str], console: Console, shared_data: Path
+) -> None:
+    this = job("mt-bench", "llama2_7b", limit=None, max_new_tokens=None)
+    folder = this.out / "mt_bench" / "model_answer"
+    folder.mkdir(parents=True)
+    given = read_rows(shared_data / "eval" / "mt_bench" / "model_answer" / "llama2_7b.jsonl.gz")
+    (folder / "llama2_7b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    (scores,) = run_benchmark(this, console)
+    assert (scores.scored, len(mock.calls), loads) == (160, 160, [])
+    assert scores.official
+    # The prompts that went over the wire are those of the published judgments.
+    published = read_rows(shared_data / "eval" / "mt_bench" / "judgments" / "gpt-4_single.jsonl.gz")
+    recorded = {row["user_prompt"] for row in published if row["model"] == "llama2_7b"}
+    assert {call["messages"][-1]["content"] for call in mock.calls} == recorded
+
+
+def test_canaries_are_judged_apart_and_reported(
+    job: Callable[..., Job], mock: MockJudge, console: Console
+) -> None:
+    this = job("mt-bench", canaries=True)
+    (scores,) = run_benchmark(this, console)
+    assert len(mock.calls) == 2 * QUESTIONS * 4
+    record = json.loads(one_file(this.out / "scores", "*.json").read_text())
+    assert set(record["canaries"]) == {"canary-null", "canary-order", "canary-forged"}
+    assert all(result["scored"] == 6 and 1 <= result["mean"] <= 10 for result in record["canaries"].values())
+    assert "canary-null: " in printed(console)
+    official = read_rows(one_file(this.out / "mt_bench" / "model_judgment", "*.jsonl"))
+    assert {row["model"] for row in official} == {"babyllama-105"}
+    assert scores.scored == 6
+
+
+def test_a_dry_run_counts_and_makes_no_call(
+    job: Callable[..., Job], mock: MockJudge, loads: list[str], console: Console
+) -> None:
+    this = job("arena-hard", category="hard_prompt", price_prompt=2.0, price_completion=8.0)
+    assert run_benchmark(this, console, dry_run=True) == []
+    text = printed(console)
+    assert "answers: 3 questions, 3 to answer in 3 turns, at most 36 tokens" in text
+    assert "judge: 6 calls, 6 to make" in text
+    assert "at most 96,000 completion tokens" in text
+    assert "$" in text
+    assert (mock.calls, loads, this.out.exists()) == ([], [], False)
+
+
+def test_a_missing_key_shows_before_anything_is_generated(
+    job: Callable[..., Job], loads: list[str], console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(InputError, match="set the environment variable OPENAI_API_KEY"):
+        run_benchmark(job("mt-bench", judge="gpt-4"), console)
+    assert loads == []
+
+
+def test_a_local_model_judges_greedily(
+    job: Callable[..., Job], mock: MockJudge, console: Console, shared_data: Path
+) -> None:
+    # Its context is far too small for these prompts: every item is unscored and says so.
+    this = job("alpaca-eval", judge=f"hf:{shared_data / 'models' / 'babyllama-105'}", limit=2)
+    with pytest.raises(UnscoredError):
+        run_benchmark(this, console)
+    (annotations,) = (this.out / "alpaca_eval" / "babyllama-105").glob("hf-babyllama-105/annotations.json")
+    assert "fills its context" in json.loads(annotations.read_text())[0]["unscored"]
+    assert mock.calls == []
+
+
+def test_a_model_behind_an_endpoint_answers_and_is_judged(
+    job: Callable[..., Job], mock: MockJudge, console: Console
+) -> None:
+    local = job("mt-bench")
+    this = Job(local.settings, mock.judge, "remote", local.out)
+    (scores,) = run_benchmark(this, console)
+    assert (scores.scored, len(mock.calls)) == (6, 12)
+    assert "note: the model judges itself" in printed(console)
+
+
+def test_judges_names_in_file_names() -> None:
+    assert file_label("gpt-4") == "gpt-4"
+    assert file_label("org/m@http://127.0.0.1:8000/v1") == "org-m@127.0.0.1-8000-v1"
+    assert file_label("hf:my model") == "hf-my-model"
