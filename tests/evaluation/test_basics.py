@@ -1,0 +1,87 @@
+"""Measures without a judge, by hand and on the tiny real Llama."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from slimepo.data.chat import encode_response
+from slimepo.errors import InputError
+from slimepo.evaluation.answerers import prompt_ids
+from slimepo.evaluation.answers import load_chat_model
+from slimepo.evaluation.basics import generation_measures, measure_basics, show_basics
+from tests.evaluation.conftest import printed
+
+
+def test_generation_measures_by_hand() -> None:
+    texts = ["a b a b", "c", "x y z x y z x y z"]
+    figures = generation_measures(texts, [[1] * 4, [1], [1] * 10], [True, True, False])
+    # 14 words, 6 of them different; 11 pairs: ab, ba, xy, yz, zx; 9 triples: aba, bab, xyz, yzx, zxy.
+    assert figures["distinct_1"] == pytest.approx(6 / 14)
+    assert figures["distinct_2"] == pytest.approx(5 / 11)
+    assert figures["distinct_3"] == pytest.approx(5 / 9)
+    # 4-grams: "a b a b" has one; the third text has six, of which xyzx, yzxy and zxyz are different.
+    assert figures["repetition"] == pytest.approx((0 + 0.5) / 2)
+    assert figures["end_rate"] == pytest.approx(2 / 3)
+    assert (figures["mean_tokens"], figures["median_tokens"]) == (5, 4)
+
+
+def test_texts_too_short_for_a_measure_give_none() -> None:
+    figures = generation_measures(["one", ""], [[1], [2]], [True, True])
+    assert math.isnan(figures["distinct_2"])
+    assert math.isnan(figures["repetition"])
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    story = "Once upon a time, there was a little girl named Lily."
+    rows = [
+        {"prompt": "Tell me a story.", "chosen": story, "rejected": "Zq xv jk qqq zzz xxkq."},
+        {"prompt": "Tell me more.", "chosen": "Zq xv jk qqq zzz.", "rejected": story},
+        {"prompt": "And then?", "chosen": "She was happy.", "rejected": "kkjq zx"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_figures_of_the_tiny_llama(shared_data: Path, pairs: Path, console: Console) -> None:
+    model = str(shared_data / "models" / "babyllama-105")
+    figures = measure_basics(model, str(pairs), console, samples=2, tasks=11, max_new_tokens=8)
+    assert (figures["pairs"], figures["generations"], figures["world_tasks"]) == (3, 2, 11)
+    # Two of three pairs prefer English to noise.
+    assert figures["accuracy"] == pytest.approx(2 / 3)
+    assert 0 <= figures["world_exact_match"] <= figures["world_format_valid"] <= 1
+    assert figures["mean_tokens"] == 8
+    show_basics(figures, console)
+    assert "chosen_perplexity" in printed(console)
+
+
+def test_the_perplexity_is_that_of_all_chosen_tokens_alike(
+    shared_data: Path, pairs: Path, console: Console
+) -> None:
+    name = str(shared_data / "models" / "babyllama-105")
+    loaded = load_chat_model(name)
+    total, count = 0.0, 0
+    for line in pairs.read_text().splitlines():
+        row = json.loads(line)
+        asked = [{"role": "user", "content": row["prompt"]}]
+        said = [{"role": "assistant", "content": row["chosen"]}]
+        start = prompt_ids(loaded.chat, asked)  # type: ignore[arg-type]
+        answer = encode_response(loaded.chat, asked, said)  # type: ignore[arg-type]
+        with torch.no_grad():
+            logps = loaded.model(torch.tensor([start + answer])).logits[0].double().log_softmax(-1)
+        total += sum(float(logps[len(start) - 1 + i, token]) for i, token in enumerate(answer))
+        count += len(answer)
+    figures = measure_basics(name, str(pairs), console, samples=0, tasks=0)
+    assert figures["chosen_perplexity"] == pytest.approx(math.exp(-total / count), rel=1e-5)
+    assert "end_rate" not in figures
+
+
+def test_pairs_that_are_all_too_long_are_an_error(shared_data: Path, pairs: Path, console: Console) -> None:
+    model = str(shared_data / "models" / "babyllama-105")
+    with pytest.raises(InputError, match="no pair is left to score"):
+        measure_basics(model, str(pairs), console, max_length=10)

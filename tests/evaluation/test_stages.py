@@ -1,0 +1,106 @@
+"""A recipe's `evaluate:` list: checked before training, run after its stages."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from slimepo.errors import InputError
+from slimepo.playground.tokenizer import build_tokenizer
+from slimepo.training.recipe import Recipe, make_recipe
+from slimepo.training.run import run_recipe
+from tests.evaluation.conftest import printed
+from tests.evaluation.mock_judge import Fail, MockJudge
+
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, shared_data: Path, mock: MockJudge) -> Callable[..., Recipe]:
+    """Two stages of one step each, and MT-Bench's first two questions after the ones that are named."""
+    build_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    rows = [{"prompt": f"Add {i} and 2.", "chosen": str(i + 2), "rejected": str(i + 3)} for i in range(30)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entry = {
+        "benchmark": "mt-bench",
+        "judge": mock.judge,
+        "data_dir": str(shared_data / "eval"),
+        "limit": 2,
+        "max_new_tokens": 4,
+        "attempts": 1,
+    }
+
+    def make(**changes: Any) -> Recipe:
+        values: dict[str, Any] = {
+            "model": {"init": "random", "architecture": "llama", **SIZES},
+            "tokenizer": str(tmp_path / "tokenizer"),
+            "data": {"path": str(tmp_path / "pairs.jsonl")},
+            "stages": [{"loss": "sft", "max_steps": 1}, {"loss": "slime", "max_steps": 1}],
+            "evaluate": [entry | changes],
+        }
+        return make_recipe(values)
+
+    return make
+
+
+def test_the_last_stage_is_scored(
+    recipe: Callable[..., Recipe], mock: MockJudge, tmp_path: Path, console: Console
+) -> None:
+    out = tmp_path / "run"
+    run_recipe(recipe(), out, console)
+    (score,) = (out / "eval" / "scores").glob("*.json")
+    assert json.loads(score.read_text())["scores"][0]["model"] == "run-slime"
+    assert len(mock.calls) == 4
+    # Run again, nothing is trained, answered or asked.
+    run_recipe(recipe(), out, console)
+    assert len(mock.calls) == 4
+
+
+def test_stages_can_be_named(
+    recipe: Callable[..., Recipe], mock: MockJudge, tmp_path: Path, console: Console
+) -> None:
+    run_recipe(recipe(stages=["sft", "slime"]), tmp_path / "run", console)
+    names = {path.name.split("--")[1] for path in (tmp_path / "run" / "eval" / "scores").glob("*.json")}
+    assert names == {"run-sft", "run-slime"}
+    with pytest.raises(InputError, match="evaluate: there is no stage 'dpo'"):
+        recipe(stages=["dpo"])
+
+
+def test_what_is_missing_shows_before_training(
+    recipe: Callable[..., Recipe], tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"no mt_bench/question\.jsonl"):
+        run_recipe(recipe(data_dir=str(tmp_path)), tmp_path / "run", console)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(InputError, match="environment variable OPENAI_API_KEY"):
+        run_recipe(recipe(judge="gpt-4"), tmp_path / "run", console)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_judge_that_fails_does_not_stop_the_training(
+    recipe: Callable[..., Recipe], mock: MockJudge, tmp_path: Path, console: Console
+) -> None:
+    mock.script += [Fail(401, "no such key")] * 8
+    with pytest.raises(InputError, match="no such key"):
+        run_recipe(recipe(stages=["sft"]), tmp_path / "run", console)
+    assert (tmp_path / "run" / "slime" / "stage.json").exists()
+    assert "sft: mt-bench failed: the judge refuses" in printed(console)
+
+
+def test_a_smoke_run_asks_no_judge(
+    recipe: Callable[..., Recipe], mock: MockJudge, tmp_path: Path, console: Console
+) -> None:
+    smoke = recipe().model_copy(update={"smoke": True})
+    run_recipe(smoke, tmp_path / "run", console)
+    assert mock.calls == []
+    assert "evaluate is left out (a smoke run)" in printed(console)
