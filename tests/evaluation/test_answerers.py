@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from slimepo.errors import InputError
 from slimepo.evaluation import answerers
@@ -23,6 +24,7 @@ from slimepo.evaluation.answerers import (
     room,
     weights_hash,
 )
+from slimepo.evaluation.answers import load_chat_model
 from slimepo.evaluation.endpoint import Retries
 from tests.evaluation.mock_judge import Fail, MockJudge, Say
 
@@ -104,6 +106,29 @@ def test_names_that_answers_are_filed_under(tmp_path: Path) -> None:
     assert model_name(str(stage / "model")) == "my-run-slime"
     assert model_name("org/Model-1B") == "Model-1B"
     assert model_name("org/big@http://h/v1") == "org--big"
+
+
+def test_an_adapter_answers_as_it_was_trained(shared_data: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    source = str(shared_data / "models" / "babyllama-105")
+    plain = load_chat_model(source)
+    trained = get_peft_model(
+        load_chat_model(source).model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+    )
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, weight in trained.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.3)
+    trained.save_pretrained(tmp_path)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        expected = trained.eval()(input_ids=ids).logits
+        loaded = load_chat_model(str(tmp_path))
+        torch.testing.assert_close(loaded.model.eval()(input_ids=ids).logits, expected, rtol=1e-3, atol=1e-3)
+        assert (plain.model(input_ids=ids).logits - expected).abs().max() > 0.1
+    assert not hasattr(loaded.model, "peft_config") or not loaded.model.peft_config
 
 
 class FakeVLLM(ModuleType):

@@ -106,7 +106,9 @@ def summary_line(rows: Sequence[Mapping[str, Any]]) -> str:
     ends = ", ".join(f"{count} {stop}" for stop, count in sorted(counts.items()))
     known = [turn["tokens"] for turn in turns if turn["tokens"] is not None]
     length = f", {sum(known) / len(known):.0f} tokens on average" if known else ""
-    return f"answers: {len(rows)} questions, ended by: {ends}{length}"
+    empty = sum(turn["tokens"] == 0 for turn in turns)
+    none = f"; {empty} turns had no room for an answer" if empty else ""
+    return f"answers: {len(rows)} questions, ended by: {ends}{length}{none}"
 
 
 def question_seed(seed: int, question_id: str, turn: int) -> int:
