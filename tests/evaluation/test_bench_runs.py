@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from slimepo.errors import InputError, UnscoredError
-from slimepo.evaluation import answerers, mt_bench
+from slimepo.evaluation import answerers, bench_arena, mt_bench
 from slimepo.evaluation.answers import ChatModel, load_chat_model
 from slimepo.evaluation.bench_answers import OURS
 from slimepo.evaluation.bench_runs import Job, file_label, make_job, run_benchmark
@@ -263,6 +263,28 @@ def test_a_baseline_of_ones_own(
     nameless.write_text('{"uid": "x"}\n')
     with pytest.raises(InputError, match="must name one model"):
         run_benchmark(job("arena-hard", baseline=str(nameless)), console)
+
+
+class WordTokenizer:
+    """In the place of gpt-4o's tokenizer."""
+
+    def encode(self, text: str, disallowed_special: tuple[str, ...]) -> list[str]:
+        return text.split()
+
+
+def test_style_control_counts_answers_when_it_scores(
+    job: Callable[..., Job], mock: MockJudge, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"category": "hard_prompt", "limit": 12, "max_new_tokens": 40, "style_control": "published"}
+    monkeypatch.setattr(bench_arena, "_gpt_4o_tokenizer", lambda: None)
+    with pytest.raises(InputError, match=r"pip install tiktoken.*run the step score"):
+        run_benchmark(job("arena-hard", **options), console)
+    calls = len(mock.calls)
+    monkeypatch.setattr(bench_arena, "_gpt_4o_tokenizer", WordTokenizer)
+    (scores,) = run_benchmark(job("arena-hard", **options), console, ["score"])
+    assert scores.identity.settings["fit"] == "published"
+    assert 0 <= scores.measures["score"].value <= 100
+    assert len(mock.calls) == calls
 
 
 def test_a_missing_official_baseline_is_found_before_anything_is_generated(

@@ -105,8 +105,7 @@ class ArenaHard:
             models = {name: baseline_rows} | {m: read_rows(self._answers_of(m)) for m in _models(rows)}
             style = {
                 "style": {
-                    model: {self.id_of(r): _metadata(model, r) for r in said}
-                    for model, said in models.items()
+                    model: {self.id_of(r): _metadata(r) for r in said} for model, said in models.items()
                 },
                 "style_fit": self.style_control,
             }
@@ -173,14 +172,19 @@ def _models(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(str(row["model"]) for row in rows))
 
 
-def _metadata(model: str, row: Row) -> Any:
-    try:
-        return row["metadata"]
-    except KeyError:
+def _metadata(row: Row) -> Any:
+    """Length and markdown of an answer: as its row has them, or counted now.
+
+    Raises:
+        InputError: the row has none, and gpt-4o's tokenizer is not at hand.
+    """
+    found = row["metadata"] if "metadata" in row else _style(arena_hard.answer_text(row)).get("metadata")
+    if found is None:
         raise InputError(
-            f"the answer of {model} to {arena_hard.question_id(row)} has no metadata for style control; it is written "
-            "where the tiktoken library and its o200k_base vocabulary are there when answers are made"
-        ) from None
+            "style control counts tokens as gpt-4o does: pip install tiktoken (it fetches its vocabulary once), then "
+            "run the step score"
+        )
+    return found
 
 
 def _style(text: str) -> dict[str, Any]:
