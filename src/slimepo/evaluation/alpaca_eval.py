@@ -237,12 +237,7 @@ def _score_model(model: str, rows: Sequence[Row], data: LengthData | None, promp
     }
     notes: tuple[str, ...] = (UNOFFICIAL_BINARY,) if any(row.get("binary") for row in rows) else ()
     if data is not None:
-        controlled: list[float] | Unscored
-        differences = [len(row["output_1"]) - len(row["output_2"]) for row in rows]
-        if rows[0]["generator_1"] == rows[0]["generator_2"]:
-            controlled = [0.5] * len(rows)  # The baseline against itself, by definition.
-        else:
-            controlled = length_controlled(preferences, differences, data)
+        controlled = _controlled(rows, preferences, data)
         if isinstance(controlled, Unscored):
             notes += (f"no length-controlled win rate: {controlled.reason}",)
         else:
@@ -267,6 +262,15 @@ def _score_model(model: str, rows: Sequence[Row], data: LengthData | None, promp
         official=not notes,
         notes=notes,
     )
+
+
+def _controlled(
+    rows: Sequence[Row], preferences: Sequence[float], data: LengthData
+) -> list[float] | Unscored:
+    if rows[0]["generator_1"] == rows[0]["generator_2"]:
+        return [0.5] * len(rows)  # The baseline against itself, by definition.
+    differences = [len(row["output_1"]) - len(row["output_2"]) for row in rows]
+    return length_controlled(preferences, differences, data)
 
 
 def _number(preference: Any) -> float:

@@ -186,10 +186,13 @@ def judge_requests(
             for name, there in ((model, texts), (baseline, baseline_texts)):
                 if uid not in there:
                     raise InputError(f"{name} has no answer to Arena-Hard question {uid}")
-            for game, (a, b) in enumerate(
-                ((baseline_texts[uid], texts[uid]), (texts[uid], baseline_texts[uid])), 1
-            ):
+            ours, theirs = texts[uid], baseline_texts[uid]
+            for game, (a, b) in enumerate(((theirs, ours), (ours, theirs)), 1):
                 prompt = template.format(QUESTION=question_text(question), ANSWER_A=a, ANSWER_B=b)
+                messages = (
+                    Message(role="system", content=settings[category].system_prompt),
+                    Message(role="user", content=prompt),
+                )
                 requests.append(
                     JudgeRequest(
                         BENCHMARKS[rules],
@@ -197,13 +200,10 @@ def judge_requests(
                         uid,
                         f"game-{game}",
                         f"arena-hard-{category}" if rules == "v2.0" else BENCHMARKS[rules],
-                        (
-                            Message(role="system", content=settings[category].system_prompt),
-                            Message(role="user", content=prompt),
-                        ),
+                        messages,
                         SAMPLING[rules],
-                        baseline=baseline,
-                        category=category,
+                        baseline,
+                        category,
                         swapped=game == 2,
                     )
                 )

@@ -57,21 +57,17 @@ def battles_of(row: Row, rules: Rules) -> tuple[list[Battle], list[Unscored]]:
     model, uid = row["model"], question_id(row)
     outcomes: list[list[float]] = []
     unscored = []
-    for number, game in enumerate((row["games"] or [])[:2], 1):
+    for number, game in enumerate([*(row["games"] or [])[:2], None, None][:2], 1):
         verdict = game.get("score") if game else None
         worth = VERDICTS[rules].get(verdict) if isinstance(verdict, str) else None
         if worth is None:
-            reason = (game or {}).get("unscored") or (
-                f"verdict '{verdict}' is none of the known ones" if verdict else "no verdict"
-            )
+            reason = f"verdict '{verdict}' is none of the known ones" if verdict else "no verdict"
+            reason = game.get("unscored") or reason if game else "no game"
             unscored.append(Unscored(reason, f"{uid}/game-{number}"))
             outcomes.append([])
         else:
             # The model is B in the first game and A in the second.
             outcomes.append([worth[0] if number == 2 else 1 - worth[0]] * worth[1])
-    if len(outcomes) < 2:
-        unscored.append(Unscored("only one game", uid))
-        outcomes += [[]] * (2 - len(outcomes))
     if rules == "v0.1":
         return [Battle(model, uid, o) for game in outcomes for o in game], unscored
     if unscored:
@@ -106,19 +102,10 @@ def score(
     """
     need(rows, ("model", "games", "judge"), "Arena-Hard judgment")
     rows = [r for r in rows if (category is None or r.get("category") == category) and r["model"] != baseline]
-    judges = sorted({str(row.get("judge")) for row in rows})
-    if len(judges) != 1:
-        raise InputError(
-            f"judgments of different judges ({', '.join(judges)}) cannot be scored together"
-            if judges
-            else f"there are no judgments{f' of category {category}' if category else ''} to score"
-        )
-    wrong = [str(r["baseline"]) for r in rows if r.get("baseline") not in (None, baseline)]
-    if wrong:
-        raise InputError(f"the judgments are against {wrong[0]}, not {baseline}")
+    judge = _one_judge(rows, baseline, category)
     if style is not None and rules == "v0.1":
         raise InputError("style control follows the v2.0 rules; use rules v2.0, or leave style away")
-    battles, unscored = _collect(rows, rules, questions, category)
+    battles, scored, unscored = _collect(rows, rules, questions, category)
     if rules == "v0.1":
         headline = _bradley_terry_scores(battles, baseline, seed, rounds)
     elif style is None:
@@ -127,20 +114,11 @@ def score(
         headline = style_scores(
             [(b.model, b.question_id, b.outcome) for b in battles], baseline, style, seed, rounds, style_fit
         )
-    deviations = ("style control with the converged fit; upstream stops after 50 steps",) * (
-        style is not None and style_fit == "converged"
-    ) + (f"{rounds} bootstraps; upstream takes {ROUNDS}",) * (rounds != ROUNDS)
     settings: dict[str, Any] = {"category": category, "seed": seed, "rounds": rounds}
     settings |= {"style": list(STYLE_FEATURES), "fit": style_fit} if style is not None else {}
-    identity = Identity(
-        BENCHMARKS[rules],
-        judges[0],
-        rules,
-        prompts,
-        baseline,
-        sha256_of([dict(q) for q in questions]) if questions else None,
-        settings,
-    )
+    asked = sha256_of([dict(q) for q in questions]) if questions else None
+    identity = Identity(BENCHMARKS[rules], judge, rules, prompts, baseline, asked, settings)
+    deviations = _deviations(settings)
     return {
         model: Scores(
             model,
@@ -148,7 +126,7 @@ def score(
             headline="score",
             unit="%",
             measures={"score": headline[model], "mean": _mean(battles, model)},
-            scored=_items(rows, model, rules) - len([u for u in left_out if u.reason != "not judged"]),
+            scored=scored[model],
             unscored=tuple(left_out),
             official=not deviations,
             notes=deviations + _repeats(rows, model),
@@ -157,40 +135,56 @@ def score(
     }
 
 
+def _one_judge(rows: Sequence[Row], baseline: str, category: str | None) -> str:
+    judges = sorted({str(row["judge"]) for row in rows})
+    if not judges:
+        raise InputError(f"there are no judgments{f' of category {category}' if category else ''} to score")
+    if len(judges) > 1:
+        raise InputError(f"judgments of different judges ({', '.join(judges)}) cannot be scored together")
+    others = [str(row["baseline"]) for row in rows if row.get("baseline") not in (None, baseline)]
+    if others:
+        raise InputError(f"the judgments are against {others[0]}, not {baseline}")
+    return judges[0]
+
+
+def _deviations(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    found = []
+    if settings.get("fit") == "converged":
+        found.append("style control with the converged fit; upstream stops after 50 steps")
+    if settings["rounds"] != ROUNDS:
+        found.append(f"{settings['rounds']} bootstraps; upstream takes {ROUNDS}")
+    return tuple(found)
+
+
 def _repeats(rows: Sequence[Row], model: str) -> tuple[str, ...]:
     questions = [question_id(row) for row in rows if row["model"] == model]
     more = len(questions) - len(set(questions))
     return (f"{more} rows repeat a question that has one already; all count, as upstream does",) * (more > 0)
 
 
-def _items(rows: Sequence[Row], model: str, rules: Rules) -> int:
-    """What is counted as scored or not: games in v0.1, pairs of games in v2.0."""
-    return len([row for row in rows if row["model"] == model]) * (2 if rules == "v0.1" else 1)
-
-
 def _collect(
     rows: Sequence[Row], rules: Rules, questions: Sequence[Row] | None, category: str | None
-) -> tuple[list[Battle], dict[str, list[Unscored]]]:
+) -> tuple[list[Battle], dict[str, int], dict[str, list[Unscored]]]:
+    """All battles; of each model how many items (v0.1: games; v2.0: pairs of games) are scored, and which are not."""
     battles: list[Battle] = []
+    scored: dict[str, int] = {}
     unscored: dict[str, list[Unscored]] = {}
     for row in rows:
         more, left_out = battles_of(row, rules)
         battles += more
         unscored.setdefault(row["model"], []).extend(left_out)
-    scored = {b.model for b in battles}
-    for model in unscored:
-        if model not in scored:
-            raise UnscoredError(f"no game of {model} has a usable verdict ({unscored[model][0].reason})")
-    asked = [
-        question_id(q) for q in questions or () if category is None or q.get("category", category) == category
-    ]
+        items = 2 if rules == "v0.1" else 1
+        scored[row["model"]] = scored.get(row["model"], 0) + items - len(left_out)
     for model, left_out in unscored.items():
+        if scored[model] == 0:
+            raise UnscoredError(f"no game of {model} has a usable verdict ({left_out[0].reason})")
         judged = {question_id(r) for r in rows if r["model"] == model}
-        for uid in asked:
-            if uid not in judged:
+        for question in questions or ():
+            uid = question_id(question)
+            if uid not in judged and (category is None or question.get("category", category) == category):
                 games = [f"{uid}/game-1", f"{uid}/game-2"] if rules == "v0.1" else [uid]
                 left_out += [Unscored("not judged", item) for item in games]
-    return battles, unscored
+    return battles, scored, unscored
 
 
 def _mean(battles: Sequence[Battle], model: str) -> Measure:

@@ -272,19 +272,7 @@ def _score_model(
     rated = [row for row in rows if _is_rating(row["score"])]
     if not rated:
         raise UnscoredError(f"no judgment of {model} holds a rating ({_reason(rows[0])})")
-    measures = {
-        name: _mean(chosen)
-        for name, chosen in {
-            "overall": rated,
-            "turn-1": [row for row in rated if row["turn"] == 1],
-            "turn-2": [row for row in rated if row["turn"] == 2],
-            **{
-                f"category/{c}": [row for row in rated if category_of[row["question_id"]] == c]
-                for c in dict.fromkeys(category_of.values())
-            },
-        }.items()
-        if chosen
-    }
+    measures = _measures(rated, category_of)
     unscored = [
         Unscored(row.get("unscored") or _reason(row), f"{row['question_id']}/turn-{row['turn']}")
         for row in rows
@@ -307,6 +295,17 @@ def _score_model(
         unscored=tuple(unscored),
         notes=_notes(rows, rated, len(judged)),
     )
+
+
+def _measures(rated: Sequence[Row], category_of: Mapping[Any, str]) -> dict[str, Measure]:
+    chosen = {
+        "overall": list(rated),
+        "turn-1": [row for row in rated if row["turn"] == 1],
+        "turn-2": [row for row in rated if row["turn"] == 2],
+    }
+    for row in rated:
+        chosen.setdefault(f"category/{category_of[row['question_id']]}", []).append(row)
+    return {name: _mean(part) for name, part in chosen.items() if part}
 
 
 def _is_rating(value: Any) -> bool:
