@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -243,14 +242,6 @@ def greedy_answers(recipe: QuickstartRecipe, world: Playground, model: PreTraine
         max_new_tokens=recipe.samples.max_new_tokens,
     )
     return Answers([_text(world, c) for (c,) in completions], [c.finished for (c,) in completions])
-
-
-def cache_folder() -> Path:
-    """Where SFT models of the world are kept: SLIMEPO_CACHE, else the user's cache folder."""
-    base = os.environ.get("SLIMEPO_CACHE")
-    if base:
-        return Path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "slimepo" / "playground"
 
 
 def _train(

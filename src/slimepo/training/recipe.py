@@ -59,14 +59,17 @@ class Data(Settings):
 class Stage(Settings):
     """One objective trained on one part of the data.
 
-    `batch_size` is pairs a step over all devices, `micro_batch_size` pairs in memory at once on each. `args`
-    takes any other argument of transformers' TrainingArguments.
+    `reference` says where the log-probs of the reference model come from, for an objective that reads such: auto,
+    adapters-off, copy, cache, or the folder or Hub id of another model. `batch_size` is pairs a step over all
+    devices (judged answers for an objective that takes those), `micro_batch_size` pairs in memory at once on each.
+    `args` takes any other argument of transformers' TrainingArguments.
     """
 
     loss: str
     name: str = ""
     loss_options: dict[str, Any] = Field(default_factory=dict)
     part: str = ""
+    reference: str = "auto"
     learning_rate: float = Field(gt=0)
     epochs: float = Field(gt=0)
     max_steps: int = Field(-1, ge=-1)
@@ -83,8 +86,8 @@ class Stage(Settings):
             return values
         sft = values.get("loss") == "sft"
         defaults: dict[str, Any] = {"learning_rate": 2e-4 if sft else 5e-7, "epochs": 3 if sft else 1}
-        # A user's own objective, package.module:function, lends its stage the function's name.
-        name = str(values.get("loss", "")).rpartition(":")[2]
+        # A user's own objective, package.module:function, lends its stage the function's name; a preset both names.
+        name = str(values.get("loss", "")).rpartition(":")[2].replace("/", "-")
         defaults |= {"part": "sft" if sft else "preference", "name": name}
         return {**defaults, **values}
 
