@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -166,6 +167,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, smoke: bool 
         InputError: the file, a key (with the nearest valid one) or a value is wrong; nothing is loaded yet.
     """
     values = read_mapping(path, "recipe")
+    # An objective of the user's own may lie beside the recipe.
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
     for override in overrides:
         set_key(values, override)
     return make_recipe(values | ({"smoke": True} if smoke else {}), f"recipe {path}")
