@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from slimepo.errors import InputError
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.playground.world import demonstrations, make_tasks
+from slimepo.settings import dump
 from slimepo.training.recipe import load_recipe
 from slimepo.training.run import run_recipe
 from slimepo.training.stage import StageRows, stage_trainer
@@ -354,3 +355,23 @@ def test_pairs_train_with_kto_as_two_judged_answers_each(world: Path, tmp_path: 
     data = json.loads((tmp_path / "out" / kto["name"] / "data.json").read_text())
     assert kto["rows"] == 2 * data["kept"]
     assert "accuracy" in kto["heldout"]["after"]
+
+
+def test_objectives_compared_from_one_model(world: Path, finished: Path, tmp_path: Path) -> None:
+    """The SFT stage is taken over from another run of the same recipe, to save its time."""
+    text = (world / "recipe.yaml").read_text()
+    more = "".join(
+        f"  - {{loss: {loss}, start: sft, learning_rate: 1e-3, batch_size: 8, max_steps: 2}}\n"
+        for loss in ("dpo", "simpo", "slime/without-hard")
+    )
+    (tmp_path / "recipe.yaml").write_text(text + more)
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    shutil.copytree(finished, tmp_path / "out")
+    (tmp_path / "out" / "recipe.yaml").write_text(dump(recipe))
+    results = run_recipe(recipe, tmp_path / "out", console())
+    assert [r["name"] for r in results] == ["sft", "slime", "dpo", "simpo", "slime-without-hard"]
+    of_sft = str((tmp_path / "out" / "sft" / "model").resolve())
+    assert [r["base"] for r in results[2:]] == [of_sft] * 3
+    assert [r["reference"] for r in results[2:]] == ["adapters-off", None, None]
+    starts = [r["heldout"]["before"]["logps/chosen"] for r in results[1:]]
+    assert starts == pytest.approx([starts[0]] * 4, abs=1e-5)
