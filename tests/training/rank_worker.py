@@ -28,15 +28,15 @@ if "poison" in sys.argv:
     with torch.no_grad():
         model.get_input_embeddings().weight[60] = float("nan")
 objective = (
-    {"loss": "kto", "loss_options": {"beta": 0.5}}
+    {"loss": "kto", "loss_options": {"beta": 0.5}, "learning_rate": 0.3}
     if "kto" in sys.argv
-    else {"loss_options": {"rejected_mean": "token"}}
+    else {"loss_options": {"rejected_mean": "token"}, "learning_rate": 1e-2}
 )
 with tempfile.TemporaryDirectory() as folder:
     trainer = PreferenceTrainer(
         model=model,
         args=PreferenceConfig(
-            output_dir=folder, learning_rate=1e-2, max_steps=6, logging_steps=1, save_strategy="no", optim="sgd",
+            output_dir=folder, max_steps=6, logging_steps=1, save_strategy="no", optim="sgd",
             per_device_train_batch_size=3, pairs_per_step=share, train_sampling_strategy=strategy,
             disable_tqdm=True, **objective,
         ),

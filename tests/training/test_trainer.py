@@ -100,7 +100,8 @@ class TestBatchLayout:
         for one, two in zip(weights[0]["losses"], weights[1]["losses"], strict=True):
             assert two == pytest.approx(one, rel=1e-5)
         np.testing.assert_allclose(weights[1]["weights"], weights[0]["weights"], rtol=1e-4, atol=1e-6)
-        assert weights[1]["score"] == pytest.approx(weights[0]["score"], rel=1e-5)
+        # z0 is a difference of sums of some 50 nats in float32.
+        assert weights[1]["score"] == pytest.approx(weights[0]["score"], rel=1e-5, abs=1e-5)
 
 
 def _disturb(model: torch.nn.Module) -> None:
