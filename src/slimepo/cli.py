@@ -175,11 +175,12 @@ def quickstart(
 
     recipe = load_quickstart(overrides or [], objective or [], sweep=sweep)
     _quiet_libraries()
-    from slimepo.playground.quickstart import cache_folder, run_quickstart
+    from slimepo.playground.quickstart import run_quickstart
     from slimepo.report.page import results_table
+    from slimepo.training.folder import cache_folder
 
     console = _console()
-    result = run_quickstart(recipe, out, console, cache=None if no_cache else cache_folder())
+    result = run_quickstart(recipe, out, console, cache=None if no_cache else cache_folder("playground"))
     console.print(results_table(result))
     console.print(f"page: {out / 'page.html'}", highlight=False, soft_wrap=True)
 

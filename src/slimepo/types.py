@@ -62,7 +62,8 @@ class LossOutput:
 
     `loss` is `[pairs]`; a step's loss is its mean over the pairs of the global batch. `token_loss` holds
     parts that are averaged over tokens instead: `[pairs]` sums under the key "chosen" or "rejected",
-    divided by the number of such tokens in the global batch. `metrics` are `[pairs]`, detached.
+    divided by the number of such tokens in the global batch. `metrics` are `[pairs]`, detached; NaN where a pair
+    has no such figure, which means leave out.
     """
 
     loss: Tensor

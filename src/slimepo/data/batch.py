@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
@@ -41,6 +41,10 @@ class PairBatch(TypedDict):
     response_tokens: list[list[int]]  # [sides][pairs], plain numbers that need no look at the device
     real_tokens: int
     row_ids: list[str]
+    reference: (
+        Tensor | None
+    )  # [N], float32: log-probs of the same tokens under the reference, if known beforehand
+    mismatched: PairBatch | None  # answers to other prompts, on the chosen side
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,15 @@ class StepCollator:
         return [self.batch([pairs[i] for i in index]) for index in self._cut(pairs)]
 
     def batch(self, pairs: Sequence[TokenizedPair]) -> PairBatch:
-        """The given pairs as one batch."""
+        """The given pairs as one batch, with their mismatched answers where they have such."""
+        batch = self._collate(pairs, self.sides)
+        others = [as_chosen(pair) for pair in pairs if pair.mismatched is not None]
+        return {**batch, "mismatched": self._collate(others, ("chosen",))} if others else batch
+
+    def _collate(self, pairs: Sequence[TokenizedPair], sides: tuple[str, ...]) -> PairBatch:
         if self.layout == "padded":
-            return collate(pairs, self.sides, self.pad_token_id)
-        return collate_packed(pairs, self.sides, shared=self.layout == "shared")
+            return collate(pairs, sides, self.pad_token_id)
+        return collate_packed(pairs, sides, shared=self.layout == "shared")
 
     def _cut(self, pairs: Sequence[TokenizedPair]) -> list[list[int]]:
         order = sorted(range(len(pairs)), key=lambda i: length(pairs[i], self.sides), reverse=True)
@@ -73,7 +82,9 @@ class StepCollator:
             return [order[start : start + size] for start in range(0, len(order), size)]
         if self.layout == "padded":
             return _cut_by_padded_size(
-                order, [length(pair, self.sides) * len(self.sides) for pair in pairs], self.max_tokens
+                order,
+                [length(p, self.sides) * len(given_sides(p, self.sides)) for p in pairs],
+                self.max_tokens,
             )
         cost = packed_cost(self.layout == "shared", self.sides)
         return first_fit_decreasing([cost(pair) for pair in pairs], self.max_tokens)
@@ -84,26 +95,41 @@ def length(pair: TokenizedPair, sides: tuple[str, ...] = SIDES) -> int:
     return len(pair.prompt) + max(len(getattr(pair, side)) for side in sides)
 
 
+def given_sides(pair: TokenizedPair, sides: Sequence[str] = SIDES) -> list[str]:
+    """Those of the sides on which the pair has a response."""
+    return [side for side in sides if len(getattr(pair, side))]
+
+
+def as_chosen(pair: TokenizedPair) -> TokenizedPair:
+    """The pair's mismatched answer as a row of its own, on the chosen side."""
+    if pair.mismatched is None:
+        raise InputError(f"row {pair.row_id} has no mismatched answer")
+    known = pair.reference.get("mismatched") if pair.reference else None
+    reference = None if known is None else {"chosen": known}
+    return replace(
+        pair, chosen=pair.mismatched, rejected=pair.rejected[:0], mismatched=None, reference=reference
+    )
+
+
 def collate(
     pairs: Sequence[TokenizedPair], sides: tuple[str, ...] = SIDES, pad_token_id: int = 0
 ) -> PairBatch:
     """One padded batch: the chosen rows first, then the rejected rows, padded on the right.
 
-    No attention mask is needed: attention is causal and the padding stands behind every real token.
+    A response that is not there takes no row. No attention mask is needed: attention is causal and the padding
+    stands behind every real token.
     """
-    longest = max(len(p.prompt) + len(getattr(p, side)) for p in pairs for side in sides)
-    input_ids = np.full((len(sides) * len(pairs), longest), pad_token_id, dtype=np.int64)
-    predict_at: list[list[np.ndarray]] = []
+    rows = [(side, i) for side in sides for i, pair in enumerate(pairs) if len(getattr(pair, side))]
+    longest = max(len(pairs[i].prompt) + len(getattr(pairs[i], side)) for side, i in rows)
+    input_ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
+    predict_at = [[np.zeros(0, dtype=np.int64)] * len(pairs) for _ in sides]
     real = 0
-    for number, side in enumerate(sides):
-        places = []
-        for index, pair in enumerate(pairs):
-            row, response = number * len(pairs) + index, getattr(pair, side)
-            start, stop = len(pair.prompt), len(pair.prompt) + len(response)
-            input_ids[row, :start], input_ids[row, start:stop] = pair.prompt, response
-            places.append(row * longest + np.arange(start - 1, stop - 1))
-            real += stop
-        predict_at.append(places)
+    for row, (side, index) in enumerate(rows):
+        prompt, response = pairs[index].prompt, getattr(pairs[index], side)
+        start, stop = len(prompt), len(prompt) + len(response)
+        input_ids[row, :start], input_ids[row, start:stop] = prompt, response
+        predict_at[sides.index(side)][index] = row * longest + np.arange(start - 1, stop - 1)
+        real += stop
     return _batch(pairs, sides, input_ids, predict_at, real, None)
 
 
@@ -147,7 +173,18 @@ def _batch(
         response_tokens=[[len(r) for r in side] for side in responses],
         real_tokens=real_tokens,
         row_ids=[pair.row_id for pair in pairs],
+        reference=_reference(pairs, sides),
+        mismatched=None,
     )
+
+
+def _reference(pairs: Sequence[TokenizedPair], sides: tuple[str, ...]) -> Tensor | None:
+    if any(pair.reference is None for pair in pairs):
+        return None
+    known = [
+        pair.reference[side] for side in sides for pair in pairs if pair.reference and side in pair.reference
+    ]
+    return torch.from_numpy(np.concatenate(known))
 
 
 def pair_logps(logps: Tensor, batch: PairBatch) -> PairLogps:

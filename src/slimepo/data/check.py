@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slimepo.data.chat import MALFORMED_ROW, ChatFormat, chat_format, load_tokenizer
+from slimepo.data.judged import as_preference
 from slimepo.data.read import Rows, read_rows
 from slimepo.data.split import PAPER_SPLIT, fingerprint, prompt_hash, row_hash, split
 from slimepo.data.tokenize import DROP_REASONS, Drop, Ids, Tokenized, TokenizedPair, tokenize
@@ -84,15 +85,16 @@ def check(
     drops = [Drop(MALFORMED_ROW, place, reason) for place, reason in rows.malformed]
     tokens = Tokenized([], [], [])
     if chat is not None:
-        pairs = any(row.rejected for row in rows.preferences)
+        pairs = bool(rows.unpaired) or any(row.rejected for row in rows.preferences)
         tokens = tokenize(
-            [*rows.preferences, *map(_as_demonstration, rows.unpaired)],
+            [*rows.preferences, *map(as_preference, rows.unpaired)],
             chat,
             max_length=max_length,
             max_prompt_length=max_prompt_length,
             cut=cut,
             progress=progress,
             pairs=pairs,
+            one_sided=bool(rows.unpaired),
         )
     parts = _split_counts(rows, fractions, seed)
     report = DataReport(
@@ -113,10 +115,6 @@ def check(
     return report, tokens.rows
 
 
-def _as_demonstration(row: Unpaired) -> Preference:
-    return Preference(row.prompt, row.response, [], row.source)
-
-
 def _split_counts(rows: Rows, fractions: Mapping[str, float], seed: int) -> dict[str, int]:
     paired, unpaired = split(rows.preferences, fractions, seed), split(rows.unpaired, fractions, seed)
     return {part: len(paired[part]) + len(unpaired[part]) for part in fractions}
@@ -135,9 +133,12 @@ def _all_lengths(rows: Sequence[TokenizedPair], unpaired: bool) -> dict[str, Len
     if not rows:
         return {}
     sides: dict[str, list[Ids]] = {"prompt": [row.prompt for row in rows]}
-    sides["response" if unpaired else "chosen"] = [row.chosen for row in rows]
-    if any(len(row.rejected) for row in rows):
-        sides["rejected"] = [row.rejected for row in rows]
+    if unpaired:
+        sides["response"] = [row.chosen if len(row.chosen) else row.rejected for row in rows]
+    else:
+        sides["chosen"] = [row.chosen for row in rows]
+        if any(len(row.rejected) for row in rows):
+            sides["rejected"] = [row.rejected for row in rows]
     return {side: _lengths([len(ids) for ids in values]) for side, values in sides.items()}
 
 

@@ -52,7 +52,8 @@ def pack(pairs: Sequence[TokenizedPair], sides: Sequence[str], shared: bool) -> 
     groups: list[tuple[Part, list[Part]]] = []
     start = 0
     for index, pair in enumerate(pairs):
-        responses = [(side, getattr(pair, name)) for side, name in enumerate(sides)]
+        every = [(side, getattr(pair, name)) for side, name in enumerate(sides)]
+        responses = [(side, response) for side, response in every if len(response)]
         for members in [responses] if shared else [[response] for response in responses]:
             prompt = (start, len(pair.prompt))
             ids.append(pair.prompt)
@@ -95,7 +96,8 @@ def packed_cost(shared: bool, sides: Sequence[str]) -> Callable[[TokenizedPair],
 
     def cost(pair: TokenizedPair) -> int:
         responses = [len(getattr(pair, side)) for side in sides]
-        return len(pair.prompt) * (1 if shared else len(sides)) + sum(responses)
+        copies = 1 if shared else sum(map(bool, responses))
+        return len(pair.prompt) * copies + sum(responses)
 
     return cost
 

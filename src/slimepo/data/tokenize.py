@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +25,13 @@ from slimepo.types import Preference
 Ids = npt.NDArray[np.int32]
 
 EMPTY_RESPONSE = "empty response"
+NOT_A_PAIR = "not a pair"
 IDENTICAL_RESPONSES = "identical responses"
 PROMPT_TOO_LONG = "prompt too long"
 ROW_TOO_LONG = "row too long"
 DROP_REASONS = (
     EMPTY_RESPONSE,
+    NOT_A_PAIR,
     IDENTICAL_RESPONSES,
     PROMPT_TOO_LONG,
     ROW_TOO_LONG,
@@ -44,13 +46,17 @@ class TokenizedPair:
     """One pair as token ids, int32 `[tokens]` each.
 
     `prompt` ends in the generation prompt; `chosen` and `rejected` are the trained tokens, each with the
-    end-of-turn token last (unless it was cut). `rejected` is empty in a demonstration.
+    end-of-turn token last (unless it was cut). `rejected` is empty in a demonstration, and one of the two in an
+    answer judged by itself. `mismatched` is an answer to another prompt, for objectives that ask for one;
+    `reference` the log-probs of a reference model by side, float32 `[tokens]`, where they were computed beforehand.
     """
 
     prompt: Ids
     chosen: Ids
     rejected: Ids
     row_id: str
+    mismatched: Ids | None = None
+    reference: Mapping[str, npt.NDArray[np.float32]] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,12 +86,14 @@ def tokenize(
     cut: bool = False,
     progress: Callable[[int, int], None] | None = None,
     pairs: bool = True,
+    one_sided: bool = False,
 ) -> Tokenized:
     """Tokenise records; `max_length` counts the prompt and the longer response, in tokens.
 
     Rows that do not fit are dropped, or with `cut` their responses are cut and then carry no end token.
-    With `pairs=False` only `chosen` is read (demonstrations). `progress(done, total)` is called as rows
-    are done. Raises InputError for limits that nothing fits in.
+    With `pairs=False` only `chosen` is read (demonstrations); with `one_sided` rows that have one of the two
+    responses are kept. `progress(done, total)` is called as rows are done. Raises InputError for limits that
+    nothing fits in.
     """
     if max_length < 2 or (max_prompt_length is not None and max_prompt_length < 1):
         raise InputError(
@@ -94,9 +102,10 @@ def tokenize(
         )
     result = Tokenized([], [], [])
     limits = _Limits(max_length, max_length - 1 if max_prompt_length is None else max_prompt_length, cut)
+    wanted = _Wanted(("chosen", "rejected") if pairs else ("chosen",), one_sided)
     for start in range(0, len(preferences), _BATCH):
         batch = preferences[start : start + _BATCH]
-        _tokenize_batch(batch, chat, limits, pairs, result)
+        _tokenize_batch(batch, chat, limits, wanted, result)
         if progress is not None:
             progress(start + len(batch), len(preferences))
     return result
@@ -109,22 +118,31 @@ class _Limits:
     cut: bool
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    sides: tuple[str, ...]
+    one_sided: bool
+
+
 def _tokenize_batch(
-    batch: Sequence[Preference], chat: ChatFormat, limits: _Limits, pairs: bool, result: Tokenized
+    batch: Sequence[Preference], chat: ChatFormat, limits: _Limits, wanted: _Wanted, result: Tokenized
 ) -> None:
-    sides = 2 if pairs else 1
-    kept: list[Preference] = []
-    texts: list[list[str]] = []
+    kept: list[tuple[Preference, tuple[str, ...]]] = []
+    prompt_texts: list[str] = []
+    response_texts: list[str] = []
     for row in batch:
         try:
-            texts.append(_render(row, chat, pairs))
-            kept.append(row)
+            sides = _sides(row, wanted)
+            prompt_text = render_prompt(chat, row.prompt)
+            response_texts += [render_response(chat, row.prompt, prompt_text, getattr(row, s)) for s in sides]
         except RowRefused as refused:
             result.drops.append(Drop(refused.reason, _row_id(row), refused.detail))
-    prompts = encode_prompts(chat, [text[0] for text in texts])
-    responses = encode_responses(chat, [side for text in texts for side in text[1:]])
-    for index, (row, prompt) in enumerate(zip(kept, prompts, strict=True)):
-        answers = responses[index * sides : (index + 1) * sides]
+            continue
+        prompt_texts.append(prompt_text)
+        kept.append((row, sides))
+    responses = iter(encode_responses(chat, response_texts))
+    for (row, sides), prompt in zip(kept, encode_prompts(chat, prompt_texts), strict=True):
+        answers = [next(responses) for _ in sides]
         row_id = _row_id(row)
         try:
             fitted = _fit(prompt, answers, limits)
@@ -133,8 +151,9 @@ def _tokenize_batch(
             continue
         if fitted != answers:
             result.cut.append(row_id)
-        rejected = fitted[1] if pairs else []
-        result.rows.append(TokenizedPair(_ids(prompt), _ids(fitted[0]), _ids(rejected), row_id))
+        by_side = dict(zip(sides, fitted, strict=True))
+        chosen, rejected = (_ids(by_side.get(side, [])) for side in ("chosen", "rejected"))
+        result.rows.append(TokenizedPair(_ids(prompt), chosen, rejected, row_id))
 
 
 def _row_id(row: Preference) -> str:
@@ -145,14 +164,16 @@ def _ids(ids: list[int]) -> Ids:
     return np.array(ids, dtype=np.int32)
 
 
-def _render(row: Preference, chat: ChatFormat, pairs: bool) -> list[str]:
-    """The texts of prompt, chosen and (with pairs) rejected. Raises RowRefused."""
-    responses = {"chosen": row.chosen, **({"rejected": row.rejected} if pairs else {})}
-    for side, turns in responses.items():
-        if not any(turn["content"].strip() for turn in turns):
+def _sides(row: Preference, wanted: _Wanted) -> tuple[str, ...]:
+    """The responses of a row that are read. Raises RowRefused."""
+    given = tuple(side for side in wanted.sides if getattr(row, side))
+    absent = [side for side in wanted.sides if side not in given]
+    if absent and not (given and wanted.one_sided):
+        raise RowRefused(NOT_A_PAIR, f"it has no '{absent[0]}'")
+    for side in given:
+        if not any(turn["content"].strip() for turn in getattr(row, side)):
             raise RowRefused(EMPTY_RESPONSE, f"'{side}' has no text")
-    prompt = render_prompt(chat, row.prompt)
-    return [prompt, *(render_response(chat, row.prompt, prompt, turns) for turns in responses.values())]
+    return given
 
 
 def _fit(prompt: list[int], answers: list[list[int]], limits: _Limits) -> list[list[int]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -23,7 +24,8 @@ FloatArray = NDArray[np.float64]
 class PairScores:
     """Log-probs per token of each pair's answers, `[pairs]`, and of every rejected token of each pair; in nats.
 
-    Demonstrations have no rejected side: `rejected` and `rejected_tokens` are then empty.
+    NaN stands where a row lacks an answer. Demonstrations have no rejected side: `rejected` and `rejected_tokens`
+    are then empty.
     """
 
     chosen: FloatArray
@@ -43,7 +45,7 @@ def score_pairs(
     """
     install_logps(model)
     device = next(model.parameters()).device
-    sides = SIDES if all(len(row.rejected) for row in rows) else SIDES[:1]
+    sides = SIDES if any(len(row.rejected) for row in rows) else SIDES[:1]
     order = sorted(range(len(rows)), key=lambda i: length(rows[i], sides), reverse=True)
     chosen = np.zeros(len(rows))
     rejected: list[FloatArray] = [np.zeros(0)] * len(rows)
@@ -52,7 +54,9 @@ def score_pairs(
             index = order[start : start + batch_size]
             batch = to_device(collate([rows[i] for i in index], sides), device)
             logps = policy_logps(forward, batch)
-            chosen[index] = mean_logps(logps.chosen, logps.chosen_mask).double().cpu().numpy()
+            present = logps.chosen_mask.any(dim=-1)
+            means = torch.where(present, mean_logps(logps.chosen, logps.chosen_mask), torch.nan)
+            chosen[index] = means.double().cpu().numpy()
             if len(sides) == 2:
                 values, masks = (t.cpu() for t in (logps.rejected, logps.rejected_mask))
                 for place, row in enumerate(index):
@@ -61,7 +65,8 @@ def score_pairs(
                 progress(min(start + batch_size, len(order)), len(order))
     if len(sides) == 1:
         return PairScores(chosen, np.zeros(0), [])
-    return PairScores(chosen, np.array([tokens.mean() for tokens in rejected]), rejected)
+    means_of_rejected = [tokens.mean() if len(tokens) else np.nan for tokens in rejected]
+    return PairScores(chosen, np.array(means_of_rejected), rejected)
 
 
 def summary(scores: PairScores, threshold: float) -> dict[str, float]:
@@ -69,17 +74,18 @@ def summary(scores: PairScores, threshold: float) -> dict[str, float]:
     if not scores.rejected_tokens:
         return {"logps/chosen": float(scores.chosen.mean())}
     margin = scores.chosen - scores.rejected
-    return {
-        "logps/chosen": float(scores.chosen.mean()),
-        "logps/rejected": float(scores.rejected.mean()),
-        "margin": float(margin.mean()),
-        "accuracy": float((margin > 0).mean()),
-        "rejected_below_floor": float(
-            np.mean([(tokens < -threshold).mean() for tokens in scores.rejected_tokens])
-        ),
+    below = [(tokens < -threshold).mean() for tokens in scores.rejected_tokens if len(tokens)]
+    figures = {
+        "logps/chosen": scores.chosen,
+        "logps/rejected": scores.rejected,
+        "margin": margin,
+        "accuracy": np.where(np.isnan(margin), np.nan, margin > 0),
+        "rejected_below_floor": np.array(below),
     }
+    return {name: float(np.nanmean(v)) for name, v in figures.items() if not np.isnan(v).all()}
 
 
 def chosen_fell(before: PairScores, after: PairScores) -> float:
     """Share of pairs whose chosen answer became less likely."""
-    return float((after.chosen < before.chosen).mean())
+    present = ~np.isnan(before.chosen)
+    return float((after.chosen < before.chosen)[present].mean()) if present.any() else 0.0

@@ -2,23 +2,38 @@
 
 `LOSSES` is the one list of them. To add one, write a function
 `(policy, reference, *, hyperparameters) -> LossOutput`, put it in the table, and add a worked test and a
-row in docs/objectives.md; recipes, the command line and the contract test read the table and the signature.
+row in docs/objectives.md; recipes, the command line and the contract test read the table and the signature. A
+`reference` parameter without a default asks for a reference model.
 """
 
 from slimepo.losses.common import Counts, count, step_loss
+from slimepo.losses.dpo import chi_po, dpo, ipo, lpo, rpo
+from slimepo.losses.kto import kto
+from slimepo.losses.presets import PRESETS
 from slimepo.losses.sft import sft
+from slimepo.losses.simpo import cpo, orpo, simpo
 from slimepo.losses.slime import slime
 from slimepo.losses.table import LOSSES, Objective, bind, find_objective, hyperparameters
 
 __all__ = [
     "LOSSES",
+    "PRESETS",
     "Counts",
     "Objective",
     "bind",
+    "chi_po",
     "count",
+    "cpo",
+    "dpo",
     "find_objective",
     "hyperparameters",
+    "ipo",
+    "kto",
+    "lpo",
+    "orpo",
+    "rpo",
     "sft",
+    "simpo",
     "slime",
     "step_loss",
 ]

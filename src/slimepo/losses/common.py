@@ -71,20 +71,26 @@ def mean_logps(logps: Tensor, mask: Tensor) -> Tensor:
 def pair_metrics(policy: PairLogps) -> dict[str, Tensor]:
     """What is worth watching under any objective, each `[pairs]` and detached.
 
-    `logps/chosen` and `logps/rejected` are nats per token; `margin` is their difference and `accuracy`
-    whether it is positive. The rejected side is left out where an objective does not read it.
+    `logps/chosen` and `logps/rejected` are nats per token; `margin` is their difference and `accuracy` whether it is
+    positive. The rejected side is left out where an objective does not read it; NaN stands where a pair lacks an
+    answer, and is left out of means.
     """
-    chosen = mean_logps(policy.chosen, policy.chosen_mask).detach()
+    chosen = _present(mean_logps(policy.chosen, policy.chosen_mask), policy.chosen_mask)
     if policy.rejected.shape[-1] == 0:
         return {"logps/chosen": chosen}
-    rejected = mean_logps(policy.rejected, policy.rejected_mask).detach()
+    rejected = _present(mean_logps(policy.rejected, policy.rejected_mask), policy.rejected_mask)
     margin = chosen - rejected
     return {
         "logps/chosen": chosen,
         "logps/rejected": rejected,
         "margin": margin,
-        "accuracy": (margin > 0).to(chosen.dtype),
+        "accuracy": torch.where(margin.isnan(), margin, (margin > 0).to(margin.dtype)),
     }
+
+
+def _present(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` `[pairs]` where the pair has a response, NaN elsewhere; detached."""
+    return torch.where(mask.any(dim=-1), values.detach(), torch.nan)
 
 
 def check_number(name: str, value: float, *, at_least: float = -math.inf, above: float = -math.inf) -> None:

@@ -33,7 +33,7 @@ def slime(
     sharpness: float = 2.5,
     exponent: float = 2.5,
     length_normalized: bool = True,
-    rejected_mean: Literal["sequence", "token"] = "sequence",
+    rejected_mean: Literal["sequence", "token", "micro_batch"] = "sequence",
     hard_gate: Literal["relu", "one", "softplus", "linear"] = "relu",
     soft_gate: Literal["sigmoid", "one"] = "sigmoid",
 ) -> LossOutput:
@@ -61,14 +61,16 @@ def slime(
         length_normalized: False takes sums over tokens instead of means in L_w and Delta (Eq. 6 and 8 as
             printed; Appendix A says means).
         rejected_mean: "sequence" averages the floor over each rejected response, then over pairs; "token"
-            weighs every rejected token of the global batch alike.
+            weighs every rejected token of the global batch alike; "micro_batch" averages over the rejected tokens of
+            the pairs given here whose log-prob is not exactly 0, as the authors' code does, so that the result
+            depends on how a step is cut.
         hard_gate: "relu" as above; "one" drops the hard margin (ablation 'w/o hard margin'); "softplus" and
             "linear" are its other readings, softplus(m_h - Delta) and the unclamped m_h - Delta.
         soft_gate: "sigmoid" as above; "one" drops the soft margin.
 
     Returns:
-        loss `[pairs]`; metrics: the three terms (`loss/rejected` always as its mean per response), log-probs per
-        token, margin (their difference), accuracy (margin > 0), past_hard_margin and past_soft_margin (of Delta),
+        loss `[pairs]`; metrics: the three terms (`loss/rejected` as its mean per response also with "token"), log-probs
+        per token, margin (their difference), accuracy (margin > 0), past_hard_margin and past_soft_margin (of Delta),
         rejected_below_floor (share of a response's rejected tokens below -threshold).
 
     Raises:
@@ -84,7 +86,7 @@ def slime(
         sharpness,
         exponent,
     )
-    check_choice("rejected_mean", rejected_mean, ("sequence", "token"))
+    check_choice("rejected_mean", rejected_mean, ("sequence", "token", "micro_batch"))
     check_choice("hard_gate", hard_gate, ("relu", "one", "softplus", "linear"))
     check_choice("soft_gate", soft_gate, ("sigmoid", "one"))
 
@@ -94,7 +96,10 @@ def slime(
 
     anchor = -chosen_weight * chosen
     floor_BT = rejected_weight * _floor(policy, threshold, exponent)
-    floor = floor_BT.sum(dim=-1) / token_counts(policy.rejected_mask, floor_BT)
+    if rejected_mean == "micro_batch":
+        floor = _mean_of_nonzero(floor_BT, policy).expand_as(chosen)
+    else:
+        floor = floor_BT.sum(dim=-1) / token_counts(policy.rejected_mask, floor_BT)
     distance = (
         distance_weight
         * _hard_gate(hard_margin - delta, hard_gate)
@@ -139,6 +144,12 @@ def _floor(policy: PairLogps, threshold: float, exponent: float) -> Tensor:
     # -logsigmoid(x) is softplus(-x), exact in both tails where F.softplus switches to a line.
     raised_BT = (-F.logsigmoid(logps_BT + threshold)) ** exponent
     return masked(raised_BT, policy.rejected_mask)
+
+
+def _mean_of_nonzero(values_BT: Tensor, policy: PairLogps) -> Tensor:
+    """The mean over all rejected tokens whose log-prob is not exactly 0, a scalar."""
+    counted_BT = policy.rejected_mask & (policy.rejected != 0)
+    return masked(values_BT, counted_BT).sum() / counted_BT.sum().clamp(min=1)
 
 
 def _hard_gate(room: Tensor, kind: str) -> Tensor:

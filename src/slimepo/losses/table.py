@@ -5,61 +5,110 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 
 from slimepo.errors import InputError
+from slimepo.losses.dpo import chi_po, dpo, ipo, lpo, rpo
+from slimepo.losses.kto import kto
+from slimepo.losses.presets import PRESETS
 from slimepo.losses.sft import sft
+from slimepo.losses.simpo import cpo, orpo, simpo
 from slimepo.losses.slime import slime
 from slimepo.types import LossOutput, PairLogps
 
 LossFunction = Callable[..., LossOutput]
-BoundLoss = Callable[[PairLogps, PairLogps | None], LossOutput]
+BoundLoss = Callable[..., LossOutput]
 
 
 class Objective(NamedTuple):
-    """A loss function, and which sides of a pair it reads (a side not read is never computed)."""
+    """A loss function, what it reads, and option values that stand in front of its own defaults.
+
+    `sides`: the sides of a pair that it reads (a side not read is never computed). `judged`: it learns from answers
+    judged one by one, so that a row has one side and a pair counts as two rows. `mismatched`: it takes, as third
+    argument, the mean log-ratio to the reference of answers behind prompts they do not belong to, over the step.
+    """
 
     function: LossFunction
     sides: tuple[str, ...] = ("chosen", "rejected")
+    judged: bool = False
+    mismatched: bool = False
+    preset: Mapping[str, Any] = {}
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it reads log-probs of a reference model: its `reference` parameter has no default then."""
+        parameters = [*inspect.signature(self.function).parameters.values()]
+        return len(parameters) > 1 and parameters[1].default is inspect.Parameter.empty
 
 
 LOSSES: dict[str, Objective] = {
     "sft": Objective(sft, sides=("chosen",)),
     "slime": Objective(slime),
+    "dpo": Objective(dpo),
+    "ipo": Objective(ipo),
+    "simpo": Objective(simpo),
+    "cpo": Objective(cpo),
+    "orpo": Objective(orpo),
+    "kto": Objective(kto, judged=True, mismatched=True),
+    "rpo": Objective(rpo),
+    "lpo": Objective(lpo),
+    "chi_po": Objective(chi_po),
 }
 
 
 def find_objective(name: str) -> Objective:
-    """The objective of that name in `LOSSES`, or a user's own by import path (`package.module:function`).
+    """The objective of that name in `LOSSES`, a preset of one (`slime/without-hard`), or a user's own by import path.
 
     Raises:
         InputError: no such name (with the nearest one) or nothing callable at that path.
     """
     if name in LOSSES:
         return LOSSES[name]
-    if ":" not in name:
-        raise InputError(
-            f"unknown loss {name!r}{nearest(name, LOSSES)}; known: {', '.join(LOSSES)}, "
-            "or your own function as package.module:function"
-        )
-    module_name, _, attribute = name.partition(":")
+    if ":" in name:
+        return _import_objective(name)
+    base, _, preset = name.partition("/")
+    if base in LOSSES and preset in PRESETS.get(base, {}):
+        return LOSSES[base]._replace(preset=PRESETS[base][preset])
+    known = [*LOSSES, *(f"{base}/{preset}" for base, presets in PRESETS.items() for preset in presets)]
+    raise InputError(
+        f"unknown loss {name!r}{nearest(name, known)}; known: {', '.join(known)}, "
+        "or your own function as package.module:function or file.py:function"
+    )
+
+
+def _import_objective(name: str) -> Objective:
+    place, _, attribute = name.rpartition(":")
     # The command line's own folder is not on the path as it is for `python`.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+        module = _import_file(place) if place.endswith(".py") else importlib.import_module(place)
+        function = getattr(module, attribute)
+    except (ImportError, AttributeError, OSError) as error:
         raise InputError(f"loss {name!r} cannot be imported: {error}") from error
     if not callable(function):
         raise InputError(f"loss {name!r} is not a function")
     return Objective(function)
+
+
+def _import_file(path: str) -> ModuleType:
+    """The module that a file holds, whichever folder it lies in."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def hyperparameters(function: LossFunction) -> dict[str, Any]:
@@ -74,7 +123,8 @@ def bind(name: str, options: Mapping[str, Any]) -> BoundLoss:
     Raises:
         InputError: an unknown name, a value of the wrong type, or one that the objective refuses.
     """
-    function = find_objective(name).function
+    objective = find_objective(name)
+    function = objective.function
     known = hyperparameters(function)
     for key in options:
         if key not in known:
@@ -82,18 +132,19 @@ def bind(name: str, options: Mapping[str, Any]) -> BoundLoss:
                 f"loss {name!r} has no hyperparameter {key!r}{nearest(key, known)}; it has: {', '.join(known)}"
             )
     hints = _hints(function)
-    values = {key: _typed(name, key, value, hints.get(key, Any)) for key, value in options.items()}
+    wanted = {**objective.preset, **options}
+    values = {key: _typed(name, key, value, hints.get(key, Any)) for key, value in wanted.items()}
     bound = functools.partial(function, **values)
     ones = torch.ones(1, 1, dtype=torch.bool)
     pair = PairLogps(-torch.ones(1, 1), ones, -2 * torch.ones(1, 1), ones)
     try:
-        output = bound(pair, None)
+        output = bound(pair, pair if objective.needs_reference else None)
     except InputError as error:
         raise InputError(f"loss {name!r}: {error}") from error
     except Exception as error:
         # A user's function can fail in any way; better here than after the model is loaded.
         reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"loss {name!r} fails on a made-up pair without reference: {reason}") from error
+        raise InputError(f"loss {name!r} fails on a made-up pair: {reason}") from error
     if not isinstance(output, LossOutput) or output.loss.shape != (1,):
         raise InputError(f"loss {name!r} must return a slimepo.LossOutput whose loss has one value a pair")
     return bound

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from slimepo.data.tokenize import TokenizedPair, tokenize
 from slimepo.errors import NonFiniteLossError
 from slimepo.evaluation.generate import Completion, generate
 from slimepo.evaluation.pairs import PairScores, chosen_fell, score_pairs, summary
-from slimepo.losses import hyperparameters, slime
+from slimepo.losses import find_objective, hyperparameters, slime
 from slimepo.playground.families import Task
 from slimepo.playground.measure import measure
 from slimepo.playground.pairs import PairStats, pairs_from_samples
@@ -207,9 +206,11 @@ def one_run(
     model = copy.deepcopy(start.model)
     name = f"{objective.name} {_short(learning_rate)}"
     settings = recipe.preference
+    # A pair is two judged answers, so that every objective takes the same number of steps.
+    rows_of_pair = 2 if find_objective(objective.loss).judged else 1
     args = PreferenceConfig(
         loss=objective.loss, loss_options=objective.loss_options, learning_rate=learning_rate, seed=recipe.seed,
-        num_train_epochs=settings.epochs, per_device_train_batch_size=settings.batch_size, **_ALWAYS,
+        num_train_epochs=settings.epochs, per_device_train_batch_size=rows_of_pair * settings.batch_size, **_ALWAYS,
     )  # fmt: skip
     run: dict[str, Any] = {
         "name": name,
@@ -243,14 +244,6 @@ def greedy_answers(recipe: QuickstartRecipe, world: Playground, model: PreTraine
         max_new_tokens=recipe.samples.max_new_tokens,
     )
     return Answers([_text(world, c) for (c,) in completions], [c.finished for (c,) in completions])
-
-
-def cache_folder() -> Path:
-    """Where SFT models of the world are kept: SLIMEPO_CACHE, else the user's cache folder."""
-    base = os.environ.get("SLIMEPO_CACHE")
-    if base:
-        return Path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "slimepo" / "playground"
 
 
 def _train(

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from slimepo.data.batch import LAYOUTS
 from slimepo.errors import InputError
-from slimepo.losses import bind, hyperparameters, slime
+from slimepo.losses import bind, find_objective, hyperparameters, slime
 
 _SLIME = hyperparameters(slime)
 
@@ -47,6 +47,8 @@ class PreferenceConfig(TrainingArguments):
     model_init_kwargs: dict[str, Any] = field(default_factory=dict)
     disable_dropout: bool = True
     verify_model: bool = True
+    # Where reference log-probs come from: auto, adapters-off, copy, cache, or another model's folder or Hub id.
+    reference: str = "auto"
     layout: str = "auto"
     max_tokens_per_batch: int | None = None
     # Pairs of a step on each device; None: per_device_train_batch_size * gradient_accumulation_steps. The last
@@ -57,6 +59,10 @@ class PreferenceConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         bind(self.loss, self.loss_options)
+        if self.reference != "auto" and not find_objective(self.loss).needs_reference:
+            raise InputError(
+                f"loss {self.loss!r} reads no reference model: leave reference = {self.reference!r} out"
+            )
         if self.layout not in LAYOUTS:
             raise InputError(f"layout = {self.layout!r} is unknown: give one of {', '.join(LAYOUTS)}")
         if self.auto_find_batch_size:

@@ -87,3 +87,11 @@ def versions() -> dict[str, str]:
 def is_main_process() -> bool:
     """Whether this process writes files and speaks (rank 0 under torchrun or accelerate)."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def cache_folder(kind: str) -> Path:
+    """Where things worth keeping between runs are kept: a folder of SLIMEPO_CACHE, else of the user's cache."""
+    base = os.environ.get("SLIMEPO_CACHE")
+    if base:
+        return Path(base) / kind
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "slimepo" / kind

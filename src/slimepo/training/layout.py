@@ -78,7 +78,7 @@ def _difference(model: nn.Module, layout: Layout) -> str | None:
     inner = causal_lm(model)
     if getattr(inner, "_is_stateful", False):
         return "it holds state along the row"
-    pairs = _probe(inner.config.get_text_config().vocab_size)
+    pairs = probe(inner.config.get_text_config().vocab_size)
     weight = inner.get_input_embeddings().weight
     with measuring(model) as forward:
         padded = _logps(forward, collate(pairs), weight.device)
@@ -100,7 +100,7 @@ def to_device(batch: PairBatch, device: torch.device) -> PairBatch:
     return moved
 
 
-def _probe(vocabulary: int) -> list[TokenizedPair]:
+def probe(vocabulary: int) -> list[TokenizedPair]:
     random = np.random.default_rng(0)
 
     def ids(count: int) -> np.ndarray:

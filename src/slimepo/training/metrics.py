@@ -15,10 +15,10 @@ from slimepo.types import LossOutput
 
 @dataclass
 class MetricSums:
-    """What has been added up since it was made: sums over pairs by name, and plain counts.
+    """What has been added up since it was made: (sum, count) over pairs by name, and plain counts.
 
-    `loss` is the mean over pairs plus every token-averaged part over its tokens, as in
-    `slimepo.losses.step_loss`.
+    Pairs for which a metric is NaN do not count for it; a NaN loss stays one. `loss` is the mean over pairs plus
+    every token-averaged part over its tokens, as in `slimepo.losses.step_loss`.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -34,7 +34,9 @@ class MetricSums:
         values = {**output.metrics, "loss": output.loss}
         values |= {f"token_loss/{side}": sums for side, sums in output.token_loss.items()}
         for name, value in values.items():
-            total = _wide(value.detach()).sum() * weight
+            value = _wide(value.detach())
+            there = ~value.isnan() if name in output.metrics else torch.ones_like(value, dtype=torch.bool)
+            total = torch.stack([value.where(there, 0).sum(), there.sum().to(value.dtype)]) * weight
             self.sums[name] = self.sums[name] + total if name in self.sums else total
         tokens = side_tokens(batch)
         self.pairs += batch["pairs"] * weight
@@ -50,18 +52,18 @@ class MetricSums:
         facts = [self.pairs, self.chosen_tokens, self.rejected_tokens, self.real_tokens, self.computed_tokens]
         device = accelerator.device
         parts = [*self.sums.values(), *(torch.tensor(float(fact)) for fact in facts)]
-        total = accelerator.reduce(torch.stack([_wide(p.to(device)) for p in parts]), "sum").cpu()
-        sums = dict(zip(self.sums, total, strict=False))
-        pairs, chosen, rejected, real, computed = (int(value) for value in total[len(sums) :])
+        total = accelerator.reduce(torch.cat([_wide(p.to(device)).reshape(-1) for p in parts]), "sum").cpu()
+        sums = dict(zip(self.sums, total[: 2 * len(self.sums)].view(-1, 2), strict=True))
+        pairs, chosen, rejected, real, computed = (int(value) for value in total[2 * len(sums) :])
         return MetricSums(sums, pairs, chosen, rejected, real, computed, self.started)
 
     def means(self) -> dict[str, float]:
-        """Means over pairs; the loss with its token-averaged parts."""
+        """Means over pairs, those that no pair has left out; the loss with its token-averaged parts."""
         totals = dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True))
-        means = {k: v / self.pairs for k, v in totals.items() if not k.startswith("token_loss/")}
+        means = {k: v / n for k, (v, n) in totals.items() if n and not k.startswith("token_loss/")}
         tokens = {"chosen": self.chosen_tokens, "rejected": self.rejected_tokens}
         for side, count in tokens.items():
-            means["loss"] += totals.get(f"token_loss/{side}", 0.0) / max(count, 1)
+            means["loss"] += totals.get(f"token_loss/{side}", (0.0, 0))[0] / max(count, 1)
         return means
 
     def speed(self) -> dict[str, float]:

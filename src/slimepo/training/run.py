@@ -1,4 +1,4 @@
-"""A whole recipe: data, then stage after stage, each starting from the model that the one before exported."""
+"""A whole recipe: data, then stage after stage, each starting from a model that one before it exported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.data.chat import ChatFormat, chat_format, load_tokenizer
-from slimepo.data.read import read_rows
+from slimepo.data.judged import as_preference
+from slimepo.data.read import Rows, read_rows
 from slimepo.data.split import fingerprint, row_hash, split
 from slimepo.data.tokenize import TokenizedPair, tokenize
 from slimepo.errors import InputError
@@ -56,8 +57,10 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
         claim_folder(recipe, out, data, console)
         _announce(recipe, chat, data, console)
     base: str | RandomModel = recipe.model
+    exported: dict[str, str] = {}
     failed: list[Exception] = []
     for stage in recipe.stages:
+        base = base if stage.start is None else exported[stage.start]
         done = read_json(out / stage.name / "stage.json")
         if done is not None:
             console.print(f"{stage.name}: done before, {done['steps']} steps", highlight=False)
@@ -67,7 +70,7 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
             ends = {chat.end_id}
             results.append(run_stage(recipe, stage, base, rows, tokenizer, ends, out / stage.name, console))
         # Absolute: adapters name their base, wherever they are loaded from.
-        base = str((out / stage.name / "model").resolve())
+        base = exported[stage.name] = str((out / stage.name / "model").resolve())
         failed += evaluate_stage(recipe, stage.name, out, console)
     if failed:
         raise failed[0]
@@ -145,26 +148,24 @@ def load_data(recipe: Recipe) -> RunData:
         skip_bad_rows=data.skip_bad_rows,
         limit=_limit(recipe),
     )
-    if not rows.preferences:
-        raise InputError(f"{data.path}: no preference pairs in it (format {rows.format})")
-    parts = split(rows.preferences, recipe.parts, recipe.seed)
+    records = _records(rows)
+    parts = split(records, recipe.parts, recipe.seed)
     facts: dict[str, Any] = {
         "format": rows.format,
-        "rows": len(rows.preferences),
+        "rows": len(records),
         "malformed": len(rows.malformed),
     }
     if data.heldout:
-        parts["heldout"] = read_rows(
+        heldout_rows = read_rows(
             data.heldout, format=data.format, split=data.heldout_split, skip_bad_rows=data.skip_bad_rows
-        ).preferences
+        )
+        parts["heldout"] = _records(heldout_rows)
     heldout = parts.get("heldout", [])
     if data.heldout_limit is not None and len(heldout) > data.heldout_limit:
         # By content, so that the order of the file does not matter.
         heldout = sorted(heldout, key=row_hash)[: data.heldout_limit]
     parts["heldout"] = heldout
-    unused = len(rows.preferences) - sum(
-        len(p) for name, p in parts.items() if name != "heldout" or not data.heldout
-    )
+    unused = len(records) - sum(len(p) for name, p in parts.items() if name != "heldout" or not data.heldout)
     facts["in_no_part"] = unused
     facts["parts"] = {
         name: {"rows": len(part), "fingerprint": fingerprint(part)} for name, part in parts.items()
@@ -182,11 +183,15 @@ def stage_rows(
     """
     from slimepo.losses import find_objective
 
-    pairs = "rejected" in find_objective(stage.loss).sides
-    train, dropped = _tokenized(data.parts[stage.part], chat, recipe.data, pairs, console)
+    objective = find_objective(stage.loss)
+    train, dropped = _tokenized(
+        data.parts[stage.part], chat, recipe.data, "rejected" in objective.sides, objective.judged, console
+    )
     # Held-out demonstrations have one side; pairs are scored on both, whatever the stage trains on.
-    compared = any(row.rejected for row in data.parts["heldout"])
-    heldout, heldout_dropped = _tokenized(data.parts["heldout"], chat, recipe.data, compared, console)
+    heldout_rows = data.parts["heldout"]
+    compared = any(row.rejected for row in heldout_rows)
+    judged = any(row.rejected and not row.chosen for row in heldout_rows)
+    heldout, heldout_dropped = _tokenized(heldout_rows, chat, recipe.data, compared, judged, console)
     _say_dropped(console, stage.part, len(train), dropped)
     _say_dropped(console, "heldout", len(heldout), heldout_dropped)
     if is_main_process():
@@ -202,8 +207,13 @@ def stage_rows(
     return StageRows(train, heldout)
 
 
+def _records(rows: Rows) -> list[Preference]:
+    """The rows that were read; an answer judged by itself is one with one side."""
+    return [*rows.preferences, *map(as_preference, rows.unpaired)]
+
+
 def _tokenized(
-    rows: Sequence[Preference], chat: ChatFormat, data: Data, pairs: bool, console: Console
+    rows: Sequence[Preference], chat: ChatFormat, data: Data, pairs: bool, one_sided: bool, console: Console
 ) -> tuple[list[TokenizedPair], dict[str, int]]:
     """Rows that can be trained on, and how many were dropped for each reason."""
     with console.status("tokenising") as status:
@@ -214,6 +224,7 @@ def _tokenized(
             max_prompt_length=data.max_prompt_length,
             cut=data.cut_long_responses,
             pairs=pairs,
+            one_sided=one_sided,
             progress=lambda done, total: status.update(f"tokenising: {done:,}/{total:,}"),
         )
     return result.rows, dict(Counter(drop.reason for drop in result.drops))

@@ -68,6 +68,11 @@ def run_stage(
     started = time.time()
     trainer = stage_trainer(recipe, stage, base, rows, tokenizer, folder, callbacks)
     console.print(f"{stage.name}: layout {trainer.layout} ({trainer.layout_reason})", highlight=False)
+    if trainer.reference is not None:
+        console.print(
+            f"{stage.name}: reference {trainer.reference.source} ({trainer.reference.reason})",
+            highlight=False,
+        )
     if is_main_process():
         remove_unfinished_checkpoints(folder / "checkpoints")
     trainer.accelerator.wait_for_everyone()
@@ -91,8 +96,9 @@ def run_stage(
         "loss_options": stage.loss_options,
         "base": base if isinstance(base, str) else base.model_dump(),
         "steps": trainer.state.global_step,
-        "rows": len(rows.train),
+        "rows": len(trainer.train_dataset),
         "layout": trainer.layout,
+        "reference": trainer.reference.source if trainer.reference else None,
         "seconds": round(time.time() - started, 1),
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
@@ -172,6 +178,7 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         "output_dir": str(folder / "checkpoints"),
         "loss": stage.loss,
         "loss_options": stage.loss_options,
+        "reference": stage.reference,
         "learning_rate": stage.learning_rate,
         "num_train_epochs": stage.epochs,
         "max_steps": SMOKE_STEPS if recipe.smoke else stage.max_steps,

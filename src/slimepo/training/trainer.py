@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from slimepo.data.chat import load_tokenizer
 from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.losses import Counts, bind, find_objective, step_loss
+from slimepo.losses.dpo import log_ratios
 from slimepo.training.adapters import add_adapter, keep_trained_in_float32
 from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, TrainingProgress
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
@@ -30,7 +32,16 @@ from slimepo.training.metrics import MetricSums, side_tokens
 from slimepo.training.models import check_embeddings, load_model
 from slimepo.training.order import StepSampler
 from slimepo.training.precision import measuring
-from slimepo.types import LossOutput
+from slimepo.training.reference import (
+    Reference,
+    choose_reference,
+    frozen,
+    reference_logps,
+    with_reference,
+)
+from slimepo.types import LossOutput, PairLogps
+
+logger = logging.getLogger(__name__)
 
 
 class PreferenceTrainer(Trainer):
@@ -53,6 +64,7 @@ class PreferenceTrainer(Trainer):
     loss_is_scaled_for_ga = True
     control: Any
     data_collator: Any
+    train_dataset: Any
 
     def __init__(
         self,
@@ -67,7 +79,8 @@ class PreferenceTrainer(Trainer):
     ) -> None:
         args = _whole_steps(args or SLIMEConfig())
         _refuse_sharding(args)
-        self.sides = find_objective(args.loss).sides
+        self.objective = find_objective(args.loss)
+        self.sides = self.objective.sides
         self.loss_function = bind(args.loss, args.loss_options)
         if isinstance(model, str):
             processing_class = processing_class or load_tokenizer(model)
@@ -83,18 +96,19 @@ class PreferenceTrainer(Trainer):
                 _pad_id(processing_class),
                 max_tokens=args.max_tokens_per_batch,
             ),
-            train_dataset=tokenized(train_dataset, processing_class, args, self.sides),
+            train_dataset=tokenized(train_dataset, processing_class, args, self.objective),
             processing_class=processing_class,
             callbacks=[*own, *(callbacks or [])],
             optimizers=optimizers,
         )
-        self.eval_dataset = self._rows(eval_dataset)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         if args.verify_model:
             verify_logps(self.model)
         self.layout, self.layout_reason = choose_layout(self.model, args.layout, self.sides)
         self.data_collator = replace(self.data_collator, layout=self.layout)
+        self.reference = self._open_reference()
+        self.eval_dataset = self._rows(eval_dataset)
         # A rank without rows in a short last step still takes part in it, with weight 0.
         self._spare = self.data_collator(self.train_dataset[:1]) if self.train_dataset else []
         self._window: MetricSums | None = None
@@ -136,13 +150,15 @@ class PreferenceTrainer(Trainer):
         counts = self._global_counts(inputs)
         weight = self.accelerator.num_processes if inputs else 0
         batches = self._prepare_inputs(inputs or self._spare)
+        with self.accelerator.autocast(), frozen(self.model)() as forward:
+            divergence = self._divergence(forward, ((batch, int(weight > 0)) for batch in batches))
         total = torch.zeros((), device=self.args.device)
         outputs = []
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             self.accelerator.gradient_state._set_sync_gradients(last)
             with nullcontext() if last else self.accelerator.no_sync(model):
-                output = self._objective(model, batch)
+                output = self._objective(model, batch, self._reference(batch), divergence)
                 loss = step_loss(output, counts) * weight
                 self.accelerator.backward(loss)
             total += loss.detach()
@@ -161,7 +177,9 @@ class PreferenceTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The loss of one batch taken alone: its mean over the pairs in it."""
-        output = self._objective(model, inputs)
+        with self.accelerator.autocast(), frozen(self.model)() as forward:
+            divergence = self._divergence(forward, [(inputs, 1)])
+        output = self._objective(model, inputs, self._reference(inputs), divergence)
         loss = step_loss(output, _counts([inputs]))
         return (loss, output) if return_outputs else loss
 
@@ -191,16 +209,12 @@ class PreferenceTrainer(Trainer):
 
         In the precision of `slimepo.training.precision.measuring`, so that figures compare before and after.
         """
-        size, ranks = self.args.eval_batch_size, self.accelerator.num_processes
-        ordered = sorted(rows, key=lambda row: length(row, self.sides), reverse=True)
-        chunks = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-        sums = MetricSums()
+        rows, sums = self._rows(rows), MetricSums()
         with measuring(self.model) as forward:
-            for first in range(0, len(chunks), ranks):
-                # A rank left without a chunk scores the last one with weight 0: its sums need the same names.
-                mine = first + self.accelerator.process_index
-                batch = self._prepare_inputs(self.data_collator.batch(chunks[min(mine, len(chunks) - 1)]))
-                sums.add(batch, self._objective(forward, batch), weight=int(mine < len(chunks)))
+            divergence = self._divergence(forward, self._eval_batches(rows))
+            for batch, weight in self._eval_batches(rows):
+                reference = reference_logps(self.reference, batch) if self.reference else None
+                sums.add(batch, self._objective(forward, batch, reference, divergence), weight)
         return sums.reduced(self.accelerator).means()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -227,10 +241,74 @@ class PreferenceTrainer(Trainer):
     def _rows(self, dataset: Any) -> Any:
         if isinstance(dataset, Mapping):
             return {name: self._rows(part) for name, part in dataset.items()}
-        return tokenized(dataset, self.processing_class, self.args, self.sides)
+        rows = tokenized(dataset, self.processing_class, self.args, self.objective)
+        if self.reference is None or not self.reference.cached or not rows or rows[0].reference is not None:
+            return rows
+        # Once training has begun, the model that they would have to be scored with has changed.
+        begun = self.state.global_step > 0 or self.is_in_train
+        return rows if begun else self._with_reference(rows, self.reference)
 
-    def _objective(self, forward: Any, batch: PairBatch) -> LossOutput:
-        return self.loss_function(policy_logps(forward, batch), None)
+    def _open_reference(self) -> Reference | None:
+        """Where reference log-probs come from; rows whose log-probs are computed beforehand have them then."""
+        if not self.objective.needs_reference:
+            return None
+        options = self.args.model_init_kwargs
+        reference = choose_reference(self.model, self.args.reference, self.layout, **options)
+        if reference.cached and self.train_dataset:
+            self.train_dataset = self._with_reference(self.train_dataset, reference)
+        return reference
+
+    def _with_reference(self, rows: list[TokenizedPair], reference: Reference) -> list[TokenizedPair]:
+        autocast = self.accelerator.autocast
+        rows, cached = with_reference(
+            rows, reference, self.model, self.data_collator, autocast, self.accelerator
+        )
+        logger.info(
+            "reference log-probs of %d rows %s", len(rows), "from the cache" if cached else "computed"
+        )
+        return rows
+
+    def _reference(self, batch: PairBatch) -> PairLogps | None:
+        """Reference log-probs of a batch, in the precision that training computes in."""
+        if self.reference is None:
+            return None
+        with self.accelerator.autocast():
+            return reference_logps(self.reference, batch)
+
+    def _divergence(self, forward: Any, batches: Iterable[tuple[PairBatch, int]]) -> Tensor | None:
+        """Mean log-ratio of the mismatched answers of weighted batches, over all ranks; None where none is read."""
+        if not self.objective.mismatched or self.reference is None:
+            return None
+        sums = torch.zeros(2, device=self.args.device)
+        for batch, weight in batches:
+            other = batch["mismatched"]
+            if other is None:
+                raise InputError(f"row {batch['row_ids'][0]} has no mismatched answer")
+            policy, reference = policy_logps(forward, other), reference_logps(self.reference, other)
+            ratios = log_ratios(policy, reference).chosen
+            sums += weight * torch.stack([ratios.sum(), torch.full_like(ratios[0], len(ratios))])
+        total, count = self.accelerator.reduce(sums, "sum")
+        mean: Tensor = total / count.clamp(min=1)
+        return mean
+
+    def _eval_batches(self, rows: Sequence[TokenizedPair]) -> Iterator[tuple[PairBatch, int]]:
+        """This rank's batches of rows, each with weight 1; weight 0 where it only keeps the others company."""
+        size, ranks = self.args.eval_batch_size, self.accelerator.num_processes
+        ordered = sorted(rows, key=lambda row: length(row, self.sides), reverse=True)
+        chunks = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+        for first in range(0, len(chunks), ranks):
+            # A rank left without a chunk scores the last one with weight 0: its sums need the same names.
+            mine = first + self.accelerator.process_index
+            batch = self._prepare_inputs(self.data_collator.batch(chunks[min(mine, len(chunks) - 1)]))
+            yield batch, int(mine < len(chunks))
+
+    def _objective(
+        self, forward: Any, batch: PairBatch, reference: PairLogps | None, divergence: Tensor | None
+    ) -> LossOutput:
+        policy = policy_logps(forward, batch)
+        if self.objective.mismatched:
+            return self.loss_function(policy, reference, divergence)
+        return self.loss_function(policy, reference)
 
     def _global_counts(self, batches: list[PairBatch]) -> Counts:
         local = _counts(batches)

@@ -1,0 +1,123 @@
+"""Objectives without a reference model: SimPO, CPO and ORPO."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slimepo.losses.common import check_number, mean_logps, pair_metrics, sum_logps
+from slimepo.losses.dpo import reward_metrics
+from slimepo.types import LossOutput, PairLogps
+
+
+def simpo(
+    policy: PairLogps,
+    reference: PairLogps | None = None,
+    *,
+    beta: float = 2.0,
+    gamma: float = 0.5,
+    nll_weight: float = 0.0,
+) -> LossOutput:
+    """Simple preference optimisation: L = -log sigma(beta (bar_l(w) - bar_l(l)) - gamma).
+
+    arXiv 2405.14734, Eq. 6. `nll_weight` adds -nll_weight * l_t averaged over all chosen tokens of the global
+    batch, which SimPO does not have and some trainers add unasked.
+
+    Args:
+        policy: log-probs of the model in training, each side `[pairs, tokens]`, in nats.
+        reference: not used.
+        beta: > 0, scale of the reward.
+        gamma: the target reward margin; the margin aimed at is gamma / beta, in nats per token.
+        nll_weight: >= 0, weight of the likelihood of the chosen answer.
+
+    Returns:
+        loss `[pairs]`, the NLL term in `token_loss`; metrics: log-probs per token and the rewards beta * bar_l.
+
+    Raises:
+        InputError: a hyperparameter out of its range.
+    """
+    check_number("beta", beta, above=0)
+    check_number("gamma", gamma)
+    check_number("nll_weight", nll_weight, at_least=0)
+    chosen = beta * mean_logps(policy.chosen, policy.chosen_mask)
+    rejected = beta * mean_logps(policy.rejected, policy.rejected_mask)
+    metrics = pair_metrics(policy) | reward_metrics(chosen, rejected)
+    return LossOutput(-F.logsigmoid(chosen - rejected - gamma), metrics, _chosen_nll(policy, nll_weight))
+
+
+def cpo(
+    policy: PairLogps,
+    reference: PairLogps | None = None,
+    *,
+    beta: float = 0.1,
+    nll_weight: float = 1.0,
+) -> LossOutput:
+    """Contrastive preference optimisation: L = -log sigma(beta (l(w) - l(l))) + nll_weight * NLL(w).
+
+    arXiv 2401.08417, Eq. 5 to 7, with l summed over the tokens and the NLL averaged over all chosen tokens of the
+    global batch, as TRL's CPOTrainer does (`cpo_alpha` is `nll_weight`).
+
+    Args:
+        policy: log-probs of the model in training, each side `[pairs, tokens]`, in nats.
+        reference: not used.
+        beta: > 0, scale of the summed log-probs.
+        nll_weight: >= 0, weight of the likelihood of the chosen answer.
+
+    Returns:
+        loss `[pairs]`, the NLL term in `token_loss`; metrics: log-probs per token and the rewards beta * l.
+
+    Raises:
+        InputError: a hyperparameter out of its range.
+    """
+    check_number("beta", beta, above=0)
+    check_number("nll_weight", nll_weight, at_least=0)
+    chosen = beta * sum_logps(policy.chosen, policy.chosen_mask)
+    rejected = beta * sum_logps(policy.rejected, policy.rejected_mask)
+    metrics = pair_metrics(policy) | reward_metrics(chosen, rejected)
+    return LossOutput(-F.logsigmoid(chosen - rejected), metrics, _chosen_nll(policy, nll_weight))
+
+
+def orpo(
+    policy: PairLogps,
+    reference: PairLogps | None = None,
+    *,
+    beta: float = 0.1,
+    nll_weight: float = 1.0,
+) -> LossOutput:
+    """Odds-ratio preference optimisation: L = NLL(w) - beta * log sigma(log odds(w) - log odds(l)).
+
+    log odds(y) = bar_l(y) - log(1 - exp(bar_l(y))) (arXiv 2403.07691, Eq. 4 to 7). The NLL is averaged over all
+    chosen tokens of the global batch; TRL's ORPOTrainer counts the prompt's tokens in it as well.
+
+    Args:
+        policy: log-probs of the model in training, each side `[pairs, tokens]`, in nats.
+        reference: not used.
+        beta: > 0, weight of the odds ratio (lambda in the paper).
+        nll_weight: >= 0, weight of the likelihood of the chosen answer.
+
+    Returns:
+        loss `[pairs]`, the NLL term in `token_loss`; metrics: log-probs per token, log odds ratio and the rewards
+        beta * bar_l.
+
+    Raises:
+        InputError: a hyperparameter out of its range.
+    """
+    check_number("beta", beta, above=0)
+    check_number("nll_weight", nll_weight, at_least=0)
+    chosen = mean_logps(policy.chosen, policy.chosen_mask)
+    rejected = mean_logps(policy.rejected, policy.rejected_mask)
+    log_odds_ratio = _log_odds(chosen) - _log_odds(rejected)
+    metrics = pair_metrics(policy) | reward_metrics(beta * chosen, beta * rejected)
+    metrics |= {"log_odds_ratio": log_odds_ratio.detach()}
+    return LossOutput(-beta * F.logsigmoid(log_odds_ratio), metrics, _chosen_nll(policy, nll_weight))
+
+
+def _chosen_nll(policy: PairLogps, weight: float) -> dict[str, Tensor]:
+    return {"chosen": -weight * sum_logps(policy.chosen, policy.chosen_mask)} if weight else {}
+
+
+def _log_odds(logps: Tensor) -> Tensor:
+    """log(p / (1 - p)) of log p; a p of 1 within rounding counts as the largest p below 1, so that it stays finite."""
+    logps = logps.clamp(max=-torch.finfo(logps.dtype).eps)
+    return logps - torch.log(-torch.expm1(logps))

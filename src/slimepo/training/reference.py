@@ -1,0 +1,306 @@
+"""Log-probs of the reference model: the policy with its adapters off, a frozen second model, or a cache.
+
+The reference is the model that training starts from, or another one if it is asked for. Where an objective reads no
+reference, nothing here runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimepo.data.batch import PairBatch, StepCollator, collate, given_sides, length, pair_logps
+from slimepo.data.tokenize import TokenizedPair
+from slimepo.errors import InputError
+from slimepo.training.folder import cache_folder
+from slimepo.training.layout import choose_layout, probe, to_device
+from slimepo.training.logps import causal_lm, install_logps, plain_forward, policy_logps
+from slimepo.training.models import load_model
+from slimepo.training.precision import measuring
+from slimepo.types import PairLogps
+
+SOURCES = ("auto", "adapters-off", "copy", "cache")
+
+# Changes when what a cache file holds changes.
+_CACHE_VERSION = 1
+# In the names of the parameters that peft adds: LoRA's, IA3's, and copies of modules that train whole.
+_OF_ADAPTERS = ("lora_", "ia3_", "modules_to_save")
+
+Forward = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where reference log-probs come from, and why from there.
+
+    `forward` yields the reference's forward pass; `cached` says that it is used before training alone, and
+    `without_adapters` that the policy's adapters have no part in it.
+    """
+
+    source: str
+    reason: str
+    forward: Callable[[], AbstractContextManager[Forward]]
+    cached: bool = False
+    without_adapters: bool = False
+
+
+def choose_reference(model: nn.Module, wanted: str, layout: str, **load_options: Any) -> Reference:
+    """The reference for a policy that has not been trained yet.
+
+    Args:
+        model: the policy, with `install_logps` done and its layout chosen.
+        wanted: one of SOURCES, or the folder or Hub id of another model. "auto" switches adapters off where the
+            policy has such and nothing else trains, and computes the log-probs beforehand where it has none.
+        layout: the layout of the batches.
+        load_options: for loading another model.
+
+    Raises:
+        InputError: the policy has no adapters to switch off, or they make a difference before training; another
+            model that does not fit.
+    """
+    if wanted == "copy":
+        return Reference("copy", "a frozen copy of the policy", frozen(copy.deepcopy(model)))
+    if wanted not in SOURCES:
+        return Reference(wanted, "a frozen model", frozen(_load(wanted, model, layout, load_options)))
+    obstacle = _why_not_adapters_off(model)
+    if wanted == "cache" or (wanted == "auto" and not _has_adapters(model)):
+        forward = frozen(model) if obstacle else lambda: adapters_off(model)
+        return Reference("cache", "computed before training", forward, True, obstacle is None)
+    if obstacle is None:
+        return Reference("adapters-off", "the policy without its adapters", lambda: adapters_off(model))
+    if wanted == "auto":
+        return Reference("copy", f"a frozen copy, as {obstacle}", frozen(copy.deepcopy(model)))
+    raise InputError(f"reference 'adapters-off': {obstacle}; use reference 'copy' or 'cache'")
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[Forward]:
+    """Inside, the yielded forward is the policy's without adapters, in eval mode; a trained head is off as well.
+
+    The head's weight is the policy's again outside, so the forward must not be used there.
+    """
+    peft_model: Any = model
+    with frozen(model)() as forward, peft_model.disable_adapter():
+        yield forward
+
+
+def frozen(model: nn.Module) -> Callable[[], AbstractContextManager[Forward]]:
+    """A context in which the yielded forward is `model`'s in eval mode, without gradients."""
+
+    @contextmanager
+    def context() -> Iterator[Forward]:
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                yield plain_forward(model)
+        finally:
+            model.train(training)
+
+    return context
+
+
+def reference_logps(reference: Reference, batch: PairBatch) -> PairLogps:
+    """Reference log-probs of a batch's response tokens, detached: those known beforehand, or computed now.
+
+    Raises:
+        InputError: they had to be known beforehand and are not.
+    """
+    if batch["reference"] is not None:
+        return pair_logps(batch["reference"], batch)
+    if reference.cached:
+        raise InputError(
+            f"row {batch['row_ids'][0]}: its reference log-probs were not computed before training; "
+            "give the trainer these rows when it is made, or use reference 'copy'"
+        )
+    with reference.forward() as forward:
+        return policy_logps(forward, batch)
+
+
+def with_reference(
+    rows: Sequence[TokenizedPair],
+    reference: Reference,
+    model: nn.Module,
+    collator: StepCollator,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    accelerator: Any,
+    folder: Path | None = None,
+) -> tuple[list[TokenizedPair], bool]:
+    """The rows with their reference log-probs, and whether these came from the cache in `folder`.
+
+    Every rank computes a share; the main process writes the file. `model` names the weights in the file's key.
+    """
+    folder = folder or cache_folder("reference")
+    with autocast():
+        precision = str(torch.get_autocast_dtype(_device(model).type)) if torch.is_autocast_enabled() else ""
+    path = folder / f"{_key(model, reference, rows, precision)}.npy"
+    known = _read(path, rows) if accelerator.is_main_process else None
+    known = _broadcast(known, accelerator)
+    cached = known is not None
+    if known is None:
+        mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
+        with autocast(), reference.forward() as forward:
+            computed = _compute([rows[i] for i in mine], forward, collator, _device(model))
+        everyone = _gather(dict(zip(mine, computed, strict=True)), accelerator)
+        known = [everyone[i] for i in range(len(rows))]
+        if accelerator.is_main_process:
+            _write(path, known)
+    return [replace(row, reference=logps) for row, logps in zip(rows, known, strict=True)], cached
+
+
+Known = dict[str, np.ndarray]
+
+
+def _compute(
+    rows: Sequence[TokenizedPair], forward: Forward, collator: StepCollator, device: torch.device
+) -> list[Known]:
+    """Log-probs of every response of each row, and of its mismatched answer."""
+    result: list[Known] = [{} for _ in rows]
+    order = sorted(range(len(rows)), key=lambda i: length(rows[i], collator.sides), reverse=True)
+    for start in range(0, len(order), collator.micro_batch_size):
+        index = order[start : start + collator.micro_batch_size]
+        batch = to_device(collator.batch([rows[i] for i in index]), device)
+        for part, name in ((batch, None), (batch["mismatched"], "mismatched")):
+            if part is None:
+                continue
+            flat = policy_logps(forward, part)
+            for side in part["sides"]:
+                values, mask = getattr(flat, side).float().cpu(), getattr(flat, f"{side}_mask").cpu()
+                for place, row in enumerate(index):
+                    if mask[place].any():
+                        result[row][name or side] = values[place][mask[place]].numpy()
+    return result
+
+
+def _key(model: nn.Module, reference: Reference, rows: Sequence[TokenizedPair], precision: str) -> str:
+    """What the log-probs are a function of: weights and configuration of the reference, token ids, precision."""
+    digest = hashlib.blake2b(digest_size=16)
+    config = causal_lm(model).config.to_dict()
+    for name in (
+        "_name_or_path",
+        "transformers_version",
+        "_attn_implementation",
+        "attn_implementation",
+        "dtype",
+    ):
+        config.pop(name, None)
+    digest.update(json.dumps([_CACHE_VERSION, precision, config], sort_keys=True, default=str).encode())
+    for name, tensor in model.state_dict().items():
+        if reference.without_adapters and any(part in name for part in _OF_ADAPTERS):
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
+    for row in rows:
+        parts = [
+            row.prompt,
+            row.chosen,
+            row.rejected,
+            row.prompt[:0] if row.mismatched is None else row.mismatched,
+        ]
+        for part in parts:
+            digest.update(len(part).to_bytes(4, "little"))
+            digest.update(np.ascontiguousarray(part, dtype="<i4").data)
+    return digest.hexdigest()
+
+
+def _names(row: TokenizedPair) -> list[tuple[str, int]]:
+    """The responses of a row in the order in which a cache file holds them, and their lengths."""
+    names = [(side, len(getattr(row, side))) for side in given_sides(row)]
+    return names if row.mismatched is None else [*names, ("mismatched", len(row.mismatched))]
+
+
+def _read(path: Path, rows: Sequence[TokenizedPair]) -> list[Known] | None:
+    if not path.exists():
+        return None
+    flat = np.load(path)
+    if len(flat) != sum(size for row in rows for _, size in _names(row)):
+        raise InputError(f"{path} is damaged: it holds another number of log-probs; delete it")
+    known, start = [], 0
+    for row in rows:
+        of_row: Known = {}
+        for name, size in _names(row):
+            of_row[name] = flat[start : start + size]
+            start += size
+        known.append(of_row)
+    return known
+
+
+def _write(path: Path, known: Sequence[Known]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flat = np.concatenate([values for of_row in known for values in of_row.values()])
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
+        np.save(file, flat)
+    os.replace(file.name, path)
+
+
+def _gather(part: dict[int, Known], accelerator: Any) -> dict[int, Known]:
+    if accelerator.num_processes == 1:
+        return part
+    from accelerate.utils import gather_object
+
+    return {index: known for of_rank in gather_object([part]) for index, known in of_rank.items()}
+
+
+def _broadcast(known: list[Known] | None, accelerator: Any) -> list[Known] | None:
+    if accelerator.num_processes == 1:
+        return known
+    from accelerate.utils import broadcast_object_list
+
+    (known,) = broadcast_object_list([known])
+    return known
+
+
+def _has_adapters(model: nn.Module) -> bool:
+    return hasattr(model, "disable_adapter")
+
+
+def _why_not_adapters_off(model: nn.Module) -> str | None:
+    """What speaks against the policy without adapters as the reference; None where nothing does."""
+    if not _has_adapters(model):
+        return "the policy has no adapters"
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    outside = [name for name in trained if not any(part in name for part in _OF_ADAPTERS)]
+    if outside:
+        return f"{outside[0]} trains outside the adapters"
+    device = _device(model)
+    batch = to_device(collate(probe(causal_lm(model).config.get_text_config().vocab_size)), device)
+    with measuring(model) as forward:
+        with_adapters = policy_logps(forward, batch)
+        with adapters_off(model) as without:
+            plain = policy_logps(without, batch)
+    same = torch.allclose(with_adapters.chosen, plain.chosen, atol=1e-3) and torch.allclose(
+        with_adapters.rejected, plain.rejected, atol=1e-3
+    )
+    return None if same else "the adapters have been trained before"
+
+
+def _load(name: str, policy: nn.Module, layout: str, options: dict[str, Any]) -> nn.Module:
+    model: nn.Module = load_model(name, **options)
+    ours, theirs = (causal_lm(m).config.get_text_config().vocab_size for m in (policy, model))
+    if ours != theirs:
+        raise InputError(
+            f"reference {name!r} has a vocabulary of {theirs} tokens and the policy one of {ours}; "
+            "the reference must read the same tokens"
+        )
+    install_logps(model)
+    if layout != "padded":
+        choose_layout(model, layout)
+    model.requires_grad_(False)
+    model.to(_device(policy))
+    return model
+
+
+def _device(model: nn.Module) -> torch.device:
+    return causal_lm(model).get_input_embeddings().weight.device  # type: ignore[no-any-return]
