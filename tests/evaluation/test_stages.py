@@ -66,6 +66,19 @@ def test_the_last_stage_is_scored(
     assert len(mock.calls) == 4
 
 
+def test_restarting_answers_again_but_asks_only_what_is_new(
+    recipe: Callable[..., Recipe], mock: MockJudge, tmp_path: Path, console: Console
+) -> None:
+    out = tmp_path / "run"
+    run_recipe(recipe(), out, console)
+    answers = out / "eval" / "mt_bench" / "model_answer" / "run-slime.jsonl"
+    before = answers.stat().st_mtime_ns
+    run_recipe(recipe(), out, console, restart=True)
+    assert answers.stat().st_mtime_ns > before
+    # The same seed trains the same model, which says the same: every verdict is in the cache.
+    assert len(mock.calls) == 4
+
+
 def test_stages_can_be_named(
     recipe: Callable[..., Recipe], mock: MockJudge, tmp_path: Path, console: Console
 ) -> None:

@@ -26,6 +26,7 @@ from slimepo.evaluation.kind import Kind
 from slimepo.evaluation.requests import Scores, most_common, refuse_unscored, scores_row
 from slimepo.evaluation.rows import Row, read_rows, write_rows
 from slimepo.evaluation.settings import Evaluation
+from slimepo.evaluation.stages import JUDGE_CALLS
 from slimepo.training.folder import versions, write_json
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def _judge(job: Job) -> Judge:
 
 
 def _calls(job: Job, judge: Judge) -> Calls:
-    cache = job.out / "judge_calls" / f"{file_label(judge.name)}.jsonl"
+    cache = job.out / JUDGE_CALLS / f"{file_label(judge.name)}.jsonl"
     return Calls(cache, job.settings.concurrency, job.retries, job.prices)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # Inside the run folder; what `slimepo eval --out` would be given.
 EVAL_FOLDER = "eval"
+JUDGE_CALLS = "judge_calls"
 
 
 def evaluations_of(recipe: Recipe, stage: str) -> list[Evaluation]:
@@ -65,6 +67,14 @@ def evaluate_stage(recipe: Recipe, stage: str, out: Path, console: Console) -> l
             )
             failed.append(error)
     return failed
+
+
+def clear_evaluations(out: Path) -> None:
+    """Throw away a run's answers, judgments and scores; what judges replied stays: it is paid for, and still true."""
+    folder = out / EVAL_FOLDER
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name != JUDGE_CALLS:
+            shutil.rmtree(path)
 
 
 def _several_processes() -> bool:

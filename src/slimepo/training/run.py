@@ -15,7 +15,7 @@ from slimepo.data.read import Rows, read_rows
 from slimepo.data.split import fingerprint, row_hash, split
 from slimepo.data.tokenize import TokenizedPair, tokenize
 from slimepo.errors import InputError
-from slimepo.evaluation.stages import check_evaluations, evaluate_stage
+from slimepo.evaluation.stages import check_evaluations, clear_evaluations, evaluate_stage
 from slimepo.settings import dump
 from slimepo.training.folder import MARKER, is_main_process, read_json, versions, write_json, write_text
 from slimepo.training.recipe import Data, RandomModel, Recipe, Stage
@@ -93,6 +93,7 @@ def check_folder(recipe: Recipe, out: Path, restart: bool) -> None:
     if restart:
         for stage in set(stages):
             shutil.rmtree(stage)
+        clear_evaluations(out)
     elif begun and old != dump(recipe):
         raise InputError(
             f"{out} holds a run of another recipe ({_first_difference(old, dump(recipe))}); "
