@@ -46,6 +46,13 @@ class Hang:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Drip:
+    """Send the answer byte by byte, so many seconds apart."""
+
+    seconds: float
+
+
 @dataclass
 class MockJudge:
     """`script` is used up first, one entry a call; then every call gets a verdict that fits its prompt."""
@@ -150,6 +157,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(answer.status, json.dumps({"error": error}).encode(), answer.headers)
         elif isinstance(answer, Raw):
             self._send(200, answer.body)
+        elif isinstance(answer, Drip):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            for _ in range(1000):
+                self.wfile.write(b" ")
+                time.sleep(answer.seconds)
         else:
             said = answer or Say(verdict(body["messages"]))
             self._send(200, json.dumps(completion(body, said, self.mock.logprobs)).encode())

@@ -22,7 +22,7 @@ from slimepo.evaluation.endpoint import (
     scrub,
 )
 from tests.evaluation.conftest import KEY
-from tests.evaluation.mock_judge import Fail, Hang, MockJudge, Raw, Say
+from tests.evaluation.mock_judge import Drip, Fail, Hang, MockJudge, Raw, Say
 
 QUICK = Retries(attempts=4, first_wait_s=0.01, longest_wait_s=0.02, timeout_s=0.5)
 REQUEST = ChatRequest([{"role": "user", "content": "Say [[rating]]."}], 0.0, 16)
@@ -63,7 +63,7 @@ def test_logprobs_and_the_raw_choice_where_asked_for(mock: MockJudge) -> None:
 @pytest.mark.parametrize(
     "failure",
     [
-        Fail(500), Fail(502), Fail(503), Fail(529), Fail(408), Fail(409), Fail(429), Hang(0.8),
+        Fail(500), Fail(502), Fail(503), Fail(529), Fail(408), Fail(409), Fail(429), Hang(0.8), Drip(0.1),
         Raw(b'{"error": "overloaded"}'), Raw(b"not json"), Raw(b'{"choices": []}'),
     ],
     ids=str,

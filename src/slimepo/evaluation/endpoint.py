@@ -208,11 +208,13 @@ class ChatClient:
         for attempt in range(1, self.retries.attempts + 1):
             await self._wait_for_the_gate()
             try:
-                return await call()
+                # The library's limit is for each wait of a call; a server that drips would never reach it.
+                async with asyncio.timeout(self.retries.timeout_s):
+                    return await call()
             except openai.APIStatusError as error:
                 status, headers, text = error.status_code, error.response.headers, _message(error)
                 code = error.code or ""
-            except openai.APITimeoutError:
+            except (openai.APITimeoutError, TimeoutError):
                 status, headers, code = 0, {}, ""
                 text = f"no answer within {self.retries.timeout_s:g} s"
             except openai.APIConnectionError as error:
