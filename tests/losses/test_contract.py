@@ -53,7 +53,9 @@ DEPENDS_ON_THE_CUT = {"slime/authors-code"}
 
 def label(case: Case) -> str:
     parts = [case.name, *(f"{key}={value}" for key, value in case.options.items())]
-    return "-".join([*parts, *["one-sided"] * case.one_sided, *([str(case.divergence)] * bool(case.divergence))])
+    return "-".join(
+        [*parts, *["one-sided"] * case.one_sided, *([str(case.divergence)] * bool(case.divergence))]
+    )
 
 
 every_case = pytest.mark.parametrize("case", CASES, ids=label)
@@ -163,7 +165,9 @@ def test_half_precision_log_probs_are_computed_in_float32(case: Case) -> None:
         PairLogps(*(t.bfloat16() if t.is_floating_point() else t for t in (getattr(p, f) for f in FIELDS)))
         for p in (random_pairs(), random_pairs(seed=9))
     ]
-    singles = [PairLogps(*(t.float() if t.is_floating_point() else t for t in vars(p).values())) for p in halves]
+    singles = [
+        PairLogps(*(t.float() if t.is_floating_point() else t for t in vars(p).values())) for p in halves
+    ]
     half, single = (evaluate(case, *given).loss for given in (halves, singles))
     assert half.dtype == torch.float32
     assert half.tolist() == single.tolist()

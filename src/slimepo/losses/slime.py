@@ -147,10 +147,9 @@ def _floor(policy: PairLogps, threshold: float, exponent: float) -> Tensor:
 
 
 def _mean_of_nonzero(values_BT: Tensor, policy: PairLogps) -> Tensor:
-    """The mean over all rejected tokens whose log-prob is not exactly 0, a scalar; 0 where there is none."""
+    """The mean over all rejected tokens whose log-prob is not exactly 0, a scalar."""
     counted_BT = policy.rejected_mask & (policy.rejected != 0)
-    # The authors' own guard against a division by 0, so that float64 agrees with their code to the last digits.
-    return masked(values_BT, counted_BT).sum() / (counted_BT.sum().to(values_BT.dtype) + 1e-8)
+    return masked(values_BT, counted_BT).sum() / counted_BT.sum().clamp(min=1)
 
 
 def _hard_gate(room: Tensor, kind: str) -> Tensor:
