@@ -90,12 +90,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(width=None if Console().is_terminal else 140)
     stem = "step-quick.csv" if args.quick else "growth-cpu.csv" if args.grow else "step-cpu.csv"
     out = args.out or RESULTS / stem
-    if args.grow:
-        rows = list(_growth(args, console))
-    else:
-        rows = [row for vocabulary in args.vocab for row in _side_by_side(vocabulary, args, console)]
-    append_csv(out, rows)
-    console.print(f"appended {len(rows)} rows to {out}")
+    parts = (
+        _growth(args, console)
+        if args.grow
+        else (_side_by_side(vocabulary, args, console) for vocabulary in args.vocab)
+    )
+    for rows in parts:
+        # At once: a later part that fails must not take the figures of an earlier one with it.
+        append_csv(out, rows)
+        console.print(f"appended {len(rows)} rows to {out}")
 
 
 def measure(jobs: Sequence[Job], repeats: int, console: Console) -> list[Measured]:
@@ -160,7 +163,7 @@ def _side_by_side(vocabulary: int, args: argparse.Namespace, console: Console) -
     return [shared | _figures(measured, results, len(pairs)) for measured in results if measured.runs]
 
 
-def _growth(args: argparse.Namespace, console: Console) -> Iterator[dict[str, Any]]:
+def _growth(args: argparse.Namespace, console: Console) -> Iterator[list[dict[str, Any]]]:
     for curve, values in CURVES.items():
         table = Table(title=f"seconds of CPU time (MiB extra) by {curve}", title_justify="left")
         for heading in (curve, *GROWING):
@@ -176,8 +179,7 @@ def _growth(args: argparse.Namespace, console: Console) -> Iterator[dict[str, An
             table.add_row(f"{value:,}", *(f"{m.cpu:.2f} ({m.extra_mb:,.0f})" for m in results))
             shared = provenance() | {"source": "equal lengths", "curve": curve, "value": value}
             shared |= _shape(model, pairs, len(pairs), args.threads)
-            for measured in results:
-                yield shared | _figures(measured, results, len(pairs))
+            yield [shared | _figures(measured, results, len(pairs)) for measured in results]
         console.print(table)
 
 

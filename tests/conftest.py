@@ -22,3 +22,9 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no shared data at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing that a test keeps between runs lands in, or comes from, the user's own cache."""
+    os.environ["SLIMEPO_CACHE"] = str(tmp_path_factory.mktemp("cache"))

@@ -89,7 +89,20 @@ def test_demonstrations_need_no_rejected_answer_and_pairs_do(chat):
     demonstration = Preference(row().prompt, row().chosen, [], "f:1")
     (pair,) = tokenize([demonstration], chat, pairs=False).rows
     assert (len(pair.chosen), len(pair.rejected), pair.rejected.dtype) == (4, 0, np.int32)
-    assert tokenize([demonstration], chat).drops == [Drop("empty response", "f:1", "'rejected' has no text")]
+    assert tokenize([demonstration], chat).drops == [Drop("not a pair", "f:1", "it has no 'rejected'")]
+
+
+def test_answers_judged_by_themselves_have_one_side(chat):
+    desirable = Preference(row().prompt, row().chosen, [], "f:1")
+    undesirable = Preference(row().prompt, [], row().rejected, "f:2")
+    tokens = tokenize([desirable, row(), undesirable], chat, one_sided=True)
+    assert [(len(pair.chosen) > 0, len(pair.rejected) > 0) for pair in tokens.rows] == [
+        (True, False), (True, True), (False, True),
+    ]  # fmt: skip
+    assert chat.tokenizer.decode(tokens.rows[2].rejected) == chat.tokenizer.decode(tokens.rows[1].rejected)
+    assert tokenize([undesirable], chat, pairs=False).drops == [
+        Drop("not a pair", "f:2", "it has no 'chosen'")
+    ]
 
 
 def test_demonstrations_are_made_from_pairs_by_their_chosen_side_alone(chat):

@@ -43,7 +43,7 @@ def test_it_leaves_a_table_a_page_and_the_numbers(first: tuple[dict[str, Any], P
     result, out = first
     assert {"quickstart.json", "table.md", "page.html"} == {p.name for p in out.iterdir()}
     assert json.loads((out / "quickstart.json").read_text())["runs"][0]["name"] == result["runs"][0]["name"]
-    assert [run["objective"] for run in result["runs"]] == ["sft on chosen", "slime"]
+    assert [run["objective"] for run in result["runs"]] == ["sft on chosen", "dpo", "simpo", "slime"]
     for run in result["runs"]:
         figures = {"exact_match", "format_valid", "end_rate", "repetition", "logps/chosen", "logps/rejected"}
         assert figures | {"rejected_below_floor"} <= run["before"].keys() & run["after"].keys()
@@ -86,10 +86,20 @@ def test_one_objective_runs_beside_the_control() -> None:
     assert recipe.preference.learning_rates == recipe.preference.sweep
 
 
+def test_any_other_objective_runs_when_it_is_asked_for(cache: Path) -> None:
+    assert [o.name for o in load_quickstart().objectives] == ["sft on chosen", "dpo", "simpo", "slime"]
+    recipe = load_quickstart(SMALL, ["kto", "slime/without-hard"])
+    result = run_quickstart(recipe, cache / "others", Console(quiet=True), cache=cache / "models")
+    names = {run["objective"]: run for run in result["runs"]}
+    assert set(names) == {"sft on chosen", "kto", "slime/without-hard"}
+    assert all(run["error"] is None for run in result["runs"])
+    assert len({run["steps"] for run in result["runs"]}) == 1
+
+
 def test_a_run_that_breaks_is_a_result_too(cache: Path) -> None:
     overrides = [*SMALL, "objectives.slime.learning_rates=[1e16]"]
     result = run_quickstart(
-        load_quickstart(overrides), cache / "broken", Console(quiet=True), cache=cache / "models"
+        load_quickstart(overrides, ["slime"]), cache / "broken", Console(quiet=True), cache=cache / "models"
     )
     broken = result["runs"][1]
     assert "not finite at step" in broken["error"]
@@ -100,7 +110,7 @@ def test_a_run_that_breaks_is_a_result_too(cache: Path) -> None:
     ("override", "words"),
     [
         ("sft.step=3", "unknown key 'sft.step'; did you mean 'steps'"),
-        ("objectives.dpo.loss=dpo", "there is no 'dpo'; there are: sft on chosen, slime"),
+        ("objectives.kto.loss=kto", "there is no 'kto'; there are: sft on chosen, dpo, simpo, slime"),
         ("objectives.slime.loss_options.exponent=0", "exponent = 0"),
         ("world.right=2", "world.right"),
     ],

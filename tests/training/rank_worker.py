@@ -1,6 +1,7 @@
 """Trains a tiny model for a few steps and writes what came of it; run by test_trainer on one and on two ranks.
 
-Arguments: where to write, pairs of a step on each rank, the order of rows, and "poison" to spoil one row.
+Arguments: where to write, pairs of a step on each rank, the order of rows, and "poison" to spoil one row or "kto"
+to train with an objective that reads a reference and a mean over the whole step.
 """
 
 import json
@@ -26,18 +27,24 @@ if "poison" in sys.argv:
     rows[1].prompt[0] = 60
     with torch.no_grad():
         model.get_input_embeddings().weight[60] = float("nan")
+objective = (
+    {"loss": "kto", "loss_options": {"beta": 0.5}, "learning_rate": 0.3}
+    if "kto" in sys.argv
+    else {"loss_options": {"rejected_mean": "token"}, "learning_rate": 1e-2}
+)
 with tempfile.TemporaryDirectory() as folder:
     trainer = PreferenceTrainer(
         model=model,
         args=PreferenceConfig(
-            output_dir=folder, learning_rate=1e-2, max_steps=6, logging_steps=1, save_strategy="no", optim="sgd",
+            output_dir=folder, max_steps=6, logging_steps=1, save_strategy="no", optim="sgd",
             per_device_train_batch_size=3, pairs_per_step=share, train_sampling_strategy=strategy,
-            loss_options={"rejected_mean": "token"}, disable_tqdm=True,
+            disable_tqdm=True, **objective,
         ),
         train_dataset=rows,
+        eval_dataset=random_rows(7, seed=5),
     )  # fmt: skip
     trainer.train()
-    score = trainer.score(random_rows(7, seed=5))
+    score = trainer.score(trainer.eval_dataset)
 if trainer.is_world_process_zero():
     unwrapped = trainer.accelerator.unwrap_model(trainer.model)
     weights = torch.cat([p.detach().flatten() for p in unwrapped.parameters()])

@@ -135,3 +135,11 @@ def test_a_random_model_needs_a_tokenizer() -> None:
 def test_one_stage_names_the_nearest_key_of_stage_recipe_and_objective(override: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         one_stage_recipe("m", "d.jsonl", "slime", [override])
+
+
+def test_a_stage_may_start_from_any_stage_before_it(recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, ["stages.slime.start=sft"]).stages[1].start == "sft"
+    with pytest.raises(InputError, match=r"start 'dpo' is no stage before it \(there are: sft\)"):
+        load_recipe(recipe_file, ["stages.slime.start=dpo"])
+    with pytest.raises(InputError, match="start 'sft' is no stage before it"):
+        load_recipe(recipe_file, ["stages.sft.start=sft"])

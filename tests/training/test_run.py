@@ -1,5 +1,6 @@
 """Whole pipelines on files: stages, resuming, kill -9, and what is left in the run folder."""
 
+import io
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from slimepo.errors import InputError
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.playground.world import demonstrations, make_tasks
+from slimepo.settings import dump
 from slimepo.training.recipe import load_recipe
 from slimepo.training.run import run_recipe
 from slimepo.training.stage import StageRows, stage_trainer
@@ -274,3 +276,102 @@ def test_a_step_holds_exactly_the_pairs_asked_for(
     sizes = [[b["pairs"] for b in step] for step in trainer.get_train_dataloader()]
     assert [sum(step) for step in sizes] == [batch, 3]
     assert max(sizes[0]) <= micro
+
+
+OWN_LOSS = """
+import torch
+from slimepo.types import LossOutput
+
+
+def tied_hinge(policy, reference, *, room: float = 1.0):
+    \"\"\"Reads a reference: its parameter has no default.\"\"\"
+    sums = [
+        torch.where(getattr(of, f"{side}_mask"), getattr(of, side), 0).sum(-1)
+        for side in ("chosen", "rejected")
+        for of in (policy, reference)
+    ]
+    margin = (sums[0] - sums[1]) - (sums[2] - sums[3])
+    return LossOutput(torch.relu(room - margin), {"tied_margin": margin.detach()})
+"""
+
+
+@pytest.mark.parametrize("form", ["beside the recipe", "file"])
+def test_an_objective_of_ones_own_from_another_folder_with_a_reference(
+    world: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command is given elsewhere; the file lies beside the recipe, or is named by its path."""
+    mine, elsewhere = tmp_path / "mine", tmp_path / "elsewhere"
+    mine.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    module = f"tied_losses_{form.split()[0]}"
+    (mine / f"{module}.py").write_text(OWN_LOSS)
+    loss = f"{module}:tied_hinge" if form != "file" else f"{mine / module}.py:tied_hinge"
+    mapping = f"loss: '{loss}', loss_options: {{room: 2.0}},"
+    text = (world / "recipe.yaml").read_text()
+    (mine / "recipe.yaml").write_text(text.replace("loss: slime,", mapping))
+    shown = Console(record=True, file=io.StringIO())
+    _, stage = run_recipe(
+        load_recipe(mine / "recipe.yaml", ["stages.0.max_steps=2"]), tmp_path / "out", shown
+    )
+    assert "reference adapters-off" in shown.export_text()
+    assert (stage["name"], stage["reference"]) == ("tied_hinge", "adapters-off")
+    lines = (tmp_path / "out" / "tied_hinge" / "metrics.jsonl").read_text().splitlines()
+    assert any(abs(json.loads(line).get("tied_margin", 0)) > 0 for line in lines)
+
+
+def test_answers_judged_one_by_one_train_with_kto(world: Path, tmp_path: Path) -> None:
+    """Rows of one answer each; held-out ones are scored on the side that they have."""
+    pairs = [json.loads(line) for line in (world / "pairs.jsonl").read_text().splitlines()]
+    rows = [
+        {"prompt": row["prompt"], "completion": row["chosen" if good else "rejected"], "label": good}
+        for index, row in enumerate(pairs)
+        for good in ([True, False] if index % 2 else [True])
+    ]
+    (tmp_path / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = load_recipe(
+        world / "recipe.yaml",
+        [
+            f"data.path={tmp_path / 'judged.jsonl'}",
+            "stages.1.loss=kto",
+            "stages.1.learning_rate=1e-2",
+        ],
+    )
+    _, kto = run_recipe(recipe, tmp_path / "out", console())
+    # Only desirable answers are demonstrations.
+    assert (kto["loss"], kto["reference"]) == ("kto", "adapters-off")
+    data = json.loads((tmp_path / "out" / "sft" / "data.json").read_text())
+    assert data["dropped"]["not a pair"] > 0
+    assert set(kto["heldout"]["after"]) == {"logps/chosen", "logps/rejected", "rejected_below_floor"}
+    line = json.loads((tmp_path / "out" / kto["name"] / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"rewards/chosen", "rewards/rejected", "z0"} <= line.keys()
+    assert "accuracy" not in line
+    assert line["z0"] >= 0
+
+
+def test_pairs_train_with_kto_as_two_judged_answers_each(world: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(world / "recipe.yaml", ["stages.1.loss=kto", "stages.1.max_steps=2"])
+    _, kto = run_recipe(recipe, tmp_path / "out", console())
+    data = json.loads((tmp_path / "out" / kto["name"] / "data.json").read_text())
+    assert kto["rows"] == 2 * data["kept"]
+    assert "accuracy" in kto["heldout"]["after"]
+
+
+def test_objectives_compared_from_one_model(world: Path, finished: Path, tmp_path: Path) -> None:
+    """The SFT stage is taken over from another run of the same recipe, to save its time."""
+    text = (world / "recipe.yaml").read_text()
+    more = "".join(
+        f"  - {{loss: {loss}, start: sft, learning_rate: 1e-3, batch_size: 8, max_steps: 2}}\n"
+        for loss in ("dpo", "simpo", "slime/without-hard")
+    )
+    (tmp_path / "recipe.yaml").write_text(text + more)
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    shutil.copytree(finished, tmp_path / "out")
+    (tmp_path / "out" / "recipe.yaml").write_text(dump(recipe))
+    results = run_recipe(recipe, tmp_path / "out", console())
+    assert [r["name"] for r in results] == ["sft", "slime", "dpo", "simpo", "slime-without-hard"]
+    of_sft = str((tmp_path / "out" / "sft" / "model").resolve())
+    assert [r["base"] for r in results[2:]] == [of_sft] * 3
+    assert [r["reference"] for r in results[2:]] == ["adapters-off", None, None]
+    starts = [r["heldout"]["before"]["logps/chosen"] for r in results[1:]]
+    assert starts == pytest.approx([starts[0]] * 4, abs=1e-5)

@@ -167,12 +167,10 @@ def _ids(ids: list[int]) -> Ids:
 def _sides(row: Preference, wanted: _Wanted) -> tuple[str, ...]:
     """The responses of a row that are read. Raises RowRefused."""
     given = tuple(side for side in wanted.sides if getattr(row, side))
-    if given and not wanted.one_sided and given != wanted.sides:
-        (absent,) = set(wanted.sides) - set(given)
-        raise RowRefused(NOT_A_PAIR, f"it has no '{absent}'")
-    if not given and not wanted.one_sided and (row.chosen or row.rejected):
-        raise RowRefused(NOT_A_PAIR, f"it has no '{wanted.sides[0]}'")
-    for side in given or wanted.sides:
+    absent = [side for side in wanted.sides if side not in given]
+    if absent and not (given and wanted.one_sided):
+        raise RowRefused(NOT_A_PAIR, f"it has no '{absent[0]}'")
+    for side in given:
         if not any(turn["content"].strip() for turn in getattr(row, side)):
             raise RowRefused(EMPTY_RESPONSE, f"'{side}' has no text")
     return given

@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, get_type_hints
 
 import torch
@@ -79,22 +82,33 @@ def find_objective(name: str) -> Objective:
     known = [*LOSSES, *(f"{base}/{preset}" for base, presets in PRESETS.items() for preset in presets)]
     raise InputError(
         f"unknown loss {name!r}{nearest(name, known)}; known: {', '.join(known)}, "
-        "or your own function as package.module:function"
+        "or your own function as package.module:function or file.py:function"
     )
 
 
 def _import_objective(name: str) -> Objective:
-    module_name, _, attribute = name.partition(":")
+    place, _, attribute = name.rpartition(":")
     # The command line's own folder is not on the path as it is for `python`.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+        module = _import_file(place) if place.endswith(".py") else importlib.import_module(place)
+        function = getattr(module, attribute)
+    except (ImportError, AttributeError, OSError) as error:
         raise InputError(f"loss {name!r} cannot be imported: {error}") from error
     if not callable(function):
         raise InputError(f"loss {name!r} is not a function")
     return Objective(function)
+
+
+def _import_file(path: str) -> ModuleType:
+    """The module that a file holds, whichever folder it lies in."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def hyperparameters(function: LossFunction) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from slimepo.data.tokenize import TokenizedPair, tokenize
 from slimepo.errors import NonFiniteLossError
 from slimepo.evaluation.generate import Completion, generate
 from slimepo.evaluation.pairs import PairScores, chosen_fell, score_pairs, summary
-from slimepo.losses import hyperparameters, slime
+from slimepo.losses import find_objective, hyperparameters, slime
 from slimepo.playground.families import Task
 from slimepo.playground.measure import measure
 from slimepo.playground.pairs import PairStats, pairs_from_samples
@@ -206,9 +206,11 @@ def one_run(
     model = copy.deepcopy(start.model)
     name = f"{objective.name} {_short(learning_rate)}"
     settings = recipe.preference
+    # A pair is two judged answers, so that every objective takes the same number of steps.
+    rows_of_pair = 2 if find_objective(objective.loss).judged else 1
     args = PreferenceConfig(
         loss=objective.loss, loss_options=objective.loss_options, learning_rate=learning_rate, seed=recipe.seed,
-        num_train_epochs=settings.epochs, per_device_train_batch_size=settings.batch_size, **_ALWAYS,
+        num_train_epochs=settings.epochs, per_device_train_batch_size=rows_of_pair * settings.batch_size, **_ALWAYS,
     )  # fmt: skip
     run: dict[str, Any] = {
         "name": name,

@@ -63,12 +63,16 @@ class PreferenceRuns(Settings):
 
 
 class ObjectiveRuns(Settings):
-    """One objective, under a name of its own; its learning rates where they differ from the others'."""
+    """One objective, under a name of its own; its learning rates where they differ from the others'.
+
+    One that is `on_request` runs only when it is asked for by name.
+    """
 
     loss: str
     name: str = ""
     loss_options: dict[str, Any] = Field(default_factory=dict)
     learning_rates: list[float] | None = None
+    on_request: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -112,8 +116,7 @@ def load_quickstart(
     from slimepo.losses import bind
 
     values = read_mapping(path, "recipe")
-    if objectives:
-        values["objectives"] = _chosen(values["objectives"], objectives)
+    values["objectives"] = _chosen(values["objectives"], objectives)
     for override in overrides:
         set_key(values, override)
     recipe = validate(QuickstartRecipe, values, "quickstart")
@@ -131,8 +134,9 @@ def load_quickstart(
 
 
 def _chosen(listed: list[dict[str, Any]], wanted: Sequence[str]) -> list[dict[str, Any]]:
-    control = [entry for entry in listed if entry["loss"] == "sft"]
-    runs = list(control)
+    if not wanted:
+        return [entry for entry in listed if not entry.get("on_request")]
+    runs = [entry for entry in listed if entry["loss"] == "sft"]
     for name in wanted:
         known = [entry for entry in listed if name in (entry.get("name"), entry["loss"])]
         runs += [entry for entry in known or [{"loss": name}] if entry not in runs]

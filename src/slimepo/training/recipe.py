@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -59,16 +60,18 @@ class Data(Settings):
 class Stage(Settings):
     """One objective trained on one part of the data.
 
-    `reference` says where the log-probs of the reference model come from, for an objective that reads such: auto,
-    adapters-off, copy, cache, or the folder or Hub id of another model. `batch_size` is pairs a step over all
-    devices (judged answers for an objective that takes those), `micro_batch_size` pairs in memory at once on each.
-    `args` takes any other argument of transformers' TrainingArguments.
+    It starts from the model that the stage before it exported, or the one named by `start`, so that several
+    objectives can be compared from one. `reference` says where the log-probs of the reference model come from, for an
+    objective that reads such: auto, adapters-off, copy, cache, or the folder or Hub id of another model. `batch_size`
+    is pairs a step over all devices (judged answers for an objective that takes those), `micro_batch_size` pairs in
+    memory at once on each. `args` takes any other argument of transformers' TrainingArguments.
     """
 
     loss: str
     name: str = ""
     loss_options: dict[str, Any] = Field(default_factory=dict)
     part: str = ""
+    start: str | None = None
     reference: str = "auto"
     learning_rate: float = Field(gt=0)
     epochs: float = Field(gt=0)
@@ -132,7 +135,12 @@ class Recipe(Settings):
                 raise ValueError(f"two stages are named {name!r}; give each a name of its own")
             if not name or "/" in name or name.startswith("."):
                 raise ValueError(f"{name!r} cannot be a stage's name: it names a folder")
-        for stage in self.stages:
+        for place, stage in enumerate(self.stages):
+            if stage.start is not None and stage.start not in names[:place]:
+                before = ", ".join(names[:place]) or "none"
+                raise ValueError(
+                    f"stage {stage.name!r}: start {stage.start!r} is no stage before it (there are: {before})"
+                )
             if stage.part not in self.parts:
                 raise ValueError(
                     f"stage {stage.name!r}: no part {stage.part!r} in data.parts ({', '.join(self.parts)})"
@@ -166,6 +174,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, smoke: bool 
         InputError: the file, a key (with the nearest valid one) or a value is wrong; nothing is loaded yet.
     """
     values = read_mapping(path, "recipe")
+    # An objective of the user's own may lie beside the recipe.
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
     for override in overrides:
         set_key(values, override)
     return make_recipe(values | ({"smoke": True} if smoke else {}), f"recipe {path}")

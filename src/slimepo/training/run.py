@@ -1,4 +1,4 @@
-"""A whole recipe: data, then stage after stage, each starting from the model that the one before exported."""
+"""A whole recipe: data, then stage after stage, each starting from a model that one before it exported."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
         claim_folder(recipe, out, data, console)
         _announce(recipe, chat, data, console)
     base: str | RandomModel = recipe.model
+    exported: dict[str, str] = {}
     for stage in recipe.stages:
+        base = base if stage.start is None else exported[stage.start]
         done = read_json(out / stage.name / "stage.json")
         if done is not None:
             console.print(f"{stage.name}: done before, {done['steps']} steps", highlight=False)
@@ -64,7 +66,7 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
             ends = {chat.end_id}
             results.append(run_stage(recipe, stage, base, rows, tokenizer, ends, out / stage.name, console))
         # Absolute: adapters name their base, wherever they are loaded from.
-        base = str((out / stage.name / "model").resolve())
+        base = exported[stage.name] = str((out / stage.name / "model").resolve())
     return results
 
 

@@ -209,7 +209,7 @@ class PreferenceTrainer(Trainer):
 
         In the precision of `slimepo.training.precision.measuring`, so that figures compare before and after.
         """
-        sums = MetricSums()
+        rows, sums = self._rows(rows), MetricSums()
         with measuring(self.model) as forward:
             divergence = self._divergence(forward, self._eval_batches(rows))
             for batch, weight in self._eval_batches(rows):
@@ -242,10 +242,11 @@ class PreferenceTrainer(Trainer):
         if isinstance(dataset, Mapping):
             return {name: self._rows(part) for name, part in dataset.items()}
         rows = tokenized(dataset, self.processing_class, self.args, self.objective)
-        before_training = self.state.global_step == 0 and not self.is_in_train
-        if rows and self.reference and self.reference.cached and before_training:
-            rows = self._with_reference(rows, self.reference)
-        return rows
+        if self.reference is None or not self.reference.cached or not rows or rows[0].reference is not None:
+            return rows
+        # Once training has begun, the model that they would have to be scored with has changed.
+        begun = self.state.global_step > 0 or self.is_in_train
+        return rows if begun else self._with_reference(rows, self.reference)
 
     def _open_reference(self) -> Reference | None:
         """Where reference log-probs come from; rows whose log-probs are computed beforehand have them then."""

@@ -1,0 +1,270 @@
+"""Reference log-probs: every source gives the same, and the cache knows what it holds."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from slimepo.data.batch import StepCollator
+from slimepo.errors import InputError
+from slimepo.training.adapters import lora_config
+from slimepo.training.config import PreferenceConfig
+from slimepo.training.reference import choose_reference, reference_logps
+from slimepo.training.trainer import PreferenceTrainer
+from slimepo.types import PairLogps
+from tests.training.conftest import random_rows, tiny_model
+
+
+def made(tmp_path: Path, model: Any = None, *, lora: bool = False, **options: Any) -> PreferenceTrainer:
+    values: dict[str, Any] = dict(
+        output_dir=str(tmp_path), loss="dpo", learning_rate=1e-2, logging_steps=1, save_strategy="no", max_steps=2,
+        per_device_train_batch_size=4, disable_tqdm=True,
+    )  # fmt: skip
+    rows = options.pop("rows", None) or random_rows(8)
+    model = model or tiny_model()
+    # Adapters are made at random.
+    torch.manual_seed(0)
+    return PreferenceTrainer(
+        model=model,
+        args=PreferenceConfig(**(values | options)),
+        train_dataset=rows,
+        peft_config=lora_config(r=4, alpha=8) if lora else None,
+    )
+
+
+def logps_of(trainer: PreferenceTrainer) -> PairLogps:
+    """Reference log-probs of the training rows as the trainer sees them now."""
+    batch = trainer.data_collator.batch(trainer.train_dataset)
+    logps = trainer._reference(batch)
+    assert logps is not None
+    return logps
+
+
+def assert_same(a: PairLogps, b: PairLogps, atol: float = 1e-6) -> None:
+    for side in ("chosen", "rejected"):
+        torch.testing.assert_close(getattr(a, side), getattr(b, side), rtol=0, atol=atol)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SLIMEPO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "reference"
+
+
+class TestSources:
+    @pytest.mark.parametrize("tied", [False, True])
+    def test_adapters_off_copy_and_cache_agree_before_and_after_training(
+        self, tmp_path: Path, tied: bool
+    ) -> None:
+        """The head trains as well, which must be the reference's own while the reference is asked."""
+        start = tiny_model(tied=tied)
+        trainers = {
+            source: made(tmp_path, copy.deepcopy(start), lora=True, reference=source)
+            for source in ("adapters-off", "copy", "cache")
+        }
+        expected = logps_of(trainers["copy"])
+        for trainer in trainers.values():
+            assert_same(logps_of(trainer), expected)
+        weights = {}
+        for source, trainer in trainers.items():
+            trainer.train()
+            assert_same(logps_of(trainer), expected)
+            trained = [p.detach() for p in trainer.model.parameters() if p.requires_grad]
+            weights[source] = torch.cat([p.flatten() for p in trained])
+        for source in ("adapters-off", "cache"):
+            torch.testing.assert_close(weights[source], weights["copy"], rtol=1e-4, atol=1e-6)
+
+    def test_the_policy_has_moved_while_its_reference_has_not(self, tmp_path: Path) -> None:
+        """What the other tests hold would be true of a reference that follows the policy, were it not for this."""
+        trainer = made(tmp_path, lora=True, max_steps=4)
+        before = logps_of(trainer)
+        trainer.train()
+        line = trainer.state.log_history[-2]
+        assert abs(line["rewards/margins"]) > 1e-3
+        assert_same(logps_of(trainer), before)
+
+    def test_the_head_is_the_policys_again_after_the_reference_was_asked(self, tmp_path: Path) -> None:
+        trainer = made(tmp_path, lora=True)
+        head = trainer.model.get_output_embeddings()
+        trained = head.modules_to_save["default"].weight
+        with torch.no_grad():
+            trained.add_(0.1 * torch.randn_like(trained))
+        batch = trainer.data_collator.batch(trainer.train_dataset)
+        output = trainer._objective(trainer.model, batch, trainer._reference(batch), None)
+        assert output.metrics["rewards/chosen"].abs().min() > 0
+        output.loss.sum().backward()
+        assert trained.grad is not None
+        assert trained.grad.abs().max() > 0
+        assert head.original_module.weight.grad is None
+
+    def test_auto_takes_the_cheapest_that_is_right(self, tmp_path: Path) -> None:
+        assert made(tmp_path, lora=True).reference.source == "adapters-off"  # type: ignore[union-attr]
+        assert made(tmp_path).reference.source == "cache"  # type: ignore[union-attr]
+
+    def test_adapters_that_were_trained_before_are_part_of_the_reference(self, tmp_path: Path) -> None:
+        first = made(tmp_path, lora=True)
+        first.train()
+        trainer = PreferenceTrainer(model=first.model, args=first.args, train_dataset=random_rows(8))
+        assert trainer.reference is not None
+        assert (trainer.reference.source, "trained before" in trainer.reference.reason) == ("copy", True)
+        batch = trainer.data_collator.batch(trainer.train_dataset)
+        output = trainer._objective(trainer.model, batch, trainer._reference(batch), None)
+        assert output.metrics["rewards/chosen"].abs().max() < 1e-5
+        with pytest.raises(InputError, match="trained before"):
+            choose_reference(first.model, "adapters-off", "padded")
+
+    def test_without_adapters_there_are_none_to_switch_off(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="no adapters"):
+            made(tmp_path, reference="adapters-off")
+
+    def test_another_model_from_a_folder(self, tmp_path: Path) -> None:
+        other = tiny_model(seed=5)
+        other.save_pretrained(tmp_path / "other")
+        trainer = made(tmp_path, reference=str(tmp_path / "other"))
+        expected = made(tmp_path, other, reference="copy")
+        assert_same(logps_of(trainer), logps_of(expected))
+
+    def test_another_vocabulary_is_refused(self, tmp_path: Path) -> None:
+        tiny_model(vocab_size=70).save_pretrained(tmp_path / "other")
+        with pytest.raises(InputError, match="vocabulary of 70"):
+            made(tmp_path, reference=str(tmp_path / "other"))
+
+    def test_dropout_of_the_adapter_does_not_reach_the_reference(self, tmp_path: Path) -> None:
+        model = tiny_model()
+        args = PreferenceConfig(output_dir=str(tmp_path), loss="dpo", reference="copy", disable_tqdm=True)
+        trainer = PreferenceTrainer(
+            model=model, args=args, train_dataset=random_rows(4), peft_config=lora_config(r=4, dropout=0.5)
+        )
+        trainer.model.train()
+        assert_same(logps_of(trainer), logps_of(trainer), atol=0)
+        assert trainer.model.training
+
+
+class TestCache:
+    def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """How many rows were scored each time a trainer was made."""
+        import slimepo.training.reference as module
+
+        counts: list[int] = []
+        real = module._compute
+
+        def spy(rows: Any, *args: Any) -> Any:
+            counts.append(len(rows))
+            return real(rows, *args)
+
+        monkeypatch.setattr(module, "_compute", spy)
+        return counts
+
+    def test_it_is_used_again_and_made_anew_when_anything_changes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+    ) -> None:
+        counts = self.calls(monkeypatch)
+        rows = random_rows(8)
+        first = logps_of(made(tmp_path, rows=rows))
+        assert (counts, len(list(cache.glob("*.npy")))) == ([8], 1)
+        again = logps_of(made(tmp_path, rows=rows))
+        assert counts == [8]
+        assert_same(again, first, atol=0)
+        made(tmp_path, tiny_model(seed=1), rows=rows)
+        assert counts == [8, 8], "other weights"
+        made(tmp_path, rows=rows[::-1])
+        assert counts == [8, 8, 8], "another order of the rows"
+        # Another chat template shows in the tokens of the prompt alone.
+        other = [replace(rows[0], prompt=np.append(rows[0].prompt, np.int32(3))), *rows[1:]]
+        made(tmp_path, rows=other)
+        assert counts == [8, 8, 8, 8], "another prompt"
+        # A border that moves from the prompt to the response leaves the ids in a row as they were.
+        moved = replace(
+            rows[0], prompt=rows[0].prompt[:-1], chosen=np.append(rows[0].prompt[-1:], rows[0].chosen)
+        )
+        made(tmp_path, rows=[moved, *rows[1:]])
+        assert counts == [8, 8, 8, 8, 8], "another border"
+        assert len(list(cache.glob("*.npy"))) == 5
+
+    def test_the_configuration_counts_as_well_as_the_weights(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        counts = self.calls(monkeypatch)
+        rows = random_rows(8)
+        made(tmp_path, tiny_model(), rows=rows)
+        made(tmp_path, tiny_model(rms_norm_eps=1e-2), rows=rows)
+        assert counts == [8, 8]
+
+    def test_adapters_of_another_size_have_the_same_reference(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        counts = self.calls(monkeypatch)
+        rows = random_rows(8)
+        for r in (4, 8):
+            PreferenceTrainer(
+                model=tiny_model(),
+                args=PreferenceConfig(
+                    output_dir=str(tmp_path), loss="dpo", reference="cache", disable_tqdm=True
+                ),
+                train_dataset=rows,
+                peft_config=lora_config(r=r),
+            )
+        assert counts == [8]
+
+    def test_a_damaged_file_is_named(self, tmp_path: Path, cache: Path) -> None:
+        made(tmp_path)
+        (path,) = cache.glob("*.npy")
+        np.save(path, np.zeros(3, dtype=np.float32))
+        with pytest.raises(InputError, match="delete it"):
+            made(tmp_path)
+
+    def test_rows_given_after_training_are_refused(self, tmp_path: Path) -> None:
+        trainer = made(tmp_path)
+        before = trainer.evaluate(random_rows(3, seed=4))
+        assert before["eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
+        trainer.train()
+        with pytest.raises(InputError, match="not computed before training"):
+            trainer.evaluate(random_rows(3, seed=5))
+
+    def test_rows_for_evaluation_have_theirs_from_the_start(self, tmp_path: Path) -> None:
+        rows = random_rows(3, seed=4)
+        scores = {}
+        for source in ("cache", "copy"):
+            trainer = made(tmp_path, tiny_model(), reference=source)
+            trainer.eval_dataset = trainer._rows(rows)
+            trainer.train()
+            scores[source] = trainer.evaluate()
+        assert scores["cache"] == pytest.approx(scores["copy"], rel=1e-5)
+
+
+class TestReferenceFree:
+    @pytest.mark.parametrize("loss", ["slime", "simpo", "orpo", "sft"])
+    def test_no_second_forward_pass_and_no_second_copy(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str, cache: Path
+    ) -> None:
+        def forbidden(*_: Any, **__: Any) -> None:
+            raise AssertionError("a reference was asked for")
+
+        for name in ("choose_reference", "with_reference", "reference_logps"):
+            monkeypatch.setattr(f"slimepo.training.trainer.{name}", forbidden)
+        model = tiny_model()
+        trainer = made(tmp_path, model, loss=loss)
+        backbone: nn.Module = model.base_model
+        passes = []
+        backbone.register_forward_hook(lambda *_: passes.append(1))
+        trainer.train()
+        assert trainer.reference is None
+        assert len(passes) == 2, "one pass a step"
+        assert not cache.exists()
+
+    def test_a_source_that_nothing_reads_is_refused(self) -> None:
+        with pytest.raises(InputError, match="reads no reference"):
+            PreferenceConfig(loss="slime", reference="copy")
+
+
+def test_a_batch_without_known_log_probs_is_named_where_they_had_to_be_known(tmp_path: Path) -> None:
+    trainer = made(tmp_path)
+    assert trainer.reference is not None
+    batch = StepCollator(2)(random_rows(2))[0]
+    with pytest.raises(InputError, match="row 0"):
+        reference_logps(trainer.reference, batch)
