@@ -36,10 +36,8 @@ def test_float64_agrees_to_the_last_digits(results):
     found = named(results, "float64")
     assert len(found) == len(CASES)
     for result in found.values():
-        # slimepo's trainer adds up KTO's divergence over a step in float32, 6e-8 of it.
-        bound = 1e-9 if result.objective == "kto" else 1e-13
-        assert result.loss_error < bound, result
-        assert result.gradient_error < bound, result
+        assert result.loss_error < 1e-13, result
+        assert result.gradient_error < 1e-13, result
 
 
 def test_float32_agrees_with_trl_as_it_is_to_rounding(results):

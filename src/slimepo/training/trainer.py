@@ -152,8 +152,7 @@ class PreferenceTrainer(Trainer):
         batches = self._prepare_inputs(inputs or self._spare)
         with self.accelerator.autocast(), frozen(self.model)() as forward:
             divergence = self._divergence(forward, ((batch, int(weight > 0)) for batch in batches))
-        total = torch.zeros((), device=self.args.device)
-        outputs = []
+        losses, outputs = [], []
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             self.accelerator.gradient_state._set_sync_gradients(last)
@@ -161,8 +160,9 @@ class PreferenceTrainer(Trainer):
                 output = self._objective(model, batch, self._reference(batch), divergence)
                 loss = step_loss(output, counts) * weight
                 self.accelerator.backward(loss)
-            total += loss.detach()
+            losses.append(loss.detach())
             outputs.append(output)
+        total = torch.stack(losses).sum()
         if not torch.isfinite(self.accelerator.reduce(total, "sum")):
             self._stop_on_non_finite(batches, outputs)
         for batch, output in zip(batches, outputs, strict=True):
@@ -279,15 +279,15 @@ class PreferenceTrainer(Trainer):
         """Mean log-ratio of the mismatched answers of weighted batches, over all ranks; None where none is read."""
         if not self.objective.mismatched or self.reference is None:
             return None
-        sums = torch.zeros(2, device=self.args.device)
+        parts = []
         for batch, weight in batches:
             other = batch["mismatched"]
             if other is None:
                 raise InputError(f"row {batch['row_ids'][0]} has no mismatched answer")
             policy, reference = policy_logps(forward, other), reference_logps(self.reference, other)
             ratios = log_ratios(policy, reference).chosen
-            sums += weight * torch.stack([ratios.sum(), torch.full_like(ratios[0], len(ratios))])
-        total, count = self.accelerator.reduce(sums, "sum")
+            parts.append(weight * torch.stack([ratios.sum(), torch.full_like(ratios[0], len(ratios))]))
+        total, count = self.accelerator.reduce(torch.stack(parts).sum(dim=0), "sum")
         mean: Tensor = total / count.clamp(min=1)
         return mean
 
