@@ -93,7 +93,9 @@ class PreferenceTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         if args.verify_model:
             verify_logps(self.model)
-        self.layout, self.layout_reason = choose_layout(self.model, args.layout, self.sides)
+        self.layout, self.layout_reason = choose_layout(
+            self.model, args.layout, self.sides, args.attention, _autocast(args)
+        )
         self.data_collator = replace(self.data_collator, layout=self.layout)
         # A rank without rows in a short last step still takes part in it, with weight 0.
         self._spare = self.data_collator(self.train_dataset[:1]) if self.train_dataset else []
@@ -276,6 +278,11 @@ def _prepared(
     keep_trained_in_float32(model)
     install_logps(model)
     return model
+
+
+def _autocast(args: PreferenceConfig) -> torch.dtype | None:
+    """What training computes in, where that is not the weights' dtype."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
 
 
 def _whole_steps(args: PreferenceConfig) -> PreferenceConfig:
