@@ -94,8 +94,7 @@ def test_equal_with_lora_and_a_trained_head_and_checkpointed_activations(shared:
     install(causal_lm(model))
     pairs = random_rows(4)
     plain = logps_and_gradients(model, collate(pairs))
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.enable_input_require_grads()
+    model.activation_checkpointing_enable()
     for a, b in zip(plain, logps_and_gradients(model, collate_packed(pairs, shared=shared)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 

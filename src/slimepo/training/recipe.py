@@ -59,8 +59,10 @@ class Data(Settings):
 class Stage(Settings):
     """One objective trained on one part of the data.
 
-    `batch_size` is pairs a step over all devices, `micro_batch_size` pairs in memory at once on each. `args`
-    takes any other argument of transformers' TrainingArguments.
+    `batch_size` is pairs a step over all devices, `micro_batch_size` pairs in memory at once on each.
+    `activation_checkpointing`: with `layers` a layer's activations are computed again in the backward pass, with
+    `offload` its input waits in CPU memory meanwhile. `args` takes any other argument of transformers'
+    TrainingArguments.
     """
 
     loss: str
@@ -72,6 +74,7 @@ class Stage(Settings):
     max_steps: int = Field(-1, ge=-1)
     batch_size: int = Field(64, ge=1)
     micro_batch_size: int = Field(4, ge=1)
+    activation_checkpointing: Literal["none", "layers", "offload"] = "none"
     save_every: float = Field(0.1, gt=0)
     args: dict[str, Any] = Field(default_factory=dict)
 

@@ -21,13 +21,14 @@ from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.losses import Counts, bind, find_objective, step_loss
 from slimepo.training.adapters import add_adapter, keep_trained_in_float32
-from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, TrainingProgress
+from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, OffloadCheckpoints, TrainingProgress
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
 from slimepo.training.datasets import tokenized
 from slimepo.training.layout import choose_layout, verify_logps
 from slimepo.training.logps import causal_lm, install_logps, policy_logps
 from slimepo.training.metrics import MetricSums, side_tokens
 from slimepo.training.models import check_embeddings, load_model
+from slimepo.training.offload import activations
 from slimepo.training.order import StepSampler
 from slimepo.training.precision import measuring
 from slimepo.types import LossOutput
@@ -73,7 +74,12 @@ class PreferenceTrainer(Trainer):
             processing_class = processing_class or load_tokenizer(model)
         loaded = load_model(model, **args.model_init_kwargs) if isinstance(model, str) else model
         policy = _prepared(loaded, args, processing_class, peft_config)
-        own = [EpochOfSampler(), LogBeforeSave(), *([] if args.disable_tqdm else [TrainingProgress()])]
+        own = [
+            EpochOfSampler(),
+            LogBeforeSave(),
+            OffloadCheckpoints(),
+            *([] if args.disable_tqdm else [TrainingProgress()]),
+        ]
         super().__init__(
             model=policy,
             args=args,
@@ -96,6 +102,7 @@ class PreferenceTrainer(Trainer):
         self.layout, self.layout_reason = choose_layout(
             self.model, args.layout, self.sides, args.attention, _autocast(args)
         )
+        self.activations = activations(args)
         self.data_collator = replace(self.data_collator, layout=self.layout)
         # A rank without rows in a short last step still takes part in it, with weight 0.
         self._spare = self.data_collator(self.train_dataset[:1]) if self.train_dataset else []
