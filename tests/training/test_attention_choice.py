@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from slimepo.errors import InputError
+from slimepo.training import attention_choice
 from slimepo.training.attention import PATHS
 from slimepo.training.attention_choice import AttentionShape, attention_shape, choose_attention, fastest
 from slimepo.training.attention_sdpa import AttentionCall, one_by_one, side_by_side
@@ -17,7 +18,7 @@ from slimepo.training.layout import choose_layout
 from slimepo.training.logps import install_logps
 from tests.training.conftest import tiny_model
 
-SHAPE = AttentionShape(4, 2, 8, {None: 1, 16: 2}, None, 0.0, torch.float32, torch.device("cpu"))
+SHAPE = AttentionShape(4, 2, 8, ((None, 1), (16, 2)), None, 0.0, torch.float32, torch.device("cpu"))
 PAIRS = [(20, 30, 40), (5, 60, 9)]
 
 
@@ -53,13 +54,13 @@ def test_a_config_that_cannot_be_is_refused_before_a_model_is_there() -> None:
 @pytest.mark.parametrize(
     ("architecture", "sizes", "windows"),
     [
-        ("llama", {}, {None: 2}),
-        ("mistral", {"sliding_window": 7}, {7: 2}),
-        ("qwen3", {}, {None: 2}),
+        ("llama", {}, ((None, 2),)),
+        ("mistral", {"sliding_window": 7}, ((7, 2),)),
+        ("qwen3", {}, ((None, 2),)),
         (
             "gemma3_text",
             {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]},
-            {7: 1, None: 1},
+            ((7, 1), (None, 1)),
         ),
     ],
 )
@@ -113,13 +114,25 @@ def test_one_that_computes_something_else_is_left_out_by_name(
         assert "not wrong: differs by " in words
 
 
-def test_one_that_fails_is_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(call: AttentionCall) -> Tensor:
-        raise RuntimeError("no kernel image\nand a long trace")
+def failing(call: AttentionCall) -> Tensor:
+    raise RuntimeError("no kernel image\nand a long trace")
 
+
+def test_one_that_fails_is_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PATHS, "failing", failing)
     path, words = fastest(SHAPE, ("side_by_side", "failing", "varlen"), PAIRS)
     assert path == "side_by_side"
     assert words.endswith(
         "; not failing: fails: no kernel image; not varlen: variable-length flash attention needs a CUDA device"
     )
+
+
+def test_a_path_asked_for_that_fails_or_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_choice, "obstacle", lambda *_: None)
+    model = tiny_model(sliding_window=7, architecture="mistral")
+    for path, words in ((without_the_window, "differs by"), (failing, "fails: no kernel image;")):
+        monkeypatch.setitem(PATHS, "varlen", path)
+        with pytest.raises(InputError, match=f"attention = 'varlen' cannot be used here: {words}"):
+            choose_attention(model, "varlen")
+    monkeypatch.setitem(PATHS, "varlen", one_by_one)
+    assert choose_attention(model, "varlen") == ("varlen", "as asked")

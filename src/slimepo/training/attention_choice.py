@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -32,17 +33,19 @@ _TIMED = [
 # ... and compared on; windows shrink with them.
 _COMPARED = [(70, 40, 90), (20, 150, 33), (129, 1, 64)]
 _COMPARED_WINDOW = 48
+# Relative error that is no sign of anything.
+_SLACK = 1e-3
 _TIMES = 3
 
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """What the time of attention hangs on; `windows` counts the layers of each window (None: all is seen)."""
+    """What the time of attention hangs on; `windows` is each window (None: all is seen) and how many layers have it."""
 
     heads: int
     key_heads: int
     head_size: int
-    windows: dict[int | None, int]
+    windows: tuple[tuple[int | None, int], ...]
     softcap: float | None
     dropout: float
     dtype: torch.dtype
@@ -69,13 +72,13 @@ def choose_attention(
         return wanted, "as asked"
     shape = attention_shape(model, autocast)
     if wanted != "auto":
-        reason = obstacle(wanted, _call(shape, None, _COMPARED[:1]))
+        reason = _against(shape, wanted, 2 * _error(shape, "side_by_side") + _SLACK)
         if reason is not None:
             raise InputError(
                 f"attention = {wanted!r} cannot be used here: {reason}; give auto or side_by_side"
             )
         return wanted, "as asked"
-    return _agreed(fastest(shape, ("side_by_side", "varlen", "flex")))
+    return _agreed(_measured(shape))
 
 
 def attention_shape(model: PreTrainedModel, autocast: torch.dtype | None = None) -> AttentionShape:
@@ -92,7 +95,7 @@ def attention_shape(model: PreTrainedModel, autocast: torch.dtype | None = None)
         heads=heads,
         key_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        windows=dict(Counter(window if kind == "sliding_attention" else None for kind in kinds)),
+        windows=tuple(Counter(window if kind == "sliding_attention" else None for kind in kinds).items()),
         softcap=getattr(config, "attn_logit_softcapping", None),
         dropout=max((float(getattr(m, "attention_dropout", 0) or 0) for m in model.modules()), default=0.0),
         dtype=autocast or weight.dtype,
@@ -111,29 +114,42 @@ def fastest(
     first one's rounding, or that fails, is left out by name.
     """
     first = candidates[0]
-    allowed = 2 * _error(shape, first) + 1e-3
+    allowed = 2 * _error(shape, first) + _SLACK
     seconds, words = {first: _seconds(shape, first, pairs)}, []
     for path in candidates[1:]:
-        reason = obstacle(path, _call(shape, None, _COMPARED[:1]))
-        try:
-            if reason is None and not (error := _error(shape, path)) <= allowed:
-                reason = f"differs by {error:.2g}"
-            if reason is None:
-                seconds[path] = _seconds(shape, path, pairs)
-        except Exception as error:
-            # Whatever a compiler or a kernel that is not ours may raise here, the run can do without it.
-            reason = f"fails: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-        if reason is not None:
+        reason = _against(shape, path, allowed)
+        if reason is None:
+            seconds[path] = _seconds(shape, path, pairs)
+        else:
             words.append(f"not {path}: {reason}")
     times = ", ".join(f"{path} {1e3 * took:.3g} ms" for path, took in seconds.items())
     tokens = sum(sum(pair) for pair in pairs)
     return min(seconds, key=lambda path: seconds[path]), "; ".join([f"for {tokens:,} tokens {times}", *words])
 
 
+@functools.cache
+def _measured(shape: AttentionShape) -> tuple[str, str]:
+    """Once for all the trainers of a process."""
+    return fastest(shape, ("side_by_side", "varlen", "flex"))
+
+
+def _against(shape: AttentionShape, path: str, allowed: float) -> str | None:
+    """Why `path` is not to be used: it cannot, it fails, or it computes something else. None: nothing is."""
+    reason = obstacle(path, _call(shape, None, _COMPARED[:1]))
+    if reason is not None:
+        return reason
+    try:
+        error = _error(shape, path)
+    except Exception as failure:
+        # Whatever a compiler or a kernel that is not ours may raise here, the run can do without it.
+        return f"fails: {(str(failure).strip() or type(failure).__name__).splitlines()[0]}"
+    return None if error <= allowed else f"differs by {error:.2g}"
+
+
 def _seconds(shape: AttentionShape, path: str, pairs: Sequence[tuple[int, int, int]]) -> float:
     """Of forward and backward through all layers' attention, the best of a few; compiling is not counted."""
     total = 0.0
-    for window, layers in shape.windows.items():
+    for window, layers in shape.windows:
         # Another length first, so that compiled code takes any.
         for warm in (pairs[:1], pairs):
             _states(path, _call(shape, window, warm))
@@ -152,7 +168,7 @@ def _seconds(shape: AttentionShape, path: str, pairs: Sequence[tuple[int, int, i
 def _error(shape: AttentionShape, path: str) -> float:
     """Largest relative error of output and gradients against float32, over the windows."""
     errors: list[float] = []
-    for window in shape.windows:
+    for window, _ in shape.windows:
         call = _call(shape, window and min(window, _COMPARED_WINDOW), _COMPARED)._replace(dropout=0.0)
         truth = call._replace(query=call.query.float(), key=call.key.float(), value=call.value.float())
         for ours, exact in zip(_states(path, call), _states("side_by_side", truth), strict=True):

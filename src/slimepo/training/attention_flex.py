@@ -58,7 +58,8 @@ def _block_mask(packing: Packing, window: int | None, rows: int) -> BlockMask:
     if window not in masks:
         more = rows - packing["parts"].shape[1]
         # What fills the last block is a group of its own that sees itself: no row without a key, so no NaN.
-        group, response = F.pad(packing["parts"], (0, more), value=-1)
+        # Tensors of their own, not views of one: of those, the offset would be a variable of the compiled code too.
+        group, response = (F.pad(part, (0, more), value=-1) for part in packing["parts"])
         position = F.pad(packing["position_ids"][0], (0, more)).to(torch.int32)
         _, make = _functions(group.device.type)
         sees = mask_mod(group, response, position, window)

@@ -33,9 +33,9 @@ class AttentionCall(NamedTuple):
 
 
 def by_length(call: AttentionCall) -> Tensor:
-    """Side by side where the sequences are short, else one by one: the faster on a CPU."""
-    short = call.packing["gather"].shape[1] <= SIDE_BY_SIDE
-    return side_by_side(call) if short else one_by_one(call)
+    """On a CPU side by side where the sequences are short, else one by one; elsewhere side by side."""
+    long = call.packing["gather"].shape[1] > SIDE_BY_SIDE
+    return one_by_one(call) if long and call.query.device.type == "cpu" else side_by_side(call)
 
 
 def side_by_side(call: AttentionCall) -> Tensor:
