@@ -127,6 +127,18 @@ def test_one_that_fails_is_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
+def test_one_that_fails_on_long_rows_alone_is_left_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short_alone(call: AttentionCall) -> Tensor:
+        if call.query.shape[2] == sum(map(sum, PAIRS)):
+            raise torch.OutOfMemoryError("no memory left")
+        return side_by_side(call)
+
+    monkeypatch.setitem(PATHS, "short_alone", short_alone)
+    path, words = fastest(SHAPE, ("side_by_side", "short_alone"), PAIRS)
+    assert path == "side_by_side"
+    assert words.endswith("; not short_alone: fails: no memory left")
+
+
 def test_a_path_asked_for_that_fails_or_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_choice, "obstacle", lambda *_: None)
     model = tiny_model(sliding_window=7, architecture="mistral")

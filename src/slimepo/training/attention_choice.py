@@ -119,8 +119,11 @@ def fastest(
     for path in candidates[1:]:
         reason = _against(shape, path, allowed)
         if reason is None:
-            seconds[path] = _seconds(shape, path, pairs)
-        else:
+            try:
+                seconds[path] = _seconds(shape, path, pairs)
+            except Exception as error:
+                reason = _failure(error)
+        if reason is not None:
             words.append(f"not {path}: {reason}")
     times = ", ".join(f"{path} {1e3 * took:.3g} ms" for path, took in seconds.items())
     tokens = sum(sum(pair) for pair in pairs)
@@ -141,9 +144,13 @@ def _against(shape: AttentionShape, path: str, allowed: float) -> str | None:
     try:
         error = _error(shape, path)
     except Exception as failure:
-        # Whatever a compiler or a kernel that is not ours may raise here, the run can do without it.
-        return f"fails: {(str(failure).strip() or type(failure).__name__).splitlines()[0]}"
+        return _failure(failure)
     return None if error <= allowed else f"differs by {error:.2g}"
+
+
+def _failure(error: Exception) -> str:
+    """Whatever a compiler or a kernel that is not ours may raise, the run can do without it, and says so."""
+    return f"fails: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
 
 
 def _seconds(shape: AttentionShape, path: str, pairs: Sequence[tuple[int, int, int]]) -> float:
