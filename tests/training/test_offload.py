@@ -16,6 +16,8 @@ from slimepo.training.attention import install
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.logps import causal_lm, install_logps
 from slimepo.training.offload import Held, Offload, offload_checkpoints
+from slimepo.training.recipe import make_recipe
+from slimepo.training.stage import stage_arguments
 from slimepo.training.trainer import PreferenceTrainer
 from tests.training.conftest import random_rows, tiny_model
 from tests.training.test_attention import in_float64, logps_and_gradients
@@ -138,6 +140,16 @@ def test_every_way_of_asking_is_understood_without_a_warning(
         args = PreferenceConfig(**given)
     assert (args.activation_checkpointing, args.activation_offloading) == resolved
     assert args.gradient_checkpointing == resolved[0]
+
+
+def test_a_stage_of_a_recipe_asks_with_the_same_words(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"model": "m", "data": {"path": "d"}}
+    for word, resolved in (("none", (False, False)), ("layers", (True, False)), ("offload", (True, True))):
+        recipe = make_recipe(values | {"stages": [{"loss": "slime", "activation_checkpointing": word}]})
+        args = stage_arguments(recipe, recipe.stages[0], tmp_path)
+        assert (args.activation_checkpointing, args.activation_offloading) == resolved
+    with pytest.raises(InputError, match="activation_checkpointing"):
+        make_recipe(values | {"stages": [{"loss": "slime", "activation_checkpointing": "layer"}]})
 
 
 def test_what_makes_no_sense_is_refused() -> None:
