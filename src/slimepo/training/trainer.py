@@ -23,13 +23,14 @@ from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.losses import Counts, bind, find_objective, step_loss
 from slimepo.losses.dpo import log_ratios
 from slimepo.training.adapters import add_adapter, keep_trained_in_float32
-from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, TrainingProgress
+from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, OffloadCheckpoints, TrainingProgress
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
 from slimepo.training.datasets import tokenized
 from slimepo.training.layout import choose_layout, verify_logps
 from slimepo.training.logps import causal_lm, install_logps, policy_logps
 from slimepo.training.metrics import MetricSums, side_tokens
 from slimepo.training.models import check_embeddings, load_model
+from slimepo.training.offload import activations
 from slimepo.training.order import StepSampler
 from slimepo.training.precision import measuring
 from slimepo.training.reference import (
@@ -86,7 +87,12 @@ class PreferenceTrainer(Trainer):
             processing_class = processing_class or load_tokenizer(model)
         loaded = load_model(model, **args.model_init_kwargs) if isinstance(model, str) else model
         policy = _prepared(loaded, args, processing_class, peft_config)
-        own = [EpochOfSampler(), LogBeforeSave(), *([] if args.disable_tqdm else [TrainingProgress()])]
+        own = [
+            EpochOfSampler(),
+            LogBeforeSave(),
+            OffloadCheckpoints(),
+            *([] if args.disable_tqdm else [TrainingProgress()]),
+        ]
         super().__init__(
             model=policy,
             args=args,
@@ -105,7 +111,10 @@ class PreferenceTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         if args.verify_model:
             verify_logps(self.model)
-        self.layout, self.layout_reason = choose_layout(self.model, args.layout, self.sides)
+        self.layout, self.layout_reason = choose_layout(
+            self.model, args.layout, self.sides, args.attention, _autocast(args)
+        )
+        self.activations = activations(args)
         self.data_collator = replace(self.data_collator, layout=self.layout)
         self.reference = self._open_reference()
         self.eval_dataset = self._rows(eval_dataset)
@@ -354,6 +363,11 @@ def _prepared(
     keep_trained_in_float32(model)
     install_logps(model)
     return model
+
+
+def _autocast(args: PreferenceConfig) -> torch.dtype | None:
+    """What training computes in, where that is not the weights' dtype."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
 
 
 def _whole_steps(args: PreferenceConfig) -> PreferenceConfig:
