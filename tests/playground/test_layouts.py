@@ -47,7 +47,7 @@ def start() -> tuple[PreTrainedModel, list[TokenizedPair]]:
 def losses(folder: Path, start: tuple[PreTrainedModel, list[TokenizedPair]], layout: str) -> list[float]:
     model, rows = start
     args = SLIMEConfig(
-        output_dir=str(folder), learning_rate=max(RECIPE.preference.learning_rates), max_steps=STEPS,
+        output_dir=str(folder), learning_rate=max(RECIPE.preference.sweep), max_steps=STEPS,
         logging_steps=1, save_strategy="no",
         per_device_train_batch_size=PAIRS, report_to="none", disable_tqdm=True, layout=layout,
     )  # fmt: skip

@@ -32,10 +32,13 @@ def call_of(
 
 
 def seen(lengths: Lengths, shared: bool, window: int | None) -> Tensor:
-    """`[T, T]`: whether a token sees another, by the definition: each response read as a sequence of its own."""
+    """`[T, T]`: whether a token sees another, by the definition: each response read as a sequence of its own.
+
+    A response that is not there (an answer judged by itself) has no prompt of its own either.
+    """
     sequences, start = [], 0
     for prompt, *responses in lengths:
-        for members in [responses] if shared else [[response] for response in responses]:
+        for members in [responses] if shared else [[response] for response in responses if response]:
             prompt_places = list(range(start, start + prompt))
             start += prompt
             for response in members:
