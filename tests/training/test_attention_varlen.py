@@ -19,7 +19,8 @@ from tests.training.attention_cases import call_of, leaves, packing_of, seen, wi
 from tests.training.conftest import random_rows
 from tests.training.test_attention import differences, every_architecture, prepared
 
-LENGTHS = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=4)
+PAIRS = st.tuples(st.integers(1, 6), st.integers(0, 6), st.integers(0, 6)).filter(lambda pair: any(pair[1:]))
+LENGTHS = st.lists(PAIRS, min_size=1, max_size=4)
 UNEQUAL = [(3, 40, 7), (90, 1, 35), (8, 8, 8)]
 
 
