@@ -27,9 +27,15 @@ class Contender(NamedTuple):
 
 
 def slimepo(
-    model: nn.Module, setup: Setup, *, layout: str, impl: str = "auto", checkpointing: bool = False
+    model: nn.Module,
+    setup: Setup,
+    *,
+    layout: str,
+    impl: str = "auto",
+    attention: str = "auto",
+    checkpointing: bool = False,
 ) -> Step:
-    """slimepo's own trainer, SLIME objective; `impl` is the head's implementation."""
+    """slimepo's own trainer, SLIME objective; `impl` is the head's implementation, `attention` that of packed rows."""
     trainer = PreferenceTrainer(
         model,
         SLIMEConfig(
@@ -37,7 +43,8 @@ def slimepo(
             per_device_train_batch_size=len(setup.micro_batches[0]),
             layout=layout,
             bf16=setup.bf16,
-            gradient_checkpointing=checkpointing,
+            attention=attention,
+            activation_checkpointing=checkpointing,
             report_to="none",
             disable_tqdm=True,
         ),
@@ -47,7 +54,7 @@ def slimepo(
     policy: Any = trainer.model
     if checkpointing:
         # Trainer.train would do this first.
-        policy.gradient_checkpointing_enable()
+        policy.activation_checkpointing_enable()
     head = functools.partial(kernels.linear_logps, impl=cast(Any, impl))
     _try_head(head, policy.device)
 

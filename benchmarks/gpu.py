@@ -1,6 +1,7 @@
 """One training step at the shapes of real models on a CUDA device, in bfloat16, with LoRA and a trained head.
 
     python -m benchmarks.gpu [--model llama-3.2-3b qwen3-4b gemma-3-4b] [--pairs 4] [--repeats 5]
+                             [--attention side_by_side flex varlen]
     python -m benchmarks.gpu --smoke
 
 Random weights of the true shapes (they do not change the speed). Each contender has the device to itself, in a
@@ -32,6 +33,7 @@ from benchmarks.memory import forget_peak, peak, settle
 from benchmarks.record import append_csv, provenance
 from benchmarks.rows import Lengths, cut_vocabulary, equal_rows
 from benchmarks.worker import be_quiet, worker_context
+from slimepo.errors import InputError
 from slimepo.kernels import linear_logps
 from slimepo.losses import bind
 from slimepo.training.adapters import lora_config, untie_head
@@ -104,6 +106,14 @@ CONTENDERS: dict[str, Contender] = {
     "TRL DPO as shipped": Contender(functools.partial(peers.trl_dpo), "reference: the adapter switched off"),
     "TRL DPO at its best": Contender(functools.partial(peers.trl_dpo, best=True), "reference known"),
     "TRL SimPO": Contender(peers.trl_simpo, "CPOTrainer, loss simpo, cpo_alpha 0"),
+}
+# "slimepo shared" attends along the path that it measures to be the fastest; these attend along one that is given.
+PATHS = ("side_by_side", "flex", "varlen")
+ALONG: dict[str, Contender] = {
+    f"{BASELINE}, {path}": Contender(
+        functools.partial(slimepo, layout="shared", attention=path), f"attention {path}"
+    )
+    for path in (*PATHS, "one_by_one")
 }
 
 
@@ -185,7 +195,7 @@ def run_contender(job: Job) -> Result:
             return _run(job, Path(folder))
     except torch.OutOfMemoryError as error:
         return Result(failed=f"out of memory: {str(error).splitlines()[0]}")
-    except peers.PeerAbsentError as error:
+    except (peers.PeerAbsentError, InputError) as error:
         return Result(failed=str(error))
 
 
@@ -201,7 +211,7 @@ def _run(job: Job, folder: Path) -> Result:
     untie_head(model)
     rows = cut_vocabulary(equal_rows(job.pairs, job.lengths), job.model["vocab_size"])
     setup = peers.Setup([rows], folder, bf16=device.type == "cuda", adapter=lora_config(r=job.rank))
-    build: Callable[..., peers.Step] = CONTENDERS[job.contender].build
+    build: Callable[..., peers.Step] = (CONTENDERS | ALONG)[job.contender].build
     step = build(model, setup, checkpointing=job.checkpointing)
     losses = [step()]
     idle = _forget()
@@ -223,7 +233,7 @@ def _steps(
             args.rank,
             not args.no_checkpointing,
         )
-        for contender in CONTENDERS
+        for contender in [*CONTENDERS, *(f"{BASELINE}, {path}" for path in args.attention)]
     ]
     results = {job.contender: _in_own_process(job) for job in jobs}
     table = Table(
@@ -238,7 +248,7 @@ def _steps(
         if result.failed:
             table.add_row(contender, "-", "-", "-", "-", result.failed)
             continue
-        needed = step_flops(model, lengths, args.pairs, args.rank, shared=contender == BASELINE)
+        needed = step_flops(model, lengths, args.pairs, args.rank, shared=contender.startswith(BASELINE))
         row = {
             "contender": contender,
             "seconds": round(result.seconds, 5),
@@ -257,7 +267,7 @@ def _steps(
             times,
             f"{row['mfu']:.0%}",
             f"{row['extra_gb']:.2f}",
-            CONTENDERS[contender].runs,
+            (CONTENDERS | ALONG)[contender].runs,
         )
     console.print(table)
     return rows
@@ -348,8 +358,17 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--no-checkpointing", action="store_true", help="no contender computes activations again"
     )
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, wherever it runs")
+    parser.add_argument(
+        "--attention",
+        nargs="*",
+        choices=[*PATHS, "one_by_one"],
+        help="measure shared rows with these paths too (default: side_by_side flex varlen; none with --smoke)",
+    )
     parser.add_argument("--out", type=Path, help="CSV file to append to (benchmarks/results/...)")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.attention is None:
+        args.attention = () if args.smoke else PATHS
+    return args
 
 
 if __name__ == "__main__":

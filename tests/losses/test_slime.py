@@ -9,33 +9,7 @@ from hypothesis import strategies as st
 
 from slimepo.errors import InputError
 from slimepo.losses import count, slime, step_loss
-from slimepo.types import PairLogps
-
-
-def pairs_of(
-    chosen: list[list[float]], rejected: list[list[float]], dtype: torch.dtype = torch.float64
-) -> PairLogps:
-    """Pairs from ragged lists; places without a token hold NaN, which no objective may read."""
-
-    def side(rows: list[list[float]]) -> tuple[torch.Tensor, torch.Tensor]:
-        width = max(map(len, rows)) + 1
-        values = torch.full((len(rows), width), math.nan, dtype=dtype)
-        mask = torch.zeros(len(rows), width, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            values[i, : len(row)] = torch.tensor(row, dtype=dtype)
-            mask[i, : len(row)] = True
-        return values, mask
-
-    (c, cm), (r, rm) = side(chosen), side(rejected)
-    return PairLogps(c.requires_grad_(), cm, r.requires_grad_(), rm)
-
-
-def softplus(x: float) -> float:
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+from tests.losses.problems import pairs_of, sigmoid, softplus
 
 
 def paper_loss(chosen: list[float], rejected: list[float]) -> float:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from slimepo.data.batch import PairBatch, collate, collate_packed
 from slimepo.data.tokenize import TokenizedPair
-from slimepo.training import attention
 from slimepo.training.adapters import add_adapter, lora_config
 from slimepo.training.attention import install
 from slimepo.training.logps import causal_lm, install_logps, policy_logps
@@ -62,25 +61,23 @@ def in_float64(model: nn.Module) -> nn.Module:
     return model.double()
 
 
-def prepared(architecture: str, sizes: dict[str, Any]) -> nn.Module:
+def prepared(architecture: str, sizes: dict[str, Any], path: str = "by_length") -> nn.Module:
     model = in_float64(tiny_model(architecture, **sizes)).train()
     install_logps(model)
-    install(causal_lm(model))
+    install(causal_lm(model), path)
     return model
 
 
 @every_architecture
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("side_by_side", [True, False])
+@pytest.mark.parametrize("path", ["side_by_side", "one_by_one"])
 def test_equal_to_padded_rows(
     architecture: str,
     sizes: dict[str, Any],
     shared: bool,
-    side_by_side: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    path: str,
 ) -> None:
-    monkeypatch.setattr(attention, "SIDE_BY_SIDE", 256 if side_by_side else 0)
-    model = prepared(architecture, sizes)
+    model = prepared(architecture, sizes, path)
     pairs = random_rows(6)
     # These take a softmax in float32 whatever they are given: of soft-capped scores, of the router.
     close = {"gemma2": 1e-6, "mixtral": 1e-7, "qwen3_moe": 1e-7}.get(architecture, 1e-9)
@@ -97,8 +94,7 @@ def test_equal_with_lora_and_a_trained_head_and_checkpointed_activations(shared:
     install(causal_lm(model))
     pairs = random_rows(4)
     plain = logps_and_gradients(model, collate(pairs))
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.enable_input_require_grads()
+    model.activation_checkpointing_enable()
     for a, b in zip(plain, logps_and_gradients(model, collate_packed(pairs, shared=shared)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
@@ -25,14 +25,25 @@ class Packing(TypedDict):
     """What attention has to know about a packed row of T tokens.
 
     `groups` lists each group's prompt and responses as (start, length), plain numbers. The tensors describe the
-    same as sequences of prompt + response: `gather` `[sequences, longest]` are places in the row (0 behind a
-    sequence's end), `scatter` `[T]` the flat place in `gather` that each token's output is taken from.
+    same in three ways, one for each way to attend:
+    - as sequences of prompt + response: `gather` `[sequences, longest]` are places in the row (0 behind a
+      sequence's end), `scatter` `[T]` the flat place in `gather` that each token's output is taken from;
+    - token by token: `parts` `[2, T]` is the number of its group, and that of its response within it (0: prompt);
+    - as segments of queries in the row's own order, a group's prompt and first response being one: `keys` `[K]` are
+      the places of the keys that the segments see, one behind the other, `ends` `[2, segments + 1]` where each
+      segment's queries and keys begin and end, `longest` the most queries and keys that a segment has.
+    `masks` is room for what attention makes of these once a batch; it starts empty.
     """
 
     position_ids: Tensor  # [1, T]
     gather: Tensor
     scatter: Tensor
     groups: list[tuple[Part, list[Part]]]
+    parts: Tensor  # int32
+    keys: Tensor
+    ends: Tensor  # int32
+    longest: tuple[int, int]
+    masks: dict[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -71,8 +82,18 @@ def pack(pairs: Sequence[TokenizedPair], sides: Sequence[str], shared: bool) -> 
                 start += len(response)
             groups.append((prompt, parts))
     gather, scatter = _sequences(groups, start)
-    position_ids = torch.from_numpy(np.concatenate(positions).astype(np.int64))[None]
-    packing = Packing(position_ids=position_ids, gather=gather, scatter=scatter, groups=groups)
+    keys, ends, longest = _segments(groups)
+    packing = Packing(
+        position_ids=torch.from_numpy(np.concatenate(positions).astype(np.int64))[None],
+        gather=gather,
+        scatter=scatter,
+        groups=groups,
+        parts=_parts(groups),
+        keys=keys,
+        ends=ends,
+        longest=longest,
+        masks={},
+    )
     return PackedRow(np.concatenate(ids), packing, predict_at)
 
 
@@ -115,6 +136,34 @@ def _sequences(groups: Sequence[tuple[Part, list[Part]]], tokens: int) -> tuple[
         gather[index, : len(row)] = row
         scatter[row] = index * gather.shape[1] + np.arange(len(row))
     return torch.from_numpy(gather), torch.from_numpy(scatter)
+
+
+def _parts(groups: Sequence[tuple[Part, list[Part]]]) -> Tensor:
+    """`parts` of `Packing`."""
+    numbers = [
+        (group, response, length)
+        for group, (prompt, responses) in enumerate(groups)
+        for response, (_, length) in enumerate([prompt, *responses])
+    ]
+    lengths = [length for *_, length in numbers]
+    rows = [np.repeat([number[row] for number in numbers], lengths) for row in (0, 1)]
+    return torch.from_numpy(np.stack(rows).astype(np.int32))
+
+
+def _segments(groups: Sequence[tuple[Part, list[Part]]]) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """`keys`, `ends` and `longest` of `Packing`."""
+    keys, sizes = [], []
+    for prompt, responses in groups:
+        for number, response in enumerate(responses):
+            # The last queries of a segment stand at the last of its keys: causal from the bottom right.
+            queries = response[1] + (prompt[1] if number == 0 else 0)
+            if queries:
+                keys += [np.arange(*_span(prompt)), np.arange(*_span(response))]
+                sizes.append((queries, prompt[1] + response[1]))
+    ends = np.zeros((2, len(sizes) + 1), dtype=np.int32)
+    ends[:, 1:] = np.cumsum(sizes, axis=0).T
+    most = np.max(sizes, axis=0)
+    return torch.from_numpy(np.concatenate(keys)), torch.from_numpy(ends), (int(most[0]), int(most[1]))
 
 
 def _span(part: Part) -> tuple[int, int]:

@@ -12,6 +12,9 @@ from slimepo.data.batch import LAYOUTS
 from slimepo.errors import InputError
 from slimepo.losses import bind, find_objective, hyperparameters, slime
 
+ATTENTIONS = ("auto", "side_by_side", "one_by_one", "flex", "varlen")
+CHECKPOINTING = ("none", "layers", "offload")
+
 _SLIME = hyperparameters(slime)
 
 
@@ -50,7 +53,14 @@ class PreferenceConfig(TrainingArguments):
     # Where reference log-probs come from: auto, adapters-off, copy, cache, or another model's folder or Hub id.
     reference: str = "auto"
     layout: str = "auto"
+    # Of packed rows; auto: by length on a CPU, the fastest of those measured on CUDA.
+    attention: str = "auto"
     max_tokens_per_batch: int | None = None
+    # none; layers: each layer's activations are computed again in the backward pass; offload: and the layers' inputs
+    # wait in CPU memory (CUDA). True and False, and TRL's gradient_checkpointing, are taken for layers and none.
+    activation_checkpointing: bool | str | None = None
+    # TRL's name for what `offload` turns on.
+    activation_offloading: bool = False
     # Pairs of a step on each device; None: per_device_train_batch_size * gradient_accumulation_steps. The last
     # micro-batch of a step may be short.
     pairs_per_step: int | None = None
@@ -65,17 +75,47 @@ class PreferenceConfig(TrainingArguments):
             )
         if self.layout not in LAYOUTS:
             raise InputError(f"layout = {self.layout!r} is unknown: give one of {', '.join(LAYOUTS)}")
+        if self.attention not in ATTENTIONS:
+            raise InputError(
+                f"attention = {self.attention!r} is unknown: give one of {', '.join(ATTENTIONS)}"
+            )
+        if self.layout == "padded" and self.attention != "auto":
+            raise InputError(
+                f"attention = {self.attention!r} is for packed rows: leave it out with layout: padded"
+            )
         if self.auto_find_batch_size:
             raise InputError(
                 "auto_find_batch_size would change the pairs of a step: give a smaller per_device_train_batch_size "
                 "and more gradient_accumulation_steps, or max_tokens_per_batch"
             )
+        self._resolve_checkpointing()
         if not torch.accelerator.is_available():
             # Said outright, or ranks on a CPU would each train alone.
             self.use_cpu, self.dataloader_pin_memory = True, False
         if self.bf16 is None:
             self.bf16 = not (self.use_cpu or self.fp16) and computes_in_bf16()
         super().__post_init__()
+
+    def _resolve_checkpointing(self) -> None:
+        """One word, or transformers' and TRL's flags, to transformers' flag and `activation_offloading`."""
+        word, older = self.activation_checkpointing, getattr(self, "gradient_checkpointing", None)
+        if word is None:
+            word = self.activation_offloading or bool(older)
+        if isinstance(word, bool):
+            word = "layers" if word else "none"
+        if word not in CHECKPOINTING:
+            raise InputError(
+                f"activation_checkpointing = {word!r} is unknown: give one of {', '.join(CHECKPOINTING)}"
+            )
+        if word == "none" and self.activation_offloading:
+            raise InputError(
+                "activation_offloading moves checkpointed activations: give activation_checkpointing too"
+            )
+        self.activation_offloading |= word == "offload"
+        # Both names, because transformers 5.23 warns about the old one and older ones know no other.
+        self.activation_checkpointing = self.gradient_checkpointing = word != "none"
+        if getattr(self, "activation_checkpointing_kwargs", None) is None:
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
 
 
 @dataclass

@@ -14,6 +14,7 @@ from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError
 from slimepo.kernels.naive import gather_logps
 from slimepo.training.attention import install
+from slimepo.training.attention_choice import choose_attention
 from slimepo.training.logps import causal_lm, policy_logps
 from slimepo.training.precision import measuring
 
@@ -22,14 +23,21 @@ _CLOSE = {torch.float64: 1e-5, torch.float32: 2e-4}
 _CLOSE_HALF = 0.1
 
 
-def choose_layout(model: nn.Module, wanted: str, sides: tuple[str, ...] = SIDES) -> tuple[Layout, str]:
+def choose_layout(
+    model: nn.Module,
+    wanted: str,
+    sides: tuple[str, ...] = SIDES,
+    attention: str = "auto",
+    autocast: torch.dtype | None = None,
+) -> tuple[Layout, str]:
     """The layout to train `model` with, and why, in a few words.
 
     `auto` tries a prefix-shared row against padded rows and takes it when the log-probs agree; models that hold
-    state along the row, or that do not take an attention function, stay with padded rows.
+    state along the row, or that do not take an attention function, stay with padded rows. `attention` and
+    `autocast` are those of `choose_attention`.
 
     Raises:
-        InputError: an unknown layout, or one asked for that the model cannot take.
+        InputError: an unknown layout or attention, or one asked for that the model cannot take.
     """
     if wanted not in LAYOUTS:
         raise InputError(f"layout = {wanted!r} is unknown: give one of {', '.join(LAYOUTS)}")
@@ -39,12 +47,17 @@ def choose_layout(model: nn.Module, wanted: str, sides: tuple[str, ...] = SIDES)
     inner = causal_lm(model)
     before = inner.config._attn_implementation
     try:
-        install(inner)
+        if getattr(inner, "_is_stateful", False):
+            raise NotImplementedError("it holds state along the row")
+        path, why = choose_attention(inner, attention, autocast)
+        install(inner, path)
         reason = _difference(model, layout)
+    except InputError:
+        raise
     except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
     if reason is None:
-        return layout, "gives the log-probs of padded rows"
+        return layout, f"gives the log-probs of padded rows; attention {path}: {why}"
     inner.set_attn_implementation(before)
     if wanted != "auto":
         raise InputError(f"{type(inner).__name__} cannot take layout {wanted!r}: {reason}")
@@ -76,8 +89,6 @@ def verify_logps(model: nn.Module) -> None:
 def _difference(model: nn.Module, layout: Layout) -> str | None:
     """What is wrong with the layout on a probe of two pairs; None where nothing is."""
     inner = causal_lm(model)
-    if getattr(inner, "_is_stateful", False):
-        return "it holds state along the row"
     pairs = probe(inner.config.get_text_config().vocab_size)
     weight = inner.get_input_embeddings().weight
     with measuring(model) as forward:

@@ -65,7 +65,9 @@ class Stage(Settings):
     objectives can be compared from one. `reference` says where the log-probs of the reference model come from, for an
     objective that reads such: auto, adapters-off, copy, cache, or the folder or Hub id of another model. `batch_size`
     is pairs a step over all devices (judged answers for an objective that takes those), `micro_batch_size` pairs in
-    memory at once on each. `args` takes any other argument of transformers' TrainingArguments.
+    memory at once on each. `activation_checkpointing`: with `layers` a layer's activations are computed again in the
+    backward pass, with `offload` its input waits in CPU memory meanwhile. `args` takes any other argument of
+    transformers' TrainingArguments.
     """
 
     loss: str
@@ -79,6 +81,7 @@ class Stage(Settings):
     max_steps: int = Field(-1, ge=-1)
     batch_size: int = Field(64, ge=1)
     micro_batch_size: int = Field(4, ge=1)
+    activation_checkpointing: Literal["none", "layers", "offload"] = "none"
     save_every: float = Field(0.1, gt=0)
     args: dict[str, Any] = Field(default_factory=dict)
 

@@ -73,6 +73,8 @@ def run_stage(
             f"{stage.name}: reference {trainer.reference.source} ({trainer.reference.reason})",
             highlight=False,
         )
+    if trainer.args.activation_checkpointing:
+        console.print(f"{stage.name}: activations {trainer.activations}", highlight=False)
     if is_main_process():
         remove_unfinished_checkpoints(folder / "checkpoints")
     trainer.accelerator.wait_for_everyone()
@@ -187,6 +189,7 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         "gradient_accumulation_steps": math.ceil(share / micro),
         "pairs_per_step": share,
         "disable_tqdm": True,
+        "activation_checkpointing": stage.activation_checkpointing,
         "save_steps": stage.save_every,
         "save_total_limit": 2,
         "seed": recipe.seed,

@@ -23,13 +23,14 @@ from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.losses import Counts, bind, find_objective, step_loss
 from slimepo.losses.dpo import log_ratios
 from slimepo.training.adapters import add_adapter, keep_trained_in_float32
-from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, TrainingProgress
+from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, OffloadCheckpoints, TrainingProgress
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
 from slimepo.training.datasets import tokenized
 from slimepo.training.layout import choose_layout, verify_logps
 from slimepo.training.logps import causal_lm, install_logps, policy_logps
 from slimepo.training.metrics import MetricSums, side_tokens
 from slimepo.training.models import check_embeddings, load_model
+from slimepo.training.offload import activations
 from slimepo.training.order import StepSampler
 from slimepo.training.precision import measuring
 from slimepo.training.reference import (
@@ -86,7 +87,12 @@ class PreferenceTrainer(Trainer):
             processing_class = processing_class or load_tokenizer(model)
         loaded = load_model(model, **args.model_init_kwargs) if isinstance(model, str) else model
         policy = _prepared(loaded, args, processing_class, peft_config)
-        own = [EpochOfSampler(), LogBeforeSave(), *([] if args.disable_tqdm else [TrainingProgress()])]
+        own = [
+            EpochOfSampler(),
+            LogBeforeSave(),
+            OffloadCheckpoints(),
+            *([] if args.disable_tqdm else [TrainingProgress()]),
+        ]
         super().__init__(
             model=policy,
             args=args,
@@ -105,7 +111,10 @@ class PreferenceTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         if args.verify_model:
             verify_logps(self.model)
-        self.layout, self.layout_reason = choose_layout(self.model, args.layout, self.sides)
+        self.layout, self.layout_reason = choose_layout(
+            self.model, args.layout, self.sides, args.attention, _autocast(args)
+        )
+        self.activations = activations(args)
         self.data_collator = replace(self.data_collator, layout=self.layout)
         self.reference = self._open_reference()
         self.eval_dataset = self._rows(eval_dataset)
@@ -152,8 +161,7 @@ class PreferenceTrainer(Trainer):
         batches = self._prepare_inputs(inputs or self._spare)
         with self.accelerator.autocast(), frozen(self.model)() as forward:
             divergence = self._divergence(forward, ((batch, int(weight > 0)) for batch in batches))
-        total = torch.zeros((), device=self.args.device)
-        outputs = []
+        losses, outputs = [], []
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             self.accelerator.gradient_state._set_sync_gradients(last)
@@ -161,8 +169,9 @@ class PreferenceTrainer(Trainer):
                 output = self._objective(model, batch, self._reference(batch), divergence)
                 loss = step_loss(output, counts) * weight
                 self.accelerator.backward(loss)
-            total += loss.detach()
+            losses.append(loss.detach())
             outputs.append(output)
+        total = torch.stack(losses).sum()
         if not torch.isfinite(self.accelerator.reduce(total, "sum")):
             self._stop_on_non_finite(batches, outputs)
         for batch, output in zip(batches, outputs, strict=True):
@@ -279,15 +288,15 @@ class PreferenceTrainer(Trainer):
         """Mean log-ratio of the mismatched answers of weighted batches, over all ranks; None where none is read."""
         if not self.objective.mismatched or self.reference is None:
             return None
-        sums = torch.zeros(2, device=self.args.device)
+        parts = []
         for batch, weight in batches:
             other = batch["mismatched"]
             if other is None:
                 raise InputError(f"row {batch['row_ids'][0]} has no mismatched answer")
             policy, reference = policy_logps(forward, other), reference_logps(self.reference, other)
             ratios = log_ratios(policy, reference).chosen
-            sums += weight * torch.stack([ratios.sum(), torch.full_like(ratios[0], len(ratios))])
-        total, count = self.accelerator.reduce(sums, "sum")
+            parts.append(weight * torch.stack([ratios.sum(), torch.full_like(ratios[0], len(ratios))]))
+        total, count = self.accelerator.reduce(torch.stack(parts).sum(dim=0), "sum")
         mean: Tensor = total / count.clamp(min=1)
         return mean
 
@@ -354,6 +363,11 @@ def _prepared(
     keep_trained_in_float32(model)
     install_logps(model)
     return model
+
+
+def _autocast(args: PreferenceConfig) -> torch.dtype | None:
+    """What training computes in, where that is not the weights' dtype."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
 
 
 def _whole_steps(args: PreferenceConfig) -> PreferenceConfig:

@@ -1,0 +1,109 @@
+"""Loss and gradient of every objective that TRL has as well are TRL's."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from benchmarks import parity
+from benchmarks.parity import CASES, Case, Comparison, compare
+
+PAGE = f"before\n{parity.BEGIN}\nold\n{parity.END}\nafter\n"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("docs") / "objectives.md"
+    path.write_text(PAGE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(page):
+    return parity.main(["--page", str(page)])
+
+
+def named(results: list[Comparison], dtype: str) -> dict[tuple[str, str], Comparison]:
+    return {(r.objective, r.against): r for r in results if r.dtype == dtype}
+
+
+def test_what_trl_has_is_compared():
+    assert {case.objective for case in CASES} == {"dpo", "ipo", "simpo", "cpo", "orpo", "kto"}
+
+
+def test_float64_agrees_to_the_last_digits(results):
+    found = named(results, "float64")
+    assert len(found) == len(CASES)
+    for result in found.values():
+        assert result.loss_error < 1e-13, result
+        assert result.gradient_error < 1e-13, result
+
+
+def test_float32_agrees_with_trl_as_it_is_to_rounding(results):
+    found = named(results, "float32")
+    assert len(found) == len(CASES)
+    for result in found.values():
+        assert result.loss_error < 2e-6, result
+        assert result.gradient_error < 2e-6, result
+
+
+def test_the_policy_has_left_the_reference(results):
+    # At the reference dpo is log 2 and ipo (1 / 0.2) ** 2, whatever else is wrong.
+    losses = {objective: r.ours for (objective, _), r in named(results, "float64").items()}
+    assert abs(losses["dpo"] - math.log(2)) > 1e-3
+    assert abs(losses["ipo"] - 25) > 1e-3
+
+
+def test_ktos_divergence_is_not_clamped(tmp_path):
+    (case,) = (case for case in CASES if case.objective == "kto")
+    reference, policy = parity.models(torch.float64)
+    peer = case.peer(copy.deepcopy(policy), reference, parity.random_pairs(case.prompts), tmp_path)
+    peer.trainer.compute_loss(peer.trainer.model, peer.batch)
+    assert peer.trainer._metrics["train"]["kl"][-1] > 0.1
+    assert {len(row.chosen) > 0 for row in peer.rows} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [
+        ("dpo", {"beta": 0.11}),
+        ("ipo", {"length_normalized": False}),
+        ("cpo", {"nll_weight": 0.99}),
+        ("kto", {"desirable_weight": 1.01, "undesirable_weight": 1.3}),
+    ],
+)
+def test_a_wrong_option_shows(objective, options):
+    case = next(case for case in CASES if case.objective == objective)
+    result = compare(case._replace(options=options), torch.float64)
+    assert result.loss_error > 1e-4
+    assert result.gradient_error > 1e-4
+
+
+def test_trls_orpo_counts_the_prompt_in_its_likelihood():
+    orpo = next(case for case in CASES if case.objective == "orpo")
+    assert compare(Case("orpo", orpo.against, orpo.peer), torch.float64).loss_error > 1e-3
+
+
+def test_the_table_goes_between_its_markers(results, page):
+    text = page.read_text()
+    assert text.startswith(f"before\n{parity.BEGIN}\n| objective |")
+    assert text.endswith(f"{parity.END}\nafter\n")
+    assert "old" not in text
+    for result in results:
+        assert f"| `{result.objective}` | {result.against} | {result.dtype} |" in text
+    assert "trl 1.16" in text
+
+
+def test_the_documentation_shows_every_comparison():
+    text = parity.DOCS.read_text()
+    for case in CASES:
+        for dtype in ("float64", "float32"):
+            assert f"| `{case.objective}` | {case.against} | {dtype} |" in text
+
+
+def test_a_page_without_markers_is_refused(tmp_path):
+    bare = tmp_path / "bare.md"
+    bare.write_text("no markers")
+    with pytest.raises(ValueError, match="lacks the markers"):
+        parity.write(bare, "table")
