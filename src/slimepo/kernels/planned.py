@@ -51,29 +51,35 @@ def head_memory(
     """
     tokens, hidden, vocabulary = shape
     item, wide = dtype.itemsize, wide_dtype(dtype).itemsize
-    rows = _largest(tokens, tiling.rows)
-    columns = _largest(vocabulary, tiling.columns)
-    logits, states, embeddings = rows * columns, rows * hidden, columns * hidden
-    narrow = item < wide
-    # The next tile is made while the last one is still held. Exponentials go over a float32 tile where they may.
-    tiles = (1 if vocabulary <= tiling.columns else 2) * logits * item
-    exponentials = logits * wide * (int(narrow or trains_head) + int(softcap))
-    embedding = embeddings * item if weight_dtype != dtype else 0
-    vectors = 4 * tokens * wide
+    rows, columns = _largest(tokens, tiling.rows), _largest(vocabulary, tiling.columns)
+    several = vocabulary > tiling.columns
+    tile, states, embeddings = rows * columns * item, rows * hidden, columns * hidden * item
+    cast = embeddings if weight_dtype != dtype else 0
+    narrow = int(item < wide)
+    # Exponentials go over the tile where they may; a soft cap needs its tanh beside them, and the tile widened.
+    over, beside = (narrow + int(softcap) * (1 + narrow), 1 + int(softcap) * (1 + narrow))
+    vectors = 2 * tokens * wide  # log-sum-exp and pull
     if not trains_head:
-        mixtures = 3 * states * wide if wants_hidden else 0
+        # Mixtures: that of the tiles so far, of the last tile, and of this one.
+        mixture = states * wide if wants_hidden else 0
+        forward = max(
+            tile * (1 + several) + cast + 2 * several * mixture,  # the next tile is made beside the last one
+            tile + rows * columns * wide * over + 2 * several * mixture,
+            tile + cast + (2 + several) * mixture,
+        )
         saved = tokens * hidden * item if wants_hidden else 0
-        backward = tokens * hidden * wide if wants_hidden else 0
-        return HeadMemory(tiles + max(exponentials, embedding) + mixtures, saved + vectors, backward)
+        return HeadMemory(forward + vectors, saved, narrow * tokens * hidden * wide if wants_hidden else 0)
     kept = min(tiling.keep, tokens * vocabulary) * item
-    stepped = 2 * states * item
-    sums = embeddings * item + (2 * states * wide if wants_hidden else 0)
-    steep = logits * wide * (int(narrow) + int(softcap))
-    return HeadMemory(
-        tiles + max(exponentials, embedding),
-        kept + vectors,
-        tiles + max(steep, embedding + sums) + stepped,
+    # A tile that is kept is not held twice.
+    extra = tile if kept < tokens * vocabulary * item else 0
+    forward = extra * (1 + several) + max(cast, rows * columns * wide * beside)
+    one = max(
+        rows * columns * wide * over,
+        cast + (states * item if wants_hidden else 0),
+        embeddings,
     )
+    row_sum = states * wide if wants_hidden else 0
+    return HeadMemory(forward, kept + vectors, max(tile - kept, 0) + one + row_sum + states * item)
 
 
 def planned_linear_logps(
@@ -94,7 +100,7 @@ def planned_linear_logps(
     tensors inside `within()`.
     """
     memory = head_memory(
-        Shape(*hidden.shape, len(weight)),
+        Shape(hidden.shape[0], hidden.shape[1], len(weight)),
         dtype or hidden.dtype,
         weight.dtype,
         trains_head=weight.requires_grad or (bias is not None and bias.requires_grad),

@@ -7,19 +7,20 @@ model of billions of parameters needs neither its weights nor their memory.
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from slimepo.data.batch import Layout, PairBatch
+from slimepo.data.batch import PairBatch
 from slimepo.errors import InputError
 from slimepo.kernels.chunked import CPU_TILING, GPU_TILING
 from slimepo.kernels.planned import planned_linear_logps
@@ -88,30 +89,38 @@ def micro_batch_memory(
     Kinds are weights, gradients, head and activations. The optimizer is not in it.
 
     Raises:
-        InputError: the model's forward pass looks at its data (some mixtures of experts), so it cannot be planned.
+        InputError: an operator of the model does not run without data (mixtures of experts in float32), so that
+            it cannot be planned.
     """
     model, mode = policy
     tracker = MemoryTracker()
     through_layers: list[Counter[str]] = []
     trained = [p for p in model.parameters() if p.requires_grad]
-    hooks = [p.register_post_accumulate_grad_hook(lambda p: tracker.count([p.grad], "gradients")) for p in trained]
-    hooks.append(
-        causal_lm(model).get_input_embeddings().register_forward_hook(
-            lambda module, inputs, output: _at_gradient(output, lambda: through_layers.append(tracker.start_anew()))
-        )
-    )  # fmt: skip
+
+    def layers_are_done(gradient: Tensor) -> None:
+        through_layers.append(tracker.start_anew())
+
+    def watch(module: nn.Module, inputs: Any, output: Any) -> None:
+        if output.requires_grad:
+            output.register_hook(layers_are_done)
+
+    def stays(parameter: Any) -> None:
+        tracker.count([parameter.grad], "gradients")
+
+    hooks = [causal_lm(model).get_input_embeddings().register_forward_hook(watch)]
+    leaves: list[Any] = trained
+    hooks += [leaf.register_post_accumulate_grad_hook(stays) for leaf in leaves]
     try:
-        with warnings.catch_warnings(), mode, _attention_of(setting), tracker:
-            warnings.simplefilter("ignore")
+        with _quietly(), mode, _attention_of(setting), tracker:
             tracker.count([*model.parameters(), *model.buffers()], "weights")
             _start_gradients(trained, tracker, setting)
             inputs = _on_mode(dict(batch), mode)
             with torch.autocast("cpu", torch.bfloat16, enabled=setting.autocast):
                 logps = _logps(model, inputs, setting, tracker)
-            logps.sum().backward()
-    except (RuntimeError, DynamicOutputShapeException) as error:
+            torch.autograd.backward(logps.sum())
+    except RuntimeError as error:
         raise InputError(
-            f"{type(causal_lm(model)).__name__} cannot be planned: its forward pass looks at its data "
+            f"{type(causal_lm(model)).__name__} cannot be planned: it does not run without data "
             f"({(str(error).strip() or type(error).__name__).splitlines()[0]})"
         ) from error
     finally:
@@ -120,18 +129,18 @@ def micro_batch_memory(
         for parameter in trained:
             parameter.grad = None
     last = tracker.start_anew()
-    return (through_layers[0], last) if through_layers else (last, last)
+    first = through_layers[0] if through_layers else Counter(last)
+    first["activations"] -= _offloaded(policy, batch, setting)
+    return first, last
 
 
-def _logps(
-    model: nn.Module, inputs: dict[str, Any], setting: StepSetting, tracker: MemoryTracker
-) -> Tensor:
+def _logps(model: nn.Module, inputs: dict[str, Any], setting: StepSetting, tracker: MemoryTracker) -> Tensor:
     """The forward pass of `slimepo.training.logps`, its head planned."""
     inner: Any = causal_lm(model)
     packing = inputs["packing"]
     extra = {} if packing is None else {"position_ids": packing["position_ids"], "packing": packing}
-    # No mask where the real tensors would need none: transformers has to look at position ids to know.
-    with attention.packed_rows():
+    # transformers leaves a causal mask out when it sees that none is needed, which it cannot see here.
+    with nullcontext() if packing is None and _beyond_window(inner, inputs) else attention.packed_rows():
         hidden = inner.base_model(input_ids=inputs["input_ids"], use_cache=False, **extra).last_hidden_state
     selected_NH = hidden.reshape(-1, hidden.shape[-1])[inputs["predict_at"]]
     fused = functools.partial(
@@ -141,6 +150,24 @@ def _logps(
         within=lambda: tracker.kind("head"),
     )
     return head_logps(inner, selected_NH, inputs["targets"], fused)
+
+
+def _beyond_window(model: PreTrainedModel, inputs: dict[str, Any]) -> bool:
+    """Whether padded rows are longer than a sliding window, so that some layers need a mask (here all get one)."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    longest: int = inputs["input_ids"].shape[1]
+    return window is not None and longest > window
+
+
+def _offloaded(policy: FakePolicy, batch: PairBatch, setting: StepSetting) -> int:
+    """Bytes of the layers' inputs that are in the host's memory at the peak: all but that of the last layer."""
+    if not (setting.gpu and setting.checkpointing == "offload"):
+        return 0
+    inner = causal_lm(policy.model)
+    text = inner.config.get_text_config()
+    states: int = batch["input_ids"].numel() * text.hidden_size * inner.get_input_embeddings().weight.itemsize
+    kept: int = (text.num_hidden_layers - 1) * states
+    return kept
 
 
 def _on_fake_cpu(policy: nn.Module) -> None:
@@ -171,10 +198,18 @@ def _start_gradients(trained: list[nn.Parameter], tracker: MemoryTracker, settin
             tracker.count([parameter.grad], "gradients")
 
 
-def _at_gradient(output: Tensor, call: Callable[[], None]) -> None:
-    """Call when the gradient of `output` is there."""
-    if output.requires_grad:
-        output.register_hook(lambda gradient: call())
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Inside, torch's remarks on fake tensors are left out; what goes wrong is raised all the same."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled
+    log.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before
 
 
 @contextmanager

@@ -115,9 +115,7 @@ def head_logps(
     head = _active(model.get_output_embeddings())
     after = _adjustment(model)
     if type(head) is nn.Linear:
-        return fused(
-            hidden_NH, head.weight, targets_N, head.bias, softcap=after.softcap, scale=after.scale
-        )
+        return fused(hidden_NH, head.weight, targets_N, head.bias, softcap=after.softcap, scale=after.scale)
     # A head that is more than one matrix (LoRA on it, quantised weights) projects by itself.
     return gather_logps(adjust(head(hidden_NH), after.softcap, after.scale), targets_N)
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class MemoryTracker(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, every storage that an operator makes is counted while it lives, forward and backward.
 
     `peak` is the most bytes alive at once, by kind; the kind of a storage is the one in force when it was made
@@ -21,7 +21,7 @@ class MemoryTracker(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self._kind = "activations"
