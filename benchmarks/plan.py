@@ -112,32 +112,27 @@ def recipe_values(case: Case, model: Path) -> dict[str, Any]:
 
 
 def compare(case: Case, allocator: str = "exact") -> dict[str, int]:
-    """Estimated and measured bytes, each worked out in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)
-        (path / "config.json").write_text(json.dumps(case.model))
-        (path / "recipe.json").write_text(json.dumps(recipe_values(case, path)))
-        env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        answers: dict[str, int] = {}
-        for task, more in (("estimate", {}), ("measure", ALLOCATORS[allocator])):
-            command = [sys.executable, "-m", "benchmarks.plan", "--worker", task, folder]
-            done = subprocess.run(command, env=env | more, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"{task} failed:\n{done.stderr}")
-            answers |= json.loads(done.stdout.splitlines()[-1])
-        return answers
-
-
-def _estimate(folder: Path) -> dict[str, int]:
-    from slimepo.training.plan import find_device, plan_recipe
+    """Estimated bytes by part and together, and measured ones, from a process of its own."""
+    from slimepo.training.plan import PARTS, find_device, plan_recipe
     from slimepo.training.recipe import make_recipe
 
-    (plan,) = plan_recipe(make_recipe(json.loads((folder / "recipe.json").read_text())), find_device(None))
-    parts = ("weights", "gradients", "optimizer", "activations", "head", "total", "tokens")
-    return {part: getattr(plan, part) for part in parts}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        values = recipe_values(case, path)
+        (path / "config.json").write_text(json.dumps(case.model))
+        (path / "recipe.json").write_text(json.dumps(values))
+        (plan,) = plan_recipe(make_recipe(values), find_device(None))
+        env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | ALLOCATORS[allocator]
+        command = [sys.executable, "-m", "benchmarks.plan", "--worker", folder]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"the measuring process failed:\n{done.stderr}")
+        estimate = {part: getattr(plan, part) for part in ("tokens", *PARTS, "total")}
+        return estimate | {"measured": int(done.stdout.splitlines()[-1])}
 
 
-def _measure(folder: Path) -> dict[str, int]:
+def _measure(folder: Path) -> int:
+    """Most bytes resident while the folder's recipe trains, over what the process held before the model was made."""
     from benchmarks.memory import forget_peak, peak, settle
 
     values = json.loads((folder / "recipe.json").read_text())
@@ -151,7 +146,7 @@ def _measure(folder: Path) -> dict[str, int]:
     settle()
     forget_peak()
     trainer.train()
-    return {"measured": peak() - before}
+    return peak() - before
 
 
 def _trainer(values: dict[str, Any], config: dict[str, Any], folder: Path) -> Any:
@@ -189,15 +184,16 @@ def _trainer(values: dict[str, Any], config: dict[str, Any], folder: Path) -> An
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, print and append to the CSV file."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.plan", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), metavar="NAME")
     parser.add_argument("--allocator", choices=list(ALLOCATORS), default="exact")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--worker", nargs=2, metavar=("TASK", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.worker:
-        task, folder = args.worker
-        print(json.dumps({"estimate": _estimate, "measure": _measure}[task](Path(folder))))
+        print(_measure(args.worker))
         return
     for name in args.only:
         answers = compare(CASES[name], args.allocator)

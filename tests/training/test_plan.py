@@ -162,7 +162,7 @@ def test_gradients_that_are_not_there_yet_are_not_counted() -> None:
 
 
 def test_memory_grows_with_tokens_and_the_largest_budget_is_the_largest() -> None:
-    step = step_of(small_recipe({"r": 4}), small_config("qwen3", True, layers=8))
+    step = step_of(small_recipe({"r": 4}), small_config("qwen3", True, layers=6))
 
     def total(tokens: int) -> int:
         batch = step_plan._batch_of(step, tokens)
@@ -170,9 +170,9 @@ def test_memory_grows_with_tokens_and_the_largest_budget_is_the_largest() -> Non
         assert 0 <= tokens - batch["input_ids"].numel() <= 2
         return sum(step_memory(step, batch, accumulates=True).values())
 
-    sizes = [total(tokens) for tokens in (80, 200, 500, 1000, 2000, 8000)]
+    sizes = [total(tokens) for tokens in (80, 200, 1000, 4000)]
     assert sizes == sorted(sizes)
-    for usable in (total(300), total(900), total(6000)):
+    for usable in (total(300), total(6000)):
         budget = largest_budget(step, usable)
         assert total(budget) <= usable
         assert total(int(budget * 1.03)) > usable
