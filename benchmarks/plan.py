@@ -86,11 +86,12 @@ CASES = {
     "LoRA, trained head, 32k, padded": Case(
         _llama(32768, 256, 8, True, **_QWEN), {"args": {"layout": "padded"}}, _LORA
     ),
-    "LoRA, windows of 128, budget 1,500": Case(
-        _llama(32768, 256, 12, True, **_GEMMA), {"args": {"max_tokens_per_batch": 1500}}, _LORA
+    # Budgets that pairs of 511 tokens fill.
+    "LoRA, windows of 128, budget 1,022": Case(
+        _llama(32768, 256, 12, True, **_GEMMA), {"args": {"max_tokens_per_batch": 1022}}, _LORA
     ),
-    "LoRA, windows of 128, budget 3,000": Case(
-        _llama(32768, 256, 12, True, **_GEMMA), {"args": {"max_tokens_per_batch": 3000}}, _LORA
+    "LoRA, windows of 128, budget 2,555": Case(
+        _llama(32768, 256, 12, True, **_GEMMA), {"args": {"max_tokens_per_batch": 2555}}, _LORA
     ),
     "whole, sft, tied, 32k, packed": Case(
         _llama(32768, 384, 8, True), {"loss": "sft", "batch_size": 16, "micro_batch_size": 8}
