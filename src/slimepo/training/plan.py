@@ -31,8 +31,9 @@ GPUS = {
 
 # Not tensors: the driver's context and the libraries' workspaces on a GPU, Python and its libraries on a CPU.
 OVERHEAD = {"gpu": 1.0 * GIB, "cpu": 0.7 * GIB}
-# The share of the rest that the allocator can fill before gaps between the tensors are in the way.
-FILLED = 0.95
+# The share of the rest that the allocator can fill before gaps between the tensors are in the way: on a CPU as
+# measured with glibc (docs/performance.md), on a GPU a guess.
+FILLED = {"gpu": 0.95, "cpu": 0.85}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Device:
     @property
     def usable(self) -> int:
         """Bytes that tensors can take."""
-        return int((self.size - OVERHEAD["gpu" if self.gpu else "cpu"]) * FILLED)
+        kind = "gpu" if self.gpu else "cpu"
+        return max(0, int((self.size - OVERHEAD[kind]) * FILLED[kind]))
 
 
 @dataclass(frozen=True)
