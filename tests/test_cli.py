@@ -52,6 +52,7 @@ def test_help_and_version() -> None:
     ("arguments", "words"),
     [
         (["run", "absent.yaml"], "recipe absent.yaml: No such file"),
+        (["plan", "absent.yaml"], "recipe absent.yaml: No such file"),
         (["train", "--model", "m", "--data", "absent.jsonl", "los=x"], "unknown key 'los'"),
         (["train", "--model", "m", "--data", "x", "--loss", "slme"], "did you mean 'slime'"),
         (["train", "--model", "m", "--data", "x", "loss_options.exponent=0"], "exponent = 0"),
@@ -75,6 +76,21 @@ def test_debug_shows_the_traceback() -> None:
     result = slimepo("--debug", "run", "absent.yaml")
     assert result.returncode != 0
     assert "Traceback" in result.stderr
+
+
+def test_plan(model: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {model}\ndata: {{path: absent.jsonl, max_length: 32}}\nstages: [{{loss: slime}}]\n"
+    )
+    shown = slimepo("plan", recipe)
+    assert shown.returncode == 0, shown.stderr
+    assert "largest max_tokens_per_batch" in shown.stdout
+    result = slimepo("plan", recipe, "stages.slime.micro_batch_size=2", "--gpu", "h100", "--json")
+    plan = json.loads(result.stdout)
+    assert plan["device"]["name"] == "h100"
+    assert plan["stages"][0]["pairs"] == 2
+    assert slimepo("plan", recipe, "--gpu", "h1000").returncode == 2
 
 
 def test_train_generate_and_export(model: Path, pairs: Path, tmp_path: Path) -> None:

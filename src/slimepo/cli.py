@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -72,6 +73,34 @@ def run(
 
     loaded = load_recipe(recipe, overrides or [], smoke=smoke)
     _run(loaded, out or Path("runs") / (recipe.stem + ("-smoke" if smoke else "")), restart)
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/slime-qwen3-4b.yaml.")],
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="The GPU to plan for: GiB of memory, or h100, a100-80, rtx-4090 ... (default: this machine)."
+        ),
+    ] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Plan the smoke run.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
+) -> None:
+    """Parameters, peak memory by part and the largest token budget of every stage; loads no weights."""
+    from slimepo.training.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [], smoke=smoke)
+    _quiet_libraries()
+    from slimepo.training.plan import find_device, plan_recipe, plan_rows, print_plan
+
+    device = find_device(gpu)
+    plans = plan_recipe(loaded, device)
+    if as_json:
+        typer.echo(json.dumps(plan_rows(plans, device), indent=2))
+    else:
+        print_plan(plans, device, _console())
 
 
 @app.command()

@@ -97,18 +97,25 @@ def _forward_of(model_class: Any) -> Callable[..., Any]:
         with packed_rows() if "packing" in inputs else nullcontext():
             hidden = self.base_model(*args, **inputs, use_cache=False).last_hidden_state
         selected_NH = hidden.reshape(-1, hidden.shape[-1])[predict_at]
-        return _head_logps(self, selected_NH, targets)
+        return head_logps(self, selected_NH, targets)
 
     return forward
 
 
-def _head_logps(model: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+def head_logps(
+    model: PreTrainedModel,
+    hidden_NH: Tensor,
+    targets_N: Tensor,
+    fused: Callable[..., Tensor] = linear_logps,
+) -> Tensor:
+    """Log-probs `[N]` of the targets from selected hidden states, through the head that is active now.
+
+    `fused` takes the arguments of `linear_logps`; what only plans memory computes no logits.
+    """
     head = _active(model.get_output_embeddings())
     after = _adjustment(model)
     if type(head) is nn.Linear:
-        return linear_logps(
-            hidden_NH, head.weight, targets_N, head.bias, softcap=after.softcap, scale=after.scale
-        )
+        return fused(hidden_NH, head.weight, targets_N, head.bias, softcap=after.softcap, scale=after.scale)
     # A head that is more than one matrix (LoRA on it, quantised weights) projects by itself.
     return gather_logps(adjust(head(hidden_NH), after.softcap, after.scale), targets_N)
 

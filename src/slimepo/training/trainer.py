@@ -86,7 +86,7 @@ class PreferenceTrainer(Trainer):
         if isinstance(model, str):
             processing_class = processing_class or load_tokenizer(model)
         loaded = load_model(model, **args.model_init_kwargs) if isinstance(model, str) else model
-        policy = _prepared(loaded, args, processing_class, peft_config)
+        policy = prepared(loaded, processing_class, peft_config, disable_dropout=args.disable_dropout)
         own = [
             EpochOfSampler(),
             LogBeforeSave(),
@@ -349,13 +349,13 @@ class SLIMETrainer(PreferenceTrainer):
     """
 
 
-def _prepared(
-    model: nn.Module, args: PreferenceConfig, tokenizer: PreTrainedTokenizerBase | None, peft_config: Any
+def prepared(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, peft_config: Any, *, disable_dropout: bool
 ) -> nn.Module:
     """The model as it trains: fitting the tokenizer, without dropout, with its adapter, giving log-probs."""
     if tokenizer is not None:
         check_embeddings(causal_lm(model), tokenizer)
-    if args.disable_dropout:
+    if disable_dropout:
         # Before the adapter comes on, whose own dropout is a setting of its own.
         _disable_dropout(model)
     if peft_config is not None:
