@@ -92,7 +92,7 @@ def test_the_plan_counts_what_the_real_tensors_of_a_step_count(
     tracker.count([*model.parameters(), *model.buffers()], "weights")
     tracker.count([p.grad for p in trained], "gradients")
     with tracker:
-        trainer._objective(model, batch).loss.mean().backward()
+        trainer._objective(model, batch, None, None).loss.mean().backward()
     assert trainer.layout == step.collator.layout
     assert planned["weights"] == tracker.peak["weights"]
     assert planned["optimizer"] == 8 * sum(p.numel() for p in trained)
@@ -180,10 +180,10 @@ def test_memory_grows_with_tokens_and_the_largest_budget_is_the_largest() -> Non
 
 
 def test_checkpoints_in_the_hosts_memory_leave_room_on_a_gpu_and_none_on_a_cpu() -> None:
-    config, kwargs = small_config(layers=8), {"activation_checkpointing_kwargs": {"offload": True}}
+    config, offloaded = small_config(layers=8), {"activation_checkpointing": "offload"}
     sizes = {}
     for gpu in (False, True):
-        for name, args in (("none", {}), ("layers", CHECKPOINTED), ("offload", CHECKPOINTED | kwargs)):
+        for name, args in (("none", {}), ("layers", CHECKPOINTED), ("offload", offloaded)):
             step = step_of(small_recipe(args=args), config, gpu)
             memory = step_memory(step, largest_batch(step), accumulates=True)
             sizes[gpu, name] = memory["activations"]
