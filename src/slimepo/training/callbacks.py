@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,6 +135,21 @@ def log_line(logs: dict[str, Any]) -> str:
     if "tokens_per_second" in logs:
         parts.append(f"{logs['tokens_per_second']:,.0f} tok/s")
     return "  ".join(parts)
+
+
+def peak_memory() -> int | None:
+    """Most bytes that were in use: on the accelerator if there is one, else by this process; None where unknown."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kibibytes on Linux, bytes on macOS.
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -15,12 +15,12 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from slimepo.data.tokenize import TokenizedPair
-from slimepo.errors import InputError
-from slimepo.evaluation.pairs import PairScores, chosen_fell, score_pairs, summary
+from slimepo.errors import InputError, NonFiniteLossError
+from slimepo.evaluation.pairs import PairScores, chosen_fell, distributions, score_pairs, summary
 from slimepo.losses import hyperparameters, slime
 from slimepo.losses.table import nearest
 from slimepo.training.adapters import PROJECTIONS, lora_config
-from slimepo.training.callbacks import MetricsFile, TrainingProgress
+from slimepo.training.callbacks import MetricsFile, TrainingProgress, peak_memory
 from slimepo.training.card import model_card
 from slimepo.training.config import PreferenceConfig, computes_in_bf16
 from slimepo.training.export import export_model
@@ -75,6 +75,7 @@ def run_stage(
         )
     if is_main_process():
         remove_unfinished_checkpoints(folder / "checkpoints")
+        (folder / "error.json").unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()
     checkpoint = last_checkpoint(folder / "checkpoints")
     if checkpoint is not None:
@@ -87,6 +88,11 @@ def run_stage(
         # Scoring used no randomness that training needs, but the start must not depend on that.
         set_seed(recipe.seed)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except NonFiniteLossError as error:
+        if is_main_process():
+            # For the report: a run that broke says why.
+            write_json(folder / "error.json", {"error": str(error), "step": trainer.state.global_step})
+        raise
     finally:
         progress.close()
     after = _scores(trainer.model, rows.heldout, console, "held-out pairs after")
@@ -103,6 +109,7 @@ def run_stage(
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "peak_memory": peak_memory(),
     }
     if before is not None and after is not None:
         result["heldout"] = {
@@ -118,6 +125,8 @@ def run_stage(
         write_text(folder / "model" / "README.md", model_card(recipe, stage, result))
         # What the chat template was given in training, so that generation gives it the same.
         write_json(folder / "model" / "slimepo.json", {"template_options": recipe.template_options})
+        if before is not None and after is not None:
+            write_json(folder / "distributions.json", distributions(before, after))
         # Written last: a stage with this file is done.
         write_json(folder / "stage.json", result)
     trainer.accelerator.wait_for_everyone()

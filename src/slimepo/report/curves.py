@@ -1,0 +1,221 @@
+"""Panels over the steps of training and over the learning rate; several seeds are a band."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from slimepo.report.figures import INK, WIDE, Panel, Style, figure_of, start_line, styles, svg
+from slimepo.report.groups import Group, Spread, by_series
+from slimepo.report.quickstart import SFT_START, short_rate
+from slimepo.report.records import Record
+
+# Metric, title. Those of an objective's own that are not here are drawn under their names.
+MAIN = (
+    ("logps/chosen", "Chosen answers, nats per token"),
+    ("logps/rejected", "Rejected answers, nats per token"),
+    ("margin", "Margin (chosen − rejected), nats per token"),
+    ("loss", "Loss"),
+    ("loss/chosen", "Loss: chosen term"),
+    ("loss/rejected", "Loss: rejected term"),
+    ("loss/distance", "Loss: distance term"),
+    ("loss/preference", "Loss: preference term"),
+    ("loss/nll", "Loss: likelihood term"),
+    ("tokens_per_second", "Tokens per second"),
+)
+WATCHED = (
+    ("heldout/chosen_change", "Change of chosen answers since the start, nats per token"),
+    ("heldout/rejected_change", "Change of rejected answers since the start, nats per token"),
+    ("heldout/chosen_fell", "Pairs whose chosen answer is less likely than at the start"),
+    ("heldout/rejected_below_floor", "Rejected tokens under the floor"),
+    ("heldout/entropy", "Entropy of the policy at chosen tokens, nats"),
+    ("heldout/rejected_p1", "Rejected tokens: lowest percent, nats"),
+    ("gradient_share/chosen", "Gradient share of the chosen term"),
+    ("gradient_share/rejected", "Gradient share of the rejected term"),
+    ("gradient_share/distance", "Gradient share of the distance term"),
+    ("generation/length", "Length of the probe's answers, tokens"),
+    ("generation/finished", "Probe's answers that end"),
+    ("generation/repeated", "Probe's answers: repeated 4-grams"),
+)
+_NO_CURVES = ("step", "epoch", "learning_rate", "total_flos", "num_input_tokens_seen")
+_MOST_POINTS = 150
+
+Lines = Callable[[Record], Sequence[Mapping[str, float]]]
+
+
+def logged(record: Record) -> Sequence[Mapping[str, float]]:
+    """The log lines of a record."""
+    return record.curve
+
+
+def watched(record: Record) -> Sequence[Mapping[str, float]]:
+    """The monitor's probes of a record; of its training pairs where none are held out."""
+    lines = record.monitor
+    if any(key.startswith("heldout/") for line in lines for key in line):
+        return lines
+    return [{key.replace("train/", "heldout/"): value for key, value in line.items()} for line in lines]
+
+
+def main_panels(groups: Sequence[Group], starts: Mapping[str, float]) -> list[Panel]:
+    """The panels that every reader wants; `starts` are levels of the common start, dashed."""
+    return _panels([curve_panel(groups, logged, key, title, starts.get(key)) for key, title in MAIN])
+
+
+def watched_panels(groups: Sequence[Group]) -> list[Panel]:
+    """What the monitor saw on its fixed sample."""
+    return _panels([curve_panel(groups, watched, key, title) for key, title in WATCHED])
+
+
+def other_panels(groups: Sequence[Group]) -> list[Panel]:
+    """Every other metric that was logged, under its own name."""
+    keys = {key for group in groups for record in group.records for line in record.curve for key in line}
+    named = {key for key, _ in MAIN} | set(_NO_CURVES)
+    others = sorted(key for key in keys - named if not key.startswith(("monitor/", "train_")))
+    return _panels([curve_panel(groups, logged, key, key) for key in others])
+
+
+def curve_panel(
+    groups: Sequence[Group], lines: Lines, key: str, title: str, start: float | None = None
+) -> Panel | None:
+    """A metric over the steps, a line a group: the median of its seeds with a band from lowest to highest.
+
+    None where no run has the metric.
+    """
+    look = styles(groups)
+    drawn = {group.label: points for group in groups if (points := band(group, lines, key))}
+    if not drawn:
+        return None
+    with figure_of(WIDE, 2.3) as (figure, axes):
+        for group in groups:
+            if group.label in drawn:
+                _line(axes, drawn[group.label], look[group.label], _ended(group, lines, key))
+        start_line(axes, start)
+        axes.set_xlabel("step")
+        axes.margins(x=0.03, y=0.08)
+        ends = "; ".join(f"{label} ends at {points[-1][1].median:.3g}" for label, points in drawn.items())
+        return Panel(title, svg(figure, f"curve-{key}", f"{title}, over the steps: {ends}"))
+
+
+def band(group: Group, lines: Lines, key: str) -> list[tuple[float, Spread]]:
+    """Step, and the metric over the seeds that logged it there."""
+    found: dict[float, list[float]] = {}
+    for record in group.records:
+        for line in lines(record):
+            if key in line and "step" in line:
+                found.setdefault(line["step"], []).append(line[key])
+    rising = sorted(found)
+    kept = rising[:: max(1, len(rising) // _MOST_POINTS)]
+    if rising and kept[-1] != rising[-1]:
+        kept.append(rising[-1])
+    return [
+        (step, Spread(statistics.median(found[step]), min(found[step]), max(found[step]), len(found[step])))
+        for step in kept
+    ]
+
+
+def rate_panels(groups: Sequence[Group], starts: Mapping[str, float]) -> list[Panel]:
+    """Figures after training over the learning rate, where some objective was run at several."""
+    rates = {name: {g.first.learning_rate for g in together} for name, together in by_series(groups).items()}
+    if max((len(each) for each in rates.values()), default=0) < 2:
+        return []
+    wanted = (
+        ("exact_match", "Exact match, %", 100),
+        ("logps/chosen", "Chosen answers, nats per token", 1),
+        ("format_valid", "Valid format, %", 100),
+    )
+    return _panels(
+        [over_learning_rate(groups, key, starts.get(key), title, scale) for key, title, scale in wanted]
+    )
+
+
+def over_learning_rate(
+    groups: Sequence[Group], key: str, start: float | None, title: str, scale: float = 1.0
+) -> Panel | None:
+    """A figure after training over the learning rate, a line an objective; `start` is dashed."""
+    look = styles(groups)
+    lines = {name: _with_rate(together, key, scale) for name, together in by_series(groups).items()}
+    lines = {name: points for name, points in lines.items() if points}
+    if not lines:
+        return None
+    with figure_of(WIDE, 2.7, right=0.74) as (figure, axes):
+        axes.set_xscale("log")
+        ends = []
+        for name, points in lines.items():
+            first = look[points[0][0].label]
+            axes.plot(
+                [x for _, x, _ in points], [y.median for *_, y in points], color=first.colour, linewidth=1.6
+            )
+            for group, x, y in points:
+                axes.plot([x], [y.median], look[group.label].marker, color=first.colour, markersize=5.5)
+                if y.n > 1:
+                    axes.plot([x, x], [y.low, y.high], color=first.colour, linewidth=1.2)
+            ends.append((points[-1][2].median, name))
+        if start is not None:
+            start_line(axes, start * scale)
+            ends.append((start * scale, SFT_START))
+        rates = sorted({x for points in lines.values() for _, x, _ in points})
+        axes.set_xticks(rates, [short_rate(rate) for rate in rates])
+        axes.minorticks_off()
+        axes.set_xlim(rates[0] / 1.5, rates[-1] * 1.35)
+        axes.set_xlabel("learning rate")
+        axes.margins(y=0.08)
+        _label_ends(axes, ends)
+        return Panel(title, svg(figure, f"rate-{key}", f"{title}, over the learning rate"))
+
+
+def _with_rate(groups: Sequence[Group], key: str, scale: float) -> list[tuple[Group, float, Spread]]:
+    points = []
+    for group in groups:
+        rate, value = group.first.learning_rate, group.spread(lambda record: record.after.get(key))
+        if rate is not None and rate > 0 and value is not None:
+            scaled = Spread(value.median * scale, value.low * scale, value.high * scale, value.n)
+            points.append((group, rate, scaled))
+    return points
+
+
+def _panels(made: Sequence[Panel | None]) -> list[Panel]:
+    return [panel for panel in made if panel is not None]
+
+
+def _line(
+    axes: Any, points: Sequence[tuple[float, Spread]], style: Style, ended: Sequence[tuple[float, float]]
+) -> None:
+    xs, ys = [step for step, _ in points], [value.median for _, value in points]
+    if any(value.n > 1 for _, value in points):
+        low, high = [value.low for _, value in points], [value.high for _, value in points]
+        axes.fill_between(xs, low, high, color=style.colour, alpha=0.16, linewidth=0)
+    axes.plot(xs, ys, color=style.colour, linestyle=style.line, linewidth=1.5)
+    axes.plot(xs[-1:], ys[-1:], style.marker, color=style.colour, markersize=4.5)
+    for x, y in ended:
+        axes.plot([x], [y], "x", color=INK, markersize=7, markeredgewidth=1.6)
+
+
+def _ended(group: Group, lines: Lines, key: str) -> list[tuple[float, float]]:
+    """Where runs stop that did not come to their end."""
+    ends = []
+    for record in group.records:
+        points = [(line["step"], line[key]) for line in lines(record) if key in line and "step" in line]
+        if record.state != "finished" and points:
+            ends.append(points[-1])
+    return ends
+
+
+def _label_ends(axes: Any, ends: Sequence[tuple[float, str]]) -> None:
+    """Names right of the lines' ends, pushed apart until none covers another."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * 0.068
+    rising = sorted(ends)
+    places: list[float] = []
+    for y, _ in rising:
+        places.append(max(y, places[-1] + gap) if places else y)
+    # Half of what the topmost was pushed up is taken back from all that were pushed with it.
+    for at in range(len(places) - 1, -1, -1):
+        ceiling = places[at + 1] - gap if at + 1 < len(places) else max(high, rising[-1][0])
+        places[at] = min(places[at], ceiling)
+    right = axes.get_xlim()[1]
+    for (_, name), place in zip(rising, places, strict=True):
+        text = name if len(name) <= 14 else name[:13] + "…"
+        axes.annotate(
+            text, (right, place), (3, 0), textcoords="offset points", va="center", annotation_clip=False
+        )
