@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from slimepo.report.quickstart import short_rate
+from slimepo.report.records import short_number
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -262,7 +262,7 @@ def metrics(exact: float, chosen: float) -> dict[str, float]:
 def quickstart_run(objective: str, rate: float, exact: float, **changes: Any) -> dict[str, Any]:
     """One run of a quickstart."""
     run = {
-        "name": f"{objective} {short_rate(rate)}",
+        "name": f"{objective} {short_number(rate)}",
         "objective": objective,
         "learning_rate": rate,
         "options": {"loss": objective},

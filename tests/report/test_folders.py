@@ -10,7 +10,7 @@ import pytest
 from slimepo.errors import InputError
 from slimepo.report.folders import read_source, read_sources
 from slimepo.report.groups import compare_settings, group_records
-from slimepo.report.records import flat
+from slimepo.report.records import flat, short_number
 
 MakeRun = Callable[..., Path]
 
@@ -165,10 +165,18 @@ def test_settings_that_differ_and_the_value_that_stands_out(make_run: MakeRun) -
     differing, same = compare_settings(groups)
     assert {s.key: (s.values, s.rare) for s in differing} == {
         "loss_options.hard_margin": (("–", "2", "–"), (False, True, False)),
-        "learning_rate": (("5e-07", "5e-07", "1e-06"), (False, False, True)),
+        "learning_rate": (("5e-7", "5e-7", "1e-6"), (False, False, True)),
     }
     assert ("data.path", "pairs.jsonl") in same
 
 
 def test_nested_settings_are_flat() -> None:
     assert flat({"a": {"b": {"c": 1}, "d": {}}, "e": [1]}) == {"a.b.c": 1, "e": [1]}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(1e-4, "1e-4"), (2.5e-7, "2.5e-7"), (0.1, "0.1"), (20.0, "20"), (0.0, "0"), (None, "–")],
+)
+def test_numbers_are_written_short(value: float | None, words: str) -> None:
+    assert short_number(value) == words

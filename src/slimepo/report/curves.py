@@ -8,8 +8,8 @@ from typing import Any
 
 from slimepo.report.figures import INK, WIDE, Panel, Style, figure_of, start_line, styles, svg
 from slimepo.report.groups import Group, Spread, by_series
-from slimepo.report.quickstart import SFT_START, short_rate
-from slimepo.report.records import Record
+from slimepo.report.quickstart import SFT_START
+from slimepo.report.records import Record, short_number
 
 # Metric, title. Those of an objective's own that are not here are drawn under their names.
 MAIN = (
@@ -155,7 +155,7 @@ def over_learning_rate(
             start_line(axes, start * scale)
             ends.append((start * scale, SFT_START))
         rates = sorted({x for points in lines.values() for _, x, _ in points})
-        axes.set_xticks(rates, [short_rate(rate) for rate in rates])
+        axes.set_xticks(rates, [short_number(rate) for rate in rates])
         axes.minorticks_off()
         axes.set_xlim(rates[0] / 1.5, rates[-1] * 1.35)
         axes.set_xlabel("learning rate")

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from slimepo.report.groups import Group, Spread, by_series
 from slimepo.report.numbers import count, percent
-from slimepo.report.quickstart import short_rate, start_figures
-from slimepo.report.records import Record, Source, number
+from slimepo.report.quickstart import start_figures
+from slimepo.report.records import Record, Source, number, short_number
 from slimepo.report.tables import best_group, exact_match, start_group, trouble
 
 _CONTROL = "plain SFT on the chosen answers"
@@ -91,7 +91,7 @@ def _rate_words(groups: list[Group]) -> str:
     if len({group.first.learning_rate for group in have}) < 2:
         return ""
     low, high = have[0], have[-1]
-    rates = f"{short_rate(low.first.learning_rate)} to {short_rate(high.first.learning_rate)}"
+    rates = f"{short_number(low.first.learning_rate)} to {short_number(high.first.learning_rate)}"
     return f"{_match(low)} → {_match(high)} ({rates})"
 
 
@@ -106,7 +106,7 @@ def _chosen(groups: Sequence[Group]) -> Finding | None:
 
 
 def _fell_words(groups: list[Group]) -> str:
-    have = [(fell, short_rate(group.first.learning_rate)) for group in groups if (fell := _fell(group))]
+    have = [(fell, short_number(group.first.learning_rate)) for group in groups if (fell := _fell(group))]
     return ", ".join(f"{percent(fell.median, 0)} at {rate}" for fell, rate in have)
 
 

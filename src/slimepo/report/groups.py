@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from slimepo.report.records import Record, unique
+from slimepo.report.records import ABSENT, Record, short_number, unique
 
 _LABELS = {
     "slime": "SLIME",
@@ -21,7 +21,6 @@ _LABELS = {
     "orpo": "ORPO",
     "ipo": "IPO",
 }
-ABSENT = "–"
 
 
 class Spread(NamedTuple):
@@ -123,7 +122,7 @@ def told(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:g}"
+        return short_number(value)
     if isinstance(value, (list, tuple, Mapping)):
         return json.dumps(value, default=str, ensure_ascii=False)
     return str(value)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from slimepo.report.groups import ABSENT, Group, Spread
-from slimepo.report.records import Record, number
+from slimepo.report.groups import Group, Spread
+from slimepo.report.records import ABSENT, Record, number
 
 Figure = Callable[[Record], float | None]
 

@@ -19,6 +19,7 @@ from slimepo.report.records import (
     number,
     number_lines,
     numbers,
+    short_number,
     unique,
 )
 
@@ -55,14 +56,6 @@ def start_figures(result: Mapping[str, Any]) -> dict[str, float]:
 def samples(result: Mapping[str, Any]) -> list[Sample]:
     """The held-out tasks with every run's judged answer, the SFT model's first."""
     return [_sample(mapping(each)) for each in result.get("samples") or ()]
-
-
-def short_rate(rate: float | None) -> str:
-    """A learning rate in the fewest characters: 1e-4, 5e-7, 2.5e-5."""
-    if rate is None:
-        return "–"
-    mantissa, _, exponent = f"{rate:.2e}".partition("e")
-    return f"{float(mantissa):g}e{int(exponent)}" if rate and not 0.1 <= rate < 1000 else f"{rate:g}"
 
 
 def _record(
@@ -112,7 +105,7 @@ def _record(
 
 def _label(run: Mapping[str, Any]) -> str:
     return str(
-        run.get("name") or f"{run.get('objective') or 'run'} {short_rate(number(run.get('learning_rate')))}"
+        run.get("name") or f"{run.get('objective') or 'run'} {short_number(number(run.get('learning_rate')))}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -9,12 +10,11 @@ from slimepo.report.figures import FAINT, INK, NARROW, WIDE, Panel, Style, figur
 from slimepo.report.groups import Group, Spread, by_series
 from slimepo.report.records import Distribution
 
+# Title, unit, and whether heights are square roots.
 _TITLES = {
-    "margin": ("Margin of pairs", "nats per token"),
-    "rejected_tokens": ("Tokens of rejected answers", "log-probability, nats"),
-    "answer_lengths": ("Length of answers", "tokens"),
-    "chosen_lengths": ("Length of chosen answers", "tokens"),
-    "rejected_lengths": ("Length of rejected answers", "tokens"),
+    "margin": ("Margin of pairs", "nats per token", False),
+    "rejected_tokens": ("Tokens of rejected answers", "log-probability, nats (heights: square root)", True),
+    "answer_lengths": ("Length of greedy answers", "tokens", False),
 }
 FAMILY = "exact_match/"
 
@@ -30,43 +30,49 @@ def distribution_panels(groups: Sequence[Group]) -> list[Panel]:
 
 def _ridges(groups: Sequence[Group], name: str) -> Panel:
     look = styles(groups)
-    shown = [(g, [r.distributions[name] for r in g.records if name in r.distributions]) for g in groups]
-    shown = [(group, found) for group, found in shown if found]
-    title, unit = _TITLES.get(name, (name, ""))
-    height = 0.55 + 0.42 * len(shown)
-    with figure_of(WIDE, height, left=0.03, top=1 - 0.05 / height) as (figure, axes):
-        tallest = max(
-            (max(_density(d, d.before) + _density(d, d.after)) for _, found in shown for d in found),
-            default=1,
-        )
-        for row, (group, found) in enumerate(shown):
-            _ridge(axes, len(shown) - 1 - row, found, look[group.label], tallest or 1)
-            axes.annotate(
-                group.label if len(group.label) <= 26 else group.label[:25] + "…",
-                (0.0, len(shown) - 1 - row + 0.62),
-                xycoords=("axes fraction", "data"),
-                va="bottom",
-                fontsize=7.5,
-            )
-        axes.set_yticks([])
+    found = {g.label: [r.distributions[name] for r in g.records if name in r.distributions] for g in groups}
+    shown = {label: shapes for label, shapes in found.items() if shapes}
+    title, unit, root = _TITLES.get(name, (name, "", False))
+    height = 0.55 + 0.36 * len(shown)
+    with figure_of(WIDE, height, left=0.3, top=1 - 0.05 / height) as (figure, axes):
+        heights = [
+            _heights(d, side, root)
+            for shapes in shown.values()
+            for d in shapes
+            for side in (d.before, d.after)
+        ]
+        scale = 0.88 / (max(map(max, heights)) or 1)
+        for row, (label, shapes) in enumerate(reversed(shown.items())):
+            _ridge(axes, row, shapes, look[label], scale, root)
+        labels = [label if len(label) <= 20 else label[:19] + "…" for label in reversed(shown)]
+        axes.set_yticks([row + 0.25 for row in range(len(shown))], labels)
+        axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
-        axes.set_ylim(-0.1, len(shown) + 0.02)
+        axes.set_ylim(-0.06, len(shown))
         axes.set_xlabel(unit)
-        words = "; ".join(
-            f"{g.label}: median {_median(f[0], f[0].before):.3g} before, {_median(f[0], f[0].after):.3g} after"
-            for g, f in shown
-        )
+        words = "; ".join(f"{label}: median {_medians(shapes[0])}" for label, shapes in shown.items())
         return Panel(title, svg(figure, f"ridge-{name}", f"{title} before and after: {words}"))
 
 
-def _ridge(axes: Any, base: float, found: Sequence[Distribution], style: Style, tallest: float) -> None:
-    for at, each in enumerate(found):
-        after = [base + 0.86 * value / tallest for value in _density(each, each.after)]
-        before = [base + 0.86 * value / tallest for value in _density(each, each.before)]
-        axes.stairs(after, each.edges, baseline=base, fill=True, color=style.colour, alpha=0.55 / len(found))
+def _ridge(
+    axes: Any, base: float, shapes: Sequence[Distribution], style: Style, scale: float, root: bool
+) -> None:
+    for at, shape in enumerate(shapes):
+        before, after = (
+            [base + scale * height for height in _heights(shape, side, root)]
+            for side in (shape.before, shape.after)
+        )
+        axes.stairs(
+            after, shape.edges, baseline=base, fill=True, color=style.colour, alpha=0.55 / len(shapes)
+        )
         if at == 0:
-            axes.stairs(before, each.edges, baseline=base, color=INK, linewidth=0.9)
+            axes.stairs(before, shape.edges, baseline=base, color=INK, linewidth=0.8)
     axes.axhline(base, color=FAINT, linewidth=0.8, zorder=0)
+
+
+def _heights(shape: Distribution, counts: Sequence[float], root: bool) -> list[float]:
+    """Densities, or their square roots, which let a thin tail be seen beside a tall peak."""
+    return [math.sqrt(value) if root else value for value in _density(shape, counts)]
 
 
 def _density(shape: Distribution, counts: Sequence[float]) -> list[float]:
@@ -74,6 +80,10 @@ def _density(shape: Distribution, counts: Sequence[float]) -> list[float]:
     total = sum(counts) or 1
     widths = [high - low for low, high in zip(shape.edges, shape.edges[1:], strict=False)]
     return [count / total / (width or 1) for count, width in zip(counts, widths, strict=True)]
+
+
+def _medians(shape: Distribution) -> str:
+    return f"{_median(shape, shape.before):.3g} before, {_median(shape, shape.after):.3g} after"
 
 
 def _median(shape: Distribution, counts: Sequence[float]) -> float:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from slimepo.report.groups import ABSENT, Group, group_records, series_label
+from slimepo.report.groups import Group, group_records, series_label, told
 from slimepo.report.numbers import after, change, count, duration, size, written
-from slimepo.report.quickstart import SFT_START, short_rate, start_figures
-from slimepo.report.records import Record, Source, mapping, number, numbers
+from slimepo.report.quickstart import SFT_START, start_figures
+from slimepo.report.records import ABSENT, Record, Source, mapping, number, numbers, short_number
 
 if TYPE_CHECKING:
     from rich.table import Table as TerminalTable
@@ -116,14 +117,17 @@ def results_in_terminal(result: Mapping[str, Any], records: Sequence[Record]) ->
 
 
 def objective_note(group: Group) -> str:
-    """Objective, its options, learning rate and seeds: what a run's name may leave out."""
+    """Objective, its options, learning rate and seeds: what a run's name leaves out."""
     first = group.first
     options = {
         k.removeprefix("loss_options."): v for k, v in first.settings.items() if k.startswith("loss_options.")
     }
-    words = [series_label(first.loss), *(f"{key} {value}" for key, value in options.items())]
-    if first.learning_rate is not None:
-        words.append(f"learning rate {short_rate(first.learning_rate)}")
+    name, words = group.label.lower(), []
+    if not re.search(rf"\b{re.escape(first.loss.lower())}\b", name):
+        words.append(series_label(first.loss))
+    words += [f"{key} {told(value)}" for key, value in options.items()]
+    if first.learning_rate is not None and short_number(first.learning_rate) not in name:
+        words.append(f"learning rate {short_number(first.learning_rate)}")
     if len(group.records) > 1:
         words.append("seeds " + ", ".join(str(record.seed) for record in group.records))
     return ", ".join(words)
@@ -132,10 +136,10 @@ def objective_note(group: Group) -> str:
 def trouble(group: Group) -> str:
     """Why runs of a group have no end, in a line; empty where all have one."""
     words = {"failed": "stopped", "unfinished": "not finished"}
-    told = [(r, f"{words[r.state]}: {r.note}") for r in group.records if r.state != "finished"]
+    found = [(r, f"{words[r.state]}: {r.note}") for r in group.records if r.state != "finished"]
     if len(group.records) == 1:
-        return told[0][1] if told else ""
-    return "; ".join(f"seed {record.seed} {text}" for record, text in told)
+        return found[0][1] if found else ""
+    return "; ".join(f"seed {record.seed} {text}" for record, text in found)
 
 
 def best_group(groups: Sequence[Group]) -> Group | None:
@@ -275,10 +279,10 @@ def _benchmark_head(row: Mapping[str, Any]) -> str:
 
 
 def _identity_words(rows: Sequence[Mapping[str, Any]]) -> str:
-    told = [f"{key} {value[:40]}" for key, value in flat_identity(rows[0]).items() if key != "benchmark"]
-    told += [f"{row.get('model')}: {_items(row)}" for row in rows]
+    words = [f"{key} {value[:40]}" for key, value in flat_identity(rows[0]).items() if key != "benchmark"]
+    words += [f"{row.get('model')}: {_items(row)}" for row in rows]
     unofficial = sorted({str(note) for row in rows for note in row.get("notes") or ()})
-    return ", ".join(told) + (f"; * {'; '.join(unofficial)}" if unofficial else "")
+    return ", ".join(words) + (f"; * {'; '.join(unofficial)}" if unofficial else "")
 
 
 def _items(row: Mapping[str, Any]) -> str:
