@@ -30,7 +30,7 @@ from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.playground.world import demonstrations, make_tasks, user_turn
 from slimepo.training.callbacks import TrainingProgress
 from slimepo.training.config import PreferenceConfig
-from slimepo.training.folder import replace_folder, versions, write_json
+from slimepo.training.folder import json_lines, replace_folder, versions, write_json
 from slimepo.training.models import random_config, random_model
 from slimepo.training.trainer import PreferenceTrainer
 from slimepo.types import Preference
@@ -219,12 +219,13 @@ def one_run(
     }
     started = time.perf_counter()
     try:
-        history = _train(model, start.train, name, args, console)
+        history, watched = _train(model, start.train, name, args, console)
     except NonFiniteLossError as error:
         console.print(f"{name}: {error}", style="red", highlight=False)
         return run | {"error": str(error), "seconds": time.perf_counter() - started}, None
     run["seconds"] = time.perf_counter() - started
     run["curve"] = [line for line in history if "loss" in line]
+    run["monitor"] = watched
     run["steps"] = run["curve"][-1]["step"]
     answers = greedy_answers(recipe, world, model)
     scores = score_pairs(model, start.heldout, batch_size=64)
@@ -249,8 +250,8 @@ def greedy_answers(recipe: QuickstartRecipe, world: Playground, model: PreTraine
 
 def _train(
     model: PreTrainedModel, rows: list[TokenizedPair], title: str, args: PreferenceConfig, console: Console
-) -> list[dict[str, Any]]:
-    """Train `model` in place and return the log lines; nothing is left on disk."""
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Train `model` in place and return the log lines and the monitor's; nothing is left on disk."""
     set_seed(args.seed)
     progress = TrainingProgress(console, title)
     with tempfile.TemporaryDirectory() as folder:
@@ -260,7 +261,8 @@ def _train(
             trainer.train()
         finally:
             progress.close()
-    return list(trainer.state.log_history)
+        watched = json_lines(Path(folder) / "monitor.jsonl")
+    return list(trainer.state.log_history), watched
 
 
 def _figures(world: Playground, answers: Answers, scores: PairScores) -> dict[str, float]:

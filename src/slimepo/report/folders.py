@@ -16,7 +16,6 @@ from slimepo.report.records import (
     State,
     distributions,
     flat,
-    json_lines,
     mapping,
     number,
     number_lines,
@@ -24,7 +23,7 @@ from slimepo.report.records import (
     unique,
 )
 from slimepo.settings import read_mapping
-from slimepo.training.folder import MARKER, last_checkpoint, read_json
+from slimepo.training.folder import MARKER, json_lines, last_checkpoint, read_json
 
 # Settings that say where a run was or what it is called, not what it did.
 _NO_SETTINGS = ("seed", "name")

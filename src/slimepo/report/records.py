@@ -6,7 +6,6 @@ A folder of `slimepo run` gives a record a preference stage (each stage where no
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -151,19 +150,6 @@ def distributions(value: Any) -> dict[str, Distribution]:
         if whole == sides and len(before) == len(after) == len(edges) - 1 > 0:
             found[name] = Distribution(edges, before, after)
     return found
-
-
-def json_lines(path: Path) -> list[Any]:
-    """The complete lines of a JSONL file; none where it is absent, without the line that a kill cut off."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
 
 
 def short_number(value: float | None) -> str:
