@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from slimepo.training.folder import json_lines
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -48,7 +50,7 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero:
             return
         kept = (
-            [line for line in _lines(self.path) if line["step"] <= state.global_step]
+            [line for line in json_lines(self.path) if line["step"] <= state.global_step]
             if state.global_step
             else []
         )
@@ -134,16 +136,3 @@ def log_line(logs: dict[str, Any]) -> str:
     if "tokens_per_second" in logs:
         parts.append(f"{logs['tokens_per_second']:,.0f} tok/s")
     return "  ".join(parts)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics file; a line cut off by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
