@@ -27,8 +27,12 @@ class SideScores:
     entropy: list[FloatArray]
     hit: list[FloatArray]
 
+    def part(self, which: slice) -> SideScores:
+        """Those of some of the pairs."""
+        return SideScores(self.logps[which], self.entropy[which], self.hit[which])
+
     def means(self) -> FloatArray:
-        """Log-prob per token of each pair, `[pairs]`, NaN where there is none; to 6 digits, as they are kept in files."""
+        """Log-prob per token of each pair, `[pairs]`, NaN where there is none; to 6 digits, as files keep them."""
         return np.array([np.round(tokens.mean(), 6) if len(tokens) else np.nan for tokens in self.logps])
 
 
@@ -48,8 +52,8 @@ def figures(
 ) -> dict[str, Any]:
     """What is written about a sample at one probe; means over pairs, None for what no pair has.
 
-    start: the pairs as they were at step 0; None if this is step 0. threshold: rejected tokens below -threshold nats are
-    under the floor. margins: the share of pairs at or past each is counted (past 0: above it).
+    start: the pairs as they were at step 0; None if this is step 0. threshold: rejected tokens below -threshold nats
+    are under the floor. margins: the share of pairs at or past each is counted (past 0: above it).
     """
     w, l = chosen.means(), rejected.means()  # noqa: E741
     before = per_pair(w, l) if start is None else start

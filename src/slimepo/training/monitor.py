@@ -39,7 +39,7 @@ from slimepo.training.probe import (
     sample,
     score_sample,
 )
-from slimepo.training.verdicts import Verdict, answers_fact, facts, judge_answers, judge_pairs
+from slimepo.training.verdicts import Verdict, answers_fact, facts, heldout_facts, judge_answers, judge_pairs
 
 if TYPE_CHECKING:
     from slimepo.training.trainer import PreferenceTrainer
@@ -96,8 +96,11 @@ class DisplacementMonitor(TrainerCallback):
         unlogged, self._unlogged = self._unlogged, {}
         return unlogged
 
-    def summary(self) -> dict[str, Any] | None:
-        """What is worth keeping in the stage's record: warnings, why it stopped, the cost, three facts."""
+    def summary(self, heldout: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        """What is worth keeping in the stage's record: warnings, why it stopped, the cost, three facts.
+
+        heldout: that record's own figures of all held-out pairs, which the facts are then of; else of the sample.
+        """
         if not self.lines:
             return None
         raised = [x for x in self.lines if x["kind"] == "warning" and x["state"] == "on"]
@@ -106,7 +109,7 @@ class DisplacementMonitor(TrainerCallback):
             "warnings": [{k: x[k] for k in ("step", "warning", "set", "message")} for x in raised],
             "stopped": self.stopped,
             "share": ends[-1]["share"] if ends else None,
-            "facts": self._facts(),
+            "facts": self._facts(heldout),
         }
 
     def on_train_begin(
@@ -119,7 +122,7 @@ class DisplacementMonitor(TrainerCallback):
         self._clock = StepClock(state.global_step, started)
         self._prepare(state)
         budget, first, last = self.settings.budget, state.global_step, state.max_steps
-        self._scoring = Pace(budget * SCORING_SHARE, 3, first, last, self.settings.every, last=first)
+        self._scoring = Pace(budget * SCORING_SHARE, 2, first, last, self.settings.every, last=first)
         self._generation = Pace(
             budget * GENERATION_SHARE, 1, first, last, self.settings.generate_every, last=first
         )
@@ -185,16 +188,17 @@ class DisplacementMonitor(TrainerCallback):
     def _prepare(self, state: TrainerState) -> None:
         """Draw the sample and the prompts, both functions of the rows and the seed alone."""
         trainer, settings, seed = self._watched, self.settings, self._watched.args.seed
-        model = trainer.model
         pairs = state.max_steps * trainer.args.train_batch_size * trainer.accelerator.num_processes
-        size = sample_size(settings, pairs, all(p.requires_grad for p in model.parameters()))
+        size = sample_size(settings, pairs)
         rows = {"train": trainer.train_dataset, "heldout": self._heldout_rows()}
         self._rows = {name: sample(of, size, seed) for name, of in rows.items()}
         self._end = end_token(self._rows["train"])
         asked = rows["heldout"] or rows["train"]
         count = settings.prompts if self._end is not None else 0
         self._prompts = prompts_for(asked, count, seed) if count else []
-        longest = max((len(a) for of in self._rows.values() for r in of for a in (r.chosen, r.rejected)), default=1)
+        longest = max(
+            (len(a) for of in self._rows.values() for r in of for a in (r.chosen, r.rejected)), default=1
+        )
         self._max_new_tokens = min(settings.max_new_tokens, 2 * longest)
         options = hyperparameters(slime) | (self._slime_options() or {})
         self._threshold: float = options["threshold"]
@@ -203,7 +207,9 @@ class DisplacementMonitor(TrainerCallback):
     def _slime_options(self) -> dict[str, Any] | None:
         """The options that SLIME is trained with; None for another objective."""
         objective = self._watched.objective
-        return {**objective.preset, **self._watched.args.loss_options} if objective.function is slime else None
+        return (
+            {**objective.preset, **self._watched.args.loss_options} if objective.function is slime else None
+        )
 
     def _heldout_rows(self) -> list[TokenizedPair]:
         if self.heldout is not None:
@@ -286,14 +292,19 @@ class DisplacementMonitor(TrainerCallback):
 
     def _probe(self, state: TrainerState, pace: Pace) -> None:
         """Score the sample, write its figures and judge them."""
-        trainer, model = self._watched, self._watched.model
+        trainer = self._watched
         training = self._clock.training(time.perf_counter())
         started = _now(trainer.args.device)
         line: dict[str, Any] = {"train": None, "heldout": None, "gradient_share": None, "gradient_norm": None}
+        # Both sets in one go: what a small model's forward pass costs is mostly overhead.
+        every = [row for rows in self._rows.values() for row in rows]
+        chosen, rejected = score_sample(trainer.model, every, trainer.data_collator, self._batch_size())
+        first = 0
         for name, rows in self._rows.items():
             if not rows:
                 continue
-            scores = score_sample(model, rows, trainer.data_collator, trainer.args.eval_batch_size)
+            part, first = slice(first, first + len(rows)), first + len(rows)
+            scores = (chosen.part(part), rejected.part(part))
             before = self._start[name]["per_pair"] if self._start else None
             line[name] = figures(*scores, before, self._threshold, self._margins)
             options = self._slime_options()
@@ -321,6 +332,11 @@ class DisplacementMonitor(TrainerCallback):
         verdicts = judge_pairs({s: line[s] for s in sets}, {s: self._start[s] for s in sets}, self._on)
         self._warn(state, verdicts)
 
+    def _batch_size(self) -> int:
+        """Pairs of one forward pass: without gradients at least as many fit as train at once."""
+        args = self._watched.args
+        return max(int(args.eval_batch_size), args.micro_batch_size or 1)
+
     def _entanglement(self) -> dict[str, Any] | None:
         pairs = [row for row in self._rows["train"] if len(row.chosen) and len(row.rejected)]
         pairs = pairs[: self.settings.entanglement]
@@ -346,9 +362,7 @@ class DisplacementMonitor(TrainerCallback):
         self._write(line)
         if self._start_answers is None:
             self._start_answers = line
-        self._unlogged |= {
-            f"monitor/generation/{k}": line[k] for k in _FLAT_ANSWERS if line[k] is not None
-        }
+        self._unlogged |= {f"monitor/generation/{k}": line[k] for k in _FLAT_ANSWERS if line[k] is not None}
         self._warn(state, [judge_answers(line, self._start_answers, self._on)])
 
     def _decode(self) -> Callable[[Sequence[int]], str] | None:
@@ -383,15 +397,17 @@ class DisplacementMonitor(TrainerCallback):
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    def _facts(self) -> list[str]:
+    def _facts(self, heldout: Mapping[str, Any] | None) -> list[str]:
         """The three facts that matter most: what was warned of and still holds first."""
         probes = [x for x in self.lines if x["kind"] == "probe"]
         answers = [x for x in self.lines if x["kind"] == "generation"]
         last = {x["warning"]: x for x in self.lines if x["kind"] == "warning"}
         said = [f"Warning: {x['message']}." for x in last.values() if x["state"] == "on"]
-        if probes:
-            sets = ("train", "heldout")
-            said += facts({s: probes[-1][s] for s in sets}, {s: probes[0][s] for s in sets})
+        name = "heldout" if probes and probes[0]["heldout"] else "train"
+        if heldout is not None:
+            said += heldout_facts(heldout)
+        elif probes and probes[-1][name] is not None:
+            said += facts(name, probes[-1][name], probes[0][name], probes[-1][name]["chosen_fell"])
         if answers:
             said.append(answers_fact(answers[-1], answers[0]))
         return said[:3]

@@ -13,8 +13,9 @@ from slimepo.settings import Settings, validate
 
 Kind = Literal["unlearning", "floor", "repetition", "entropy"]
 
-# Shares of the budget. Generation goes token by token, so that few prompts cost as much as many scored pairs.
-SCORING_SHARE, GENERATION_SHARE = 0.6, 0.4
+# Shares of the budget. Generation goes token by token, so that few prompts cost as much as many scored pairs. The rest
+# is for drawing the sample and for probes that take longer than the one before.
+SCORING_SHARE, GENERATION_SHARE = 0.55, 0.3
 # The sample is as large as lets this many probes be paid for: the first, the last and four between.
 _PLANNED_PROBES = 6
 _FEWEST_PAIRS = 8
@@ -50,20 +51,21 @@ def monitor_settings(value: bool | Mapping[str, Any] | MonitorSettings) -> Monit
     """
     if isinstance(value, MonitorSettings):
         return value
-    if isinstance(value, bool):
-        return MonitorSettings() if value else None
-    return validate(MonitorSettings, value, "monitor")
+    if value is False:
+        return None
+    return validate(MonitorSettings, {} if value is True else value, "monitor")
 
 
-def sample_size(settings: MonitorSettings, trained_pairs: float, whole_model: bool) -> int:
+def sample_size(settings: MonitorSettings, trained_pairs: float) -> int:
     """Pairs of each set (training, held-out) that are scored, for a run over `trained_pairs` pairs in all.
 
-    A training pair costs a forward and a backward pass: three forward passes where the whole model trains, two under an
-    adapter, whose frozen weights need no gradient. No fewer than 8: the figures of fewer pairs say nothing.
+    A training pair is taken to cost two forward passes, one of them backward: it is three where every weight needs a
+    gradient, but a small model's forward pass is mostly overhead. No fewer than 8: the figures of fewer pairs say
+    nothing, so that a run over fewer than about 4,000 pairs may spend more than the budget.
     """
     if settings.every is not None:
         return settings.pairs
-    affordable = settings.budget * SCORING_SHARE * trained_pairs * (3 if whole_model else 2)
+    affordable = settings.budget * SCORING_SHARE * trained_pairs * 2
     return min(settings.pairs, max(_FEWEST_PAIRS, int(affordable / (2 * _PLANNED_PROBES))))
 
 

@@ -72,7 +72,9 @@ def score_sample(
             index = order[first : first + batch_size]
             batch = to_device(collator.batch([plain[i] for i in index]), device)
             stats = token_stats(forward, batch)
-            table = torch.stack([stats.logps.double(), stats.entropy.double(), stats.hit.double()]).cpu().numpy()
+            table = (
+                torch.stack([stats.logps.double(), stats.entropy.double(), stats.hit.double()]).cpu().numpy()
+            )
             lengths = [n for side in batch["response_tokens"] for n in side]
             parts = iter(np.split(table, np.cumsum(lengths)[:-1], axis=1))
             for side in sides:
@@ -194,7 +196,9 @@ def _as_pair_logps(chosen: SideScores, rejected: SideScores) -> PairLogps:
 
 def _dot(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> float:
     return sum(
-        float((x.float() * y.float()).sum()) for x, y in zip(a, b, strict=True) if x is not None and y is not None
+        float((x.float() * y.float()).sum())
+        for x, y in zip(a, b, strict=True)
+        if x is not None and y is not None
     )
 
 

@@ -115,7 +115,9 @@ class PreferenceTrainer(Trainer):
         # A rank without rows in a short last step still takes part in it, with weight 0.
         self._spare = self.data_collator(self.train_dataset[:1]) if self.train_dataset else []
         self._window: MetricSums | None = None
-        self.monitor = next((c for c in self.callback_handler.callbacks if isinstance(c, DisplacementMonitor)), None)
+        self.monitor = next(
+            (c for c in self.callback_handler.callbacks if isinstance(c, DisplacementMonitor)), None
+        )
         if self.monitor is not None:
             self.monitor.attach(self)
 

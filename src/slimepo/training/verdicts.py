@@ -71,8 +71,8 @@ def _unlearning(rows: str, now: Figures, start: Figures, on: bool) -> Verdict:
     enough = change <= -FELL_OFF if on else change <= -FELL_ON and fell >= FELL_SHARE
     holds = enough and (on or change + FELL_ERRORS * (error or 0.0) < 0)
     message = (
-        f"chosen answers {WORDS[rows]} are {-change:.2g} nats per token less likely than at the start, "
-        f"{fell:.0%} of them less likely at all: unlearning"
+        f"chosen answers {WORDS[rows]} are {-change:.2g} nats per token less likely than at the start on "
+        f"average, and less likely in {fell:.0%} of pairs: unlearning"
     )
     return Verdict("unlearning", holds, rows, message)
 
@@ -126,25 +126,33 @@ def judge_answers(now: Figures, start: Figures, on: Mapping[Kind, bool]) -> Verd
     return Verdict("repetition", max(endless, loops) >= limit - 1e-9, None, message)
 
 
-def facts(now: Mapping[str, Figures | None], start: Mapping[str, Figures | None]) -> list[str]:
-    """What became of the pairs, in plain words: the chosen answers, then the separation."""
-    name = "heldout" if now.get("heldout") else "train"
-    figures, before = now.get(name), start.get(name)
-    if not figures or not before:
-        return []
+def facts(rows: str, now: Figures, start: Figures, chosen_fell: float | None) -> list[str]:
+    """What became of pairs, in plain words: the chosen answers, then the separation.
+
+    rows: train or heldout. now, start: `chosen`, `accuracy` and `margin`, absent or None where no pair has them.
+    """
     said = []
-    if figures["chosen_change"] is not None:
+    if now.get("chosen") is not None and start.get("chosen") is not None and chosen_fell is not None:
         said.append(
-            f"Chosen answers {WORDS[name]} are {change_in_words(figures['chosen_change'])} than at the start; "
-            f"{figures['chosen_fell']:.0%} of them became less likely."
+            f"Chosen answers {WORDS[rows]} are {change_in_words(now['chosen'] - start['chosen'])}; "
+            f"{chosen_fell:.0%} of them became less likely."
         )
-    if figures["accuracy"] is not None:
+    if now.get("accuracy") is not None and start.get("accuracy") is not None:
         said.append(
-            f"The chosen answer is the likelier one in {figures['accuracy']:.0%} of the pairs {WORDS[name]} "
-            f"({before['accuracy']:.0%} at the start), by {figures['margin']:.2f} nats per token on average "
-            f"({before['margin']:.2f})."
+            f"The chosen answer is the likelier one in {now['accuracy']:.0%} of the pairs {WORDS[rows]} "
+            f"({start['accuracy']:.0%} at the start), by {now['margin']:.2f} nats per token on average "
+            f"({start['margin']:.2f})."
         )
     return said
+
+
+def heldout_facts(heldout: Figures) -> list[str]:
+    """`facts` of a stage's record of all its held-out pairs."""
+    after, before = (
+        {key.removeprefix("logps/"): value for key, value in heldout[when].items()}
+        for when in ("after", "before")
+    )
+    return facts("heldout", after, before, heldout["chosen_fell"])
 
 
 def answers_fact(now: Figures, start: Figures) -> str:
@@ -160,7 +168,7 @@ def answers_fact(now: Figures, start: Figures) -> str:
 
 
 def change_in_words(change: float) -> str:
-    """"0.12 nats per token likelier", as a comparison."""
+    """ "0.12 nats per token likelier", as a comparison."""
     if math.isclose(change, 0, abs_tol=0.005):
-        return "as likely, to 0.01 nats per token,"
-    return f"{abs(change):.2f} nats per token {'likelier' if change > 0 else 'less likely'}"
+        return "as likely as at the start (to 0.01 nats per token)"
+    return f"{abs(change):.2f} nats per token {'likelier' if change > 0 else 'less likely'} than at the start"
