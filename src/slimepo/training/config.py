@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from slimepo.data.batch import LAYOUTS
 from slimepo.errors import InputError
 from slimepo.losses import bind, find_objective, hyperparameters, slime
+from slimepo.training.pace import monitor_settings
 
 _SLIME = hyperparameters(slime)
 
@@ -51,6 +52,8 @@ class PreferenceConfig(TrainingArguments):
     reference: str = "auto"
     layout: str = "auto"
     max_tokens_per_batch: int | None = None
+    # The displacement monitor: true, false, or keys of slimepo.training.pace.MonitorSettings.
+    monitor: bool | dict[str, Any] = True
     # Pairs of a step on each device; None: per_device_train_batch_size * gradient_accumulation_steps. The last
     # micro-batch of a step may be short.
     pairs_per_step: int | None = None
@@ -63,6 +66,7 @@ class PreferenceConfig(TrainingArguments):
             raise InputError(
                 f"loss {self.loss!r} reads no reference model: leave reference = {self.reference!r} out"
             )
+        monitor_settings(self.monitor)
         if self.layout not in LAYOUTS:
             raise InputError(f"layout = {self.layout!r} is unknown: give one of {', '.join(LAYOUTS)}")
         if self.auto_find_batch_size:

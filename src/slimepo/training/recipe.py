@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from slimepo.errors import InputError
 from slimepo.settings import Settings, read_mapping, set_key, validate
+from slimepo.training.pace import MonitorSettings
 
 
 class RandomModel(Settings):
@@ -63,6 +64,7 @@ class Stage(Settings):
     `reference` says where the log-probs of the reference model come from, for an objective that reads such: auto,
     adapters-off, copy, cache, or the folder or Hub id of another model. `batch_size` is pairs a step over all
     devices (judged answers for an objective that takes those), `micro_batch_size` pairs in memory at once on each.
+    `monitor` is true, false, or settings of the displacement monitor.
     `args` takes any other argument of transformers' TrainingArguments.
     """
 
@@ -77,6 +79,7 @@ class Stage(Settings):
     batch_size: int = Field(64, ge=1)
     micro_batch_size: int = Field(4, ge=1)
     save_every: float = Field(0.1, gt=0)
+    monitor: bool | MonitorSettings = True
     args: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")

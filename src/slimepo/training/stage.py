@@ -32,6 +32,8 @@ from slimepo.training.folder import (
     write_text,
 )
 from slimepo.training.models import load_config, load_model, random_config, random_model, smoke_config
+from slimepo.training.monitor import DisplacementMonitor
+from slimepo.training.pace import monitor_settings
 from slimepo.training.recipe import Adapter, RandomModel, Recipe, Stage
 
 if TYPE_CHECKING:
@@ -84,6 +86,8 @@ def run_stage(
     before = _scores(trainer.model, rows.heldout, console, "held-out pairs before")
     progress = TrainingProgress(console, stage.name)
     trainer.add_callback(progress)
+    if trainer.monitor is not None:
+        trainer.monitor.say = progress.warn
     try:
         # Scoring used no randomness that training needs, but the start must not depend on that.
         set_seed(recipe.seed)
@@ -118,6 +122,7 @@ def run_stage(
             "after": summary(after, threshold),
             "chosen_fell": chosen_fell(before, after),
         }
+    result["monitor"] = trainer.monitor.summary(result.get("heldout")) if trainer.monitor else None
     if is_main_process():
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         dtype = getattr(torch, recipe.export_dtype)
@@ -152,6 +157,8 @@ def stage_trainer(
         model.name_or_path = str((folder / "base").resolve())
         if is_main_process():
             model.save_pretrained(folder / "base")
+    settings = monitor_settings(args.monitor)
+    watching = [DisplacementMonitor(settings, folder, heldout=rows.heldout)] if settings else []
     set_seed(recipe.seed)
     return PreferenceTrainer(
         model=model,
@@ -159,7 +166,7 @@ def stage_trainer(
         train_dataset=list(rows.train),
         processing_class=tokenizer,
         peft_config=lora(recipe.adapter) if recipe.adapter else None,
-        callbacks=[MetricsFile(folder / "metrics.jsonl"), *callbacks],
+        callbacks=[MetricsFile(folder / "metrics.jsonl"), *watching, *callbacks],
     )
 
 
@@ -200,6 +207,7 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         "save_total_limit": 2,
         "seed": recipe.seed,
         "report_to": "none",
+        "monitor": stage.monitor if isinstance(stage.monitor, bool) else stage.monitor.model_dump(),
     }
     unknown = [key for key in stage.args if key not in PreferenceConfig.__dataclass_fields__]
     if unknown:
