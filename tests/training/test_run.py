@@ -16,9 +16,10 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from slimepo.errors import InputError
+from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.playground.world import demonstrations, make_tasks
+from slimepo.report.folders import read_source
 from slimepo.training.recipe import load_recipe
 from slimepo.training.run import run_recipe
 from slimepo.training.stage import StageRows, stage_trainer
@@ -78,7 +79,8 @@ def test_the_run_folder_holds_everything(finished: Path) -> None:
     for stage in ("sft", "slime"):
         names = {p.name for p in (finished / stage).iterdir()}
         base = {"base"} if stage == "sft" else set()
-        assert names == base | {"checkpoints", "metrics.jsonl", "model", "stage.json", "data.json"}
+        files = {"metrics.jsonl", "monitor.jsonl", "stage.json", "data.json", "distributions.json"}
+        assert names == base | files | {"checkpoints", "model"}
         lines = [json.loads(line) for line in (finished / stage / "metrics.jsonl").read_text().splitlines()]
         assert lines[0]["step"] >= 1
         assert "logps/chosen" in lines[0]
@@ -95,6 +97,30 @@ def test_the_figures_are_of_held_out_pairs_before_and_after(finished: Path) -> N
     assert sft["heldout"]["after"]["logps/chosen"] > sft["heldout"]["before"]["logps/chosen"]
     assert slime["base"] == str((finished / "sft" / "model").resolve())
     assert slime["export_difference"] <= 1e-4
+
+
+def test_the_report_reads_what_a_run_has_left(finished: Path) -> None:
+    (record,) = read_source(finished).records
+    stage = json.loads((finished / "slime" / "stage.json").read_text())
+    assert record.after == stage["heldout"]["after"]
+    assert record.state == "finished"
+    assert record.peak_memory == stage["peak_memory"] > 10 * 2**20
+    for side in (record.distributions["margin"].before, record.distributions["margin"].after):
+        assert sum(side) == stage["heldout"]["pairs"]
+
+
+def test_a_run_that_breaks_says_why_and_may_be_given_again(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    broken = load_recipe(
+        world / "recipe.yaml", ["stages.slime.learning_rate=1e30", "stages.slime.args.max_grad_norm=0"]
+    )
+    with pytest.raises(NonFiniteLossError):
+        run_recipe(broken, out, console())
+    (record,) = read_source(out).records
+    assert record.state == "failed"
+    assert "not finite" in record.note
+    run_recipe(load_recipe(world / "recipe.yaml"), out, console(), restart=True)
+    assert read_source(out).records[0].state == "finished"
 
 
 def test_done_stages_are_skipped(world: Path, finished: Path) -> None:
