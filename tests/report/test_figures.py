@@ -94,10 +94,31 @@ def test_twelve_runs_have_twelve_styles(objectives: int) -> None:
         assert len({style.colour for style in look.values()}) == len(COLOURS)
 
 
-def test_a_band_is_over_the_seeds_that_logged_a_step() -> None:
-    curves = [[{"step": 1.0, "loss": 3.0}, {"step": 2.0, "loss": 1.0}], [{"step": 1.0, "loss": 5.0}]]
-    group = Group("g", "slime", tuple(run("a", seed=at, curve=curve) for at, curve in enumerate(curves)))
-    assert band(group, logged, "loss") == [(1.0, (4.0, 3.0, 5.0, 2)), (2.0, (1.0, 1.0, 1.0, 1))]
+def group_of(*curves: dict[float, float], states: tuple[str, ...] = ()) -> Group:
+    """A group of a seed a curve, given as step: loss."""
+    lines = [[{"step": step, "loss": value} for step, value in curve.items()] for curve in curves]
+    found = [states[at] if states else "finished" for at in range(len(curves))]
+    records = [
+        run("a", seed=at, curve=each, state=state)
+        for at, (each, state) in enumerate(zip(lines, found, strict=True))
+    ]
+    return Group("g", "slime", tuple(records))
+
+
+def test_a_band_is_the_median_the_lowest_and_the_highest_of_the_seeds() -> None:
+    points = band(group_of({1: 3.0, 2: 1.0}, {1: 5.0, 2: 1.0}, {1: 9.0, 2: 4.0}), logged, "loss")
+    assert points == [(1, (5.0, 3.0, 9.0, 3)), (2, (1.0, 1.0, 4.0, 3))]
+
+
+def test_seeds_that_log_at_different_steps_are_read_between_their_points() -> None:
+    points = band(group_of({0: 0.0, 10: 10.0}, {0: 4.0, 4: 8.0, 8: 0.0}), logged, "loss")
+    # At step 4 the first seed is at 4; step 10 is past the end of the second.
+    assert points == [(0, (2.0, 0.0, 4.0, 2)), (4, (6.0, 4.0, 8.0, 2)), (8, (4.0, 0.0, 8.0, 2))]
+
+
+def test_a_seed_that_stopped_does_not_cut_the_others_short() -> None:
+    points = band(group_of({1: 2.0, 9: 2.0}, {1: 4.0, 2: 4.0}, states=("finished", "failed")), logged, "loss")
+    assert points == [(1, (3.0, 2.0, 4.0, 2)), (2, (3.0, 2.0, 4.0, 2)), (9, (2.0, 2.0, 2.0, 1))]
 
 
 def test_long_curves_keep_their_last_point() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -98,20 +100,47 @@ def curve_panel(
 
 
 def band(group: Group, lines: Lines, key: str) -> list[tuple[float, Spread]]:
-    """Step, and the metric over the seeds that logged it there."""
-    found: dict[float, list[float]] = {}
-    for record in group.records:
-        for line in lines(record):
-            if key in line and "step" in line:
-                found.setdefault(line["step"], []).append(line[key])
-    rising = sorted(found)
-    kept = rising[:: max(1, len(rising) // _MOST_POINTS)]
-    if rising and kept[-1] != rising[-1]:
-        kept.append(rising[-1])
-    return [
-        (step, Spread(statistics.median(found[step]), min(found[step]), max(found[step]), len(found[step])))
-        for step in kept
+    """Step, and the metric over the seeds that came so far.
+
+    Seeds log at different steps: each is read off its own line between two points, and none is carried on past its
+    last. The band ends where the first of the seeds that came to their end does.
+    """
+    seeds = [_points(record, lines, key) for record in group.records]
+    ends = [
+        points[-1][0] for points, record in zip(seeds, group.records, strict=True) if points and _done(record)
     ]
+    steps = sorted({step for points in seeds for step, _ in points})
+    last = min(ends, default=steps[-1] if steps else 0.0)
+    kept = _thinned([step for step in steps if step <= last])
+    found = [(step, [value for points in seeds if (value := _at(points, step)) is not None]) for step in kept]
+    return [(step, Spread(statistics.median(v), min(v), max(v), len(v))) for step, v in found if v]
+
+
+def _points(record: Record, lines: Lines, key: str) -> list[tuple[float, float]]:
+    """Steps and values in rising order; of two lines at one step the later."""
+    return sorted(
+        {line["step"]: line[key] for line in lines(record) if key in line and "step" in line}.items()
+    )
+
+
+def _at(points: Sequence[tuple[float, float]], step: float) -> float | None:
+    """The value at a step, linear between two points; None outside of them."""
+    place = bisect.bisect_left(points, (step, -math.inf))
+    if place < len(points) and points[place][0] == step:
+        return points[place][1]
+    if place in (0, len(points)):
+        return None
+    (low, was), (high, now) = points[place - 1], points[place]
+    return was + (now - was) * (step - low) / (high - low)
+
+
+def _thinned(steps: Sequence[float]) -> list[float]:
+    kept = list(steps[:: max(1, len(steps) // _MOST_POINTS)])
+    return kept if not steps or kept[-1] == steps[-1] else [*kept, steps[-1]]
+
+
+def _done(record: Record) -> bool:
+    return record.state == "finished"
 
 
 def rate_panels(groups: Sequence[Group], starts: Mapping[str, float]) -> list[Panel]:
@@ -193,12 +222,8 @@ def _line(
 
 def _ended(group: Group, lines: Lines, key: str) -> list[tuple[float, float]]:
     """Where runs stop that did not come to their end."""
-    ends = []
-    for record in group.records:
-        points = [(line["step"], line[key]) for line in lines(record) if key in line and "step" in line]
-        if record.state != "finished" and points:
-            ends.append(points[-1])
-    return ends
+    stopped = [_points(record, lines, key) for record in group.records if not _done(record)]
+    return [points[-1] for points in stopped if points]
 
 
 def _label_ends(axes: Any, ends: Sequence[tuple[float, str]]) -> None:
