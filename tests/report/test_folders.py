@@ -9,7 +9,7 @@ import pytest
 
 from slimepo.errors import InputError
 from slimepo.report.folders import read_source, read_sources
-from slimepo.report.groups import compare_settings, group_records
+from slimepo.report.groups import by_rate, compare_settings, group_records
 from slimepo.report.records import flat, short_number
 
 MakeRun = Callable[..., Path]
@@ -157,6 +157,18 @@ def test_runs_that_differ_only_in_the_seed_are_one_group(make_run: MakeRun) -> N
 def test_the_same_seed_twice_is_not_averaged(make_run: MakeRun) -> None:
     sources = read_sources([make_run("once"), make_run("again")])
     assert len(group_records([record for source in sources for record in source.records])) == 2
+
+
+def test_only_runs_that_differ_in_nothing_else_are_a_line_over_the_learning_rate(make_run: MakeRun) -> None:
+    folders = [
+        make_run("a", rate=1e-6),
+        make_run("b", rate=1e-7),
+        make_run("c", options={"hard_margin": 2.0}),
+    ]
+    folders.append(make_run("d", "dpo"))
+    groups = group_records([record for source in read_sources(folders) for record in source.records])
+    labels = {name: [group.label for group in together] for name, together in by_rate(groups).items()}
+    assert labels == {"b": ["b", "a"], "c": ["c"], "DPO": ["d"]}
 
 
 def test_settings_that_differ_and_the_value_that_stands_out(make_run: MakeRun) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from slimepo.report.figures import INK, WIDE, Panel, Style, figure_of, start_line, styles, svg
-from slimepo.report.groups import Group, Spread, by_series
+from slimepo.report.groups import Group, Spread, by_rate
 from slimepo.report.quickstart import SFT_START
 from slimepo.report.records import Record, short_number
 
@@ -145,9 +145,6 @@ def _done(record: Record) -> bool:
 
 def rate_panels(groups: Sequence[Group], starts: Mapping[str, float]) -> list[Panel]:
     """Figures after training over the learning rate, where some objective was run at several."""
-    rates = {name: {g.first.learning_rate for g in together} for name, together in by_series(groups).items()}
-    if max((len(each) for each in rates.values()), default=0) < 2:
-        return []
     wanted = (
         ("exact_match", "Exact match, %", 100),
         ("logps/chosen", "Chosen answers, nats per token", 1),
@@ -161,11 +158,14 @@ def rate_panels(groups: Sequence[Group], starts: Mapping[str, float]) -> list[Pa
 def over_learning_rate(
     groups: Sequence[Group], key: str, start: float | None, title: str, scale: float = 1.0
 ) -> Panel | None:
-    """A figure after training over the learning rate, a line an objective; `start` is dashed."""
+    """A figure after training over the learning rate, a line an objective; `start` is dashed.
+
+    None where nothing was run at several rates.
+    """
     look = styles(groups)
-    lines = {name: _with_rate(together, key, scale) for name, together in by_series(groups).items()}
+    lines = {name: _with_rate(together, key, scale) for name, together in by_rate(groups).items()}
     lines = {name: points for name, points in lines.items() if points}
-    if not lines:
+    if max(map(len, lines.values()), default=0) < 2:
         return None
     with figure_of(WIDE, 2.7, right=0.74) as (figure, axes):
         axes.set_xscale("log")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from slimepo.report.groups import Group, Spread, by_series
+from slimepo.report.groups import Group, Spread, by_rate
 from slimepo.report.numbers import count, percent
 from slimepo.report.quickstart import start_figures
 from slimepo.report.records import Record, Source, number, short_number
@@ -31,7 +31,7 @@ def findings(groups: Sequence[Group], sources: Sequence[Source]) -> list[Finding
         _troubles(groups),
         _warnings(groups),
         _best_match(groups, began),
-        _by_series(
+        _by_rate(
             "Learning rate", "Exact match from the lowest to the highest rate tried:", groups, _rate_words
         ),
         _chosen(groups),
@@ -78,10 +78,10 @@ def _best_match(groups: Sequence[Group], start: Spread | None) -> Finding | None
     return Finding("Best exact match", text)
 
 
-def _by_series(
+def _by_rate(
     head: str, lead: str, groups: Sequence[Group], words: Callable[[list[Group]], str]
 ) -> Finding | None:
-    told = [(name, words(together)) for name, together in by_series(groups).items()]
+    told = [(name, words(together)) for name, together in by_rate(groups).items()]
     lines = tuple(f"{name}: {text}" for name, text in told if text)
     return Finding(head, lead, lines) if lines else None
 
@@ -96,13 +96,8 @@ def _rate_words(groups: list[Group]) -> str:
 
 
 def _chosen(groups: Sequence[Group]) -> Finding | None:
-    """By objective and learning rate where there are several rates, else a line a group."""
     lead = "The chosen answer became less likely in so many held-out pairs:"
-    together = by_series(groups).values()
-    if all(len({group.first.learning_rate for group in each}) == len(each) for each in together):
-        return _by_series("Chosen answers", lead, groups, _fell_words)
-    lines = tuple(f"{group.label}: {percent(fell.median, 0)}" for group in groups if (fell := _fell(group)))
-    return Finding("Chosen answers", lead, lines) if lines else None
+    return _by_rate("Chosen answers", lead, groups, _fell_words)
 
 
 def _fell_words(groups: list[Group]) -> str:

@@ -95,6 +95,22 @@ def by_series(groups: Sequence[Group]) -> dict[str, list[Group]]:
     }
 
 
+def by_rate(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """Groups that differ in learning rate (and seed) only, together under their objective, the lowest rate first.
+
+    Where an objective has several such sets (other options, other data), each is under its first label.
+    """
+    found: dict[tuple[str, str], list[Group]] = {}
+    for group in (group for together in by_series(groups).values() for group in together):
+        rest = {key: value for key, value in group.first.settings.items() if key != "learning_rate"}
+        found.setdefault((group.series, json.dumps(rest, sort_keys=True, default=str)), []).append(group)
+    sets = Counter(series for series, _ in found)
+    return {
+        series if sets[series] == 1 else together[0].label: together
+        for (series, _), together in found.items()
+    }
+
+
 def compare_settings(groups: Sequence[Group]) -> tuple[list[Setting], list[tuple[str, str]]]:
     """The settings that differ between groups, and those that are the same in all, as text."""
     keys = list(dict.fromkeys(key for group in groups for key in group.first.settings))
