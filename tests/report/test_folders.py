@@ -88,12 +88,17 @@ def test_a_run_in_its_sft_stage_is_told_by_that(make_run: MakeRun) -> None:
 def test_several_preference_stages_are_records_of_their_own(make_run: MakeRun) -> None:
     folder = make_run("two")
     (folder / "recipe.yaml").write_text(
-        "stages:\n- {loss: slime, name: slime, learning_rate: 1e-6, epochs: 1}\n"
-        "- {loss: dpo, name: later, learning_rate: 1e-6, epochs: 1}\n"
+        "stages:\n- {loss: sft, name: sft, learning_rate: 1e-3, epochs: 1}\n"
+        "- {loss: slime, name: slime, learning_rate: 1e-6, epochs: 1}\n"
+        "- {loss: dpo, name: later, start: sft, learning_rate: 1e-6, epochs: 1}\n"
     )
     (folder / "later").mkdir()
     (folder / "later" / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
-    assert [record.name for record in read_source(folder).records] == ["two/slime", "two/later"]
+    first, later = read_source(folder).records
+    assert (first.name, later.name) == ("two/slime", "two/later")
+    # What both started from is a setting of both, the other one's is not.
+    assert first.settings["sft.learning_rate"] == later.settings["sft.learning_rate"] == 1e-3
+    assert "slime.learning_rate" not in later.settings
 
 
 def test_a_quickstart_gives_a_record_a_run(result: dict[str, Any], tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from slimepo.report.records import (
 from slimepo.settings import read_mapping
 from slimepo.training.folder import MARKER, json_lines, last_checkpoint, read_json
 
-# Settings that say where a run was or what it is called, not what it did.
-_NO_SETTINGS = ("seed", "name")
+# Keys that say what a stage is called or stands behind, not what it did.
+_NO_SETTINGS = ("seed", "name", "start")
 _UNTOLD = "no end is recorded: still running, or killed"
 
 
@@ -175,10 +175,20 @@ def _state(
 
 
 def _settings(recipe: dict[str, Any], stages: Sequence[dict[str, Any]], at: int) -> dict[str, Any]:
-    """The recipe of a stage, flat: its own keys plain, those of the stages before it under their names."""
+    """The recipe of a stage, flat: its own keys plain, those of the stages that led to it under their names."""
     whole = flat({key: value for key, value in recipe.items() if key not in ("stages", "seed")})
-    before = {str(stage.get("name")): _plain(stage) for stage in stages[:at]}
-    return {**flat(_plain(stages[at])), **whole, **flat(before)}
+    led = {str(stages[place].get("name")): _plain(stages[place]) for place in _led_to(stages, at)}
+    return {**flat(_plain(stages[at])), **whole, **flat(led)}
+
+
+def _led_to(stages: Sequence[dict[str, Any]], at: int) -> list[int]:
+    """The stages that a stage's model came from: the one before, unless `start` names another."""
+    if at == 0:
+        return []
+    names = [stage.get("name") for stage in stages[:at]]
+    start = stages[at].get("start")
+    place = names.index(start) if start in names else at - 1
+    return [*_led_to(stages, place), place]
 
 
 def _plain(stage: dict[str, Any]) -> dict[str, Any]:
