@@ -99,7 +99,7 @@ def monitor_file(warn: bool = True) -> str:
             "chosen_change": change,
             "chosen_fell": 0.5 if change else 0.0,
             "entropy": 0.6,
-            "rejected_histogram": [1, 2, 3 + int(-10 * change)],
+            "rejected_histogram": [0, 1, 2, 3 + int(-10 * change)],
             "per_pair": {"chosen": [-0.4, None], "rejected": [-1.0, -2.0]},
         }
 
@@ -110,7 +110,7 @@ def monitor_file(warn: bool = True) -> str:
         {
             "kind": "start",
             "step": 0,
-            "bins": [-3, -2, -1, 0],
+            "bins": [-4, -3, -2, -1, 0],
             "prompts": [{"row_id": "a", "text": "Why is it so?"}],
         },
         {"kind": "probe", "step": 0, "train": None, "heldout": figures(0.0), "gradient_share": None},

@@ -63,8 +63,9 @@ def test_a_run_killed_half_way_says_how_far_it_came(make_run: MakeRun) -> None:
     assert "step 60, 0.60 of 1 epochs" in record.note
     assert len(record.curve) == 6
     assert record.after == {}
-    # It was not scored at its end; the monitor's own sample was.
+    # It was not scored at its end; the monitor's own sample was. Bins that nothing fell into are left out.
     assert record.distributions["rejected_tokens"].after == [1, 2, 11]
+    assert record.distributions["rejected_tokens"].edges == [-3, -2, -1, 0]
 
 
 def test_the_planned_steps_come_from_the_last_checkpoint(make_run: MakeRun) -> None:

@@ -73,8 +73,15 @@ def monitor_distributions(watched: Sequence[Any]) -> dict[str, Distribution]:
             if isinstance(c, list) and len(c) == len(edges) - 1 and None not in map(number, c)
         ]
         if len(whole) > 1:
-            return {"rejected_tokens": Distribution(edges, whole[0], whole[-1])}
+            return {"rejected_tokens": _without_empty_start(Distribution(edges, whole[0], whole[-1]))}
     return {}
+
+
+def _without_empty_start(shape: Distribution) -> Distribution:
+    """The monitor's bins reach further down than most models do."""
+    both = [was + now for was, now in zip(shape.before, shape.after, strict=True)]
+    first = next((at for at, count in enumerate(both) if count), 0)
+    return Distribution(shape.edges[first:], shape.before[first:], shape.after[first:])
 
 
 def monitor_samples(watched: Sequence[Any]) -> tuple[Sample, ...]:
