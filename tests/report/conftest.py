@@ -215,7 +215,7 @@ def scores_row(model: str, value: float, judge: str = "gpt-4") -> dict[str, Any]
     return {
         "model": model,
         "identity": {
-            "benchmark": "arena-hard",
+            "benchmark": "arena-hard-v0.1",
             "judge": judge,
             "rules": "v0.1",
             "baseline": "gpt-4-0314",

@@ -11,6 +11,7 @@ from slimepo.errors import InputError
 from slimepo.report.folders import read_source, read_sources
 from slimepo.report.groups import by_rate, compare_settings, group_records
 from slimepo.report.records import flat, short_number
+from tests.report.conftest import write_run
 
 MakeRun = Callable[..., Path]
 
@@ -158,6 +159,14 @@ def test_runs_that_differ_only_in_the_seed_are_one_group(make_run: MakeRun) -> N
         -0.66,
         3,
     )
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / place / "run", rate=rate) for place, rate in (("a", 1e-6), ("b", 1e-7))]
+    assert [record.name for source in read_sources(folders) for record in source.records] == [
+        "a/run",
+        "b/run",
+    ]
 
 
 def test_the_same_seed_twice_is_not_averaged(make_run: MakeRun) -> None:

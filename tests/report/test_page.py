@@ -144,7 +144,7 @@ def test_speed_memory_and_drops_are_those_of_the_files(whole: str) -> None:
 
 def test_curves_end_where_the_logs_end(everything: list[Path], whole: str) -> None:
     page = whole
-    label = re.search(r'aria-label="(Margin [^"]*over the steps[^"]*)"', page)
+    label = re.search(r'aria-label="(Margin, [^"]*over the steps[^"]*)"', page)
     assert label
     last = json.loads((everything[3] / "dpo" / "metrics.jsonl").read_text().splitlines()[-1])
     assert f"dpo ends at {last['margin']:.3g}" in label.group(1)
@@ -157,10 +157,20 @@ def test_benchmarks_have_intervals_and_a_column_an_identity(everything: list[Pat
         ("21.0 [18.8, 22.5]", "–"),
         ("34.1 [31.9, 35.6]", "50.0 [47.8, 51.5]"),
     ]
-    assert all(head.startswith("Arena-Hard, % (win_rate)") for head in table.heads[1:])
+    assert all(head.startswith("Arena-Hard, win_rate (%)") for head in table.heads[1:])
     assert "judge gpt-4" in notes[0]
     assert "slime: 499 items scored, 1 not" in notes[0]
     assert "judge other" in notes[1]
+
+
+def test_a_score_without_an_interval_has_its_standard_error(tmp_path: Path) -> None:
+    row = scores_row("slime", 7.125)
+    row |= {"unit": "1-10", "measures": {"win_rate": {"value": 7.125, "n": 160, "standard_error": 0.15}}}
+    row["identity"] |= {"benchmark": "mt-bench", "settings": {"category": "math"}}
+    write_json(tmp_path / "eval" / "scores" / "a.json", {"scores": [row]})
+    table, _ = benchmarks(read_report([tmp_path, tmp_path / "eval"]).sources)
+    assert table.heads == ("model", "MT-Bench math, win_rate (1-10)")
+    assert [line.cells for line in table.lines] == [("7.12 ± 0.15",)]
 
 
 def test_an_unofficial_score_is_marked(tmp_path: Path) -> None:
@@ -296,9 +306,11 @@ def test_the_command_says_where_the_page_is(make_run: MakeRun, tmp_path: Path) -
     report_command([folder], None, console)
     assert (folder / "report.html").exists()
     assert (folder / "report.md").exists()
-    assert f"1 runs, 1 of them not to its end: {folder / 'report.html'}" in console.export_text()
+    assert f"1 run, 1 not to the end: {folder / 'report.html'}" in console.export_text()
     with pytest.raises(InputError, match="is a folder"):
         report_command([folder], tmp_path, console)
+    with pytest.raises(InputError, match=r"the page is HTML; give .*page\.html"):
+        report_command([folder], tmp_path / "page.md", console)
 
 
 # --- what only a quickstart has ---------------------------------------------------------------------------

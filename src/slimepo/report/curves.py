@@ -17,7 +17,7 @@ from slimepo.report.records import Record, short_number
 MAIN = (
     ("logps/chosen", "Chosen answers, nats per token"),
     ("logps/rejected", "Rejected answers, nats per token"),
-    ("margin", "Margin (chosen − rejected), nats per token"),
+    ("margin", "Margin, nats per token"),
     ("loss", "Loss"),
     ("loss/chosen", "Loss: chosen term"),
     ("loss/rejected", "Loss: rejected term"),

@@ -72,18 +72,21 @@ def read_source(path: Path) -> Source:
 
 
 def read_scores(path: Path) -> tuple[dict[str, Any], ...]:
-    """The rows of every `scores/*.json` in a folder or one or two levels under it, each with its `file`."""
+    """The rows of every `scores/*.json` in a folder or one or two levels under it."""
     rows = []
     for file in sorted(
         {*path.glob("scores/*.json"), *path.glob("*/scores/*.json"), *path.glob("*/*/scores/*.json")}
     ):
         record = mapping(read_json(file))
-        rows += [{**row, "file": str(file)} for row in map(mapping, record.get("scores") or ()) if row]
+        rows += [row for row in map(mapping, record.get("scores") or ()) if row]
     return tuple(rows)
 
 
 def _told_apart(name: str, source: Source, names: Sequence[str]) -> str:
-    return f"{source.path.name}: {name}" if names.count(name) > 1 and source.kind == "quickstart" else name
+    if names.count(name) < 2:
+        return name
+    folder = source.path.resolve()
+    return f"{folder.name}: {name}" if source.kind == "quickstart" else f"{folder.parent.name}/{name}"
 
 
 def _run_source(path: Path) -> Source:

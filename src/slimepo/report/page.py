@@ -84,15 +84,20 @@ def report_command(paths: Sequence[Path], out: Path | None, console: Console) ->
     """What `slimepo report` does; the page goes into the folder that it is about, or here for several.
 
     Raises:
-        InputError: as `write_report`; or `out` is a folder.
+        InputError: as `write_report`; or `out` cannot be a page.
     """
     page = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
     if page.is_dir():
         raise InputError(f"--out {page} is a folder; give a file, such as {page / 'report.html'}")
+    if page.suffix == ".md":
+        raise InputError(
+            f"--out {page}: the page is HTML; give {page.with_suffix('.html')}, Markdown comes beside it"
+        )
     report = write_report(paths, page)
     unfinished = sum(record.state != "finished" for group in report.groups for record in group.records)
-    note = f", {unfinished} of them not to its end" if unfinished else ""
-    console.print(f"{report.runs} runs{note}: {page}", highlight=False, soft_wrap=True)
+    note = f", {unfinished} not to the end" if unfinished else ""
+    runs = f"{report.runs} run{'' if report.runs == 1 else 's'}"
+    console.print(f"{runs}{note}: {page}", highlight=False, soft_wrap=True)
     console.print(f"tables in Markdown: {page.with_suffix('.md')}", highlight=False, soft_wrap=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -228,7 +229,8 @@ def benchmarks(sources: Sequence[Source]) -> tuple[Table, list[str]]:
 
     Scores compare only where judge, rules, baseline, prompts and settings are the same: they share a column then.
     """
-    rows = {row["file"] + str(at): row for source in sources for at, row in enumerate(source.scores)}
+    # A folder may be given by itself and lie in another one: the same row counts once.
+    rows = {json.dumps(row, sort_keys=True, default=str): row for source in sources for row in source.scores}
     columns: dict[str, list[dict[str, Any]]] = {}
     for row in rows.values():
         columns.setdefault(repr(sorted(flat_identity(row).items())), []).append(row)
@@ -248,14 +250,18 @@ def benchmarks(sources: Sequence[Source]) -> tuple[Table, list[str]]:
 
 
 def benchmark_cell(row: Mapping[str, Any]) -> str:
-    """The headline measure with its interval where it has one: `34.1 [31.8, 36.0]`."""
+    """The headline measure with its interval (`34.1 [31.8, 36.0]`), else its standard error (`34.1 ± 1.3`)."""
     measure = mapping(mapping(row.get("measures")).get(str(row.get("headline"))))
     form = ".2f" if row.get("unit") == "1-10" else ".1f"
-    value, low, high = (number(measure.get(key)) for key in ("value", "lower", "upper"))
+    value, low, high, error = (
+        number(measure.get(key)) for key in ("value", "lower", "upper", "standard_error")
+    )
     if value is None:
         return ABSENT
-    interval = f" [{low:{form}}, {high:{form}}]" if low is not None and high is not None else ""
-    return f"{value:{form}}{interval}{'' if row.get('official', True) else ' *'}"
+    sure = f" ± {error:{form}}" if error is not None else ""
+    if low is not None and high is not None:
+        sure = f" [{low:{form}}, {high:{form}}]"
+    return f"{value:{form}}{sure}{'' if row.get('official', True) else ' *'}"
 
 
 def flat_identity(row: Mapping[str, Any]) -> dict[str, str]:
@@ -274,15 +280,23 @@ def settings_blocks(groups: Sequence[Group], width: int = 6) -> list[tuple[int, 
 
 def _benchmark_head(row: Mapping[str, Any]) -> str:
     names = {"mt-bench": "MT-Bench", "arena-hard": "Arena-Hard", "alpaca-eval": "AlpacaEval 2"}
-    benchmark = str(mapping(row.get("identity")).get("benchmark") or "")
-    return f"{names.get(benchmark, benchmark)}, {row.get('unit') or ''} ({row.get('headline')})"
+    identity = flat_identity(row)
+    benchmark = identity.get("benchmark", "")
+    known = next((name for key, name in names.items() if benchmark.startswith(key)), benchmark)
+    category = f" {category}" if (category := identity.get("category", "None")) != "None" else ""
+    return f"{known}{category}, {row.get('headline')} ({row.get('unit')})"
 
 
 def _identity_words(rows: Sequence[Mapping[str, Any]]) -> str:
-    words = [f"{key} {value[:40]}" for key, value in flat_identity(rows[0]).items() if key != "benchmark"]
+    identity = flat_identity(rows[0])
+    # Of a hash the first few characters tell as much.
+    words = [
+        f"{key} {value[:12] if key in ('prompts', 'questions') else value}" for key, value in identity.items()
+    ]
     words += [f"{row.get('model')}: {_items(row)}" for row in rows]
-    unofficial = sorted({str(note) for row in rows for note in row.get("notes") or ()})
-    return ", ".join(words) + (f"; * {'; '.join(unofficial)}" if unofficial else "")
+    notes = [(row.get("official", True), str(note)) for row in rows for note in row.get("notes") or ()]
+    told = [note if official else f"* {note}" for official, note in dict.fromkeys(notes)]
+    return "; ".join([", ".join(words), *told])
 
 
 def _items(row: Mapping[str, Any]) -> str:
