@@ -15,7 +15,7 @@ Kind = Literal["unlearning", "floor", "repetition", "entropy"]
 
 # Shares of the budget. Generation goes token by token, so that few prompts cost as much as many scored pairs. The rest
 # is for drawing the sample and for probes that take longer than the one before.
-SCORING_SHARE, GENERATION_SHARE = 0.55, 0.3
+SCORING_SHARE, GENERATION_SHARE = 0.5, 0.3
 # The sample is as large as lets this many probes be paid for: the first, the last and four between.
 _PLANNED_PROBES = 6
 _FEWEST_PAIRS = 8
@@ -91,7 +91,9 @@ class Pace:
     def note(self, step: int, seconds: float) -> None:
         """A probe was made at `step`."""
         self.done += self.first_step < step < self.last_step
-        self.spent, self.cost, self.last = self.spent + seconds, seconds, step
+        # A fast one after a slow one may have been luck.
+        self.cost = max(seconds, (self.cost + seconds) / 2)
+        self.spent, self.last = self.spent + seconds, step
 
     def due(self, step: int, seconds_per_step: float) -> bool:
         """Whether a probe is due after `step`."""
