@@ -61,7 +61,7 @@ def sample_size(settings: MonitorSettings, trained_pairs: float) -> int:
 
     A training pair is taken to cost two forward passes, one of them backward: it is three where every weight needs a
     gradient, but a small model's forward pass is mostly overhead. No fewer than 8: the figures of fewer pairs say
-    nothing, so that a run over fewer than about 4,000 pairs may spend more than the budget.
+    nothing, so that a run over fewer than about 3,000 pairs spends more than the budget.
     """
     if settings.every is not None:
         return settings.pairs

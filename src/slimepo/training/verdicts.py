@@ -30,8 +30,8 @@ class Verdict:
 FELL_ON, FELL_OFF = 0.1, 0.05
 # Share of the pairs that must have fallen: an average that a few pairs pull down is another story.
 FELL_SHARE = 0.5
-# Standard errors by which the fall must stand out from the spread over pairs: with a dozen pairs and a handful of
-# looks at two sets, 2 would raise a false alarm in one run out of seven, 3 in one out of twenty.
+# Standard errors by which the fall must stand out from the spread over pairs. With a dozen pairs chance exceeds 2 of
+# them in 4 looks out of 100, 3 in less than one (Student's t), and a run is looked at many times.
 FELL_ERRORS = 3.0
 # Share of rejected tokens, as a rise since step 0.
 UNDER_ON, UNDER_OFF = 0.25, 0.2
