@@ -7,7 +7,7 @@ hovers at the threshold is reported once. docs/monitor.md argues for the numbers
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -134,6 +134,25 @@ def judge_answers(now: Figures, start: Figures, on: Mapping[Kind, bool]) -> Verd
         f"({round((1 - start['finished']) * count)} at the start): degenerate generation"
     )
     return Verdict("repetition", max(endless, loops) >= limit - 1e-9, None, message)
+
+
+def three_facts(lines: Sequence[Mapping[str, Any]], heldout: Figures | None = None) -> list[str]:
+    """The three facts that matter most about a monitored run: what was warned of and still holds first.
+
+    lines: of its file. heldout: the stage's record of all its held-out pairs, which the facts are then of.
+    """
+    probes = [x for x in lines if x["kind"] == "probe"]
+    answers = [x for x in lines if x["kind"] == "generation"]
+    last = {x["warning"]: x for x in lines if x["kind"] == "warning"}
+    said = [f"Warning: {x['message']}." for x in last.values() if x["state"] == "on"]
+    name = "heldout" if probes and probes[0]["heldout"] else "train"
+    if heldout is not None:
+        said += heldout_facts(heldout)
+    elif probes and probes[-1][name] is not None:
+        said += facts(name, probes[-1][name], probes[0][name], probes[-1][name]["chosen_fell"])
+    if answers:
+        said.append(answers_fact(answers[-1], answers[0]))
+    return said[:3]
 
 
 def facts(rows: str, now: Figures, start: Figures, chosen_fell: float | None) -> list[str]:
