@@ -1,7 +1,8 @@
 """Trains a tiny model for a few steps and writes what came of it; run by test_trainer on one and on two ranks.
 
-Arguments: where to write, pairs of a step on each rank, the order of rows, and "poison" to spoil one row or "kto"
-to train with an objective that reads a reference and a mean over the whole step.
+Arguments: where to write, pairs of a step on each rank, the order of rows, and "poison" to spoil one row, "kto"
+to train with an objective that reads a reference and a mean over the whole step, or "stop" to train towards unlearning
+with a monitor that ends the run.
 """
 
 import json
@@ -32,11 +33,18 @@ objective = (
     if "kto" in sys.argv
     else {"loss_options": {"rejected_mean": "token"}}
 )
+if "stop" in sys.argv:
+    objective = {
+        "loss": "simpo",
+        "loss_options": {"beta": 2.0, "gamma": 40.0},
+        "monitor": {"every": 2, "stop_on": ["unlearning"]},
+    }
+rate = 100.0 if "stop" in sys.argv else 1e-2
 with tempfile.TemporaryDirectory() as folder:
     trainer = PreferenceTrainer(
         model=model,
         args=PreferenceConfig(
-            output_dir=folder, learning_rate=1e-2, max_steps=6, logging_steps=1, save_strategy="no", optim="sgd",
+            output_dir=folder, learning_rate=rate, max_steps=6, logging_steps=1, save_strategy="no", optim="sgd",
             per_device_train_batch_size=3, pairs_per_step=share, train_sampling_strategy=strategy,
             disable_tqdm=True, **objective,
         ),
@@ -49,4 +57,13 @@ if trainer.is_world_process_zero():
     unwrapped = trainer.accelerator.unwrap_model(trainer.model)
     weights = torch.cat([p.detach().flatten() for p in unwrapped.parameters()])
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    out.write_text(json.dumps({"losses": losses, "weights": weights.tolist(), "score": score}))
+    out.write_text(
+        json.dumps(
+            {
+                "losses": losses,
+                "weights": weights.tolist(),
+                "score": score,
+                "steps": trainer.state.global_step,
+            }
+        )
+    )

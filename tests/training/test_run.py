@@ -20,9 +20,11 @@ from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.playground.world import demonstrations, make_tasks
 from slimepo.report.folders import read_source
+from slimepo.training.folder import json_lines
 from slimepo.training.recipe import load_recipe
 from slimepo.training.run import run_recipe
 from slimepo.training.stage import StageRows, stage_trainer
+from slimepo.training.summary import print_summary
 from tests.training.conftest import random_rows
 
 CLI = [sys.executable, "-m", "slimepo.cli"]
@@ -260,6 +262,39 @@ def test_killed_in_mid_run_the_same_command_ends_in_the_same_weights(
         assert torch.equal(weights(out)[name], tensor), name
     steps = [json.loads(line)["step"] for line in (out / stage / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
+    probes = [line for line in json_lines(out / stage / "monitor.jsonl") if line["kind"] == "probe"]
+    whole = [line for line in json_lines(finished / stage / "monitor.jsonl") if line["kind"] == "probe"]
+    # Probes stand where the time allows; the first and the last are the same.
+    assert [line["since"] for line in probes] == [0] * len(probes)
+    for one, two in ((probes[0], whole[0]), (probes[-1], whole[-1])):
+        assert (one["step"], one["train"], one["heldout"]) == (two["step"], two["train"], two["heldout"])
+
+
+def test_a_stage_can_stop_itself_and_leaves_a_model_and_the_reason(world: Path, tmp_path: Path) -> None:
+    """The stage behind it goes on from what it left."""
+    overrides = [
+        "stages.sft.name=first",
+        "stages.first.part=sft",
+        "stages.first.loss=simpo",
+        "stages.first.loss_options={beta: 2.0, gamma: 40.0}",
+        "stages.first.learning_rate=1",
+        "stages.first.monitor={every: 2, stop_on: [unlearning]}",
+        "stages.slime.max_steps=2",
+        "stages.slime.monitor=false",
+    ]
+    shown = Console(record=True, file=io.StringIO(), width=200)
+    results = run_recipe(load_recipe(world / "recipe.yaml", overrides), tmp_path, shown)
+    first, second = (json.loads((tmp_path / name / "stage.json").read_text()) for name in ("first", "slime"))
+    assert first["steps"] == first["monitor"]["stopped"]["step"] < 20
+    assert first["monitor"]["stopped"]["warning"] == "unlearning"
+    assert (tmp_path / "first" / "model" / "model.safetensors").exists()
+    assert second["monitor"] is None
+    assert not (tmp_path / "slime" / "monitor.jsonl").exists()
+    assert "unlearning; the run stops here" in shown.export_text(clear=False)
+    print_summary(results, tmp_path, shown)
+    said = shown.export_text()
+    assert "first was stopped at step" in said
+    assert f"report: slimepo report {tmp_path}" in said
 
 
 def test_smoke_shrinks_the_model_and_takes_five_steps_a_stage(world: Path, tmp_path: Path) -> None:

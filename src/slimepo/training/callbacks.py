@@ -144,9 +144,10 @@ class TrainingProgress(TrainerCallback):
 
     def _panel(self) -> Any:
         from rich.console import Group
+        from rich.padding import Padding
         from rich.text import Text
 
-        return Group(self.progress, *(Text(f"  {line}", overflow="ellipsis") for line in self.facts))
+        return Group(self.progress, *(Padding(Text(line), (0, 0, 0, 2)) for line in self.facts))
 
 
 def log_lines(logs: dict[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -14,6 +14,13 @@ FloatArray = NDArray[np.float64]
 # Edges of the histogram of rejected tokens, in nats; what is lower counts in the first bin.
 BINS: tuple[float, ...] = tuple(-30 + 0.5 * i for i in range(61))
 _LONGEST_BLOCK, _LOOP_COPIES, _NGRAM = 16, 5, 4
+
+
+_FLAT = (
+    "chosen", "rejected", "margin", "accuracy", "chosen_change", "rejected_change", "chosen_fell", "rejected_fell",
+    "rejected_below_floor", "rejected_p1", "rejected_p5", "entropy", "entropy_rejected", "hit",
+)  # fmt: skip
+_FLAT_ANSWERS = ("length", "finished", "repeated", "looping", "valid")
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,29 @@ def figures(
         "hit": mean(np.concatenate([*chosen.hit, np.zeros(0)])),
         "per_pair": per_pair(w, l),
     }
+
+
+def flat_figures(line: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a probe under the names that trackers show."""
+    flat = {
+        f"monitor/{name}/{key}": line[name][key]
+        for name in ("train", "heldout")
+        if line[name] is not None
+        for key in _FLAT
+        if line[name][key] is not None
+    }
+    for name in ("train", "heldout"):
+        if line[name] is not None and line[name]["past_margin"][0] is not None:
+            _, soft, hard = line[name]["past_margin"]
+            flat |= {f"monitor/{name}/past_soft_margin": soft, f"monitor/{name}/past_hard_margin": hard}
+    flat |= {f"monitor/gradient_share/{k}": v for k, v in (line["gradient_share"] or {}).items()}
+    ratios = (line["entanglement"] or {}).get("ratio")
+    return flat | ({"monitor/entanglement": sum(ratios) / len(ratios)} if ratios else {})
+
+
+def flat_answers(line: Mapping[str, Any]) -> dict[str, float]:
+    """The same of a generation probe."""
+    return {f"monitor/generation/{key}": line[key] for key in _FLAT_ANSWERS if line[key] is not None}
 
 
 def per_pair(chosen: FloatArray, rejected: FloatArray) -> PerPair:

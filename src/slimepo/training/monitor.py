@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError
 from slimepo.losses import hyperparameters, slime
-from slimepo.training.displacement import BINS, figures, shares_of_norms
+from slimepo.training.displacement import BINS, figures, flat_answers, flat_figures, shares_of_norms
 from slimepo.training.folder import json_lines, write_text
 from slimepo.training.pace import (
     GENERATION_SHARE,
@@ -39,7 +39,7 @@ from slimepo.training.probe import (
     sample,
     score_sample,
 )
-from slimepo.training.verdicts import Verdict, answers_fact, facts, heldout_facts, judge_answers, judge_pairs
+from slimepo.training.verdicts import Verdict, judge_answers, judge_pairs, three_facts
 
 if TYPE_CHECKING:
     from slimepo.training.trainer import PreferenceTrainer
@@ -48,11 +48,6 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 FILE = "monitor.jsonl"
-_FLAT = (
-    "chosen", "rejected", "margin", "accuracy", "chosen_change", "rejected_change", "chosen_fell", "rejected_fell",
-    "rejected_below_floor", "rejected_p1", "rejected_p5", "entropy", "entropy_rejected", "hit",
-)  # fmt: skip
-_FLAT_ANSWERS = ("length", "finished", "repeated", "looping", "valid")
 
 
 class DisplacementMonitor(TrainerCallback):
@@ -109,7 +104,7 @@ class DisplacementMonitor(TrainerCallback):
             "warnings": [{k: x[k] for k in ("step", "warning", "set", "message")} for x in raised],
             "stopped": self.stopped,
             "share": ends[-1]["share"] if ends else None,
-            "facts": self._facts(heldout),
+            "facts": three_facts(self.lines, heldout),
         }
 
     def on_train_begin(
@@ -263,9 +258,8 @@ class DisplacementMonitor(TrainerCallback):
         """Whether these lines are of this run's sample and begin with its figures of step 0."""
         rows = {name: [row.row_id for row in rows] for name, rows in self._rows.items()}
         kinds = [line["kind"] for line in kept]
-        if kinds[:2] != ["start", "probe"] or kept[0].get("version") != VERSION or kept[0]["rows"] != rows:
-            return False
-        return not self._prompts or "generation" in kinds
+        same = kinds[:2] == ["start", "probe"] and kept[0].get("version") == VERSION
+        return same and kept[0]["rows"] == rows
 
     def _take_up(self, kept: list[dict[str, Any]], state: TrainerState) -> None:
         """Go on behind the checkpoint: the start is what the file says it was, not where the run is resumed."""
@@ -274,6 +268,8 @@ class DisplacementMonitor(TrainerCallback):
         answers = [line for line in kept if line["kind"] == "generation"]
         self._since, self._start = probes[0]["since"], probes[0]
         self._start_answers = answers[0] if answers else None
+        # Without answers at the start the model could give none.
+        self._prompts = self._prompts if answers else []
         self._scoring.done = max(len(probes) - 1, 0)
         self._generation.done = max(len(answers) - 1, 0)
         self._on = {line["warning"]: line["state"] == "on" for line in kept if line["kind"] == "warning"}
@@ -327,7 +323,7 @@ class DisplacementMonitor(TrainerCallback):
         self._write(line)
         if self._start is None:
             self._start = line
-        self._unlogged |= _flat(line)
+        self._unlogged |= flat_figures(line)
         sets = ("train", "heldout")
         verdicts = judge_pairs({s: line[s] for s in sets}, {s: self._start[s] for s in sets}, self._on)
         self._warn(state, verdicts)
@@ -362,7 +358,7 @@ class DisplacementMonitor(TrainerCallback):
         self._write(line)
         if self._start_answers is None:
             self._start_answers = line
-        self._unlogged |= {f"monitor/generation/{k}": line[k] for k in _FLAT_ANSWERS if line[k] is not None}
+        self._unlogged |= flat_answers(line)
         self._warn(state, [judge_answers(line, self._start_answers, self._on)])
 
     def _decode(self) -> Callable[[Sequence[int]], str] | None:
@@ -397,43 +393,10 @@ class DisplacementMonitor(TrainerCallback):
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    def _facts(self, heldout: Mapping[str, Any] | None) -> list[str]:
-        """The three facts that matter most: what was warned of and still holds first."""
-        probes = [x for x in self.lines if x["kind"] == "probe"]
-        answers = [x for x in self.lines if x["kind"] == "generation"]
-        last = {x["warning"]: x for x in self.lines if x["kind"] == "warning"}
-        said = [f"Warning: {x['message']}." for x in last.values() if x["state"] == "on"]
-        name = "heldout" if probes and probes[0]["heldout"] else "train"
-        if heldout is not None:
-            said += heldout_facts(heldout)
-        elif probes and probes[-1][name] is not None:
-            said += facts(name, probes[-1][name], probes[0][name], probes[-1][name]["chosen_fell"])
-        if answers:
-            said.append(answers_fact(answers[-1], answers[0]))
-        return said[:3]
-
 
 def _stop(line: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept of the warning that ends a run."""
     return {key: line[key] for key in ("step", "warning", "message")}
-
-
-def _flat(line: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a probe under the names that trackers show."""
-    flat = {
-        f"monitor/{name}/{key}": line[name][key]
-        for name in ("train", "heldout")
-        if line[name] is not None
-        for key in _FLAT
-        if line[name][key] is not None
-    }
-    for name in ("train", "heldout"):
-        if line[name] is not None and line[name]["past_margin"][0] is not None:
-            _, soft, hard = line[name]["past_margin"]
-            flat |= {f"monitor/{name}/past_soft_margin": soft, f"monitor/{name}/past_hard_margin": hard}
-    flat |= {f"monitor/gradient_share/{k}": v for k, v in (line["gradient_share"] or {}).items()}
-    ratios = (line["entanglement"] or {}).get("ratio")
-    return flat | ({"monitor/entanglement": sum(ratios) / len(ratios)} if ratios else {})
 
 
 def _now(device: torch.device) -> float:

@@ -15,7 +15,7 @@ Kind = Literal["unlearning", "floor", "repetition", "entropy"]
 
 # Shares of the budget. Generation goes token by token, so that few prompts cost as much as many scored pairs. The rest
 # is for drawing the sample and for probes that take longer than the one before.
-SCORING_SHARE, GENERATION_SHARE = 0.55, 0.3
+SCORING_SHARE, GENERATION_SHARE = 0.5, 0.3
 # The sample is as large as lets this many probes be paid for: the first, the last and four between.
 _PLANNED_PROBES = 6
 _FEWEST_PAIRS = 8
@@ -61,7 +61,7 @@ def sample_size(settings: MonitorSettings, trained_pairs: float) -> int:
 
     A training pair is taken to cost two forward passes, one of them backward: it is three where every weight needs a
     gradient, but a small model's forward pass is mostly overhead. No fewer than 8: the figures of fewer pairs say
-    nothing, so that a run over fewer than about 4,000 pairs may spend more than the budget.
+    nothing, so that a run over fewer than about 3,000 pairs spends more than the budget.
     """
     if settings.every is not None:
         return settings.pairs
@@ -91,7 +91,9 @@ class Pace:
     def note(self, step: int, seconds: float) -> None:
         """A probe was made at `step`."""
         self.done += self.first_step < step < self.last_step
-        self.spent, self.cost, self.last = self.spent + seconds, seconds, step
+        # A fast one after a slow one may have been luck.
+        self.cost = max(seconds, (self.cost + seconds) / 2)
+        self.spent, self.last = self.spent + seconds, step
 
     def due(self, step: int, seconds_per_step: float) -> bool:
         """Whether a probe is due after `step`."""

@@ -88,7 +88,8 @@ class PreferenceTrainer(Trainer):
             processing_class = processing_class or load_tokenizer(model)
         loaded = load_model(model, **args.model_init_kwargs) if isinstance(model, str) else model
         policy = _prepared(loaded, args, processing_class, peft_config)
-        own = [EpochOfSampler(), LogBeforeSave(), *([] if args.disable_tqdm else [TrainingProgress()])]
+        shown = [] if args.disable_tqdm else [TrainingProgress()]
+        own = [EpochOfSampler(), LogBeforeSave(), *shown]
         watching = _monitors(args, callbacks or [])
         super().__init__(
             model=policy,
@@ -120,6 +121,8 @@ class PreferenceTrainer(Trainer):
         )
         if self.monitor is not None:
             self.monitor.attach(self)
+            if shown and watching:
+                self.monitor.say = shown[0].warn
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Steps of the epoch, of which this rank takes its share; a step is a list of micro-batches."""

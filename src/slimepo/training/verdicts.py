@@ -7,8 +7,8 @@ hovers at the threshold is reported once. docs/monitor.md argues for the numbers
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from slimepo.training.pace import Kind
@@ -30,8 +30,9 @@ class Verdict:
 FELL_ON, FELL_OFF = 0.1, 0.05
 # Share of the pairs that must have fallen: an average that a few pairs pull down is another story.
 FELL_SHARE = 0.5
-# Standard errors by which the fall must stand out from the spread over pairs.
-FELL_ERRORS = 2.0
+# Standard errors by which the fall must stand out from the spread over pairs. With a dozen pairs chance exceeds 2 of
+# them in 4 looks out of 100, 3 in less than one (Student's t), and a run is looked at many times.
+FELL_ERRORS = 3.0
 # Share of rejected tokens, as a rise since step 0.
 UNDER_ON, UNDER_OFF = 0.25, 0.2
 # Fall of the 5th percentile of rejected tokens since step 0, in nats: e^5 = 148 times less likely.
@@ -60,8 +61,17 @@ def judge_pairs(
         ]
         if found:
             # Of two sets that hold the one trained on is the plainer case, and comes first.
-            verdicts.append(next((v for v in found if v.holds), found[0]))
+            verdict = next((v for v in found if v.holds), found[0])
+            verdicts.append(_of_heldout_alone(verdict, now) if kind == "unlearning" else verdict)
     return verdicts
+
+
+def _of_heldout_alone(verdict: Verdict, now: Mapping[str, Figures | None]) -> Verdict:
+    """Unlearning of held-out answers alone is told apart: those trained on may have become likelier."""
+    trained = now.get("train")
+    if verdict.rows != "heldout" or not trained or (trained["chosen_change"] or 0.0) < 0:
+        return verdict
+    return replace(verdict, message=f"{verdict.message} (of answers outside the training rows)")
 
 
 def _unlearning(rows: str, now: Figures, start: Figures, on: bool) -> Verdict:
@@ -126,6 +136,25 @@ def judge_answers(now: Figures, start: Figures, on: Mapping[Kind, bool]) -> Verd
     return Verdict("repetition", max(endless, loops) >= limit - 1e-9, None, message)
 
 
+def three_facts(lines: Sequence[Mapping[str, Any]], heldout: Figures | None = None) -> list[str]:
+    """The three facts that matter most about a monitored run: what was warned of and still holds first.
+
+    lines: of its file. heldout: the stage's record of all its held-out pairs, which the facts are then of.
+    """
+    probes = [x for x in lines if x["kind"] == "probe"]
+    answers = [x for x in lines if x["kind"] == "generation"]
+    last = {x["warning"]: x for x in lines if x["kind"] == "warning"}
+    said = [f"Warning: {x['message']}." for x in last.values() if x["state"] == "on"]
+    name = "heldout" if probes and probes[0]["heldout"] else "train"
+    if heldout is not None:
+        said += heldout_facts(heldout)
+    elif probes and probes[-1][name] is not None:
+        said += facts(name, probes[-1][name], probes[0][name], probes[-1][name]["chosen_fell"])
+    if answers:
+        said.append(answers_fact(answers[-1], answers[0]))
+    return said[:3]
+
+
 def facts(rows: str, now: Figures, start: Figures, chosen_fell: float | None) -> list[str]:
     """What became of pairs, in plain words: the chosen answers, then the separation.
 
@@ -160,7 +189,9 @@ def answers_fact(now: Figures, start: Figures) -> str:
     count = len(now["answers"])
     ends = f"{round(now['finished'] * count)} of {count} greedy answers end by themselves"
     loops = round(now["looping"] * count)
-    repeats = "none repeats itself" if not loops else f"{loops} repeat themselves"
+    repeats = (
+        "none repeats itself" if not loops else f"{loops} repeat{'s itself' if loops == 1 else ' themselves'}"
+    )
     return (
         f"{ends} ({round(start['finished'] * count)} at the start), {repeats}; "
         f"they are {now['length']:.0f} tokens long ({start['length']:.0f})."
