@@ -41,7 +41,13 @@ def test_a_light_start(code: str) -> None:
 
 
 def test_help_and_version() -> None:
-    for arguments in (["--help"], ["run", "--help"], ["data", "check", "--help"], ["quickstart", "--help"]):
+    for arguments in (
+        ["--help"],
+        ["run", "--help"],
+        ["data", "check", "--help"],
+        ["quickstart", "--help"],
+        ["report", "--help"],
+    ):
         result = slimepo(*arguments)
         assert result.returncode == 0
         assert "Usage" in result.stdout
@@ -60,6 +66,8 @@ def test_help_and_version() -> None:
         (["quickstart", "preference.epoch=1"], "did you mean 'epochs'"),
         (["quickstart", "--objective", "dpoo"], "unknown loss 'dpoo'"),
         (["export", "nowhere", "TMP"], "nowhere: no checkpoint, adapter or model there"),
+        (["report", "nowhere"], "report nowhere: no such folder"),
+        (["report", "TMP", "--out", "page.html"], "no such folder"),
         (["generate", "hello", "--model", "no/where"], "no/where"),
         (["data", "check", "absent.jsonl", "--model", "no/where"], "absent.jsonl"),
     ],

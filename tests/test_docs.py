@@ -66,6 +66,13 @@ def test_the_readmes_tree_shows_every_module() -> None:
             assert path.name in readme or whole_folder, f"{path} is not in the README's tree"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_points_to_is_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
 def test_every_recipe_is_valid() -> None:
     from slimepo.training.recipe import load_recipe
 

@@ -205,13 +205,31 @@ def quickstart(
     recipe = load_quickstart(overrides or [], objective or [], sweep=sweep)
     _quiet_libraries()
     from slimepo.playground.quickstart import run_quickstart
-    from slimepo.report.page import results_table
+    from slimepo.report.quickstart import quickstart_source
+    from slimepo.report.tables import results_in_terminal
     from slimepo.training.folder import cache_folder
 
     console = _console()
     result = run_quickstart(recipe, out, console, cache=None if no_cache else cache_folder("playground"))
-    console.print(results_table(result))
+    console.print(results_in_terminal(result, quickstart_source(out, result).records))
     console.print(f"page: {out / 'page.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folders of slimepo run, train, quickstart or eval."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The page (default: RUN/report.html; ./report.html for several runs)."),
+    ] = None,
+) -> None:
+    """One page about one or more runs, and its tables in Markdown beside it: what training did, side by side."""
+    from slimepo.report.page import report_command
+
+    report_command(runs, out, _console())
 
 
 @data_app.command("check")

@@ -50,6 +50,9 @@ def test_it_leaves_a_table_a_page_and_the_numbers(first: tuple[dict[str, Any], P
         assert figures | {"rejected_below_floor"} <= run["before"].keys() & run["after"].keys()
         assert 0 <= run["chosen_fell"] <= 1
         assert run["curve"]
+        assert set(run["distributions"]) == {"margin", "rejected_tokens", "answer_lengths"}
+        assert sum(run["distributions"]["answer_lengths"]["after"]) == result["heldout_prompts"]
+        assert run["monitor"][0]["kind"] == "start"
     assert "slime 1e-3" in (out / "page.html").read_text()
 
 

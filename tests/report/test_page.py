@@ -1,13 +1,9 @@
-"""The quickstart's page and tables: complete, self-contained, and standing up to whatever a run left behind."""
+"""The page and its tables: complete, self-contained, with the numbers of the files, whatever a run left behind."""
 
-import html
 import json
 import math
 import re
-import shutil
-import subprocess
-from collections.abc import Iterator
-from html.parser import HTMLParser
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,123 +11,46 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from slimepo.report.figures import learning_rates, series, short_rate, styles
-from slimepo.report.page import findings, markdown_table, quickstart_page, read_runs, results_table
+from slimepo.errors import InputError
+from slimepo.report.findings import findings
+from slimepo.report.page import (
+    Report,
+    make_report,
+    read_report,
+    report_command,
+    report_markdown,
+    report_page,
+    shown_samples,
+)
+from slimepo.report.quickstart import quickstart_source
+from slimepo.report.tables import benchmarks, results, results_in_terminal
+from tests.report.conftest import (
+    HOSTILE,
+    Tags,
+    quickstart_result,
+    quickstart_run,
+    scores_row,
+    write_evaluation,
+    write_json,
+    write_run,
+)
 
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
-CHROMIUM = shutil.which("chromium")
-
-
-def metrics(exact: float, chosen: float) -> dict[str, float]:
-    return {
-        "exact_match": exact,
-        "format_valid": 0.9,
-        "end_rate": 0.95,
-        "repetition": 0.01,
-        "exact_match/add": exact,
-        "exact_match/sort": exact / 2,
-        "logps/chosen": chosen,
-        "logps/rejected": chosen - 1,
-        "margin": 1.0,
-        "accuracy": 0.9,
-        "rejected_below_floor": 0.4,
-    }
-
-
-def make_run(objective: str, rate: float, exact: float, **changes: Any) -> dict[str, Any]:
-    curve = [
-        {
-            "step": step,
-            "loss": 1 / step,
-            "logps/chosen": -0.5 - rate * step,
-            "logps/rejected": -1 - rate * step,
-        }
-        for step in range(10, 60, 10)
-    ]
-    run = {
-        "name": f"{objective} {short_rate(rate)}",
-        "objective": objective,
-        "learning_rate": rate,
-        "options": {},
-        "seconds": 6.2,
-        "steps": 50,
-        "before": metrics(0.5, -0.56),
-        "after": metrics(exact, -0.6),
-        "chosen_fell": 0.31,
-        "curve": curve,
-        "error": None,
-    }
-    return {**run, **changes}
+MakeRun = Callable[..., Path]
 
 
-@pytest.fixture
-def result() -> dict[str, Any]:
-    answer = {"text": "13", "correct": False, "valid": True, "finished": True}
-    return {
-        "title": "SLIME in the built-in world",
-        "seed": 0,
-        "versions": {"torch": "2.13.0"},
-        "recipe": {"model": {"init": "random", "hidden_size": 96}, "runs": [{"loss": "slime"}]},
-        "seconds": {"sft": 95.0, "samples": 6.1},
-        "sft": {"cached": True, "seconds": 95.0, "metrics": {"exact_match": 0.5, "format_valid": 0.8}},
-        "pairs": {
-            "tasks": 3000,
-            "pairs": 2800,
-            "gold_share": 0.1,
-            "invalid_share": 0.2,
-            "train": 2400,
-            "heldout": 400,
-        },
-        "heldout_prompts": 1100,
-        "runs": [
-            make_run("slime", 1e-4, 0.56),
-            make_run("slime", 1e-3, 0.52),
-            make_run("dpo", 1e-4, 0.51),
-            make_run("dpo", 1e-3, 0.16, chosen_fell=0.97),
-            make_run("sft", 1e-4, 0.58),
-            make_run(
-                "simpo", 1e-3, 0.0, after=None, chosen_fell=None, error="the loss is not finite at step 12"
-            ),
-        ],
-        "samples": [
-            {
-                "family": "add",
-                "prompt": "Add 5 and 7.",
-                "gold": "12",
-                "answers": {
-                    "sft": answer,
-                    "slime 1e-4": {**answer, "text": "12", "correct": True},
-                    "slime 1e-3": {**answer, "text": "The answer is 12", "valid": False},
-                    "dpo 1e-3": {**answer, "text": "12" * 900, "finished": False},
-                },
-            }
-        ],
-    }
+def of_quickstart(result: Any) -> Report:
+    return make_report([quickstart_source(Path("made-up"), result)])
 
 
-class Tags(HTMLParser):
-    """Collects the start tags, and fails on one that is closed where it is not open."""
+def told(report: Report) -> dict[str, Any]:
+    return {finding.head: finding for finding in findings(report.groups, report.sources)}
 
-    void = frozenset({"meta", "link", "br", "img"})
 
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in self.void:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open
-        assert self.open.pop() == tag
+def table_with(page: str, head: str) -> dict[str, dict[str, str]]:
+    """The page's first table that has a column of this heading: rows by label, cells by heading."""
+    table = next(table for table in Tags(page).tables if head in table[0])
+    # A run that has no result has one wide cell.
+    return {row[0]: dict(zip(table[0], row, strict=len(row) > 2)) for row in table[1:]}
 
 
 def pieces(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -142,11 +61,35 @@ def pieces(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from pieces(item)
 
 
-def test_the_page_is_whole_and_loads_nothing(result: dict[str, Any]) -> None:
-    page = quickstart_page(result)
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Folders of every kind: seeds, a run that broke, one that was killed, scores, a quickstart."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_json(folder / "quickstart" / "quickstart.json", quickstart_result())
+    return [
+        *(
+            write_run(folder / f"slime-s{seed}", seed=seed, shift=seed / 10, watched=True)
+            for seed in (0, 1, 2)
+        ),
+        write_run(folder / "dpo", "dpo", options={"beta": 0.1}),
+        write_run(folder / "broken", "simpo", state="failed", options={"gamma_beta_ratio": 20}),
+        write_run(folder / "killed", "simpo", state="killed", watched=True),
+        write_evaluation(folder / "evaluation"),
+        folder / "quickstart",
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(everything: list[Path]) -> str:
+    """The page of all of them."""
+    return report_page(read_report(everything))
+
+
+def test_the_page_is_whole_and_loads_nothing(whole: str) -> None:
+    page = whole
     tags = Tags(page)
     assert not tags.open
-    assert len(page.encode()) < 1_500_000
+    assert len(page.encode()) < 3_000_000
     assert not [tag for tag, _ in tags.seen if tag in ("script", "iframe", "object", "embed")]
     for _, attributes in tags.seen:
         for name in ("src", "href", "xlink:href", "data", "srcset"):
@@ -157,8 +100,224 @@ def test_the_page_is_whole_and_loads_nothing(result: dict[str, Any]) -> None:
     assert "https://" not in page
 
 
-def test_the_page_tells_what_the_result_holds(result: dict[str, Any]) -> None:
-    page = quickstart_page(result)
+def test_every_picture_has_words_and_every_table_its_headings(whole: str) -> None:
+    page = whole
+    tags = Tags(page)
+    for tag, attributes in tags.seen:
+        if tag == "svg":
+            assert attributes.get("aria-label") or attributes.get("aria-hidden") == "true"
+        if tag == "th":
+            assert attributes.get("scope") in ("row", "col")
+    for table in tags.tables:
+        assert len({len(row) for row in table if len(row) > 2 or row == table[0]}) == 1
+
+
+def test_the_results_are_those_of_the_files(everything: list[Path], whole: str) -> None:
+    rows = table_with(whole, "chosen fell, %")
+    done = json.loads((everything[3] / "dpo" / "stage.json").read_text())["heldout"]
+    row = rows["dpo"]
+    before, after = done["before"], done["after"]
+    assert row["chosen, nats/token"] == f"{before['logps/chosen']:.2f} → {after['logps/chosen']:.2f}"
+    assert row["rejected, nats/token"] == f"{after['logps/rejected']:.2f}"
+    assert row["chosen fell, %"] == f"{100 * done['chosen_fell']:.1f}" == "61.5"
+    assert row["under floor, %"] == "40.0"
+    # Three seeds: median, lowest and highest.
+    assert rows["slime (3 seeds)"]["chosen, nats/token"] == "-0.51 → -0.76 (-0.86 to -0.66)"
+
+
+def test_speed_memory_and_drops_are_those_of_the_files(whole: str) -> None:
+    page = whole
+    row = table_with(page, "tokens/s")["dpo"]
+    # The median of the lines after the first: steps 20 to 60.
+    assert row["tokens/s"] == "1,040"
+    assert (row["padding, %"], row["steps"], row["time"]) == ("12.5", "60", "1 min 15 s")
+    assert (row["peak memory"], row["trained parameters"]) == ("3.0 GiB", "12,345")
+    row = table_with(page, "rows read")["dpo"]
+    assert (row["rows read"], row["malformed"], row["trained on"], row["held-out pairs"]) == (
+        "1,234",
+        "3",
+        "777",
+        "200",
+    )
+    assert (row["dropped: row too long"], row["dropped: empty response"]) == ("21", "2")
+
+
+def test_curves_end_where_the_logs_end(everything: list[Path], whole: str) -> None:
+    page = whole
+    label = re.search(r'aria-label="(Margin, [^"]*over the steps[^"]*)"', page)
+    assert label
+    last = json.loads((everything[3] / "dpo" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"dpo ends at {last['margin']:.3g}" in label.group(1)
+
+
+def test_benchmarks_have_intervals_and_a_column_an_identity(everything: list[Path]) -> None:
+    table, notes = benchmarks(read_report(everything).sources)
+    assert [line.label for line in table.lines] == ["base", "slime"]
+    assert [line.cells for line in table.lines] == [
+        ("21.0 [18.8, 22.5]", "–"),
+        ("34.1 [31.9, 35.6]", "50.0 [47.8, 51.5]"),
+    ]
+    assert all(head.startswith("Arena-Hard, win_rate (%)") for head in table.heads[1:])
+    assert "judge gpt-4" in notes[0]
+    assert "slime: 499 items scored, 1 not" in notes[0]
+    assert "judge other" in notes[1]
+
+
+def test_a_score_without_an_interval_has_its_standard_error(tmp_path: Path) -> None:
+    row = scores_row("slime", 7.125)
+    row |= {"unit": "1-10", "measures": {"win_rate": {"value": 7.125, "n": 160, "standard_error": 0.15}}}
+    row["identity"] |= {"benchmark": "mt-bench", "settings": {"category": "math"}}
+    write_json(tmp_path / "eval" / "scores" / "a.json", {"scores": [row]})
+    table, _ = benchmarks(read_report([tmp_path, tmp_path / "eval"]).sources)
+    assert table.heads == ("model", "MT-Bench math, win_rate (1-10)")
+    assert [line.cells for line in table.lines] == [("7.12 ± 0.15",)]
+
+
+def test_an_unofficial_score_is_marked(tmp_path: Path) -> None:
+    row = scores_row("slime", 30.0) | {"official": False, "notes": ["the first 20 questions only"]}
+    write_json(tmp_path / "scores" / "a.json", {"scores": [row]})
+    table, notes = benchmarks(read_report([tmp_path]).sources)
+    assert table.lines[0].cells == ("30.0 [27.8, 31.5] *",)
+    assert "* the first 20 questions only" in notes[0]
+    assert "30.0 [27.8, 31.5] *" in report_page(read_report([tmp_path]))
+
+
+def test_the_monitors_warnings_and_both_ends_of_its_answers_are_shown(
+    everything: list[Path], whole: str
+) -> None:
+    report, page = read_report(everything), whole
+    assert page.count("0.8 nats less likely") >= 4
+    assert "The run was stopped." in page
+    assert "it has passed" not in page
+    sample = next(sample for sample in shown_samples(report) if sample.prompt == "Why is it so?")
+    # All began alike, so that answer stands there once.
+    assert [answer.run for answer in sample.answers].count("before training") == 1
+    assert {answer.run for answer in sample.answers} == {
+        "before training",
+        "slime-s0",
+        "slime-s1",
+        "slime-s2",
+        "killed",
+    }
+
+
+def test_a_run_that_did_not_end_is_marked_everywhere(everything: list[Path], whole: str) -> None:
+    page, lines = whole, told(read_report(everything))["Not to the end"].lines
+    assert "broken: stopped: the loss is not finite at step 61" in lines
+    assert any(line.startswith("killed: not finished: the last line is of step 60") for line in lines)
+    assert "stopped: the loss is not finite at step 61" in table_with(page, "chosen fell, %")[
+        "broken"
+    ].values() or ("stopped: the loss is not finite at step 61" in page)
+    assert "✕ stopped, or not finished" in page
+
+
+def test_settings_side_by_side_with_differences_marked(everything: list[Path]) -> None:
+    page = report_page(read_report(everything[:6]))
+    rows = table_with(page, "setting")
+    assert rows["loss_options.beta"]["dpo"] == "0.1"
+    assert rows["loss_options.beta"]["killed"] == "–"
+    assert page.count('class="text rare"') >= 2
+    assert "The same in all runs" in page
+
+
+def test_twelve_runs_have_a_style_each_and_stay_small(make_run: MakeRun) -> None:
+    folders = [
+        make_run(f"run-{at}", rate=(at + 1) * 1e-7, shift=at / 20, watched=at % 2 == 0) for at in range(12)
+    ]
+    report = read_report(folders)
+    page = report_page(report)
+    assert len(page.encode()) < 3_000_000
+    assert len(results(report.groups, report.sources).lines) == 12
+    # Blocks of six beside each other, so that a sheet of paper holds them.
+    assert [len(table[0]) for table in Tags(page).tables if table[0][0] == "setting"] == [7, 7]
+
+
+def test_figures_follow_the_page_and_share_no_ids(whole: str) -> None:
+    drawings = re.findall(r"<svg.*?</svg>", whole, flags=re.DOTALL)
+    assert len([drawing for drawing in drawings if 'role="img"' in drawing]) > 20
+    ids: dict[str, str] = {}
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
+        assert not re.search(r"#0(\d)(0\1){2}", drawing)
+        assert "<!--" not in drawing
+        for name, rest in re.findall(r'<(?:path|clipPath) id="(\w+)"([^>]*)>', drawing):
+            assert ids.setdefault(name, rest) == rest
+
+
+def test_hostile_text_is_shown_and_not_run(result: dict[str, Any]) -> None:
+    result["title"] = HOSTILE
+    result["samples"][0]["prompt"] = HOSTILE
+    result["samples"][0]["answers"] = {HOSTILE: {"text": HOSTILE, "correct": False}}
+    result["runs"][0] |= {"name": HOSTILE, "options": {"$x$": HOSTILE}}
+    result["runs"][1] |= {"objective": HOSTILE, "error": HOSTILE}
+    result["recipe"] = {HOSTILE: HOSTILE}
+    result["versions"] = {HOSTILE: HOSTILE}
+    report = of_quickstart(result)
+    tags = Tags(report_page(report))
+    assert not {"script", "img"} & {tag for tag, _ in tags.seen}
+    assert not [attributes for _, attributes in tags.seen if "onerror" in attributes]
+    assert "<script" not in report_markdown(report)
+
+
+@pytest.mark.parametrize("value", ["absent", None, float("nan")])
+def test_no_key_of_a_quickstart_is_needed(result: dict[str, Any], value: Any) -> None:
+    """Tables and findings for every piece taken away alone; the page for every one at the top and in a run."""
+    result["runs"] = [result["runs"][0], result["runs"][-1]]
+    # Few pictures, because many pages are drawn.
+    result["runs"][0] |= {"curve": [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}], "distributions": {}}
+    result["runs"][1]["curve"] = []
+    text = json.dumps(result)
+    for at in range(len(list(pieces(result)))):
+        broken = json.loads(text)
+        container, key = list(pieces(broken))[at]
+        was = container[key]
+        if value == "absent":
+            del container[key]
+        elif value is None or isinstance(was, float):
+            container[key] = value
+        report = of_quickstart(broken)
+        report_markdown(report)
+        results_in_terminal(broken, report.sources[0].records)
+        told(report)
+        if value == "absent" and (container is broken or container is broken.get("runs", [0])[0]):
+            Tags(report_page(report))
+
+
+def test_an_empty_result_and_an_empty_run_make_a_page() -> None:
+    assert "made-up" in report_page(of_quickstart({}))
+    assert not Tags(
+        report_page(of_quickstart({"runs": [{}], "samples": [{}, {"answers": {"sft": {}}}]}))
+    ).open
+
+
+def test_markdown_has_a_line_a_run(result: dict[str, Any]) -> None:
+    result["runs"][0]["name"] = "a|b\nc"
+    lines = report_markdown(of_quickstart(result)).split("\n\n")[0].splitlines()
+    assert len(lines) == 2 + 1 + 6
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert "a\\|b c" in lines[3]
+    assert "stopped: the loss is not finite" in lines[-1]
+    assert "**58.0**" in lines[-2].replace("50.0 → ", "")
+
+
+def test_the_command_says_where_the_page_is(make_run: MakeRun, tmp_path: Path) -> None:
+    console = Console(width=200, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    folder = make_run("run", state="killed")
+    report_command([folder], None, console)
+    assert (folder / "report.html").exists()
+    assert (folder / "report.md").exists()
+    assert f"1 run, 1 not to the end: {folder / 'report.html'}" in console.export_text()
+    with pytest.raises(InputError, match="is a folder"):
+        report_command([folder], tmp_path, console)
+    with pytest.raises(InputError, match=r"the page is HTML; give .*page\.html"):
+        report_command([folder], tmp_path / "page.md", console)
+
+
+# --- what only a quickstart has ---------------------------------------------------------------------------
+
+
+def test_the_page_tells_what_a_quickstart_holds(result: dict[str, Any]) -> None:
+    page = report_page(of_quickstart(result))
     for words in (
         "50.0 → 56.0",
         "-0.56 → -0.60",
@@ -171,81 +330,47 @@ def test_the_page_tells_what_the_result_holds(result: dict[str, Any]) -> None:
         "hidden_size: 96",
         "2.13.0",
         "pairs held out",
+        "By family of tasks",
+        "Over the learning rate",
     ):
         assert words in page
 
 
-def test_figures_follow_the_page_and_share_no_ids(result: dict[str, Any]) -> None:
-    page = quickstart_page(result)
-    drawings = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len([drawing for drawing in drawings if 'role="img"' in drawing]) == 3 + 4 + 3
-    for drawing in drawings:
-        ElementTree.fromstring(drawing)
-        assert "#01010" not in drawing
-        assert "#000000" not in drawing
-        assert "<!--" not in drawing
-    ids: dict[str, str] = {}
-    for drawing in drawings:
-        for name, rest in re.findall(r'<(?:path|clipPath) id="(\w+)"([^>]*)>', drawing):
-            assert ids.setdefault(name, rest) == rest
-
-
-def test_colour_is_the_objective_and_line_the_learning_rate(result: dict[str, Any]) -> None:
-    runs = read_runs(result)
-    look = styles(runs)
-    assert learning_rates(runs) == [1e-4, 1e-3]
-    assert look["slime 1e-4"].colour == look["slime 1e-3"].colour != look["dpo 1e-4"].colour
-    assert look["slime 1e-4"].marker == look["dpo 1e-4"].marker != look["slime 1e-3"].marker
-    assert look["slime 1e-4"].line == look["dpo 1e-4"].line != look["slime 1e-3"].line
-
-
-def test_runs_that_differ_in_options_are_series_of_their_own(result: dict[str, Any]) -> None:
-    result["runs"] = [
-        make_run("simpo", 1e-3, 0.2),
-        make_run("simpo", 1e-3, 0.1, name="simpo far 1e-3", options={"gamma_beta_ratio": 20}),
-        make_run("simpo", 1e-4, 0.5),
-    ]
-    grouped = series(read_runs(result))
-    assert {name: [run.learning_rate for run in group] for name, group in grouped.items()} == {
-        "SimPO": [1e-4, 1e-3],
-        "simpo far": [1e-3],
-    }
-
-
 def test_findings_name_the_control_and_the_best_of_the_rest(result: dict[str, Any]) -> None:
-    told = {finding.head: finding for finding in findings(result, read_runs(result))}
-    best = told["Best exact match"].text.replace("\u00a0", " ")
+    found = told(of_quickstart(result))
+    best = found["Best exact match"].text.replace("\u00a0", " ")
     assert "sft 1e-4, the control (plain SFT on the chosen answers): 58.0 %, from 50.0 % after SFT" in best
     assert "rejected answers: slime 1e-4, 56.0 %" in best
-    assert "DPO: 31\u00a0% at 1e-4, 97\u00a0% at 1e-3" in told["Chosen answers"].lines
-    assert "DPO: 51.0\u00a0% → 16.0\u00a0% (1e-4 to 1e-3)" in told["Learning rate"].lines
+    assert "DPO: 31\u00a0% at 1e-4, 97\u00a0% at 1e-3" in found["Chosen answers"].lines
+    assert "DPO: 51.0\u00a0% → 16.0\u00a0% (1e-4 to 1e-3)" in found["Learning rate"].lines
     # Twice the standard error of a share of one half: 196 * sqrt(0.25 / 1100).
-    assert f"± {196 * math.sqrt(0.25 / 1100):.1f} points" in told["How sure"].text
-    assert told["Stopped"].text == "simpo 1e-3: the loss is not finite at step 12"
+    assert f"± {196 * math.sqrt(0.25 / 1100):.1f} points" in found["How sure"].text
+    assert found["Not to the end"].lines == ("simpo 1e-3: stopped: the loss is not finite at step 12",)
 
 
 def test_findings_say_when_nothing_got_better(result: dict[str, Any]) -> None:
-    result["runs"] = [make_run("slime", 1e-3, 0.4), make_run("sft", 1e-3, 0.45)]
-    assert findings(result, read_runs(result))[0].text.startswith("No run is better than the SFT start")
+    result["runs"] = [quickstart_run("slime", 1e-3, 0.4), quickstart_run("sft", 1e-3, 0.45)]
+    assert told(of_quickstart(result))["Best exact match"].text.startswith(
+        "No run is better than the SFT start"
+    )
 
 
-def test_markdown_has_a_line_a_run(result: dict[str, Any]) -> None:
-    result["runs"][0]["name"] = "a|b\nc"
-    lines = markdown_table(result).splitlines()
-    assert len(lines) == 2 + 1 + 6
-    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
-    assert widths == {12}
-    assert "a\\|b c" in lines[3]
-    assert "stopped: the loss is not finite" in lines[-1]
+def test_quickstarts_of_several_seeds_are_bands(result: dict[str, Any], tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        runs = [quickstart_run("slime", 1e-4, 0.5 + seed / 100), quickstart_run("dpo", 1e-4, 0.4)]
+        write_json(tmp_path / f"seed-{seed}" / "quickstart.json", result | {"seed": seed, "runs": runs})
+    report = read_report(sorted(tmp_path.iterdir()))
+    assert [group.label for group in report.groups] == ["slime 1e-4 (3 seeds)", "dpo 1e-4 (3 seeds)"]
+    page = report_page(report)
+    row = table_with(page, "exact match, %")["slime 1e-4 (3 seeds)"]
+    assert row["exact match, %"] == "50.0 → 51.0 (50.0 to 52.0)"
 
 
 def test_the_terminal_table_fits_100_columns(result: dict[str, Any]) -> None:
-    result["runs"] = [
-        *result["runs"],
-        make_run("simpo", 1e-4, 0.5, name="[bold]simpo gamma 20 at 1e-4[/nonsense]"),
-    ]
+    name = "[bold]simpo gamma 20 at 1e-4[/nonsense]"
+    result["runs"] = [*result["runs"], quickstart_run("simpo", 1e-4, 0.5, name=name)]
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(results_table(result))
+    console.print(results_in_terminal(result, of_quickstart(result).sources[0].records))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100
     assert "…" not in text
@@ -254,84 +379,13 @@ def test_the_terminal_table_fits_100_columns(result: dict[str, Any]) -> None:
     assert "simpo 1e-3 stopped: the loss is not finite at step 12" in text
 
 
-@pytest.mark.parametrize("value", ["absent", None, float("nan")])
-def test_no_key_is_needed(result: dict[str, Any], value: Any) -> None:
-    """Tables and findings for every piece taken away alone; the page for every one at the top and in a run."""
-    result["runs"] = [result["runs"][0], result["runs"][-1]]
-    text = json.dumps(result)
-    for at in range(len(list(pieces(result)))):
-        broken = json.loads(text)
-        container, key = list(pieces(broken))[at]
-        was = container[key]
-        if value == "absent":
-            del container[key]
-        elif value is None or isinstance(was, float):
-            container[key] = value
-        markdown_table(broken)
-        results_table(broken)
-        findings(broken, read_runs(broken))
-        if container is broken or container is broken.get("runs", [0])[0]:
-            Tags(quickstart_page(broken))
-
-
-def test_an_empty_result_and_an_empty_run_make_a_page() -> None:
-    assert "slimepo quickstart" in quickstart_page({})
-    assert not Tags(quickstart_page({"runs": [{}], "samples": [{}, {"answers": {"sft": {}}}]})).open
-
-
-def test_hostile_text_is_shown_and_not_run(result: dict[str, Any]) -> None:
-    result["title"] = HOSTILE
-    result["samples"][0]["prompt"] = HOSTILE
-    result["samples"][0]["answers"] = {HOSTILE: {"text": HOSTILE, "correct": False}}
-    result["runs"][0] |= {"name": HOSTILE, "options": {"$x$": HOSTILE}}
-    result["runs"][1] |= {"objective": HOSTILE, "error": HOSTILE}
-    result["recipe"] = {HOSTILE: HOSTILE}
-    result["versions"] = {HOSTILE: HOSTILE}
-    tags = Tags(quickstart_page(result))
-    assert not {"script", "img"} & {tag for tag, _ in tags.seen}
-    assert not [attributes for _, attributes in tags.seen if "onerror" in attributes]
-    assert "<script" not in markdown_table(result)
-
-
 def test_many_runs_and_long_curves_stay_small(result: dict[str, Any]) -> None:
-    curve = [
-        {"step": step, "logps/chosen": -math.sqrt(step), "logps/rejected": -step} for step in range(5000)
-    ]
+    long = [{"step": step, "logps/chosen": -math.sqrt(step), "logps/rejected": -step} for step in range(5000)]
     result["runs"] = [
-        make_run(objective, rate, 0.5, curve=curve)
+        quickstart_run(objective, rate, 0.5, curve=long)
         for objective in ("slime", "dpo", "simpo", "orpo", "sft")
         for rate in (3e-5, 1e-4, 3e-4, 1e-3)
     ]
     answers = {run["name"]: {"text": "x " * 2000, "correct": False} for run in result["runs"]}
-    result["samples"] = [{**result["samples"][0], "answers": answers}] * 60
-    assert len(quickstart_page(result).encode()) < 1_500_000
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
-@pytest.mark.parametrize("width", [390, 1440])
-def test_a_browser_opens_it_without_errors_or_overflow(
-    result: dict[str, Any], width: int, tmp_path: Path
-) -> None:
-    for run in result["runs"][:2]:
-        run["options"] = {"a_rather_long_option_name": 1.25, "another_one": "with words"}
-    result["samples"][0]["answers"]["sft"]["text"] = "unbroken" * 30
-    # A headless window may not be as narrow as a phone; a frame may.
-    (tmp_path / "frame.html").write_text(
-        f"<iframe id=f style='width:{width}px;height:2000px;border:0' srcdoc='{html.escape(quickstart_page(result))}'>"
-        "</iframe><script>onload = () => { const page = document.getElementById('f').contentDocument;"
-        "document.title = `widths ${page.documentElement.scrollWidth} ${page.documentElement.clientWidth}`"
-        " + ` figures ${page.querySelectorAll('figure svg').length}` }</script>"
-    )
-    command = [
-        *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-        *(f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1600,1200", "--virtual-time-budget=5000"),
-        *("--enable-logging=stderr", "--dump-dom", (tmp_path / "frame.html").as_uri()),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r"<title>widths (\d+) (\d+) figures (\d+)</title>", done.stdout)
-    assert found, done.stderr[-2000:]
-    page_width, window_width, drawings = map(int, found.groups())
-    assert page_width <= window_width <= width
-    assert drawings == 10
-    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    result["samples"] = [{**result["samples"][0], "prompt": str(at), "answers": answers} for at in range(60)]
+    assert len(report_page(of_quickstart(result)).encode()) < 3_000_000

@@ -1,7 +1,8 @@
 """Trains a tiny model for a few steps and writes what came of it; run by test_trainer on one and on two ranks.
 
-Arguments: where to write, pairs of a step on each rank, the order of rows, and "poison" to spoil one row or "kto"
-to train with an objective that reads a reference and a mean over the whole step.
+Arguments: where to write, pairs of a step on each rank, the order of rows, and "poison" to spoil one row, "kto"
+to train with an objective that reads a reference and a mean over the whole step, or "stop" to train towards unlearning
+with a monitor that ends the run.
 """
 
 import json
@@ -32,6 +33,13 @@ objective = (
     if "kto" in sys.argv
     else {"loss_options": {"rejected_mean": "token"}, "learning_rate": 1e-2}
 )
+if "stop" in sys.argv:
+    objective = {
+        "loss": "simpo",
+        "loss_options": {"beta": 2.0, "gamma": 40.0},
+        "monitor": {"every": 2, "stop_on": ["unlearning"]},
+        "learning_rate": 100.0,
+    }
 with tempfile.TemporaryDirectory() as folder:
     trainer = PreferenceTrainer(
         model=model,
@@ -49,4 +57,13 @@ if trainer.is_world_process_zero():
     unwrapped = trainer.accelerator.unwrap_model(trainer.model)
     weights = torch.cat([p.detach().flatten() for p in unwrapped.parameters()])
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    out.write_text(json.dumps({"losses": losses, "weights": weights.tolist(), "score": score}))
+    out.write_text(
+        json.dumps(
+            {
+                "losses": losses,
+                "weights": weights.tolist(),
+                "score": score,
+                "steps": trainer.state.global_step,
+            }
+        )
+    )

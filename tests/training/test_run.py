@@ -16,13 +16,16 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from slimepo.errors import InputError
+from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.playground.world import demonstrations, make_tasks
+from slimepo.report.folders import read_source
 from slimepo.settings import dump
+from slimepo.training.folder import json_lines
 from slimepo.training.recipe import load_recipe
 from slimepo.training.run import run_recipe
 from slimepo.training.stage import StageRows, stage_trainer
+from slimepo.training.summary import print_summary
 from tests.training.conftest import random_rows
 
 CLI = [sys.executable, "-m", "slimepo.cli"]
@@ -79,7 +82,8 @@ def test_the_run_folder_holds_everything(finished: Path) -> None:
     for stage in ("sft", "slime"):
         names = {p.name for p in (finished / stage).iterdir()}
         base = {"base"} if stage == "sft" else set()
-        assert names == base | {"checkpoints", "metrics.jsonl", "model", "stage.json", "data.json"}
+        files = {"metrics.jsonl", "monitor.jsonl", "stage.json", "data.json", "distributions.json"}
+        assert names == base | files | {"checkpoints", "model"}
         lines = [json.loads(line) for line in (finished / stage / "metrics.jsonl").read_text().splitlines()]
         assert lines[0]["step"] >= 1
         assert "logps/chosen" in lines[0]
@@ -96,6 +100,30 @@ def test_the_figures_are_of_held_out_pairs_before_and_after(finished: Path) -> N
     assert sft["heldout"]["after"]["logps/chosen"] > sft["heldout"]["before"]["logps/chosen"]
     assert slime["base"] == str((finished / "sft" / "model").resolve())
     assert slime["export_difference"] <= 1e-4
+
+
+def test_the_report_reads_what_a_run_has_left(finished: Path) -> None:
+    (record,) = read_source(finished).records
+    stage = json.loads((finished / "slime" / "stage.json").read_text())
+    assert record.after == stage["heldout"]["after"]
+    assert record.state == "finished"
+    assert record.peak_memory == stage["peak_memory"] > 10 * 2**20
+    for side in (record.distributions["margin"].before, record.distributions["margin"].after):
+        assert sum(side) == stage["heldout"]["pairs"]
+
+
+def test_a_run_that_breaks_says_why_and_may_be_given_again(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    broken = load_recipe(
+        world / "recipe.yaml", ["stages.slime.learning_rate=1e30", "stages.slime.args.max_grad_norm=0"]
+    )
+    with pytest.raises(NonFiniteLossError):
+        run_recipe(broken, out, console())
+    (record,) = read_source(out).records
+    assert record.state == "failed"
+    assert "not finite" in record.note
+    run_recipe(load_recipe(world / "recipe.yaml"), out, console(), restart=True)
+    assert read_source(out).records[0].state == "finished"
 
 
 def test_done_stages_are_skipped(world: Path, finished: Path) -> None:
@@ -235,6 +263,39 @@ def test_killed_in_mid_run_the_same_command_ends_in_the_same_weights(
         assert torch.equal(weights(out)[name], tensor), name
     steps = [json.loads(line)["step"] for line in (out / stage / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
+    probes = [line for line in json_lines(out / stage / "monitor.jsonl") if line["kind"] == "probe"]
+    whole = [line for line in json_lines(finished / stage / "monitor.jsonl") if line["kind"] == "probe"]
+    # Probes stand where the time allows; the first and the last are the same.
+    assert [line["since"] for line in probes] == [0] * len(probes)
+    for one, two in ((probes[0], whole[0]), (probes[-1], whole[-1])):
+        assert (one["step"], one["train"], one["heldout"]) == (two["step"], two["train"], two["heldout"])
+
+
+def test_a_stage_can_stop_itself_and_leaves_a_model_and_the_reason(world: Path, tmp_path: Path) -> None:
+    """The stage behind it goes on from what it left."""
+    overrides = [
+        "stages.sft.name=first",
+        "stages.first.part=sft",
+        "stages.first.loss=simpo",
+        "stages.first.loss_options={beta: 2.0, gamma: 40.0}",
+        "stages.first.learning_rate=1",
+        "stages.first.monitor={every: 2, stop_on: [unlearning]}",
+        "stages.slime.max_steps=2",
+        "stages.slime.monitor=false",
+    ]
+    shown = Console(record=True, file=io.StringIO(), width=200)
+    results = run_recipe(load_recipe(world / "recipe.yaml", overrides), tmp_path, shown)
+    first, second = (json.loads((tmp_path / name / "stage.json").read_text()) for name in ("first", "slime"))
+    assert first["steps"] == first["monitor"]["stopped"]["step"] < 20
+    assert first["monitor"]["stopped"]["warning"] == "unlearning"
+    assert (tmp_path / "first" / "model" / "model.safetensors").exists()
+    assert second["monitor"] is None
+    assert not (tmp_path / "slime" / "monitor.jsonl").exists()
+    assert "unlearning; the run stops here" in shown.export_text(clear=False)
+    print_summary(results, tmp_path, shown)
+    said = shown.export_text()
+    assert "first was stopped at step" in said
+    assert f"report: slimepo report {tmp_path}" in said
 
 
 def test_smoke_shrinks_the_model_and_takes_five_steps_a_stage(world: Path, tmp_path: Path) -> None:

@@ -103,6 +103,13 @@ class TestBatchLayout:
         # z0 is a difference of sums of some 50 nats in float32.
         assert weights[1]["score"] == pytest.approx(weights[0]["score"], rel=1e-5, abs=1e-5)
 
+    def test_two_ranks_leave_the_run_together(self, tmp_path: Path) -> None:
+        """The main process alone measures, and the other one must not wait for it."""
+        out = tmp_path / "out.json"
+        result = run_worker(2, out, "random", "stop")
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert json.loads(out.read_text())["steps"] == 2
+
 
 def _disturb(model: torch.nn.Module) -> None:
     """Move the policy away from its reference, so that log-ratios are not 0."""

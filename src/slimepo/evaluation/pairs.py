@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from slimepo.data.batch import SIDES, collate, length
@@ -89,3 +89,28 @@ def chosen_fell(before: PairScores, after: PairScores) -> float:
     """Share of pairs whose chosen answer became less likely."""
     present = ~np.isnan(before.chosen)
     return float((after.chosen < before.chosen)[present].mean()) if present.any() else 0.0
+
+
+def distributions(before: PairScores, after: PairScores) -> dict[str, dict[str, list[float]]]:
+    """Histograms before and after: margins of pairs and log-probs of rejected tokens; none without rejected answers."""
+    if not before.rejected_tokens or not after.rejected_tokens:
+        return {}
+    margins = [scores.chosen - scores.rejected for scores in (before, after)]
+    tokens = [np.concatenate(scores.rejected_tokens) for scores in (before, after)]
+    sides = {"margin": margins, "rejected_tokens": tokens}
+    return {name: found for name, (was, now) in sides.items() if (found := histogram(was, now))}
+
+
+def histogram(before: ArrayLike, after: ArrayLike, bins: int = 40) -> dict[str, list[float]]:
+    """Counts in the same bins before and after; NaN is left out, and nothing is left if a side has no value.
+
+    The bins span the middle 99 % of both sides together; the first and the last also count what lies beyond.
+    """
+    sides = [np.asarray(side, dtype=float) for side in (before, after)]
+    sides = [side[~np.isnan(side)] for side in sides]
+    if not all(len(side) for side in sides):
+        return {}
+    low, high = np.quantile(np.concatenate(sides), [0.005, 0.995])
+    edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
+    counts = [np.histogram(np.clip(side, edges[0], edges[-1]), edges)[0] for side in sides]
+    return {"edges": edges.tolist(), "before": counts[0].tolist(), "after": counts[1].tolist()}

@@ -19,7 +19,7 @@ from slimepo.data.split import fingerprint
 from slimepo.data.tokenize import TokenizedPair, tokenize
 from slimepo.errors import NonFiniteLossError
 from slimepo.evaluation.generate import Completion, generate
-from slimepo.evaluation.pairs import PairScores, chosen_fell, score_pairs, summary
+from slimepo.evaluation.pairs import PairScores, chosen_fell, distributions, histogram, score_pairs, summary
 from slimepo.losses import find_objective, hyperparameters, slime
 from slimepo.playground.families import Task
 from slimepo.playground.measure import measure
@@ -30,7 +30,7 @@ from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.playground.world import demonstrations, make_tasks, user_turn
 from slimepo.training.callbacks import TrainingProgress
 from slimepo.training.config import PreferenceConfig
-from slimepo.training.folder import replace_folder, versions, write_json, write_text
+from slimepo.training.folder import json_lines, replace_folder, versions, write_json
 from slimepo.training.models import random_config, random_model
 from slimepo.training.trainer import PreferenceTrainer
 from slimepo.types import Preference
@@ -61,10 +61,11 @@ class Playground:
 
 @dataclass(frozen=True)
 class Answers:
-    """Greedy answers to the held-out tasks; `texts` are without the end token."""
+    """Greedy answers to the held-out tasks; `texts` are without the end token, `lengths` are tokens with it."""
 
     texts: list[str]
     finished: list[bool]
+    lengths: list[int]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def run_quickstart(
 
     Writes `quickstart.json`, `table.md` and `page.html` to `out` and returns what is in the first.
     """
-    from slimepo.report.page import markdown_table, quickstart_page
+    from slimepo.report.page import write_report
 
     seconds: dict[str, float] = {}
     world = build_world(recipe)
@@ -121,8 +122,7 @@ def run_quickstart(
         "samples": _samples(world, answers),
     }
     write_json(out / "quickstart.json", result)
-    write_text(out / "table.md", markdown_table(result))
-    write_text(out / "page.html", quickstart_page(result))
+    write_report([out], out / "page.html", out / "table.md")
     return result
 
 
@@ -221,17 +221,20 @@ def one_run(
     }
     started = time.perf_counter()
     try:
-        history = _train(model, start.train, name, args, console)
+        history, watched = _train(model, start.train, name, args, console)
     except NonFiniteLossError as error:
         console.print(f"{name}: {error}", style="red", highlight=False)
         return run | {"error": str(error), "seconds": time.perf_counter() - started}, None
     run["seconds"] = time.perf_counter() - started
     run["curve"] = [line for line in history if "loss" in line]
+    run["monitor"] = watched
     run["steps"] = run["curve"][-1]["step"]
     answers = greedy_answers(recipe, world, model)
     scores = score_pairs(model, start.heldout, batch_size=64)
     run["after"] = _figures(world, answers, scores)
     run["chosen_fell"] = chosen_fell(start.scores, scores)
+    lengths = histogram(start.answers.lengths, answers.lengths)
+    run["distributions"] = distributions(start.scores, scores) | {"answer_lengths": lengths}
     return run, answers
 
 
@@ -243,13 +246,14 @@ def greedy_answers(recipe: QuickstartRecipe, world: Playground, model: PreTraine
         end_token_ids={world.chat.end_id},
         max_new_tokens=recipe.samples.max_new_tokens,
     )
-    return Answers([_text(world, c) for (c,) in completions], [c.finished for (c,) in completions])
+    ended, lengths = [c.finished for (c,) in completions], [len(c.token_ids) for (c,) in completions]
+    return Answers([_text(world, c) for (c,) in completions], ended, lengths)
 
 
 def _train(
     model: PreTrainedModel, rows: list[TokenizedPair], title: str, args: PreferenceConfig, console: Console
-) -> list[dict[str, Any]]:
-    """Train `model` in place and return the log lines; nothing is left on disk."""
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Train `model` in place and return the log lines and the monitor's; nothing is left on disk."""
     set_seed(args.seed)
     progress = TrainingProgress(console, title)
     with tempfile.TemporaryDirectory() as folder:
@@ -259,7 +263,8 @@ def _train(
             trainer.train()
         finally:
             progress.close()
-    return list(trainer.state.log_history)
+        watched = json_lines(Path(folder) / "monitor.jsonl")
+    return list(trainer.state.log_history), watched
 
 
 def _figures(world: Playground, answers: Answers, scores: PairScores) -> dict[str, float]:

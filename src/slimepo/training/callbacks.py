@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from slimepo.training.folder import json_lines
 from slimepo.training.offload import Offload, offload_checkpoints, offloads
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from slimepo.training.order import StepSampler
+
+
+# SLIME's, in the order of its equation.
+_TERMS = ("chosen", "rejected", "distance")
 
 
 class EpochOfSampler(TrainerCallback):
@@ -69,7 +75,7 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero:
             return
         kept = (
-            [line for line in _lines(self.path) if line["step"] <= state.global_step]
+            [line for line in json_lines(self.path) if line["step"] <= state.global_step]
             if state.global_step
             else []
         )
@@ -91,28 +97,30 @@ class MetricsFile(TrainerCallback):
 
 
 class TrainingProgress(TrainerCallback):
-    """A progress bar in a terminal; elsewhere one plain line a log."""
+    """A live panel in a terminal; elsewhere one plain line a log."""
 
     def __init__(self, console: Console | None = None, title: str = "training") -> None:
         from rich.console import Console
 
         self.console, self.title = console or Console(), title
         self.progress: Any = None
+        self.live: Any = None
         self.task: Any = None
+        self.facts: list[str] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if not state.is_world_process_zero or not self.console.is_terminal:
             return
+        from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-        self.progress = Progress(*columns, TextColumn("{task.fields[facts]}"), console=self.console)
-        self.task = self.progress.add_task(
-            self.title, total=state.max_steps, completed=state.global_step, facts=""
-        )
-        self.progress.start()
+        self.progress = Progress(*columns, console=self.console)
+        self.task = self.progress.add_task(self.title, total=state.max_steps, completed=state.global_step)
+        self.live = Live(get_renderable=self._panel, console=self.console, refresh_per_second=2)
+        self.live.start()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -130,41 +138,70 @@ class TrainingProgress(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or "loss" not in (logs or {}):
             return
-        facts = log_line(logs or {})
-        if self.progress is not None:
-            self.progress.update(self.task, facts=facts)
-        else:
-            self.console.print(f"{self.title} {state.global_step}/{state.max_steps} {facts}", highlight=False)
+        facts = log_lines(logs or {})
+        # A probe is not made at every log line; until the next one its figures stay on show.
+        self.facts = facts if len(facts) > 1 else [*facts, *self.facts[1:]]
+        if self.live is None:
+            line = "  ".join(facts)
+            self.console.print(
+                f"{self.title} {state.global_step}/{state.max_steps} {line}", highlight=False, soft_wrap=True
+            )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.close()
 
+    def warn(self, message: str) -> None:
+        """Show a warning of the monitor: as a line of its own, above the panel where there is one."""
+        self.console.print(f"{self.title}: {message}", style="yellow", highlight=False, soft_wrap=True)
+
     def close(self) -> None:
-        """Stop the bar; also called when training ends in an error."""
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+        """Stop the panel; also called when training ends in an error."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = self.progress = None
+
+    def _panel(self) -> Any:
+        from rich.console import Group
+        from rich.padding import Padding
+        from rich.text import Text
+
+        return Group(self.progress, *(Padding(Text(line), (0, 0, 0, 2)) for line in self.facts))
 
 
-def log_line(logs: dict[str, Any]) -> str:
-    """The few figures worth a glance while training."""
-    shown = {"loss": "loss", "logps/chosen": "chosen", "logps/rejected": "rejected", "margin": "margin"}
-    parts = [f"{label} {logs[key]:.3f}" for key, label in shown.items() if key in logs]
+def log_lines(logs: dict[str, Any]) -> list[str]:
+    """What is worth a glance while training: the step's figures, and in a second line the monitor's if new."""
+    shown = {"logps/chosen": "chosen", "logps/rejected": "rejected", "margin": "Δ"}
+    terms = [f"{name} {logs[key]:.3f}" for name in _TERMS if (key := f"loss/{name}") in logs]
+    parts = [f"loss {logs['loss']:.3f}{' = ' + ' + '.join(terms) if terms else ''}"]
+    parts += [f"{label} {logs[key]:.3f}" for key, label in shown.items() if key in logs]
     if "tokens_per_second" in logs:
-        parts.append(f"{logs['tokens_per_second']:,.0f} tok/s")
-    return "  ".join(parts)
+        parts += [f"{logs['tokens_per_second']:,.0f} tok/s", f"padding {logs['padding_share']:.0%}"]
+    if (memory := peak_memory()) is not None:
+        parts.append(f"{memory / 2**30:.1f} GiB at most")
+    name = "heldout" if "monitor/heldout/chosen_change" in logs else "train"
+    change = logs.get(f"monitor/{name}/chosen_change")
+    if change is None:
+        return [" · ".join(parts)]
+    fell = logs[f"monitor/{name}/chosen_fell"]
+    words = "held out" if name == "heldout" else "trained on"
+    return [
+        " · ".join(parts),
+        f"since step 0: chosen answers {words} {change:+.3f} nats per token, {fell:.0%} fell",
+    ]
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics file; a line cut off by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
+def peak_memory() -> int | None:
+    """Most bytes that were in use: on the accelerator if there is one, else by this process; None where unknown."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kibibytes on Linux, bytes on macOS.
+    return most if sys.platform == "darwin" else most * 1024

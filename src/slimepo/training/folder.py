@@ -44,6 +44,19 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not JSON: {error}") from error
 
 
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a JSONL file; a line cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
 def replace_folder(temporary: Path, final: Path) -> None:
     """Put a finished folder in its place in one step."""
     if final.exists():

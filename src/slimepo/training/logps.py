@@ -14,12 +14,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from slimepo.data.batch import PairBatch, pair_logps
 from slimepo.errors import InputError
-from slimepo.kernels import linear_logps
+from slimepo.kernels import TokenStats, linear_logps, linear_logps_stats
 from slimepo.kernels.naive import adjust, gather_logps
 from slimepo.training.attention import packed_rows
 from slimepo.types import PairLogps
@@ -46,6 +47,8 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
 def install_logps(model: nn.Module) -> None:
     """Let `model(input_ids, predict_at=..., targets=...)` return log-probs `[N]`; other calls stay as they are.
 
+    With `stats=True` it returns `slimepo.kernels.TokenStats`, which has the entropy and the hit of each token too.
+
     Doing it again changes nothing, so that what accelerate has put around the forward meanwhile stays.
     """
     inner: Any = causal_lm(model)
@@ -68,6 +71,16 @@ def plain_forward(model: nn.Module) -> Callable[..., Any]:
 
 def policy_logps(forward: Callable[..., Any], batch: PairBatch) -> PairLogps:
     """Log-probs of the batch's response tokens; `forward` is a model that has `install_logps` behind it."""
+    return pair_logps(forward(**_inputs(batch)), batch)
+
+
+def token_stats(forward: Callable[..., Any], batch: PairBatch) -> TokenStats:
+    """Log-probs, entropies and hits of the batch's response tokens, flat `[N]`, in the order of `targets`."""
+    stats: TokenStats = forward(**_inputs(batch), stats=True)
+    return stats
+
+
+def _inputs(batch: PairBatch) -> dict[str, Any]:
     inputs: dict[str, Any] = {
         "input_ids": batch["input_ids"],
         "predict_at": batch["predict_at"],
@@ -75,7 +88,7 @@ def policy_logps(forward: Callable[..., Any], batch: PairBatch) -> PairLogps:
     }
     if batch["packing"] is not None:
         inputs |= {"position_ids": batch["packing"]["position_ids"], "packing": batch["packing"]}
-    return pair_logps(forward(**inputs), batch)
+    return inputs
 
 
 @functools.cache
@@ -89,6 +102,7 @@ def _forward_of(model_class: Any) -> Callable[..., Any]:
         *args: Any,
         predict_at: Tensor | None = None,
         targets: Tensor | None = None,
+        stats: bool = False,
         **kwargs: Any,
     ) -> Any:
         if predict_at is None or targets is None:
@@ -97,7 +111,7 @@ def _forward_of(model_class: Any) -> Callable[..., Any]:
         with packed_rows() if "packing" in inputs else nullcontext():
             hidden = self.base_model(*args, **inputs, use_cache=False).last_hidden_state
         selected_NH = hidden.reshape(-1, hidden.shape[-1])[predict_at]
-        return head_logps(self, selected_NH, targets)
+        return (_head_stats if stats else head_logps)(self, selected_NH, targets)
 
     return forward
 
@@ -118,6 +132,22 @@ def head_logps(
         return fused(hidden_NH, head.weight, targets_N, head.bias, softcap=after.softcap, scale=after.scale)
     # A head that is more than one matrix (LoRA on it, quantised weights) projects by itself.
     return gather_logps(adjust(head(hidden_NH), after.softcap, after.scale), targets_N)
+
+
+def _head_stats(model: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor) -> TokenStats:
+    """What `_head_logps` gives, with the entropy and the hit of each token."""
+    head = _active(model.get_output_embeddings())
+    after = _adjustment(model)
+    if type(head) is nn.Linear:
+        return linear_logps_stats(
+            hidden_NH, head.weight, targets_N, head.bias, softcap=after.softcap, scale=after.scale
+        )
+    raw_NV = head(hidden_NH)
+    logits_NV = adjust(raw_NV, after.softcap, after.scale)
+    entropy_N = torch.special.entr(logits_NV.detach().softmax(dim=-1)).sum(dim=-1)
+    # From the raw logits: a soft cap makes large ones equal.
+    hit_N = raw_NV.gather(1, targets_N[:, None]).squeeze(1) == raw_NV.amax(dim=-1)
+    return TokenStats(gather_logps(logits_NV, targets_N), entropy_N, hit_N)
 
 
 def _active(head: Any) -> nn.Module:

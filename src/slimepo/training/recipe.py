@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from slimepo.errors import InputError
 from slimepo.evaluation.settings import Evaluation
 from slimepo.settings import Settings, read_mapping, set_key, validate
+from slimepo.training.pace import MonitorSettings
 
 
 class RandomModel(Settings):
@@ -66,8 +67,8 @@ class Stage(Settings):
     objective that reads such: auto, adapters-off, copy, cache, or the folder or Hub id of another model. `batch_size`
     is pairs a step over all devices (judged answers for an objective that takes those), `micro_batch_size` pairs in
     memory at once on each. `activation_checkpointing`: with `layers` a layer's activations are computed again in the
-    backward pass, with `offload` its input waits in CPU memory meanwhile. `args` takes any other argument of
-    transformers' TrainingArguments.
+    backward pass, with `offload` its input waits in CPU memory meanwhile. `monitor` is true, false, or settings of the
+    displacement monitor. `args` takes any other argument of transformers' TrainingArguments.
     """
 
     loss: str
@@ -83,6 +84,7 @@ class Stage(Settings):
     micro_batch_size: int = Field(4, ge=1)
     activation_checkpointing: Literal["none", "layers", "offload"] = "none"
     save_every: float = Field(0.1, gt=0)
+    monitor: bool | MonitorSettings = True
     args: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")

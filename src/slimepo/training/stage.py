@@ -15,12 +15,12 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from slimepo.data.tokenize import TokenizedPair
-from slimepo.errors import InputError
-from slimepo.evaluation.pairs import PairScores, chosen_fell, score_pairs, summary
+from slimepo.errors import InputError, NonFiniteLossError
+from slimepo.evaluation.pairs import PairScores, chosen_fell, distributions, score_pairs, summary
 from slimepo.losses import hyperparameters, slime
 from slimepo.losses.table import nearest
 from slimepo.training.adapters import PROJECTIONS, lora_config
-from slimepo.training.callbacks import MetricsFile, TrainingProgress
+from slimepo.training.callbacks import MetricsFile, TrainingProgress, peak_memory
 from slimepo.training.card import model_card
 from slimepo.training.config import PreferenceConfig, computes_in_bf16
 from slimepo.training.export import export_model
@@ -32,6 +32,8 @@ from slimepo.training.folder import (
     write_text,
 )
 from slimepo.training.models import load_config, load_model, random_config, random_model, smoke_config
+from slimepo.training.monitor import DisplacementMonitor
+from slimepo.training.pace import monitor_settings
 from slimepo.training.recipe import Adapter, RandomModel, Recipe, Stage
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ def run_stage(
         console.print(f"{stage.name}: activations {trainer.activations}", highlight=False)
     if is_main_process():
         remove_unfinished_checkpoints(folder / "checkpoints")
+        (folder / "error.json").unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()
     checkpoint = last_checkpoint(folder / "checkpoints")
     if checkpoint is not None:
@@ -85,10 +88,17 @@ def run_stage(
     before = _scores(trainer.model, rows.heldout, console, "held-out pairs before")
     progress = TrainingProgress(console, stage.name)
     trainer.add_callback(progress)
+    if trainer.monitor is not None:
+        trainer.monitor.say = progress.warn
     try:
         # Scoring used no randomness that training needs, but the start must not depend on that.
         set_seed(recipe.seed)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except NonFiniteLossError as error:
+        if is_main_process():
+            # For the report: a run that broke says why.
+            write_json(folder / "error.json", {"error": str(error), "step": trainer.state.global_step})
+        raise
     finally:
         progress.close()
     after = _scores(trainer.model, rows.heldout, console, "held-out pairs after")
@@ -105,6 +115,7 @@ def run_stage(
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "peak_memory": peak_memory(),
     }
     if before is not None and after is not None:
         result["heldout"] = {
@@ -113,6 +124,7 @@ def run_stage(
             "after": summary(after, threshold),
             "chosen_fell": chosen_fell(before, after),
         }
+    result["monitor"] = trainer.monitor.summary(result.get("heldout")) if trainer.monitor else None
     if is_main_process():
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         dtype = getattr(torch, recipe.export_dtype)
@@ -120,6 +132,8 @@ def run_stage(
         write_text(folder / "model" / "README.md", model_card(recipe, stage, result))
         # What the chat template was given in training, so that generation gives it the same.
         write_json(folder / "model" / "slimepo.json", {"template_options": recipe.template_options})
+        if before is not None and after is not None:
+            write_json(folder / "distributions.json", distributions(before, after))
         # Written last: a stage with this file is done.
         write_json(folder / "stage.json", result)
     trainer.accelerator.wait_for_everyone()
@@ -145,6 +159,8 @@ def stage_trainer(
         model.name_or_path = str((folder / "base").resolve())
         if is_main_process():
             model.save_pretrained(folder / "base")
+    settings = monitor_settings(args.monitor)
+    watching = [DisplacementMonitor(settings, folder, heldout=rows.heldout)] if settings else []
     set_seed(recipe.seed)
     return PreferenceTrainer(
         model=model,
@@ -152,7 +168,7 @@ def stage_trainer(
         train_dataset=list(rows.train),
         processing_class=tokenizer,
         peft_config=lora(recipe.adapter) if recipe.adapter else None,
-        callbacks=[MetricsFile(folder / "metrics.jsonl"), *callbacks],
+        callbacks=[MetricsFile(folder / "metrics.jsonl"), *watching, *callbacks],
     )
 
 
@@ -194,6 +210,7 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         "save_total_limit": 2,
         "seed": recipe.seed,
         "report_to": "none",
+        "monitor": stage.monitor if isinstance(stage.monitor, bool) else stage.monitor.model_dump(),
     }
     unknown = [key for key in stage.args if key not in PreferenceConfig.__dataclass_fields__]
     if unknown:

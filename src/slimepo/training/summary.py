@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimepo.training.verdicts import heldout_facts
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -33,7 +35,30 @@ def print_summary(results: Sequence[dict[str, Any]], out: Path, console: Console
     table.add_row("pairs whose chosen answer fell", *(_fell(result) for result in results))
     table.add_row("steps, time", *(f"{r['steps']}, {_clock(r['seconds'])}" for r in results))
     console.print(table)
-    console.print(f"model: {out / results[-1]['name'] / 'model'}", highlight=False, soft_wrap=True)
+    for result in results:
+        stopped = (result.get("monitor") or {}).get("stopped")
+        if stopped:
+            console.print(
+                f"{result['name']} was stopped at step {stopped['step']}: {stopped['message']}",
+                style="yellow", highlight=False, soft_wrap=True,
+            )  # fmt: skip
+    for number, fact in enumerate(final_facts(results[-1]), 1):
+        console.print(f"{number}. {fact}", highlight=False, soft_wrap=True)
+    page = out / "report.html"
+    for what, where in {
+        "run folder": out,
+        "model": out / results[-1]["name"] / "model",
+        "report": page if page.exists() else f"slimepo report {out}",
+    }.items():
+        console.print(f"{what}: {where}", highlight=False, soft_wrap=True)
+
+
+def final_facts(result: dict[str, Any]) -> list[str]:
+    """What matters most about a stage, in plain words: its monitor's facts, else those of its held-out pairs."""
+    monitor = result.get("monitor")
+    if monitor is not None:
+        return list(monitor["facts"])
+    return heldout_facts(result["heldout"]) if "heldout" in result else []
 
 
 def _change(result: dict[str, Any], key: str, form: str) -> str:

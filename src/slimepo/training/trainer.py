@@ -30,8 +30,10 @@ from slimepo.training.layout import choose_layout, verify_logps
 from slimepo.training.logps import causal_lm, install_logps, policy_logps
 from slimepo.training.metrics import MetricSums, side_tokens
 from slimepo.training.models import check_embeddings, load_model
+from slimepo.training.monitor import DisplacementMonitor
 from slimepo.training.offload import activations
 from slimepo.training.order import StepSampler
+from slimepo.training.pace import monitor_settings
 from slimepo.training.precision import measuring
 from slimepo.training.reference import (
     Reference,
@@ -87,12 +89,9 @@ class PreferenceTrainer(Trainer):
             processing_class = processing_class or load_tokenizer(model)
         loaded = load_model(model, **args.model_init_kwargs) if isinstance(model, str) else model
         policy = prepared(loaded, processing_class, peft_config, disable_dropout=args.disable_dropout)
-        own = [
-            EpochOfSampler(),
-            LogBeforeSave(),
-            OffloadCheckpoints(),
-            *([] if args.disable_tqdm else [TrainingProgress()]),
-        ]
+        shown = [] if args.disable_tqdm else [TrainingProgress()]
+        own = [EpochOfSampler(), LogBeforeSave(), OffloadCheckpoints(), *shown]
+        watching = _monitors(args, callbacks or [])
         super().__init__(
             model=policy,
             args=args,
@@ -104,7 +103,7 @@ class PreferenceTrainer(Trainer):
             ),
             train_dataset=tokenized(train_dataset, processing_class, args, self.objective),
             processing_class=processing_class,
-            callbacks=[*own, *(callbacks or [])],
+            callbacks=[*own, *watching, *(callbacks or [])],
             optimizers=optimizers,
         )
         self.remove_callback(PrinterCallback)
@@ -121,6 +120,13 @@ class PreferenceTrainer(Trainer):
         # A rank without rows in a short last step still takes part in it, with weight 0.
         self._spare = self.data_collator(self.train_dataset[:1]) if self.train_dataset else []
         self._window: MetricSums | None = None
+        self.monitor = next(
+            (c for c in self.callback_handler.callbacks if isinstance(c, DisplacementMonitor)), None
+        )
+        if self.monitor is not None:
+            self.monitor.attach(self)
+            if shown and watching:
+                self.monitor.say = shown[0].warn
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Steps of the epoch, of which this rank takes its share; a step is a list of micro-batches."""
@@ -230,7 +236,8 @@ class PreferenceTrainer(Trainer):
         """Add the objective's metrics since the last time to what the Trainer logs."""
         if "loss" in logs and self._window is not None:
             window, self._window = self._window.reduced(self.accelerator), None
-            logs = {**window.means(), **window.speed(), **logs}
+            measured = self.monitor.figures_to_log() if self.monitor else {}
+            logs = {**window.means(), **window.speed(), **measured, **logs}
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: list[PairBatch]) -> int:
@@ -347,6 +354,14 @@ class SLIMETrainer(PreferenceTrainer):
     Where TRL's `DPOTrainer` is called with model, args, train_dataset, eval_dataset, processing_class, peft_config,
     callbacks and optimizers, this is called the same way. There is no reference model to give.
     """
+
+
+def _monitors(args: PreferenceConfig, given: Sequence[TrainerCallback]) -> list[TrainerCallback]:
+    """The displacement monitor that the config asks for, unless the caller brings one."""
+    settings = monitor_settings(args.monitor)
+    if settings is None or any(isinstance(callback, DisplacementMonitor) for callback in given):
+        return []
+    return [DisplacementMonitor(settings, args.output_dir or ".")]
 
 
 def prepared(

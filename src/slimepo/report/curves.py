@@ -1,0 +1,246 @@
+"""Panels over the steps of training and over the learning rate; several seeds are a band."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from slimepo.report.figures import INK, WIDE, Panel, Style, figure_of, start_line, styles, svg
+from slimepo.report.groups import Group, Spread, by_rate
+from slimepo.report.quickstart import SFT_START
+from slimepo.report.records import Record, short_number
+
+# Metric, title. Those of an objective's own that are not here are drawn under their names.
+MAIN = (
+    ("logps/chosen", "Chosen answers, nats per token"),
+    ("logps/rejected", "Rejected answers, nats per token"),
+    ("margin", "Margin, nats per token"),
+    ("loss", "Loss"),
+    ("loss/chosen", "Loss: chosen term"),
+    ("loss/rejected", "Loss: rejected term"),
+    ("loss/distance", "Loss: distance term"),
+    ("loss/preference", "Loss: preference term"),
+    ("loss/nll", "Loss: likelihood term"),
+    ("tokens_per_second", "Tokens per second"),
+)
+WATCHED = (
+    ("heldout/chosen_change", "Change of chosen answers since the start, nats per token"),
+    ("heldout/rejected_change", "Change of rejected answers since the start, nats per token"),
+    ("heldout/chosen_fell", "Pairs whose chosen answer is less likely than at the start"),
+    ("heldout/rejected_below_floor", "Rejected tokens under the floor"),
+    ("heldout/entropy", "Entropy of the policy at chosen tokens, nats"),
+    ("heldout/rejected_p1", "Rejected tokens: lowest percent, nats"),
+    ("gradient_share/chosen", "Gradient share of the chosen term"),
+    ("gradient_share/rejected", "Gradient share of the rejected term"),
+    ("gradient_share/distance", "Gradient share of the distance term"),
+    ("generation/length", "Length of the probe's answers, tokens"),
+    ("generation/finished", "Probe's answers that end"),
+    ("generation/repeated", "Probe's answers: repeated 4-grams"),
+)
+_NO_CURVES = ("step", "epoch", "learning_rate", "total_flos", "num_input_tokens_seen")
+_MOST_POINTS = 150
+
+Lines = Callable[[Record], Sequence[Mapping[str, float]]]
+
+
+def logged(record: Record) -> Sequence[Mapping[str, float]]:
+    """The log lines of a record."""
+    return record.curve
+
+
+def watched(record: Record) -> Sequence[Mapping[str, float]]:
+    """The monitor's probes of a record; of its training pairs where none are held out."""
+    lines = record.monitor
+    if any(key.startswith("heldout/") for line in lines for key in line):
+        return lines
+    return [{key.replace("train/", "heldout/"): value for key, value in line.items()} for line in lines]
+
+
+def main_panels(groups: Sequence[Group], starts: Mapping[str, float]) -> list[Panel]:
+    """The panels that every reader wants; `starts` are levels of the common start, dashed."""
+    return _panels([curve_panel(groups, logged, key, title, starts.get(key)) for key, title in MAIN])
+
+
+def watched_panels(groups: Sequence[Group]) -> list[Panel]:
+    """What the monitor saw on its fixed sample."""
+    return _panels([curve_panel(groups, watched, key, title) for key, title in WATCHED])
+
+
+def other_panels(groups: Sequence[Group]) -> list[Panel]:
+    """Every other metric that was logged, under its own name."""
+    keys = {key for group in groups for record in group.records for line in record.curve for key in line}
+    named = {key for key, _ in MAIN} | set(_NO_CURVES)
+    others = sorted(key for key in keys - named if not key.startswith(("monitor/", "train_")))
+    return _panels([curve_panel(groups, logged, key, key) for key in others])
+
+
+def curve_panel(
+    groups: Sequence[Group], lines: Lines, key: str, title: str, start: float | None = None
+) -> Panel | None:
+    """A metric over the steps, a line a group: the median of its seeds with a band from lowest to highest.
+
+    None where no run has the metric.
+    """
+    look = styles(groups)
+    drawn = {group.label: points for group in groups if (points := band(group, lines, key))}
+    if not drawn:
+        return None
+    with figure_of(WIDE, 2.3) as (figure, axes):
+        for group in groups:
+            if group.label in drawn:
+                _line(axes, drawn[group.label], look[group.label], _ended(group, lines, key))
+        start_line(axes, start)
+        axes.set_xlabel("step")
+        axes.margins(x=0.03, y=0.08)
+        ends = "; ".join(f"{label} ends at {points[-1][1].median:.3g}" for label, points in drawn.items())
+        return Panel(title, svg(figure, f"curve-{key}", f"{title}, over the steps: {ends}"))
+
+
+def band(group: Group, lines: Lines, key: str) -> list[tuple[float, Spread]]:
+    """Step, and the metric over the seeds that came so far.
+
+    Seeds log at different steps: each is read off its own line between two points, and none is carried on past its
+    last. The band ends where the first of the seeds that came to their end does.
+    """
+    seeds = [_points(record, lines, key) for record in group.records]
+    ends = [
+        points[-1][0] for points, record in zip(seeds, group.records, strict=True) if points and _done(record)
+    ]
+    steps = sorted({step for points in seeds for step, _ in points})
+    last = min(ends, default=steps[-1] if steps else 0.0)
+    kept = _thinned([step for step in steps if step <= last])
+    found = [(step, [value for points in seeds if (value := _at(points, step)) is not None]) for step in kept]
+    return [(step, Spread(statistics.median(v), min(v), max(v), len(v))) for step, v in found if v]
+
+
+def _points(record: Record, lines: Lines, key: str) -> list[tuple[float, float]]:
+    """Steps and values in rising order; of two lines at one step the later."""
+    return sorted(
+        {line["step"]: line[key] for line in lines(record) if key in line and "step" in line}.items()
+    )
+
+
+def _at(points: Sequence[tuple[float, float]], step: float) -> float | None:
+    """The value at a step, linear between two points; None outside of them."""
+    place = bisect.bisect_left(points, (step, -math.inf))
+    if place < len(points) and points[place][0] == step:
+        return points[place][1]
+    if place in (0, len(points)):
+        return None
+    (low, was), (high, now) = points[place - 1], points[place]
+    return was + (now - was) * (step - low) / (high - low)
+
+
+def _thinned(steps: Sequence[float]) -> list[float]:
+    kept = list(steps[:: max(1, len(steps) // _MOST_POINTS)])
+    return kept if not steps or kept[-1] == steps[-1] else [*kept, steps[-1]]
+
+
+def _done(record: Record) -> bool:
+    return record.state == "finished"
+
+
+def rate_panels(groups: Sequence[Group], starts: Mapping[str, float]) -> list[Panel]:
+    """Figures after training over the learning rate, where some objective was run at several."""
+    wanted = (
+        ("exact_match", "Exact match, %", 100),
+        ("logps/chosen", "Chosen answers, nats per token", 1),
+        ("format_valid", "Valid format, %", 100),
+    )
+    return _panels(
+        [over_learning_rate(groups, key, starts.get(key), title, scale) for key, title, scale in wanted]
+    )
+
+
+def over_learning_rate(
+    groups: Sequence[Group], key: str, start: float | None, title: str, scale: float = 1.0
+) -> Panel | None:
+    """A figure after training over the learning rate, a line an objective; `start` is dashed.
+
+    None where nothing was run at several rates.
+    """
+    look = styles(groups)
+    lines = {name: _with_rate(together, key, scale) for name, together in by_rate(groups).items()}
+    lines = {name: points for name, points in lines.items() if points}
+    if max(map(len, lines.values()), default=0) < 2:
+        return None
+    with figure_of(WIDE, 2.7, right=0.74) as (figure, axes):
+        axes.set_xscale("log")
+        ends = []
+        for name, points in lines.items():
+            first = look[points[0][0].label]
+            axes.plot(
+                [x for _, x, _ in points], [y.median for *_, y in points], color=first.colour, linewidth=1.6
+            )
+            for group, x, y in points:
+                axes.plot([x], [y.median], look[group.label].marker, color=first.colour, markersize=5.5)
+                if y.n > 1:
+                    axes.plot([x, x], [y.low, y.high], color=first.colour, linewidth=1.2)
+            ends.append((points[-1][2].median, name))
+        if start is not None:
+            start_line(axes, start * scale)
+            ends.append((start * scale, SFT_START))
+        rates = sorted({x for points in lines.values() for _, x, _ in points})
+        axes.set_xticks(rates, [short_number(rate) for rate in rates])
+        axes.minorticks_off()
+        axes.set_xlim(rates[0] / 1.5, rates[-1] * 1.35)
+        axes.set_xlabel("learning rate")
+        axes.margins(y=0.08)
+        _label_ends(axes, ends)
+        return Panel(title, svg(figure, f"rate-{key}", f"{title}, over the learning rate"))
+
+
+def _with_rate(groups: Sequence[Group], key: str, scale: float) -> list[tuple[Group, float, Spread]]:
+    points = []
+    for group in groups:
+        rate, value = group.first.learning_rate, group.spread(lambda record: record.after.get(key))
+        if rate is not None and rate > 0 and value is not None:
+            scaled = Spread(value.median * scale, value.low * scale, value.high * scale, value.n)
+            points.append((group, rate, scaled))
+    return points
+
+
+def _panels(made: Sequence[Panel | None]) -> list[Panel]:
+    return [panel for panel in made if panel is not None]
+
+
+def _line(
+    axes: Any, points: Sequence[tuple[float, Spread]], style: Style, ended: Sequence[tuple[float, float]]
+) -> None:
+    xs, ys = [step for step, _ in points], [value.median for _, value in points]
+    if any(value.n > 1 for _, value in points):
+        low, high = [value.low for _, value in points], [value.high for _, value in points]
+        axes.fill_between(xs, low, high, color=style.colour, alpha=0.16, linewidth=0)
+    axes.plot(xs, ys, color=style.colour, linestyle=style.line, linewidth=1.5)
+    axes.plot(xs[-1:], ys[-1:], style.marker, color=style.colour, markersize=4.5)
+    for x, y in ended:
+        axes.plot([x], [y], "x", color=INK, markersize=7, markeredgewidth=1.6)
+
+
+def _ended(group: Group, lines: Lines, key: str) -> list[tuple[float, float]]:
+    """Where runs stop that did not come to their end."""
+    stopped = [_points(record, lines, key) for record in group.records if not _done(record)]
+    return [points[-1] for points in stopped if points]
+
+
+def _label_ends(axes: Any, ends: Sequence[tuple[float, str]]) -> None:
+    """Names right of the lines' ends, pushed apart until none covers another."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * 0.068
+    rising = sorted(ends)
+    places: list[float] = []
+    for y, _ in rising:
+        places.append(max(y, places[-1] + gap) if places else y)
+    # Half of what the topmost was pushed up is taken back from all that were pushed with it.
+    for at in range(len(places) - 1, -1, -1):
+        ceiling = places[at + 1] - gap if at + 1 < len(places) else max(high, rising[-1][0])
+        places[at] = min(places[at], ceiling)
+    right = axes.get_xlim()[1]
+    for (_, name), place in zip(rising, places, strict=True):
+        text = name if len(name) <= 14 else name[:13] + "…"
+        axes.annotate(
+            text, (right, place), (3, 0), textcoords="offset points", va="center", annotation_clip=False
+        )

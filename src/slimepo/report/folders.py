@@ -1,0 +1,205 @@
+"""Folders to records: what `slimepo run`, `slimepo quickstart` and `slimepo eval` have left behind, also half-way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from slimepo.errors import InputError
+from slimepo.report.monitor import monitor_distributions, monitor_lines, monitor_samples, warnings_of
+from slimepo.report.quickstart import quickstart_source
+from slimepo.report.records import (
+    Record,
+    Source,
+    State,
+    distributions,
+    flat,
+    mapping,
+    number,
+    number_lines,
+    numbers,
+    unique,
+)
+from slimepo.settings import read_mapping
+from slimepo.training.folder import MARKER, json_lines, last_checkpoint, read_json
+
+# Keys that say what a stage is called or stands behind, not what it did.
+_NO_SETTINGS = ("seed", "name", "start")
+_UNTOLD = "no end is recorded: still running, or killed"
+
+
+def read_sources(paths: Sequence[Path]) -> list[Source]:
+    """Every folder read; records with the same name get their folder's, so that each has a name of its own.
+
+    Raises:
+        InputError: a folder is none of slimepo's, or there is nothing in any of them.
+    """
+    sources = [read_source(path) for path in paths]
+    if not any(
+        record.curve or record.state != "unfinished" for s in sources for record in s.records
+    ) and not any(source.scores for source in sources):
+        raise InputError(
+            f"{', '.join(map(str, paths))}: nothing in it yet; a report needs a run that has logged a line"
+        )
+    names = [record.name for source in sources for record in source.records]
+    labels = iter(unique([_told_apart(r.name, s, names) for s in sources for r in s.records]))
+    return [replace(s, records=tuple(replace(r, name=next(labels)) for r in s.records)) for s in sources]
+
+
+def read_source(path: Path) -> Source:
+    """What one folder holds.
+
+    Raises:
+        InputError: it is not there, is none of slimepo's folders, or a file in it is broken.
+    """
+    if not path.is_dir():
+        there = "a file; give its folder" if path.exists() else "no such folder"
+        raise InputError(f"report {path}: {there}")
+    scores = read_scores(path)
+    if (path / "quickstart.json").exists():
+        return replace(quickstart_source(path, read_json(path / "quickstart.json")), scores=scores)
+    if (path / MARKER).exists():
+        return replace(_run_source(path), scores=scores)
+    if scores:
+        return Source(path, "evaluation", scores=scores)
+    if (path.parent / MARKER).exists():
+        raise InputError(f"report {path}: a part of the run {path.parent}; give {path.parent}")
+    raise InputError(
+        f"report {path}: not a run folder (of slimepo run, train or quickstart) and no scores of slimepo eval in it"
+    )
+
+
+def read_scores(path: Path) -> tuple[dict[str, Any], ...]:
+    """The rows of every `scores/*.json` in a folder or one or two levels under it."""
+    rows = []
+    for file in sorted(
+        {*path.glob("scores/*.json"), *path.glob("*/scores/*.json"), *path.glob("*/*/scores/*.json")}
+    ):
+        record = mapping(read_json(file))
+        rows += [row for row in map(mapping, record.get("scores") or ()) if row]
+    return tuple(rows)
+
+
+def _told_apart(name: str, source: Source, names: Sequence[str]) -> str:
+    if names.count(name) < 2:
+        return name
+    folder = source.path.resolve()
+    return f"{folder.name}: {name}" if source.kind == "quickstart" else f"{folder.parent.name}/{name}"
+
+
+def _run_source(path: Path) -> Source:
+    recipe = read_mapping(path / "recipe.yaml", "recipe") if (path / "recipe.yaml").exists() else {}
+    stages = [mapping(stage) for stage in recipe.get("stages") or ()]
+    begun = [at for at, stage in enumerate(stages) if _begun(path / str(stage.get("name")))]
+    # What the preference stages start from is not what a report compares, unless there is nothing else yet.
+    shown = [at for at in begun if stages[at].get("loss") != "sft"] or begun or list(range(len(stages)))[:1]
+    records = [_stage_record(path, recipe, stages, at, len(shown) > 1) for at in shown]
+    return Source(
+        path,
+        "run",
+        tuple(records),
+        data=mapping(read_json(path / "data.json")),
+        versions={key: str(value) for key, value in mapping(read_json(path / "versions.json")).items()},
+        recipe=recipe,
+    )
+
+
+def _begun(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("stage.json", "metrics.jsonl", "error.json"))
+
+
+def _stage_record(
+    path: Path, recipe: dict[str, Any], stages: Sequence[dict[str, Any]], at: int, several: bool
+) -> Record:
+    stage, name = stages[at], str(stages[at].get("name") or "")
+    folder = path / name
+    done = mapping(read_json(folder / "stage.json"))
+    heldout = mapping(done.get("heldout"))
+    drops = mapping(read_json(folder / "data.json"))
+    lines = json_lines(folder / "metrics.jsonl")
+    curve = [line for line in number_lines(lines) if "loss" in line]
+    watched = json_lines(folder / "monitor.jsonl")
+    state, note = _state(folder, done, curve, stage)
+    loss = str(stage.get("loss") or "unknown")
+    label = path.resolve().name
+    return Record(
+        name=f"{label}/{name}" if several else label,
+        source=str(path),
+        loss=loss,
+        series=loss,
+        settings=_settings(recipe, stages, at),
+        seed=int(seed) if (seed := number(recipe.get("seed"))) is not None else None,
+        learning_rate=number(stage.get("learning_rate")),
+        state=state,
+        note=note,
+        before=numbers(heldout.get("before")),
+        after=numbers(heldout.get("after")),
+        chosen_fell=number(heldout.get("chosen_fell")),
+        heldout=number(heldout.get("pairs")),
+        curve=curve,
+        monitor=monitor_lines(watched, curve),
+        warnings=warnings_of(watched, done),
+        distributions=distributions(read_json(folder / "distributions.json"))
+        or monitor_distributions(watched),
+        samples=monitor_samples(watched),
+        facts=_facts(done),
+        kept=number(drops.get("kept")),
+        dropped=numbers(drops.get("dropped")),
+        steps=number(done.get("steps")) or (curve[-1]["step"] if curve else None),
+        seconds=number(done.get("seconds")),
+        peak_memory=number(done.get("peak_memory")),
+    )
+
+
+def _state(
+    folder: Path, done: dict[str, Any], curve: Sequence[dict[str, float]], stage: dict[str, Any]
+) -> tuple[State, str]:
+    if done:
+        return "finished", ""
+    error = mapping(read_json(folder / "error.json"))
+    if error:
+        return "failed", str(error.get("error") or "no reason is recorded")
+    if not curve:
+        return "unfinished", f"nothing is logged yet; {_UNTOLD}"
+    step, epoch, epochs = curve[-1]["step"], curve[-1].get("epoch"), number(stage.get("epochs"))
+    checkpoint = last_checkpoint(folder / "checkpoints")
+    planned = (
+        number(mapping(read_json(checkpoint / "trainer_state.json")).get("max_steps")) if checkpoint else None
+    )
+    if planned:
+        where = f"step {step:.0f} of {planned:.0f}"
+    elif epoch is not None and epochs:
+        where = f"step {step:.0f}, {epoch:.2f} of {epochs:g} epochs"
+    else:
+        where = f"step {step:.0f}"
+    return "unfinished", f"the last line is of {where}; {_UNTOLD}"
+
+
+def _settings(recipe: dict[str, Any], stages: Sequence[dict[str, Any]], at: int) -> dict[str, Any]:
+    """The recipe of a stage, flat: its own keys plain, those of the stages that led to it under their names."""
+    whole = flat({key: value for key, value in recipe.items() if key not in ("stages", "seed")})
+    led = {str(stages[place].get("name")): _plain(stages[place]) for place in _led_to(stages, at)}
+    return {**flat(_plain(stages[at])), **whole, **flat(led)}
+
+
+def _led_to(stages: Sequence[dict[str, Any]], at: int) -> list[int]:
+    """The stages that a stage's model came from: the one before, unless `start` names another."""
+    if at == 0:
+        return []
+    names = [stage.get("name") for stage in stages[:at]]
+    start = stages[at].get("start")
+    place = names.index(start) if start in names else at - 1
+    return [*_led_to(stages, place), place]
+
+
+def _plain(stage: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in stage.items() if key not in _NO_SETTINGS}
+
+
+def _facts(done: dict[str, Any]) -> dict[str, Any]:
+    """What a stage says about how it ran, beside its figures."""
+    keys = ("layout", "reference", "parameters", "trained_parameters", "resumed_from_step")
+    told = {key: done[key] for key in keys if done.get(key)}
+    return told | {"monitor": mapping(done.get("monitor")).get("facts") or []}

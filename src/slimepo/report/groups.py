@@ -1,0 +1,164 @@
+"""Runs that differ only in the seed, together; and what the groups' settings have in common and what not."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from slimepo.report.records import ABSENT, Record, short_number, unique
+
+_LABELS = {
+    "slime": "SLIME",
+    "dpo": "DPO",
+    "simpo": "SimPO",
+    "sft": "SFT",
+    "kto": "KTO",
+    "orpo": "ORPO",
+    "ipo": "IPO",
+}
+
+
+class Spread(NamedTuple):
+    """A figure over seeds; with one seed all three are the same."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records with the same settings but the seed, under one label; `series` decides the colour."""
+
+    label: str
+    series: str
+    records: tuple[Record, ...]
+
+    @property
+    def first(self) -> Record:
+        return self.records[0]
+
+    def spread(self, figure: Callable[[Record], float | None]) -> Spread | None:
+        """Median, lowest and highest of a figure over the seeds that have it."""
+        return spread([value for record in self.records if (value := figure(record)) is not None])
+
+
+class Setting(NamedTuple):
+    """A setting that the groups do not share: its value in each, and whether most have another."""
+
+    key: str
+    values: tuple[str, ...]
+    rare: tuple[bool, ...]
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Median, lowest and highest; None without values."""
+    return Spread(statistics.median(values), min(values), max(values), len(values)) if values else None
+
+
+def group_records(records: Sequence[Record]) -> list[Group]:
+    """Groups in the order of their first records. A record without a seed stands for itself."""
+    found: dict[str, list[Record]] = {}
+    for at, record in enumerate(records):
+        alone = "" if record.seed is not None and record.settings else f"#{at}"
+        key = json.dumps(record.settings, sort_keys=True, default=str) + alone
+        # The same seed twice is a repetition: shown beside, not averaged as if it were another seed.
+        while any(other.seed == record.seed for other in found.get(key, ())):
+            key += "'"
+        found.setdefault(key, []).append(record)
+    labels = unique([_label(group) for group in found.values()])
+    return [
+        Group(label, series_label(group[0].series), tuple(group))
+        for label, group in zip(labels, found.values(), strict=True)
+    ]
+
+
+def series_label(series: str) -> str:
+    """An objective's name as the literature writes it."""
+    return _LABELS.get(series, series)
+
+
+def by_series(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """Groups of one objective together, the lowest learning rate first."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.series, []).append(group)
+    return {
+        name: sorted(together, key=lambda group: group.first.learning_rate or 0.0)
+        for name, together in found.items()
+    }
+
+
+def by_rate(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """Groups that differ in learning rate (and seed) only, together under their objective, the lowest rate first.
+
+    Where an objective has several such sets (other options, other data), each is under its first label.
+    """
+    found: dict[tuple[str, str], list[Group]] = {}
+    for group in (group for together in by_series(groups).values() for group in together):
+        rest = {key: value for key, value in group.first.settings.items() if key != "learning_rate"}
+        found.setdefault((group.series, json.dumps(rest, sort_keys=True, default=str)), []).append(group)
+    sets = Counter(series for series, _ in found)
+    return {
+        series if sets[series] == 1 else together[0].label: together
+        for (series, _), together in found.items()
+    }
+
+
+def compare_settings(groups: Sequence[Group]) -> tuple[list[Setting], list[tuple[str, str]]]:
+    """The settings that differ between groups, and those that are the same in all, as text."""
+    keys = list(dict.fromkeys(key for group in groups for key in group.first.settings))
+    differing, same = [], []
+    for key in keys:
+        values = tuple(
+            told(group.first.settings[key]) if key in group.first.settings else ABSENT for group in groups
+        )
+        counts = Counter(values)
+        if len(counts) == 1:
+            same.append((key, values[0]))
+        else:
+            most = counts.most_common(1)[0]
+            usual = most[0] if most[1] * 2 > len(values) else None
+            differing.append(
+                Setting(key, values, tuple(usual is not None and value != usual for value in values))
+            )
+    return differing, same
+
+
+def told(value: Any) -> str:
+    """A setting's value in a table."""
+    if value is None or value == {} or value == []:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return short_number(value)
+    if isinstance(value, (list, tuple, Mapping)):
+        return json.dumps(value, default=str, ensure_ascii=False)
+    return str(value)
+
+
+def _label(group: Sequence[Record]) -> str:
+    """A record's own name; of several seeds what their names have in common, and how many they are."""
+    if len(group) == 1:
+        return group[0].name
+    # A folder's name before a run's is only there to tell seeds apart.
+    names = {record.name.rpartition(": ")[2] for record in group}
+    stem = names.pop() if len(names) == 1 else _without_seed(_common_start(sorted(names)))
+    return f"{stem or series_label(group[0].series)} ({len(group)} seeds)"
+
+
+def _common_start(names: Sequence[str]) -> str:
+    alike = [len(set(letters)) == 1 for letters in zip(*names, strict=False)]
+    return names[0][: alike.index(False) if False in alike else len(alike)]
+
+
+def _without_seed(name: str) -> str:
+    """`slime-s`, `slime-seed` and `slime_` are all `slime`."""
+    return re.sub(r"([\s_.,:(-]+(seed|s)?|[\s_.,:(-]*seed)[\s_.,:(=-]*$", "", name)

@@ -1,0 +1,172 @@
+"""What a report is about, as plain data: one `Record` a training run, one `Source` a folder, read from files.
+
+A folder of `slimepo run` gives a record a preference stage (each stage where none of them has begun), a folder of
+`slimepo quickstart` one a run in it, a folder of `slimepo eval` none, only scores. Nothing that is absent is made up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+ABSENT = "–"
+State = Literal["finished", "unfinished", "failed"]
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Counts in bins before and after training; `edges` has one entry more. The end bins hold what lies beyond."""
+
+    edges: list[float]
+    before: list[float]
+    after: list[float]
+
+
+@dataclass(frozen=True)
+class Warned:
+    """What the monitor said, and at which step; `stopped` where it ended the run."""
+
+    step: float | None
+    text: str
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One run's answer to a prompt; `correct`, `valid` and `finished` are None where nobody looked."""
+
+    run: str
+    text: str
+    correct: bool | None = None
+    valid: bool | None = None
+    finished: bool | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and what several runs answered."""
+
+    prompt: str
+    answers: tuple[Answer, ...]
+    gold: str = ""
+    family: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training run, cleaned: every number in it is finite, and what was absent is None or empty.
+
+    `settings` are flat (`loss_options.beta`) and without the seed: records with the same settings differ only in it.
+    `before` and `after` are figures on held-out data, `curve` the log lines, `monitor` those of the monitor.
+    """
+
+    name: str
+    source: str
+    loss: str
+    series: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    learning_rate: float | None = None
+    state: State = "finished"
+    note: str = ""
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    chosen_fell: float | None = None
+    heldout: float | None = None
+    curve: list[dict[str, float]] = field(default_factory=list)
+    monitor: list[dict[str, float]] = field(default_factory=list)
+    warnings: tuple[Warned, ...] = ()
+    distributions: dict[str, Distribution] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+    kept: float | None = None
+    dropped: dict[str, float] = field(default_factory=dict)
+    steps: float | None = None
+    seconds: float | None = None
+    peak_memory: float | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """One folder given to a report. `quickstart` is the content of quickstart.json where it is one."""
+
+    path: Path
+    kind: Literal["run", "quickstart", "evaluation"]
+    records: tuple[Record, ...] = ()
+    data: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    recipe: Any = None
+    quickstart: dict[str, Any] = field(default_factory=dict)
+    scores: tuple[dict[str, Any], ...] = ()
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None for everything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def numbers(value: Any) -> dict[str, float]:
+    """The entries of a mapping that are finite numbers."""
+    if not isinstance(value, Mapping):
+        return {}
+    pairs = ((str(key), number(item)) for key, item in value.items())
+    return {key: item for key, item in pairs if item is not None}
+
+
+def number_lines(lines: Any) -> list[dict[str, float]]:
+    """Log lines, their numbers only; lines without a step are left out."""
+    cleaned = [numbers(line) for line in lines or ()]
+    return [line for line in cleaned if "step" in line]
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """The value where it is a mapping, else an empty one."""
+    return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else {}
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as `outer.inner`; an empty mapping inside is no setting."""
+    if not isinstance(value, Mapping):
+        return {prefix.rstrip("."): value}
+    return {
+        key: item for name, inner in value.items() for key, item in flat(inner, f"{prefix}{name}.").items()
+    }
+
+
+def distributions(value: Any) -> dict[str, Distribution]:
+    """Histograms as they stand in a run folder; those that are not whole are left out."""
+    found = {}
+    for name, raw in mapping(value).items():
+        sides = [
+            [number(item) for item in mapping(raw).get(key) or ()] for key in ("edges", "before", "after")
+        ]
+        whole = [[item for item in side if item is not None] for side in sides]
+        edges, before, after = whole
+        if whole == sides and len(before) == len(after) == len(edges) - 1 > 0:
+            found[name] = Distribution(edges, before, after)
+    return found
+
+
+def short_number(value: float | None) -> str:
+    """A number in the fewest characters, small ones as 1e-4, 5e-7 or 2.5e-5; at most six digits."""
+    if value is None:
+        return ABSENT
+    mantissa, _, exponent = f"{value:.5e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if value and not 0.01 <= abs(value) < 1e6 else f"{value:g}"
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """The names, each repeated one with a number behind it."""
+    made: list[str] = []
+    for name in names:
+        count, wanted = 1, name
+        while wanted in made:
+            count += 1
+            wanted = f"{name} ({count})"
+        made.append(wanted)
+    return made

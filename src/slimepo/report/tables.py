@@ -1,0 +1,325 @@
+"""The report's tables as text cells: what the page, Markdown and the terminal show alike."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from slimepo.report.groups import Group, group_records, series_label, told
+from slimepo.report.numbers import after, change, count, duration, size, written
+from slimepo.report.quickstart import SFT_START, start_figures
+from slimepo.report.records import ABSENT, Record, Source, mapping, number, numbers, short_number
+
+if TYPE_CHECKING:
+    from rich.table import Table as TerminalTable
+
+
+class Column(NamedTuple):
+    """A column of the results: heading on the page, heading in the terminal (none: not there), and its cells."""
+
+    head: str
+    short: str
+    cell: Callable[[Group], str]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table. `error` says why a run has no result, `note` what its name leaves out."""
+
+    label: str
+    cells: tuple[str, ...]
+    note: str = ""
+    error: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings, the first of them over the labels, and lines with as many cells as the others."""
+
+    heads: tuple[str, ...]
+    lines: list[Line] = field(default_factory=list)
+
+
+COLUMNS = (
+    Column("exact match, %", "exact, %", lambda g: change(g, "exact_match", ".1f", 100)),
+    Column("valid format, %", "valid", lambda g: after(g, "format_valid", ".1f", 100)),
+    Column("end token, %", "ends", lambda g: after(g, "end_rate", ".1f", 100)),
+    Column("repetition, %", "rep.", lambda g: after(g, "repetition", ".1f", 100)),
+    Column("chosen, nats/token", "chosen", lambda g: change(g, "logps/chosen", ".2f")),
+    Column("rejected, nats/token", "reject.", lambda g: after(g, "logps/rejected", ".2f")),
+    Column("margin, nats/token", "", lambda g: after(g, "margin", ".2f")),
+    Column("chosen likelier, %", "", lambda g: after(g, "accuracy", ".1f", 100)),
+    Column("chosen fell, %", "fell", lambda g: written(g.spread(lambda r: r.chosen_fell), ".1f", 100)),
+    Column("under floor, %", "floor", lambda g: after(g, "rejected_below_floor", ".1f", 100)),
+)
+_TERMINAL_NOTES = (
+    "exact, chosen: before → after; chosen, reject.: nats per token",
+    "rep.: answers that loop; fell: pairs whose chosen answer became less likely",
+    "floor: rejected tokens under the floor of SLIME's rejected term",
+)
+
+
+def results(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
+    """What training did to held-out data, a line a group, under the line of what all started from."""
+    start = start_group(sources)
+    shown = [*([start] if start else []), *groups]
+    cells = {group.label: [column.cell(group) for column in COLUMNS] for group in shown}
+    kept = [at for at in range(len(COLUMNS)) if any(cells[group.label][at] != ABSENT for group in shown)]
+    best = best_group(groups)
+    lines = [
+        Line(
+            group.label,
+            tuple(cells[group.label][at] for at in kept),
+            note="" if group is start else objective_note(group),
+            error=trouble(group),
+            best=group is best,
+        )
+        for group in shown
+    ]
+    return Table(("run", *(COLUMNS[at].head for at in kept)), lines)
+
+
+def results_in_terminal(result: Mapping[str, Any], records: Sequence[Record]) -> TerminalTable:
+    """A quickstart's results for a terminal of 100 columns or more."""
+    from rich import box
+    from rich.table import Table as TerminalTable
+    from rich.text import Text
+
+    groups = group_records(records)
+    controls = [group.label for group in groups if group.first.loss == "sft"]
+    notes = [f"{group.label} {trouble(group)}" for group in groups if trouble(group)]
+    notes += [f"{', '.join(controls)}: the control, plain SFT on the chosen answers"] if controls else []
+    table = TerminalTable(
+        title=Text(str(result.get("title") or "slimepo quickstart")),
+        title_justify="left",
+        caption=Text("\n".join([*notes, *_TERMINAL_NOTES])),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    columns = [column for column in COLUMNS if column.short]
+    table.add_column("run", overflow="fold", min_width=10)
+    for column in columns:
+        table.add_column(column.short, justify="right", no_wrap=True)
+    start, best = _start(start_figures(result)), best_group(groups)
+    for group in [*([start] if start else []), *groups]:
+        cells = [column.cell(group) for column in columns]
+        cells = ["stopped", *cells[1:]] if trouble(group) else cells
+        table.add_row(
+            *(Text(cell) for cell in (group.label, *cells)), style="bold" if group is best else None
+        )
+    return table
+
+
+def objective_note(group: Group) -> str:
+    """Objective, its options, learning rate and seeds: what a run's name leaves out."""
+    first = group.first
+    options = {
+        k.removeprefix("loss_options."): v for k, v in first.settings.items() if k.startswith("loss_options.")
+    }
+    name, words = group.label.lower(), []
+    if not re.search(rf"\b{re.escape(first.loss.lower())}\b", name):
+        words.append(series_label(first.loss))
+    words += [f"{key} {told(value)}" for key, value in options.items()]
+    if first.learning_rate is not None and short_number(first.learning_rate) not in name:
+        words.append(f"learning rate {short_number(first.learning_rate)}")
+    if len(group.records) > 1:
+        words.append("seeds " + ", ".join(str(record.seed) for record in group.records))
+    return ", ".join(words)
+
+
+def trouble(group: Group) -> str:
+    """Why runs of a group have no end, in a line; empty where all have one."""
+    words = {"failed": "stopped", "unfinished": "not finished"}
+    found = [(r, f"{words[r.state]}: {r.note}") for r in group.records if r.state != "finished"]
+    if len(group.records) == 1:
+        return found[0][1] if found else ""
+    return "; ".join(f"seed {record.seed} {text}" for record, text in found)
+
+
+def best_group(groups: Sequence[Group]) -> Group | None:
+    """The group with the highest exact match; None where it was not measured or there is nothing to compare."""
+    have = [(value.median, group) for group in groups if (value := exact_match(group)) is not None]
+    return max(have, key=lambda each: each[0])[1] if have else None
+
+
+def exact_match(group: Group) -> Any:
+    """The exact match of a group over its seeds."""
+    return group.spread(lambda record: record.after.get("exact_match"))
+
+
+def start_group(sources: Sequence[Source]) -> Group | None:
+    """The SFT models that quickstarts began with, as a group of their own."""
+    quickstarts = [source.quickstart for source in sources if source.kind == "quickstart"]
+    figures = [start_figures(result) for result in quickstarts]
+    return _start(*(each for each in figures if each))
+
+
+def _start(*figures: Mapping[str, float]) -> Group | None:
+    records = [
+        Record(SFT_START, "", "", "", after=dict(each), seed=at) for at, each in enumerate(figures) if each
+    ]
+    return Group(SFT_START, "", tuple(records)) if records else None
+
+
+def speed(groups: Sequence[Group]) -> Table:
+    """Tokens per second, steps, time, memory: medians over the log lines and seeds."""
+    rows = [
+        (
+            group.label,
+            (
+                count(_median(group, "tokens_per_second")),
+                _share(_median(group, "padding_share")),
+                written(group.spread(lambda r: r.steps), ",.0f"),
+                duration(seconds.median) if (seconds := group.spread(lambda r: r.seconds)) else ABSENT,
+                size(memory.high) if (memory := group.spread(lambda r: r.peak_memory)) else ABSENT,
+                str(group.first.facts.get("layout") or ABSENT),
+                count(group.first.facts.get("trained_parameters")),
+            ),
+        )
+        for group in groups
+    ]
+    heads = ("tokens/s", "padding, %", "steps", "time", "peak memory", "layout", "trained parameters")
+    return _filled("run", heads, rows)
+
+
+def data_facts(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
+    """Rows by part, what was kept and what was dropped, a line a group."""
+    data = {str(source.path): source.data for source in sources}
+    reasons = list(
+        dict.fromkeys(key for group in groups for record in group.records for key in record.dropped)
+    )
+    heads = [
+        "rows read",
+        "malformed",
+        "held-out pairs",
+        "trained on",
+        *(f"dropped: {reason}" for reason in reasons),
+    ]
+    rows = []
+    for group in groups:
+        first = group.first
+        facts = data.get(first.source, {})
+        rows.append(
+            (
+                group.label,
+                (
+                    count(facts.get("rows")),
+                    count(facts.get("malformed")),
+                    count(first.heldout),
+                    count(first.kept),
+                    *(
+                        count(first.dropped.get(reason, 0.0 if first.kept is not None else None))
+                        for reason in reasons
+                    ),
+                ),
+            )
+        )
+    return _filled("run", heads, rows)
+
+
+def benchmarks(sources: Sequence[Source]) -> tuple[Table, list[str]]:
+    """Models by benchmarks, each cell the headline with its interval; and what is to be known of the columns.
+
+    Scores compare only where judge, rules, baseline, prompts and settings are the same: they share a column then.
+    """
+    # A folder may be given by itself and lie in another one: the same row counts once.
+    rows = {json.dumps(row, sort_keys=True, default=str): row for source in sources for row in source.scores}
+    columns: dict[str, list[dict[str, Any]]] = {}
+    for row in rows.values():
+        columns.setdefault(repr(sorted(flat_identity(row).items())), []).append(row)
+    models = list(dict.fromkeys(str(row.get("model")) for row in rows.values()))
+    heads, notes = [], []
+    for mark, column in zip(_marks(len(columns)), columns.values(), strict=True):
+        heads.append(f"{_benchmark_head(column[0])}{mark}")
+        notes.append(f"{mark or heads[-1] + ':'} {_identity_words(column)}".strip())
+    cells = {
+        model: tuple(
+            next((benchmark_cell(row) for row in column if str(row.get("model")) == model), ABSENT)
+            for column in columns.values()
+        )
+        for model in models
+    }
+    return Table(("model", *heads), [Line(model, cells[model]) for model in models]), notes
+
+
+def benchmark_cell(row: Mapping[str, Any]) -> str:
+    """The headline measure with its interval (`34.1 [31.8, 36.0]`), else its standard error (`34.1 ± 1.3`)."""
+    measure = mapping(mapping(row.get("measures")).get(str(row.get("headline"))))
+    form = ".2f" if row.get("unit") == "1-10" else ".1f"
+    value, low, high, error = (
+        number(measure.get(key)) for key in ("value", "lower", "upper", "standard_error")
+    )
+    if value is None:
+        return ABSENT
+    sure = f" ± {error:{form}}" if error is not None else ""
+    if low is not None and high is not None:
+        sure = f" [{low:{form}}, {high:{form}}]"
+    return f"{value:{form}}{sure}{'' if row.get('official', True) else ' *'}"
+
+
+def flat_identity(row: Mapping[str, Any]) -> dict[str, str]:
+    """What two scores must share to be compared."""
+    identity = mapping(row.get("identity"))
+    plain = {key: str(value) for key, value in identity.items() if key != "settings" and value is not None}
+    return plain | {key: str(value) for key, value in mapping(identity.get("settings")).items()}
+
+
+def settings_blocks(groups: Sequence[Group], width: int = 6) -> list[tuple[int, int]]:
+    """Slices of the groups that stand side by side in one table: at most `width`, as even as can be."""
+    blocks = max(1, -(-len(groups) // width))
+    each = max(1, -(-len(groups) // blocks))
+    return [(at, min(at + each, len(groups))) for at in range(0, len(groups), each)]
+
+
+def _benchmark_head(row: Mapping[str, Any]) -> str:
+    names = {"mt-bench": "MT-Bench", "arena-hard": "Arena-Hard", "alpaca-eval": "AlpacaEval 2"}
+    identity = flat_identity(row)
+    benchmark = identity.get("benchmark", "")
+    known = next((name for key, name in names.items() if benchmark.startswith(key)), benchmark)
+    category = f" {category}" if (category := identity.get("category", "None")) != "None" else ""
+    return f"{known}{category}, {row.get('headline')} ({row.get('unit')})"
+
+
+def _identity_words(rows: Sequence[Mapping[str, Any]]) -> str:
+    identity = flat_identity(rows[0])
+    # Of a hash the first few characters tell as much.
+    words = [
+        f"{key} {value[:12] if key in ('prompts', 'questions') else value}" for key, value in identity.items()
+    ]
+    words += [f"{row.get('model')}: {_items(row)}" for row in rows]
+    notes = [(row.get("official", True), str(note)) for row in rows for note in row.get("notes") or ()]
+    told = [note if official else f"* {note}" for official, note in dict.fromkeys(notes)]
+    return "; ".join([", ".join(words), *told])
+
+
+def _items(row: Mapping[str, Any]) -> str:
+    unscored = len(row.get("unscored") or ())
+    return f"{count(row.get('scored'))} items scored" + (f", {unscored} not" if unscored else "")
+
+
+def _marks(columns: int) -> list[str]:
+    return [""] * columns if columns < 2 else [f" {chr(97 + at % 26)})" for at in range(columns)]
+
+
+def _median(group: Group, key: str) -> float | None:
+    # The first line has what a start costs (compiling, warming up) in it.
+    lines = [line[key] for r in group.records for line in (r.curve[1:] or r.curve) if key in numbers(line)]
+    return statistics.median(lines) if lines else None
+
+
+def _share(value: float | None) -> str:
+    return ABSENT if value is None else f"{100 * value:.1f}"
+
+
+def _filled(first: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> Table:
+    """A table without the columns in which nothing stands."""
+    kept = [at for at in range(len(heads)) if any(cells[at] != ABSENT for _, cells in rows)]
+    lines = [Line(label, tuple(cells[at] for at in kept)) for label, cells in rows]
+    return Table((first, *(heads[at] for at in kept)), lines if kept else [])

@@ -1,0 +1,137 @@
+"""How much the monitor may cost: its settings, the size of its sample, and how far apart its probes stand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from slimepo.settings import Settings, validate
+
+Kind = Literal["unlearning", "floor", "repetition", "entropy"]
+
+# Shares of the budget. Generation goes token by token, so that few prompts cost as much as many scored pairs. The rest
+# is for drawing the sample and for probes that take longer than the one before.
+SCORING_SHARE, GENERATION_SHARE = 0.5, 0.3
+# The sample is as large as lets this many probes be paid for: the first, the last and four between.
+_PLANNED_PROBES = 6
+_FEWEST_PAIRS = 8
+_MOST_PROBES = 50
+# The first step of a run compiles and allocates; its time says nothing about the others.
+_UNTIMED_STEPS = 1
+
+
+class MonitorSettings(Settings):
+    """What the displacement monitor measures, and how often (`slimepo.training.monitor`).
+
+    `pairs`: most pairs of the sample, of training and of held-out rows each. `every`, `generate_every`: optimizer steps
+    between probes; None spaces them so that all of the monitor stays within `budget`, a share of the training
+    time. `prompts`: prompts answered greedily with at most `max_new_tokens`; 0 turns that off. `entanglement`: training
+    pairs whose gradients are compared. `stop_on`: warnings that end the run.
+    """
+
+    pairs: int = Field(64, ge=1)
+    every: int | None = Field(None, ge=1)
+    generate_every: int | None = Field(None, ge=1)
+    budget: float = Field(0.02, gt=0, le=1)
+    prompts: int = Field(4, ge=0)
+    max_new_tokens: int = Field(256, ge=1)
+    entanglement: int = Field(0, ge=0)
+    stop_on: list[Kind] = Field(default_factory=list)
+
+
+def monitor_settings(value: bool | Mapping[str, Any] | MonitorSettings) -> MonitorSettings | None:
+    """Settings from `true`, `false` (None: no monitor) or a mapping.
+
+    Raises:
+        InputError: a key or a value of the mapping is wrong.
+    """
+    if isinstance(value, MonitorSettings):
+        return value
+    if value is False:
+        return None
+    return validate(MonitorSettings, {} if value is True else value, "monitor")
+
+
+def sample_size(settings: MonitorSettings, trained_pairs: float) -> int:
+    """Pairs of each set (training, held-out) that are scored, for a run over `trained_pairs` pairs in all.
+
+    A training pair is taken to cost two forward passes, one of them backward: it is three where every weight needs a
+    gradient, but a small model's forward pass is mostly overhead. No fewer than 8: the figures of fewer pairs say
+    nothing, so that a run over fewer than about 3,000 pairs spends more than the budget.
+    """
+    if settings.every is not None:
+        return settings.pairs
+    affordable = settings.budget * SCORING_SHARE * trained_pairs * 2
+    return min(settings.pairs, max(_FEWEST_PAIRS, int(affordable / (2 * _PLANNED_PROBES))))
+
+
+@dataclass
+class Pace:
+    """When one kind of probe is due: as often as `budget`, a share of the training time, pays for.
+
+    The time of the whole run is foretold from the steps so far, and what one more probe costs from the last one. What
+    is left of the budget after the probes so far and one at the end is spread evenly over the steps to come. There are
+    never fewer than `least` probes between the first and the last, whatever they cost, and never more than 50.
+    """
+
+    budget: float
+    least: int
+    first_step: int
+    last_step: int
+    every: int | None = None
+    spent: float = 0.0
+    cost: float = 0.0
+    done: int = 0  # between the first and the last
+    last: int = 0  # the step of the latest probe
+
+    def note(self, step: int, seconds: float) -> None:
+        """A probe was made at `step`."""
+        self.done += self.first_step < step < self.last_step
+        # A fast one after a slow one may have been luck.
+        self.cost = max(seconds, (self.cost + seconds) / 2)
+        self.spent, self.last = self.spent + seconds, step
+
+    def due(self, step: int, seconds_per_step: float) -> bool:
+        """Whether a probe is due after `step`."""
+        if step >= self.last_step or step <= self.last:
+            return step >= self.last_step and step > self.last
+        if self.every is not None:
+            return step % self.every == 0
+        return step - self.last >= self.gap(seconds_per_step)
+
+    def gap(self, seconds_per_step: float) -> int:
+        """Steps from the latest probe to the next one."""
+        whole = seconds_per_step * (self.last_step - self.first_step)
+        left = self.budget * whole - self.spent - self.cost
+        affordable = int(left / self.cost) if self.cost > 0 else _MOST_PROBES
+        between = min(max(affordable, self.least - self.done, 0), max(_MOST_PROBES - self.done, 0))
+        return max(1, math.ceil((self.last_step - self.last) / (between + 1)))
+
+
+class StepClock:
+    """Seconds of training without the monitor's own, as a mean over steps; the first step is left out."""
+
+    def __init__(self, step: int, now: float) -> None:
+        self._first, self._started, self.spent = step, now, 0.0
+        self._timed_from: tuple[int, float] | None = None
+
+    def own(self, seconds: float) -> None:
+        """The monitor itself took that long."""
+        self.spent += seconds
+
+    def training(self, now: float) -> float:
+        """Seconds since the start, the monitor's left out."""
+        return now - self._started - self.spent
+
+    def per_step(self, step: int, now: float) -> float | None:
+        """Mean seconds of a step; None before two steps have been timed."""
+        if self._timed_from is None:
+            if step - self._first >= _UNTIMED_STEPS:
+                self._timed_from = (step, self.training(now))
+            return None
+        first, seconds = self._timed_from
+        return (self.training(now) - seconds) / (step - first) if step - first >= 2 else None

@@ -1,0 +1,333 @@
+"""Made-up folders of runs, quickstarts and evaluations for the report's tests."""
+
+import json
+import math
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from slimepo.report.records import short_number
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+class Tags(HTMLParser):
+    """Collects the start tags and tables, and fails on a tag that is closed where it is not open."""
+
+    void = frozenset({"meta", "link", "br", "img"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in self.void:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open
+        assert self.open.pop() == tag
+        if tag in ("td", "th"):
+            self.tables[-1][-1][-1] = self.tables[-1][-1][-1].strip()
+
+    def handle_data(self, data: str) -> None:
+        # Of a cell its own words, not the small print under them.
+        if ("td" in self.open or "th" in self.open) and "small" not in self.open and "svg" not in self.open:
+            self.tables[-1][-1][-1] += data
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def curve(steps: int, shift: float = 0.0, terms: bool = True) -> list[dict[str, Any]]:
+    """Log lines of every tenth step."""
+    lines = []
+    for step in range(10, steps + 1, 10):
+        line = {
+            "step": step,
+            "epoch": step / 100,
+            "loss": 1 / step + shift,
+            "logps/chosen": -0.5 - shift - step / 1000,
+            "logps/rejected": -1 - shift - step / 500,
+            "margin": 0.5 + step / 1000,
+            "accuracy": 0.7,
+            "tokens_per_second": 1000.0 + step,
+            "padding_share": 0.125,
+            "grad_norm": 2.0,
+            "learning_rate": 1e-4,
+        }
+        lines.append(
+            line | ({"loss/chosen": 0.05, "loss/rejected": 0.2, "loss/distance": 1 / step} if terms else {})
+        )
+    return lines
+
+
+def held_out(chosen: float) -> dict[str, float]:
+    return {
+        "logps/chosen": chosen,
+        "logps/rejected": chosen - 1.0,
+        "margin": 1.0,
+        "accuracy": 0.875,
+        "rejected_below_floor": 0.4,
+    }
+
+
+def monitor_file(warn: bool = True) -> str:
+    """A monitor.jsonl as a run writes it, its last line cut off by a kill."""
+
+    def figures(change: float) -> dict[str, Any]:
+        return {
+            "pairs": 2,
+            "chosen": -0.5 + change,
+            "chosen_change": change,
+            "chosen_fell": 0.5 if change else 0.0,
+            "entropy": 0.6,
+            "rejected_histogram": [0, 1, 2, 3 + int(-10 * change)],
+            "per_pair": {"chosen": [-0.4, None], "rejected": [-1.0, -2.0]},
+        }
+
+    def answers(text: str) -> list[dict[str, Any]]:
+        return [{"row_id": "a", "tokens": 3, "finished": True, "valid": None, "text": text}]
+
+    lines: list[dict[str, Any]] = [
+        {
+            "kind": "start",
+            "step": 0,
+            "bins": [-4, -3, -2, -1, 0],
+            "prompts": [{"row_id": "a", "text": "Why is it so?"}],
+        },
+        {"kind": "probe", "step": 0, "train": None, "heldout": figures(0.0), "gradient_share": None},
+        {"kind": "generation", "step": 0, "seconds": 0.1, "length": 3.0, "answers": answers("It was so.")},
+        {
+            "kind": "probe",
+            "step": 40,
+            "train": None,
+            "heldout": figures(-0.8),
+            "gradient_share": {"chosen": 0.25},
+        },
+        {
+            "kind": "generation",
+            "step": 40,
+            "seconds": 0.1,
+            "length": 5.0,
+            "answers": answers("It is is is is."),
+        },
+    ]
+    if warn:
+        message = "chosen answers are 0.8 nats less likely than at the start in 50 % of pairs: unlearning"
+        lines.append({"kind": "warning", "step": 40, "state": "on", "message": message, "stops": True})
+        lines.append({"kind": "warning", "step": 60, "state": "off", "message": "it has passed"})
+    return "".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "probe", "st'
+
+
+def write_run(
+    folder: Path,
+    loss: str = "slime",
+    *,
+    rate: float = 5e-7,
+    seed: int = 0,
+    steps: int = 60,
+    state: str = "finished",
+    options: dict[str, Any] | None = None,
+    shift: float = 0.0,
+    watched: bool = False,
+) -> Path:
+    """Writes a folder as `slimepo run` does: an SFT stage that is done, and a preference stage."""
+    folder.mkdir(parents=True)
+    stage = {
+        "loss": loss,
+        "name": loss,
+        "loss_options": options or {},
+        "learning_rate": rate,
+        "epochs": 1.0,
+    }
+    recipe = {
+        "model": "org/base-model",
+        "seed": seed,
+        "data": {"path": "pairs.jsonl", "max_length": 2048},
+        "adapter": {"r": 64},
+        "stages": [{"loss": "sft", "name": "sft", "learning_rate": 2e-4, "epochs": 3.0}, stage],
+    }
+    (folder / ".slimepo-run").write_text("A run of slimepo; see recipe.yaml.\n")
+    with (folder / "recipe.yaml").open("w") as file:
+        YAML(typ="safe", pure=True).dump(recipe, file)
+    write_json(folder / "versions.json", {"torch": "2.13.0", "slimepo": "0.1.0"})
+    write_json(folder / "data.json", {"rows": 1234, "malformed": 3, "parts": {"preference": {"rows": 800}}})
+    write_json(folder / "sft" / "stage.json", {"name": "sft", "loss": "sft", "steps": 50, "seconds": 10.0})
+    if state == "new":
+        return folder
+    place = folder / loss
+    write_json(place / "data.json", {"kept": 777, "dropped": {"row too long": 21, "empty response": 2}})
+    lines = "".join(json.dumps(line) + "\n" for line in curve(steps, shift, loss == "slime"))
+    cut = "" if state == "finished" else '{"step": 70, "lo'
+    (place / "metrics.jsonl").write_text(lines + cut)
+    if watched:
+        (place / "monitor.jsonl").write_text(monitor_file())
+    if state == "failed":
+        write_json(place / "error.json", {"error": "the loss is not finite at step 61", "step": 60})
+    if state == "finished":
+        heldout = {
+            "pairs": 200,
+            "before": held_out(-0.51),
+            "after": held_out(-0.66 - shift),
+            "chosen_fell": 0.615,
+        }
+        done = {
+            "name": loss,
+            "loss": loss,
+            "steps": steps,
+            "seconds": 75.4,
+            "layout": "shared",
+            "heldout": heldout,
+        }
+        write_json(place / "stage.json", done | {"peak_memory": 3 * 2**30, "trained_parameters": 12345})
+        shape = {"edges": [-2, -1, 0, 1], "before": [1, 5, 2], "after": [3, 4, 1]}
+        write_json(place / "distributions.json", {"margin": shape, "rejected_tokens": shape})
+    return folder
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """`write_run` in the test's own folder."""
+    return lambda name, *arguments, **options: write_run(tmp_path / name, *arguments, **options)
+
+
+def scores_row(model: str, value: float, judge: str = "gpt-4") -> dict[str, Any]:
+    """One score as `slimepo eval` writes it."""
+    measure = {"value": value, "n": 500, "lower": value - 2.25, "upper": value + 1.5, "standard_error": None}
+    return {
+        "model": model,
+        "identity": {
+            "benchmark": "arena-hard-v0.1",
+            "judge": judge,
+            "rules": "v0.1",
+            "baseline": "gpt-4-0314",
+            "settings": {},
+        },
+        "headline": "win_rate",
+        "unit": "%",
+        "measures": {"win_rate": measure},
+        "scored": 499,
+        "unscored": [{"reason": "no verdict", "item": "q7"}],
+        "official": True,
+        "notes": [],
+    }
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Path:
+    """`write_evaluation` in the test's own folder."""
+    return write_evaluation(tmp_path / "evaluation")
+
+
+def write_evaluation(folder: Path) -> Path:
+    """Writes a folder of `slimepo eval`: two models by one judge, one of them by another judge too."""
+    for at, row in enumerate(
+        (scores_row("base", 21.0), scores_row("slime", 34.125), scores_row("slime", 50.0, judge="other"))
+    ):
+        write_json(folder / "scores" / f"{at}.json", {"scores": [row]})
+    return folder
+
+
+def metrics(exact: float, chosen: float) -> dict[str, float]:
+    """What a quickstart measures of a model."""
+    return held_out(chosen) | {
+        "exact_match": exact,
+        "format_valid": 0.9,
+        "end_rate": 0.95,
+        "repetition": 0.01,
+        "exact_match/add": exact,
+        "exact_match/sort": exact / 2,
+        "accuracy": 0.9,
+    }
+
+
+def quickstart_run(objective: str, rate: float, exact: float, **changes: Any) -> dict[str, Any]:
+    """One run of a quickstart."""
+    run = {
+        "name": f"{objective} {short_number(rate)}",
+        "objective": objective,
+        "learning_rate": rate,
+        "options": {"loss": objective},
+        "seconds": 6.2,
+        "steps": 50,
+        "before": metrics(0.5, -0.56),
+        "after": metrics(exact, -0.6),
+        "chosen_fell": 0.31,
+        "curve": curve(50, rate * 100),
+        "distributions": {"margin": {"edges": [-1, 0, 1], "before": [3, 4], "after": [1, 6]}},
+        "error": None,
+    }
+    return {**run, **changes}
+
+
+@pytest.fixture
+def result() -> dict[str, Any]:
+    return quickstart_result()
+
+
+def quickstart_result() -> dict[str, Any]:
+    """What a quickstart writes to quickstart.json."""
+    answer = {"text": "13", "correct": False, "valid": True, "finished": True}
+    return {
+        "title": "SLIME in the built-in world",
+        "seed": 0,
+        "versions": {"torch": "2.13.0"},
+        "recipe": {"model": {"init": "random", "hidden_size": 96}, "seed": 0, "preference": {"epochs": 2}},
+        "seconds": {"sft": 95.0, "samples": 6.1},
+        "sft": {"cached": True, "seconds": 95.0, "metrics": {"exact_match": 0.5, "format_valid": 0.8}},
+        "pairs": {
+            "tasks": 3000,
+            "pairs": 2800,
+            "gold_share": 0.1,
+            "invalid_share": 0.2,
+            "train": 2400,
+            "heldout": 400,
+        },
+        "heldout_prompts": 1100,
+        "runs": [
+            quickstart_run("slime", 1e-4, 0.56),
+            quickstart_run("slime", 1e-3, 0.52),
+            quickstart_run("dpo", 1e-4, 0.51),
+            quickstart_run("dpo", 1e-3, 0.16, chosen_fell=0.97),
+            quickstart_run("sft", 1e-4, 0.58),
+            quickstart_run(
+                "simpo",
+                1e-3,
+                math.nan,
+                after=None,
+                chosen_fell=None,
+                error="the loss is not finite at step 12",
+            ),
+        ],
+        "samples": [
+            {
+                "family": "add",
+                "prompt": "Add 5 and 7.",
+                "gold": "12",
+                "answers": {
+                    "sft": answer,
+                    "slime 1e-4": {**answer, "text": "12", "correct": True},
+                    "slime 1e-3": {**answer, "text": "The answer is 12", "valid": False},
+                    "dpo 1e-3": {**answer, "text": "12" * 900, "finished": False},
+                },
+            }
+        ],
+    }

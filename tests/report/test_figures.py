@@ -1,0 +1,129 @@
+"""Colours, lines and bands: told apart by everybody, and drawn from what was logged."""
+
+import itertools
+import re
+from importlib import resources
+
+import pytest
+
+from slimepo.report.curves import band, logged
+from slimepo.report.figures import COLOURS, styles
+from slimepo.report.groups import Group, group_records
+from slimepo.report.records import Record
+
+# Linear RGB to what people with the two common deficiencies see (Viénot, Brettel and Mollon 1999).
+DEFICIENCIES = {
+    "protan": ((0.11238, 0.88762, 0), (0.11238, 0.88762, 0), (0.00401, -0.00401, 1)),
+    "deutan": ((0.29275, 0.70725, 0), (0.29275, 0.70725, 0), (-0.02234, 0.02234, 1)),
+}
+
+
+def run(name: str, loss: str = "slime", rate: float = 1e-4, **changes: object) -> Record:
+    settings = {"loss": loss, "learning_rate": rate, "name": name}
+    values = {"settings": settings, "learning_rate": rate, "seed": 0} | changes
+    return Record(name, "", loss, loss, **values)  # type: ignore[arg-type]
+
+
+def palette(scheme: str) -> dict[str, tuple[float, ...]]:
+    """The style sheet's variables c0 to c5, in linear RGB."""
+    template = (resources.files("slimepo.report") / "template.html.j2").read_text()
+    light, dark = template.split("prefers-color-scheme: dark", 1)
+    part = {"light": light, "dark": dark}[scheme]
+    return {name: linear(value) for name, value in re.findall(r"--(c\d|paper): (#\w+)", part)}
+
+
+def linear(colour: str) -> tuple[float, ...]:
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    shares = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    return tuple(s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares)
+
+
+def lab(rgb: tuple[float, ...]) -> tuple[float, float, float]:
+    """CIE 1976 L*a*b* under D65."""
+    rows = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
+    x, y, z = (max(0.0, sum(a * b for a, b in zip(row, rgb, strict=True))) for row in rows)
+    fx, fy, fz = (v ** (1 / 3) if v > 0.008856 else 7.787 * v + 16 / 116 for v in (x / 0.9505, y, z / 1.089))
+    return 116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)
+
+
+def seen(rgb: tuple[float, ...], by: str) -> tuple[float, ...]:
+    if by == "all colours":
+        return rgb
+    return tuple(sum(a * b for a, b in zip(row, rgb, strict=True)) for row in DEFICIENCIES[by])
+
+
+def luminance(rgb: tuple[float, ...]) -> float:
+    return 0.2126 * rgb[0] + 0.7152 * rgb[1] + 0.0722 * rgb[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("by", ["all colours", *DEFICIENCIES])
+def test_colours_are_told_apart_also_by_the_colour_blind(scheme: str, by: str) -> None:
+    colours = {name: value for name, value in palette(scheme).items() if name != "paper"}
+    assert len(colours) == len(COLOURS)
+    for one, other in itertools.combinations(colours, 2):
+        pair = (lab(seen(colours[one], by)), lab(seen(colours[other], by)))
+        distance = sum((a - b) ** 2 for a, b in zip(*pair, strict=True)) ** 0.5
+        assert distance > 15, (one, other, distance)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_lines_stand_out_from_the_page(scheme: str) -> None:
+    colours = palette(scheme)
+    paper = luminance(colours.pop("paper"))
+    for name, colour in colours.items():
+        bright, dull = sorted((paper, luminance(colour)), reverse=True)
+        # The contrast that WCAG 2.2 asks for in graphics.
+        assert (bright + 0.05) / (dull + 0.05) >= 3, name
+
+
+def test_colour_is_the_objective_and_line_the_learning_rate() -> None:
+    runs = [run(f"{loss} {rate}", loss, rate) for loss in ("slime", "dpo") for rate in (1e-4, 1e-3)]
+    look = styles(group_records(runs))
+    assert look["slime 0.0001"].colour == look["slime 0.001"].colour != look["dpo 0.0001"].colour
+    assert look["slime 0.0001"].marker == look["dpo 0.0001"].marker != look["slime 0.001"].marker
+    assert look["slime 0.0001"].line == look["dpo 0.0001"].line != look["slime 0.001"].line
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 4, 7, 12])
+def test_twelve_runs_have_twelve_styles(objectives: int) -> None:
+    groups = group_records([run(f"run {at}", f"loss {at % objectives}") for at in range(12)])
+    look = styles(groups)
+    assert len({(style.colour, str(style.line), style.marker) for style in look.values()}) == 12
+    if objectives == 1:
+        assert len({style.colour for style in look.values()}) == len(COLOURS)
+
+
+def group_of(*curves: dict[float, float], states: tuple[str, ...] = ()) -> Group:
+    """A group of a seed a curve, given as step: loss."""
+    lines = [[{"step": step, "loss": value} for step, value in curve.items()] for curve in curves]
+    found = [states[at] if states else "finished" for at in range(len(curves))]
+    records = [
+        run("a", seed=at, curve=each, state=state)
+        for at, (each, state) in enumerate(zip(lines, found, strict=True))
+    ]
+    return Group("g", "slime", tuple(records))
+
+
+def test_a_band_is_the_median_the_lowest_and_the_highest_of_the_seeds() -> None:
+    points = band(group_of({1: 3.0, 2: 1.0}, {1: 5.0, 2: 1.0}, {1: 9.0, 2: 4.0}), logged, "loss")
+    assert points == [(1, (5.0, 3.0, 9.0, 3)), (2, (1.0, 1.0, 4.0, 3))]
+
+
+def test_seeds_that_log_at_different_steps_are_read_between_their_points() -> None:
+    points = band(group_of({0: 0.0, 10: 10.0}, {0: 4.0, 4: 8.0, 8: 0.0}), logged, "loss")
+    # At step 4 the first seed is at 4; step 10 is past the end of the second.
+    assert points == [(0, (2.0, 0.0, 4.0, 2)), (4, (6.0, 4.0, 8.0, 2)), (8, (4.0, 0.0, 8.0, 2))]
+
+
+def test_a_seed_that_stopped_does_not_cut_the_others_short() -> None:
+    points = band(group_of({1: 2.0, 9: 2.0}, {1: 4.0, 2: 4.0}, states=("finished", "failed")), logged, "loss")
+    assert points == [(1, (3.0, 2.0, 4.0, 2)), (2, (3.0, 2.0, 4.0, 2)), (9, (2.0, 2.0, 2.0, 1))]
+
+
+def test_long_curves_keep_their_last_point() -> None:
+    curve = [{"step": float(step), "loss": float(-step)} for step in range(1, 1000)]
+    group = Group("g", "slime", (run("a", curve=curve),))
+    points = band(group, logged, "loss")
+    assert len(points) < 200
+    assert points[-1][1].median == -999

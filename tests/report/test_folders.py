@@ -1,0 +1,209 @@
+"""Folders to records: what is there is read, what is not is not made up, and a wrong folder is named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slimepo.errors import InputError
+from slimepo.report.folders import read_source, read_sources
+from slimepo.report.groups import by_rate, compare_settings, group_records
+from slimepo.report.records import flat, short_number
+from tests.report.conftest import write_run
+
+MakeRun = Callable[..., Path]
+
+
+def test_a_run_gives_its_preference_stage(make_run: MakeRun) -> None:
+    source = read_source(make_run("first", watched=True))
+    (record,) = source.records
+    assert (record.name, record.loss, record.seed, record.state) == ("first", "slime", 0, "finished")
+    assert record.before["logps/chosen"] == -0.51
+    assert record.after["logps/chosen"] == -0.66
+    assert record.chosen_fell == 0.615
+    assert (record.steps, record.seconds, record.kept, record.heldout) == (60, 75.4, 777, 200)
+    assert record.dropped == {"row too long": 21, "empty response": 2}
+    assert [line["step"] for line in record.curve] == [10, 20, 30, 40, 50, 60]
+    assert record.distributions["margin"].after == [3, 4, 1]
+    assert record.settings["learning_rate"] == 5e-7
+    assert record.settings["sft.learning_rate"] == 2e-4
+    assert record.settings["data.max_length"] == 2048
+    assert "seed" not in record.settings
+
+
+def test_what_the_monitor_wrote(make_run: MakeRun) -> None:
+    (record,) = read_source(make_run("watched", watched=True)).records
+    assert [(w.step, w.stopped) for w in record.warnings] == [(40, True)]
+    assert "0.8 nats less likely" in record.warnings[0].text
+    changes = [
+        (line["step"], line["heldout/chosen_change"]) for line in record.monitor if "heldout/pairs" in line
+    ]
+    assert changes == [(0, 0.0), (40, -0.8)]
+    assert record.monitor[-1]["generation/length"] == 5.0
+    (sample,) = record.samples
+    assert [(a.run, a.text) for a in sample.answers] == [
+        ("before", "It was so."),
+        ("after", "It is is is is."),
+    ]
+
+
+def test_flat_monitor_keys_of_the_log_stand_in_for_an_absent_file(make_run: MakeRun) -> None:
+    folder = make_run("flat")
+    line = {"step": 70, "loss": 1.0, "monitor/heldout/entropy": 0.25}
+    with (folder / "slime" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    (record,) = read_source(folder).records
+    assert record.monitor == [{"step": 70, "heldout/entropy": 0.25}]
+
+
+def test_a_run_killed_half_way_says_how_far_it_came(make_run: MakeRun) -> None:
+    (record,) = read_source(make_run("killed", state="killed", watched=True)).records
+    assert record.state == "unfinished"
+    assert "step 60, 0.60 of 1 epochs" in record.note
+    assert len(record.curve) == 6
+    assert record.after == {}
+    # It was not scored at its end; the monitor's own sample was. Bins that nothing fell into are left out.
+    assert record.distributions["rejected_tokens"].after == [1, 2, 11]
+    assert record.distributions["rejected_tokens"].edges == [-3, -2, -1, 0]
+
+
+def test_the_planned_steps_come_from_the_last_checkpoint(make_run: MakeRun) -> None:
+    folder = make_run("stopped", state="killed")
+    checkpoint = folder / "slime" / "checkpoints" / "checkpoint-50"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": 50, "max_steps": 188}))
+    assert "step 60 of 188" in read_source(folder).records[0].note
+
+
+def test_a_run_that_broke_says_why(make_run: MakeRun) -> None:
+    (record,) = read_source(make_run("broken", state="failed")).records
+    assert (record.state, record.note) == ("failed", "the loss is not finite at step 61")
+
+
+def test_a_run_in_its_sft_stage_is_told_by_that(make_run: MakeRun) -> None:
+    (record,) = read_source(make_run("young", state="new")).records
+    assert (record.loss, record.state, record.steps) == ("sft", "finished", 50)
+
+
+def test_several_preference_stages_are_records_of_their_own(make_run: MakeRun) -> None:
+    folder = make_run("two")
+    (folder / "recipe.yaml").write_text(
+        "stages:\n- {loss: sft, name: sft, learning_rate: 1e-3, epochs: 1}\n"
+        "- {loss: slime, name: slime, learning_rate: 1e-6, epochs: 1}\n"
+        "- {loss: dpo, name: later, start: sft, learning_rate: 1e-6, epochs: 1}\n"
+    )
+    (folder / "later").mkdir()
+    (folder / "later" / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    first, later = read_source(folder).records
+    assert (first.name, later.name) == ("two/slime", "two/later")
+    # What both started from is a setting of both, the other one's is not.
+    assert first.settings["sft.learning_rate"] == later.settings["sft.learning_rate"] == 1e-3
+    assert "slime.learning_rate" not in later.settings
+
+
+def test_a_quickstart_gives_a_record_a_run(result: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "quickstart.json").write_text(json.dumps(result))
+    source = read_source(tmp_path)
+    assert [record.name for record in source.records] == [run["name"] for run in result["runs"]]
+    assert [record.loss for record in source.records[-2:]] == ["sft", "simpo"]
+    assert source.records[-1].state == "failed"
+    assert source.records[0].settings["preference.epochs"] == 2
+    assert source.records[0].after["exact_match"] == 0.56
+
+
+def test_scores_are_found_in_a_run_too(make_run: MakeRun, evaluation: Path) -> None:
+    folder = make_run("scored")
+    evaluation.rename(folder / "evaluation")
+    assert [row["model"] for row in read_source(folder).scores] == ["base", "slime", "slime"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("absent", "no such folder"),
+        ("file", "a file; give its folder"),
+        ("empty", "not a run folder"),
+        ("run/slime", "a part of the run .*run; give .*run"),
+        ("claimed", "nothing in it yet"),
+    ],
+)
+def test_a_wrong_folder_is_named(make_run: MakeRun, tmp_path: Path, name: str, words: str) -> None:
+    make_run("run")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    claimed = make_run("claimed", state="new")
+    (claimed / "sft" / "stage.json").unlink()
+    with pytest.raises(InputError, match=words):
+        read_sources([tmp_path / name])
+
+
+def test_a_run_that_only_began_stands_beside_others(make_run: MakeRun) -> None:
+    young = make_run("young", state="new")
+    (young / "sft" / "stage.json").unlink()
+    sources = read_sources([make_run("run"), young])
+    assert sources[1].records[0].note.startswith("nothing is logged yet")
+
+
+def test_runs_that_differ_only_in_the_seed_are_one_group(make_run: MakeRun) -> None:
+    folders = [make_run(f"slime-s{seed}", seed=seed, shift=seed / 10) for seed in (0, 1, 2)]
+    folders.append(make_run("other", rate=1e-6))
+    groups = group_records([record for source in read_sources(folders) for record in source.records])
+    assert [(group.label, len(group.records)) for group in groups] == [("slime (3 seeds)", 3), ("other", 1)]
+    fell = groups[0].spread(lambda record: record.after.get("logps/chosen"))
+    assert fell is not None
+    assert (round(fell.median, 6), round(fell.low, 6), round(fell.high, 6), fell.n) == (
+        -0.76,
+        -0.86,
+        -0.66,
+        3,
+    )
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / place / "run", rate=rate) for place, rate in (("a", 1e-6), ("b", 1e-7))]
+    assert [record.name for source in read_sources(folders) for record in source.records] == [
+        "a/run",
+        "b/run",
+    ]
+
+
+def test_the_same_seed_twice_is_not_averaged(make_run: MakeRun) -> None:
+    sources = read_sources([make_run("once"), make_run("again")])
+    assert len(group_records([record for source in sources for record in source.records])) == 2
+
+
+def test_only_runs_that_differ_in_nothing_else_are_a_line_over_the_learning_rate(make_run: MakeRun) -> None:
+    folders = [
+        make_run("a", rate=1e-6),
+        make_run("b", rate=1e-7),
+        make_run("c", options={"hard_margin": 2.0}),
+    ]
+    folders.append(make_run("d", "dpo"))
+    groups = group_records([record for source in read_sources(folders) for record in source.records])
+    labels = {name: [group.label for group in together] for name, together in by_rate(groups).items()}
+    assert labels == {"b": ["b", "a"], "c": ["c"], "DPO": ["d"]}
+
+
+def test_settings_that_differ_and_the_value_that_stands_out(make_run: MakeRun) -> None:
+    folders = [make_run("a"), make_run("b", options={"hard_margin": 2.0}), make_run("c", rate=1e-6)]
+    groups = group_records([record for source in read_sources(folders) for record in source.records])
+    differing, same = compare_settings(groups)
+    assert {s.key: (s.values, s.rare) for s in differing} == {
+        "loss_options.hard_margin": (("–", "2", "–"), (False, True, False)),
+        "learning_rate": (("5e-7", "5e-7", "1e-6"), (False, False, True)),
+    }
+    assert ("data.path", "pairs.jsonl") in same
+
+
+def test_nested_settings_are_flat() -> None:
+    assert flat({"a": {"b": {"c": 1}, "d": {}}, "e": [1]}) == {"a.b.c": 1, "e": [1]}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(1e-4, "1e-4"), (2.5e-7, "2.5e-7"), (0.1, "0.1"), (20.0, "20"), (0.0, "0"), (None, "–")],
+)
+def test_numbers_are_written_short(value: float | None, words: str) -> None:
+    assert short_number(value) == words

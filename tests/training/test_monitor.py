@@ -1,0 +1,312 @@
+"""The displacement monitor on real small runs: when it speaks, what it writes, and that it changes nothing."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, TrainerCallback, set_seed
+
+from slimepo.data.chat import chat_format
+from slimepo.data.tokenize import TokenizedPair, tokenize
+from slimepo.errors import InputError
+from slimepo.playground.tokenizer import build_tokenizer
+from slimepo.playground.world import assistant_turn, demonstrations, make_tasks, user_turn
+from slimepo.training.config import PreferenceConfig
+from slimepo.training.folder import json_lines
+from slimepo.training.models import random_config, random_model
+from slimepo.training.monitor import DisplacementMonitor
+from slimepo.training.pace import MonitorSettings, monitor_settings
+from slimepo.training.trainer import PreferenceTrainer
+from slimepo.types import Preference
+from tests.training.conftest import random_rows, tiny_model
+
+UNLEARNING = {"loss": "simpo", "loss_options": {"beta": 2.0, "gamma": 40.0}, "learning_rate": 1e-2}
+HEALTHY = {"loss": "slime", "learning_rate": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def world() -> tuple[PreTrainedModel, list[TokenizedPair], list[TokenizedPair]]:
+    """A tiny model after a little SFT in the built-in world, pairs to train on and pairs held out."""
+    tokenizer = build_tokenizer()
+    tasks = make_tasks(480, seed=0)
+    wrong = demonstrations(tasks, 1, right=0.0, slip_share=1.0, malformed_share=0.0)
+    pairs = [
+        Preference(user_turn(task), assistant_turn(task.gold), row.chosen, source=f"task {i}")
+        for i, (task, row) in enumerate(zip(tasks, wrong, strict=True))
+    ]
+    rows = tokenize(pairs, chat_format(tokenizer)).rows
+    sizes = dict(
+        hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+        tie_word_embeddings=True, initializer_range=0.1,
+    )  # fmt: skip
+    model = random_model(random_config("llama", sizes, tokenizer), 0)
+    args = PreferenceConfig(
+        output_dir="unused", loss="sft", learning_rate=3e-3, max_steps=150, per_device_train_batch_size=32,
+        max_grad_norm=1.0, save_strategy="no", report_to="none", disable_tqdm=True, monitor=False,
+    )  # fmt: skip
+    set_seed(0)
+    PreferenceTrainer(model, args, rows[:400]).train()
+    return model, rows[:400], rows[400:]
+
+
+def run(
+    folder: Path,
+    world: tuple[PreTrainedModel, list[TokenizedPair], list[TokenizedPair]],
+    callbacks: list[TrainerCallback] | None = None,
+    **options: Any,
+) -> PreferenceTrainer:
+    model, train, heldout = world
+    values: dict[str, Any] = dict(
+        output_dir=str(folder), max_steps=24, per_device_train_batch_size=16, logging_steps=4,
+        save_strategy="no", report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    args = PreferenceConfig(**(values | options))
+    tokenizer = build_tokenizer()
+    fits = model.config.vocab_size >= len(tokenizer)
+    made = PreferenceTrainer(
+        copy.deepcopy(model), args, train, heldout or None, tokenizer if fits else None, callbacks=callbacks
+    )
+    set_seed(0)
+    made.train()
+    return made
+
+
+def of_kind(made: PreferenceTrainer, kind: str) -> list[dict[str, Any]]:
+    assert made.monitor is not None
+    return [line for line in json_lines(made.monitor.path) if line["kind"] == kind]
+
+
+class TestWarnings:
+    def test_it_fires_on_a_run_made_to_unlearn(self, world: Any, tmp_path: Path, caplog: Any) -> None:
+        """SimPO with gamma / beta = 20 nats per token and a large learning rate."""
+        made = run(tmp_path, world, **UNLEARNING)
+        warned = of_kind(made, "warning")
+        assert [w["warning"] for w in warned if w["state"] == "on"].count("unlearning") == 1
+        first = next(w for w in warned if w["warning"] == "unlearning")
+        assert "nats per token less likely than at the start" in first["message"]
+        assert first["message"] in caplog.text
+        assert of_kind(made, "end")[0]["warnings"][0] == "unlearning"
+        assert made.monitor is not None
+        kept = made.monitor.summary()
+        assert kept is not None
+        assert kept["facts"][0].startswith("Warning: chosen answers")
+        assert made.state.global_step == 24, "nobody asked for the run to be stopped"
+
+    def test_it_is_silent_on_a_healthy_run(self, world: Any, tmp_path: Path, caplog: Any) -> None:
+        """SLIME at the quickstart's learning rate."""
+        made = run(tmp_path, world, max_steps=50, **HEALTHY)
+        assert of_kind(made, "warning") == []
+        assert "monitor" not in {record.name.rpartition(".")[2] for record in caplog.records}
+        assert made.monitor is not None
+        kept = made.monitor.summary()
+        assert kept is not None
+        assert (kept["warnings"], kept["stopped"], len(kept["facts"])) == ([], None, 3)
+
+    def test_it_can_stop_the_run(self, world: Any, tmp_path: Path) -> None:
+        made = run(tmp_path, world, monitor={"every": 4, "stop_on": ["unlearning"]}, **UNLEARNING)
+        assert made.state.global_step == 4
+        assert made.monitor is not None
+        assert made.monitor.stopped is not None
+        assert (made.monitor.stopped["step"], made.monitor.stopped["warning"]) == (4, "unlearning")
+        (end,) = of_kind(made, "end")
+        assert (end["reason"], end["step"]) == ("stopped", 4)
+        assert of_kind(made, "generation")[-1]["step"] == 4
+        assert "monitor/heldout/chosen_change" in made.state.log_history[-2], "the last figures are logged"
+
+    def test_another_warning_does_not_stop_it(self, world: Any, tmp_path: Path) -> None:
+        made = run(tmp_path, world, monitor={"every": 4, "stop_on": ["entropy"]}, max_steps=8, **UNLEARNING)
+        assert [w["warning"] for w in of_kind(made, "warning")][:1] == ["unlearning"]
+        assert made.state.global_step == 8
+
+
+class TestFile:
+    def test_it_holds_start_probes_answers_and_end(self, world: Any, tmp_path: Path) -> None:
+        made = run(tmp_path, world, monitor={"every": 6, "generate_every": 12, "pairs": 10}, **HEALTHY)
+        lines = json_lines(tmp_path / "monitor.jsonl")
+        assert [line["kind"] for line in lines[:3]] == ["start", "probe", "generation"]
+        start, end = lines[0], lines[-1]
+        assert [len(ids) for ids in start["rows"].values()] == [10, 10]
+        assert (start["threshold"], start["margins"], start["steps"]) == (1.25, [0.0, 1.0, 1.5], 24)
+        assert [p["set"] for p in start["prompts"]] == ["heldout"] * 4
+        assert all(p["text"] for p in start["prompts"])
+        probes = of_kind(made, "probe")
+        assert [p["step"] for p in probes] == [0, 6, 12, 18, 24]
+        assert [g["step"] for g in of_kind(made, "generation")] == [0, 12, 24]
+        for probe in probes:
+            assert probe["since"] == 0
+            assert len(probe["train"]["per_pair"]["chosen"]) == 10
+            assert sum(probe["gradient_share"].values()) == pytest.approx(1, abs=1e-5)
+        assert (end["kind"], end["reason"], end["probes"], end["generations"]) == ("end", "finished", 5, 3)
+        assert "NaN" not in (tmp_path / "monitor.jsonl").read_text()
+
+    def test_the_figures_of_the_end_are_those_of_the_trained_model(self, world: Any, tmp_path: Path) -> None:
+        from slimepo.evaluation.pairs import score_pairs
+
+        made = run(tmp_path, world, **HEALTHY)
+        by_id = {row.row_id: row for row in world[2]}
+        rows = [by_id[name] for name in of_kind(made, "start")[0]["rows"]["heldout"]]
+        before, after = score_pairs(world[0], rows), score_pairs(made.model, rows)
+        last = of_kind(made, "probe")[-1]["heldout"]
+        assert last["chosen"] == pytest.approx(after.chosen.mean(), abs=1e-5)
+        assert last["chosen_change"] == pytest.approx((after.chosen - before.chosen).mean(), abs=1e-5)
+        assert last["chosen_fell"] == pytest.approx((after.chosen < before.chosen).mean(), abs=1e-5)
+
+    def test_trackers_get_the_same_figures(self, world: Any, tmp_path: Path) -> None:
+        made = run(tmp_path, world, **HEALTHY)
+        line = next(x for x in reversed(made.state.log_history) if "loss" in x)
+        last = of_kind(made, "probe")[-1]
+        assert line["step"] == 24
+        for name in ("train", "heldout"):
+            for key in ("chosen_change", "chosen_fell", "rejected_p5", "entropy", "margin"):
+                assert line[f"monitor/{name}/{key}"] == last[name][key]
+            assert line[f"monitor/{name}/past_hard_margin"] == last[name]["past_margin"][2]
+        assert line["monitor/gradient_share/distance"] == last["gradient_share"]["distance"]
+        assert line["monitor/generation/finished"] == of_kind(made, "generation")[-1]["finished"]
+        assert all(isinstance(v, (int, float)) for k, v in line.items() if k.startswith("monitor/"))
+
+    def test_gradients_of_pairs_are_compared_on_request(self, world: Any, tmp_path: Path) -> None:
+        made = run(tmp_path, world, monitor={"every": 2, "entanglement": 3}, max_steps=2, **HEALTHY)
+        probe = of_kind(made, "probe")[-1]
+        assert len(probe["entanglement"]["ratio"]) == 3
+        assert any("monitor/entanglement" in line for line in made.state.log_history)
+
+    def test_answers_are_checked_where_there_is_a_checker(self, world: Any, tmp_path: Path) -> None:
+        monitor = DisplacementMonitor(
+            MonitorSettings.model_validate({}), tmp_path, valid=lambda row_id, text: row_id.startswith("task")
+        )
+        made = run(tmp_path, world, callbacks=[monitor], max_steps=2, **HEALTHY)
+        assert made.monitor is monitor
+        answers = of_kind(made, "generation")[0]
+        assert answers["valid"] == answers["finished"]
+
+
+class TestNothingElseChanges:
+    def test_the_weights_are_those_of_a_run_without_it(self, tmp_path: Path) -> None:
+        """With dropout on, so that a random number drawn in between would show."""
+
+        def weights(monitor: Any) -> list[torch.Tensor]:
+            model = tiny_model(attention_dropout=0.2)
+            options: dict[str, Any] = dict(learning_rate=1e-2, disable_dropout=False, monitor=monitor)
+            made = run(tmp_path, (model, random_rows(40), random_rows(9, seed=5)), max_steps=6, **options)
+            return list(made.model.parameters())
+
+        watched = weights({"every": 1, "generate_every": 1, "entanglement": 2})
+        assert all(torch.equal(a, b) for a, b in zip(watched, weights(False), strict=True))
+
+    def test_off_it_writes_nothing(self, tmp_path: Path) -> None:
+        made = run(tmp_path, (tiny_model(), random_rows(20), []), max_steps=2, monitor=False)
+        assert made.monitor is None
+        assert not (tmp_path / "monitor.jsonl").exists()
+        assert not any(key.startswith("monitor") for line in made.state.log_history for key in line)
+
+
+class TestResume:
+    def start_and_stop(self, world: Any, folder: Path) -> None:
+        """A run of 24 steps that is stopped behind its checkpoint at step 8."""
+
+        class Stop(TrainerCallback):  # type: ignore[misc]
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+                control.should_training_stop = state.global_step >= 10
+                return control
+
+        run(
+            folder,
+            world,
+            [Stop()],
+            save_strategy="steps",
+            save_steps=8,
+            monitor={"every": 4, "pairs": 8},
+            **HEALTHY,
+        )
+
+    def resume(self, world: Any, folder: Path) -> PreferenceTrainer:
+        model, train, heldout = world
+        args = PreferenceConfig(
+            output_dir=str(folder), max_steps=24, per_device_train_batch_size=16, save_strategy="no",
+            report_to="none", disable_tqdm=True, monitor={"every": 4, "pairs": 8}, **HEALTHY,
+        )  # fmt: skip
+        made = PreferenceTrainer(copy.deepcopy(model), args, train, heldout, build_tokenizer())
+        made.train(resume_from_checkpoint=str(folder / "checkpoint-8"))
+        return made
+
+    def test_step_0_is_where_the_run_began_and_not_where_it_goes_on(self, world: Any, tmp_path: Path) -> None:
+        self.start_and_stop(world, tmp_path)
+        made = self.resume(world, tmp_path)
+        whole = run(tmp_path / "whole", world, monitor={"every": 4, "pairs": 8}, **HEALTHY)
+        lines = json_lines(tmp_path / "monitor.jsonl")
+        kinds = [line["kind"] for line in lines]
+        assert (kinds.count("start"), kinds.count("resume"), kinds.count("end")) == (1, 1, 1)
+        assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+        resumed, undisturbed = of_kind(made, "probe"), of_kind(whole, "probe")
+        assert [p["step"] for p in resumed] == [p["step"] for p in undisturbed]
+        for one, two in zip(resumed, undisturbed, strict=True):
+            assert one["since"] == 0
+            assert one["train"] == two["train"]
+            assert one["heldout"] == two["heldout"]
+
+    def test_a_lost_record_is_said_to_be_lost(self, world: Any, tmp_path: Path, caplog: Any) -> None:
+        self.start_and_stop(world, tmp_path)
+        (tmp_path / "monitor.jsonl").unlink()
+        made = self.resume(world, tmp_path)
+        assert "changes are counted from step 8" in caplog.text
+        assert {p["since"] for p in of_kind(made, "probe")} == {8}
+
+    def test_a_run_that_was_stopped_stays_stopped(self, world: Any, tmp_path: Path) -> None:
+        options = UNLEARNING | {"monitor": {"every": 8, "stop_on": ["unlearning"]}, "max_steps": 24}
+        run(tmp_path, world, save_strategy="steps", save_steps=8, **options)
+        model, train, heldout = world
+        args = PreferenceConfig(
+            output_dir=str(tmp_path), per_device_train_batch_size=16, save_strategy="no", report_to="none",
+            disable_tqdm=True, **options,
+        )  # fmt: skip
+        made = PreferenceTrainer(copy.deepcopy(model), args, train, heldout, build_tokenizer())
+        made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+        assert made.state.global_step == 9
+        assert made.monitor is not None
+        assert made.monitor.stopped is not None
+
+
+class TestObjectives:
+    @pytest.mark.parametrize(
+        ("options", "absent"),
+        [
+            ({"loss": "sft"}, ()),
+            ({"loss": "dpo"}, ()),
+            ({"loss": "slime/without-hard"}, ()),
+            ({"loss": "kto"}, ("margin", "accuracy")),
+        ],
+    )
+    def test_any_objective_is_watched(
+        self, tmp_path: Path, options: dict[str, Any], absent: tuple[str, ...]
+    ) -> None:
+        """Judged rows have one answer each, so that no margin can be told."""
+        rows = (tiny_model(), random_rows(40), random_rows(9, seed=5))
+        made = run(tmp_path, rows, max_steps=3, monitor={"every": 1}, **options)
+        probes = of_kind(made, "probe")
+        assert [p["step"] for p in probes] == [0, 1, 2, 3]
+        for name in ("train", "heldout"):
+            figures = probes[-1][name]
+            assert all(figures[key] is None for key in absent)
+            assert figures["chosen"] < 0
+            assert figures["rejected"] < 0
+        assert (probes[-1]["gradient_share"] is not None) == options["loss"].startswith("slime")
+        assert not any(isinstance(v, float) and math.isnan(v) for v in probes[-1]["train"].values())
+
+    def test_demonstrations_have_no_rejected_side(self, tmp_path: Path) -> None:
+        rows = random_rows(20)
+        empty = rows[0].rejected[:0]
+        for index, row in enumerate(rows):
+            rows[index] = TokenizedPair(row.prompt, row.chosen, empty, row.row_id)
+        made = run(tmp_path, (tiny_model(), rows, []), max_steps=2, loss="sft")
+        probe = of_kind(made, "probe")[-1]
+        assert probe["heldout"] is None
+        assert probe["train"]["rejected"] is None
+
+
+def test_settings_are_checked_before_a_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="monitor: unknown key 'evry'; did you mean 'every'"):
+        PreferenceConfig(output_dir=str(tmp_path), monitor={"evry": 3})
+    assert monitor_settings(PreferenceConfig(output_dir=str(tmp_path)).monitor) is not None
