@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
 
 from slimepo.data.batch import StepCollator
@@ -102,16 +103,27 @@ class TestSources:
         assert trained.grad.abs().max() > 0
         assert head.original_module.weight.grad is None
 
+    def test_what_the_user_froze_stays_frozen(self, tmp_path: Path) -> None:
+        """peft makes every parameter of the adapter trainable when it is switched on again."""
+        model = get_peft_model(tiny_model(), lora_config(r=4))
+        halves = [parameter for name, parameter in model.named_parameters() if "lora_A" in name]
+        for parameter in halves:
+            parameter.requires_grad_(False)
+        trainer = made(tmp_path, model, reference="adapters-off")
+        trainer.train()
+        assert not any(parameter.requires_grad for parameter in halves)
+
     def test_auto_takes_the_cheapest_that_is_right(self, tmp_path: Path) -> None:
         assert made(tmp_path, lora=True).reference.source == "adapters-off"  # type: ignore[union-attr]
         assert made(tmp_path).reference.source == "cache"  # type: ignore[union-attr]
 
     def test_adapters_that_were_trained_before_are_part_of_the_reference(self, tmp_path: Path) -> None:
+        """Computed beforehand: a copy beside the policy could be a second model of many gigabytes."""
         first = made(tmp_path, lora=True)
         first.train()
         trainer = PreferenceTrainer(model=first.model, args=first.args, train_dataset=random_rows(8))
         assert trainer.reference is not None
-        assert (trainer.reference.source, "trained before" in trainer.reference.reason) == ("copy", True)
+        assert (trainer.reference.source, "trained before" in trainer.reference.reason) == ("cache", True)
         batch = trainer.data_collator.batch(trainer.train_dataset)
         output = trainer._objective(trainer.model, batch, trainer._reference(batch), None)
         assert output.metrics["rewards/chosen"].abs().max() < 1e-5
@@ -195,6 +207,15 @@ class TestCache:
         made(tmp_path, tiny_model(rms_norm_eps=1e-2), rows=rows)
         assert counts == [8, 8]
 
+    def test_so_does_the_precision_on_whatever_device(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        counts = self.calls(monkeypatch)
+        rows = random_rows(8)
+        for bf16 in (True, False):
+            made(tmp_path, tiny_model(), rows=rows, bf16=bf16)
+        assert counts == [8, 8]
+
     def test_adapters_of_another_size_have_the_same_reference(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -225,6 +246,18 @@ class TestCache:
         trainer.train()
         with pytest.raises(InputError, match="not computed before training"):
             trainer.evaluate(random_rows(3, seed=5))
+
+    @pytest.mark.parametrize("source", ["cache", "copy", "adapters-off"])
+    def test_an_untrained_policy_is_its_reference_in_evaluation_too(
+        self, tmp_path: Path, source: str
+    ) -> None:
+        """Evaluation measures in another precision than training, and the reference has to follow it."""
+        lora = source == "adapters-off"
+        trainer = made(tmp_path, lora=lora, bf16=True, reference=source)
+        figures = trainer.evaluate(random_rows(5, seed=4))
+        assert [figures[f"eval_rewards/{side}"] for side in ("chosen", "rejected")] == pytest.approx(
+            [0, 0], abs=1e-6
+        )
 
     def test_rows_for_evaluation_have_theirs_from_the_start(self, tmp_path: Path) -> None:
         rows = random_rows(3, seed=4)

@@ -62,7 +62,7 @@ def choose_reference(model: nn.Module, wanted: str, layout: str, **load_options:
     Args:
         model: the policy, with `install_logps` done and its layout chosen.
         wanted: one of SOURCES, or the folder or Hub id of another model. "auto" switches adapters off where the
-            policy has such and nothing else trains, and computes the log-probs beforehand where it has none.
+            policy without them is what training starts from, and computes the log-probs beforehand elsewhere.
         layout: the layout of the batches.
         load_options: for loading another model.
 
@@ -75,13 +75,12 @@ def choose_reference(model: nn.Module, wanted: str, layout: str, **load_options:
     if wanted not in SOURCES:
         return Reference(wanted, "a frozen model", frozen(_load(wanted, model, layout, load_options)))
     obstacle = _why_not_adapters_off(model)
-    if wanted == "cache" or (wanted == "auto" and not _has_adapters(model)):
+    if wanted == "cache" or (wanted == "auto" and obstacle is not None):
+        reason = "computed before training" + (f", as {obstacle}" if wanted == "auto" else "")
         forward = frozen(model) if obstacle else lambda: adapters_off(model)
-        return Reference("cache", "computed before training", forward, True, obstacle is None)
+        return Reference("cache", reason, forward, True, obstacle is None)
     if obstacle is None:
         return Reference("adapters-off", "the policy without its adapters", lambda: adapters_off(model))
-    if wanted == "auto":
-        return Reference("copy", f"a frozen copy, as {obstacle}", frozen(copy.deepcopy(model)))
     raise InputError(f"reference 'adapters-off': {obstacle}; use reference 'copy' or 'cache'")
 
 
@@ -92,8 +91,14 @@ def adapters_off(model: nn.Module) -> Iterator[Forward]:
     The head's weight is the policy's again outside, so the forward must not be used there.
     """
     peft_model: Any = model
-    with frozen(model)() as forward, peft_model.disable_adapter():
-        yield forward
+    # Switching adapters on again, peft lets all of their parameters train, those that the user froze among them.
+    trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with frozen(model)() as forward, peft_model.disable_adapter():
+            yield forward
+    finally:
+        for parameter, before in trains:
+            parameter.requires_grad_(before)
 
 
 def frozen(model: nn.Module) -> Callable[[], AbstractContextManager[Forward]]:
@@ -134,24 +139,26 @@ def with_reference(
     reference: Reference,
     model: nn.Module,
     collator: StepCollator,
-    autocast: Callable[[], AbstractContextManager[Any]],
+    precision: Callable[[], AbstractContextManager[Any]],
     accelerator: Any,
     folder: Path | None = None,
 ) -> tuple[list[TokenizedPair], bool]:
     """The rows with their reference log-probs, and whether these came from the cache in `folder`.
 
-    Every rank computes a share; the main process writes the file. `model` names the weights in the file's key.
+    Every rank computes a share; the main process writes the file. `model` names the weights in the file's key;
+    `precision` is the autocast that they are computed under, which is to be the one that reads them.
     """
     folder = folder or cache_folder("reference")
-    with autocast():
-        precision = str(torch.get_autocast_dtype(_device(model).type)) if torch.is_autocast_enabled() else ""
-    path = folder / f"{_key(model, reference, rows, precision)}.npy"
+    kind = _device(model).type
+    with precision():
+        autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
+    path = folder / f"{_key(model, reference, rows, autocast)}.npy"
     known = _read(path, rows) if accelerator.is_main_process else None
     known = _broadcast(known, accelerator)
     cached = known is not None
     if known is None:
         mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
-        with autocast(), reference.forward() as forward:
+        with precision(), reference.forward() as forward:
             computed = _compute([rows[i] for i in mine], forward, collator, _device(model))
         everyone = _gather(dict(zip(mine, computed, strict=True)), accelerator)
         known = [everyone[i] for i in range(len(rows))]
@@ -262,13 +269,9 @@ def _broadcast(known: list[Known] | None, accelerator: Any) -> list[Known] | Non
     return known
 
 
-def _has_adapters(model: nn.Module) -> bool:
-    return hasattr(model, "disable_adapter")
-
-
 def _why_not_adapters_off(model: nn.Module) -> str | None:
     """What speaks against the policy without adapters as the reference; None where nothing does."""
-    if not _has_adapters(model):
+    if not hasattr(model, "disable_adapter"):
         return "the policy has no adapters"
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     outside = [name for name in trained if not any(part in name for part in _OF_ADAPTERS)]
