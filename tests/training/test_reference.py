@@ -207,6 +207,29 @@ class TestCache:
         made(tmp_path, tiny_model(rms_norm_eps=1e-2), rows=rows)
         assert counts == [8, 8]
 
+    def test_a_batch_holds_no_more_tokens_than_one_of_training(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sizes: list[int] = []
+        real = StepCollator.batch
+
+        def spy(self: StepCollator, pairs: Any) -> Any:
+            batch = real(self, pairs)
+            sizes.append(batch["input_ids"].numel())
+            return batch
+
+        monkeypatch.setattr(StepCollator, "batch", spy)
+        for layout in ("padded", "shared"):
+            made(
+                tmp_path,
+                layout=layout,
+                rows=random_rows(16),
+                max_tokens_per_batch=70,
+                per_device_train_batch_size=16,
+            )
+        assert len(sizes) > 4
+        assert max(sizes) <= 70
+
     def test_so_does_the_precision_on_whatever_device(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

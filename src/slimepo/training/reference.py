@@ -33,6 +33,8 @@ from slimepo.types import PairLogps
 
 SOURCES = ("auto", "adapters-off", "copy", "cache")
 
+# Rows that are cut into batches together; packing takes the square of their number.
+_CUT_AT_ONCE = 512
 # Changes when what a cache file holds changes.
 _CACHE_VERSION = 1
 # In the names of the parameters that peft adds: LoRA's, IA3's, and copies of modules that train whole.
@@ -175,9 +177,7 @@ def _compute(
 ) -> list[Known]:
     """Log-probs of every response of each row, and of its mismatched answer."""
     result: list[Known] = [{} for _ in rows]
-    order = sorted(range(len(rows)), key=lambda i: length(rows[i], collator.sides), reverse=True)
-    for start in range(0, len(order), collator.micro_batch_size):
-        index = order[start : start + collator.micro_batch_size]
+    for index in _batches(rows, collator):
         batch = to_device(collator.batch([rows[i] for i in index]), device)
         for part, name in ((batch, None), (batch["mismatched"], "mismatched")):
             if part is None:
@@ -189,6 +189,15 @@ def _compute(
                     if mask[place].any():
                         result[row][name or side] = values[place][mask[place]].numpy()
     return result
+
+
+def _batches(rows: Sequence[TokenizedPair], collator: StepCollator) -> Iterator[list[int]]:
+    """Which rows are computed together: those of similar length, no more than a micro-batch of training holds."""
+    order = sorted(range(len(rows)), key=lambda i: length(rows[i], collator.sides), reverse=True)
+    for start in range(0, len(order), _CUT_AT_ONCE):
+        part = order[start : start + _CUT_AT_ONCE]
+        for index in collator.cut([rows[i] for i in part]):
+            yield [part[i] for i in index]
 
 
 def _key(model: nn.Module, reference: Reference, rows: Sequence[TokenizedPair], precision: str) -> str:
