@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from slimepo.data.batch import StepCollator
 from slimepo.errors import InputError
@@ -18,7 +21,7 @@ from slimepo.training.config import PreferenceConfig
 from slimepo.training.reference import choose_reference, reference_logps
 from slimepo.training.trainer import PreferenceTrainer
 from slimepo.types import PairLogps
-from tests.training.conftest import random_rows, tiny_model
+from tests.training.conftest import VOCABULARY, random_rows, tiny_model
 
 
 def made(tmp_path: Path, model: Any = None, *, lora: bool = False, **options: Any) -> PreferenceTrainer:
@@ -36,6 +39,13 @@ def made(tmp_path: Path, model: Any = None, *, lora: bool = False, **options: An
         train_dataset=rows,
         peft_config=lora_config(r=4, alpha=8) if lora else None,
     )
+
+
+def word_tokenizer(order: int) -> PreTrainedTokenizerFast:
+    """As many tokens as the tiny model has embeddings."""
+    words = [f"w{i}" for i in range(VOCABULARY)][::order]
+    model = WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0")
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model))
 
 
 def logps_of(trainer: PreferenceTrainer) -> PairLogps:
@@ -145,6 +155,25 @@ class TestSources:
         tiny_model(vocab_size=70).save_pretrained(tmp_path / "other")
         with pytest.raises(InputError, match="vocabulary of 70"):
             made(tmp_path, reference=str(tmp_path / "other"))
+
+    def test_the_same_number_of_other_tokens_is_refused(self, tmp_path: Path) -> None:
+        tiny_model().save_pretrained(tmp_path / "other")
+        ours, theirs = (word_tokenizer(order) for order in (1, -1))
+        reference = str(tmp_path / "other")
+        theirs.save_pretrained(reference)
+        with pytest.raises(InputError, match="the same tokens"):
+            choose_reference(tiny_model(), reference, "padded", ours)
+        ours.save_pretrained(reference)
+        assert choose_reference(tiny_model(), reference, "padded", ours).source == reference
+
+    def test_a_misspelt_source_names_the_nearest(self) -> None:
+        with pytest.raises(InputError, match=r"reference 'adapter-off'.*did you mean 'adapters-off'"):
+            choose_reference(tiny_model(), "adapter-off", "padded")
+
+    def test_log_probs_that_rows_bring_from_elsewhere_are_not_taken(self, tmp_path: Path) -> None:
+        rows = made(tmp_path, tiny_model(seed=5)).train_dataset
+        trainer = made(tmp_path, tiny_model(), reference="copy", rows=rows)
+        assert_same(logps_of(trainer), logps_of(made(tmp_path, tiny_model(), reference="copy")))
 
     def test_dropout_of_the_adapter_does_not_reach_the_reference(self, tmp_path: Path) -> None:
         model = tiny_model()
@@ -261,6 +290,16 @@ class TestCache:
         np.save(path, np.zeros(3, dtype=np.float32))
         with pytest.raises(InputError, match="delete it"):
             made(tmp_path)
+
+    def test_a_folder_that_cannot_be_written_is_named_before_anything_is_computed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        counts = self.calls(monkeypatch)
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("SLIMEPO_CACHE", str(tmp_path / "file"))
+        with pytest.raises(InputError, match="SLIMEPO_CACHE"):
+            made(tmp_path)
+        assert counts == []
 
     def test_rows_given_after_training_are_refused(self, tmp_path: Path) -> None:
         trainer = made(tmp_path)

@@ -20,10 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from slimepo.data.batch import PairBatch, StepCollator, collate, given_sides, length, pair_logps
+from slimepo.data.chat import load_tokenizer
 from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError
+from slimepo.losses.table import nearest
 from slimepo.training.folder import cache_folder
 from slimepo.training.layout import choose_layout, probe, to_device
 from slimepo.training.logps import causal_lm, install_logps, plain_forward, policy_logps
@@ -58,7 +61,13 @@ class Reference:
     without_adapters: bool = False
 
 
-def choose_reference(model: nn.Module, wanted: str, layout: str, **load_options: Any) -> Reference:
+def choose_reference(
+    model: nn.Module,
+    wanted: str,
+    layout: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **load_options: Any,
+) -> Reference:
     """The reference for a policy that has not been trained yet.
 
     Args:
@@ -66,6 +75,7 @@ def choose_reference(model: nn.Module, wanted: str, layout: str, **load_options:
         wanted: one of SOURCES, or the folder or Hub id of another model. "auto" switches adapters off where the
             policy without them is what training starts from, and computes the log-probs beforehand elsewhere.
         layout: the layout of the batches.
+        tokenizer: the policy's, which another model's is compared with where that has one.
         load_options: for loading another model.
 
     Raises:
@@ -75,7 +85,10 @@ def choose_reference(model: nn.Module, wanted: str, layout: str, **load_options:
     if wanted == "copy":
         return Reference("copy", "a frozen copy of the policy", frozen(copy.deepcopy(model)))
     if wanted not in SOURCES:
-        return Reference(wanted, "a frozen model", frozen(_load(wanted, model, layout, load_options)))
+        other = _load(wanted, model, layout, load_options)
+        if tokenizer is not None:
+            _check_tokens(wanted, tokenizer)
+        return Reference(wanted, "a frozen model", frozen(other))
     obstacle = _why_not_adapters_off(model)
     if wanted == "cache" or (wanted == "auto" and obstacle is not None):
         reason = "computed before training" + (f", as {obstacle}" if wanted == "auto" else "")
@@ -159,6 +172,8 @@ def with_reference(
     known = _broadcast(known, accelerator)
     cached = known is not None
     if known is None:
+        if accelerator.is_main_process:
+            _make_folder(folder)
         mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
         with precision(), reference.forward() as forward:
             computed = _compute([rows[i] for i in mine], forward, collator, _device(model))
@@ -253,8 +268,18 @@ def _read(path: Path, rows: Sequence[TokenizedPair]) -> list[Known] | None:
     return known
 
 
+def _make_folder(folder: Path) -> None:
+    """Make sure that what is about to be computed can be kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            f"the cache of reference log-probs cannot be written ({error}); set SLIMEPO_CACHE to another folder"
+        ) from error
+
+
 def _write(path: Path, known: Sequence[Known]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     flat = np.concatenate([values for of_row in known for values in of_row.values()])
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
         np.save(file, flat)
@@ -299,7 +324,11 @@ def _why_not_adapters_off(model: nn.Module) -> str | None:
 
 
 def _load(name: str, policy: nn.Module, layout: str, options: dict[str, Any]) -> nn.Module:
-    model: nn.Module = load_model(name, **options)
+    try:
+        model: nn.Module = load_model(name, **options)
+    except InputError as error:
+        sources = f"{', '.join(SOURCES)}{nearest(name, list(SOURCES))}"
+        raise InputError(f"reference {name!r} is none of {sources}, and as another model: {error}") from error
     ours, theirs = (causal_lm(m).config.get_text_config().vocab_size for m in (policy, model))
     if ours != theirs:
         raise InputError(
@@ -312,6 +341,22 @@ def _load(name: str, policy: nn.Module, layout: str, options: dict[str, Any]) ->
     model.requires_grad_(False)
     model.to(_device(policy))
     return model
+
+
+def _check_tokens(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a reference in whose tokenizer a token has another id than in the policy's."""
+    try:
+        theirs = load_tokenizer(name).get_vocab()
+    except InputError:
+        # A folder may hold a model alone; there is nothing to compare then.
+        return
+    ours = tokenizer.get_vocab()
+    moved = next((token for token, number in theirs.items() if ours.get(token, number) != number), None)
+    if moved is not None:
+        raise InputError(
+            f"reference {name!r} has the id {theirs[moved]} for {moved!r} and the policy's tokenizer {ours[moved]}; "
+            "the reference must read the same tokens"
+        )
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -253,11 +253,16 @@ class PreferenceTrainer(Trainer):
         if not self.objective.needs_reference:
             return None
         options = self.args.model_init_kwargs
-        reference = choose_reference(self.model, self.args.reference, self.layout, **options)
+        reference = choose_reference(
+            self.model, self.args.reference, self.layout, self.processing_class, **options
+        )
         if reference.cached and self.train_dataset:
             self.train_dataset = self._with_reference(
                 self.train_dataset, reference, self.accelerator.autocast
             )
+        elif self.train_dataset:
+            # Rows that another trainer had bring its reference's log-probs with them.
+            self.train_dataset = [replace(row, reference=None) for row in self.train_dataset]
         return reference
 
     def _with_reference(
