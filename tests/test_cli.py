@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -114,6 +115,14 @@ def test_an_objective_in_the_folder_the_command_is_given_in(
     result = slimepo(*command, "--loss", "mine:referring")
     assert result.returncode == 0, result.stderr
     assert "referring: reference adapters-off" in result.stdout
+
+
+def test_help_names_every_objective() -> None:
+    """Written out there, as the table of objectives stands behind an import of torch."""
+    from slimepo import LOSSES, cli
+
+    (option,) = get_type_hints(cli.train, include_extras=True)["loss"].__metadata__
+    assert set(LOSSES) <= set(option.help.replace(",", "").split())
 
 
 def test_prompts_from_standard_input(model: Path) -> None:
