@@ -106,7 +106,9 @@ def plan(
 @app.command()
 def train(
     model: Annotated[str, typer.Option(help="A model folder or Hub id.")],
-    data: Annotated[str, typer.Option(help="Pairs: a file, a folder or a Hub id.")],
+    data: Annotated[
+        str, typer.Option(help="Pairs (for kto judged answers as well): a file, a folder or a Hub id.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -115,7 +117,11 @@ def train(
         ),
     ] = None,
     loss: Annotated[
-        str, typer.Option(help="The objective: slime, sft, or package.module:function.")
+        str,
+        typer.Option(
+            help="The objective: slime, sft, dpo, ipo, simpo, cpo, orpo, kto, rpo, lpo, chi_po, a preset such as "
+            "slime/without-hard, or your own as package.module:function or file.py:function.",
+        ),
     ] = "slime",
     out: OutFolder = None,
     restart: Restart = False,

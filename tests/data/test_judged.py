@@ -1,5 +1,7 @@
 """Answers judged one by one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,20 @@ def test_every_row_gets_the_answer_of_another_prompt() -> None:
     assert len({tuple(row.mismatched) for row in mismatched}) > 0.6 * len(rows)
 
 
+def test_a_mismatched_answer_makes_no_row_longer_than_the_rows_are() -> None:
+    """max_length holds for prompt and answer together; a long prompt meets a long answer only here."""
+    rows = judged_rows(
+        [
+            TokenizedPair(ids(*range(30)), ids(7, 8), ids(9), "long prompt"),
+            TokenizedPair(ids(4), ids(*range(31)), ids(*range(1, 31)), "long answers"),
+        ]
+    )
+    for row in with_mismatched(rows, seed=0)[:2]:
+        assert row.mismatched is not None
+        assert len(row.mismatched) == 2, "32 tokens, as the longest of the rows has"
+        assert row.mismatched[0] in (0, 1), "the beginning of one of the long answers"
+
+
 def test_one_prompt_alone_has_no_mismatch() -> None:
     with pytest.raises(InputError, match="same prompt"):
         with_mismatched([PAIR, PAIR], seed=0)
@@ -92,11 +108,11 @@ def test_the_token_budget_counts_only_the_answers_that_are_there() -> None:
 
 
 def test_mismatched_answers_come_as_a_batch_of_their_own() -> None:
-    rows = with_mismatched([DESIRABLE, UNDESIRABLE], seed=0)
+    rows = with_mismatched([replace(DESIRABLE, chosen=ids(2, 13, 14, 1)), UNDESIRABLE], seed=0)
     batch = StepCollator(2)(rows)[0]
-    assert batch["targets"].tolist() == [2, 1, 11, 12, 1]
+    assert batch["targets"].tolist() == [2, 13, 14, 1, 11, 12, 1]
     other = batch["mismatched"]
     assert other is not None
     assert other["sides"] == ("chosen",)
     by_prompt = dict(zip(other["row_ids"], other["response_tokens"][0], strict=True))
-    assert by_prompt == {"good": 3, "bad": 2}
+    assert by_prompt == {"good": 3, "bad": 4}

@@ -92,7 +92,7 @@ def test_a_users_own_objective_says_by_its_signature_whether_it_needs_a_referenc
 def test_a_users_own_objective_takes_two_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lonely.py").write_text("def loss(policy):\n    return policy\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match=r"made-up pair.*positional argument"):
+    with pytest.raises(InputError, match=r"made-up pairs.*positional argument"):
         bind("lonely:loss", {})
 
 
@@ -106,6 +106,73 @@ def test_a_users_own_objective_lies_in_the_folder_where_the_command_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     assert find_objective("beside_the_recipe:loss").function.__module__ == "beside_the_recipe"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def loss(policy, reference=None)\n    return 1\n", "SyntaxError"),
+        ("def loss(policy, reference=None): return missing\nmissing_too\n", "NameError.*missing_too"),
+        ("import no_such_package\n", "no_such_package"),
+    ],
+)
+@pytest.mark.parametrize("as_file", [False, True])
+def test_an_objective_that_cannot_be_imported_says_why(
+    text: str, message: str, as_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"broken_{abs(hash(text))}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=f"cannot be imported: .*{message}"):
+        find_objective(f"{tmp_path / name}.py:loss" if as_file else f"{name}:loss")
+
+
+def test_a_file_may_hold_whatever_a_module_may_and_is_run_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Dataclasses look their module up by its name."""
+    (tmp_path / "own.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from slimepo.types import LossOutput\nprint('run')\n"
+        "@dataclass\nclass Scale:\n    value: float = 2.0\n"
+        "def loss(policy, reference=None):\n    return LossOutput(-Scale().value * policy.chosen.sum(-1), {})\n"
+    )
+    name = f"{tmp_path}/own.py:loss"
+    bind(name, {})
+    assert find_objective(name).function is find_objective(name).function
+    assert capsys.readouterr().out == "run\n"
+
+
+def test_a_file_is_found_beside_the_recipe_as_a_module_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "beside.py").write_text(
+        "from slimepo.types import LossOutput\n"
+        "def loss(policy, reference=None):\n    return LossOutput(-policy.chosen.sum(-1), {})\n"
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    assert find_objective("beside.py:loss").function.__name__ == "loss"
+    with pytest.raises(InputError, match="no such file"):
+        find_objective("elsewhere.py:loss")
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("policy.chosen.sum(-1).view(1)", "made-up pairs: RuntimeError"),
+        ("-policy.chosen.detach().sum(-1)", "no gradient"),
+        ("policy.chosen.sum(-1) * float('nan')", "not finite"),
+    ],
+)
+def test_what_would_fail_in_the_first_step_fails_before_a_model_is_loaded(
+    expression: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "late.py").write_text(
+        "from slimepo.types import LossOutput\n"
+        f"def loss(policy, reference=None):\n    return LossOutput({expression}, {{}})\n"
+    )
+    with pytest.raises(InputError, match=message):
+        bind(f"{tmp_path}/late.py:loss", {})
 
 
 def test_an_objective_must_return_one_loss_a_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from slimepo.data.batch import StepCollator
 from slimepo.errors import InputError
@@ -17,7 +21,7 @@ from slimepo.training.config import PreferenceConfig
 from slimepo.training.reference import choose_reference, reference_logps
 from slimepo.training.trainer import PreferenceTrainer
 from slimepo.types import PairLogps
-from tests.training.conftest import random_rows, tiny_model
+from tests.training.conftest import VOCABULARY, random_rows, tiny_model
 
 
 def made(tmp_path: Path, model: Any = None, *, lora: bool = False, **options: Any) -> PreferenceTrainer:
@@ -35,6 +39,13 @@ def made(tmp_path: Path, model: Any = None, *, lora: bool = False, **options: An
         train_dataset=rows,
         peft_config=lora_config(r=4, alpha=8) if lora else None,
     )
+
+
+def word_tokenizer(order: int) -> PreTrainedTokenizerFast:
+    """As many tokens as the tiny model has embeddings."""
+    words = [f"w{i}" for i in range(VOCABULARY)][::order]
+    model = WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0")
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model))
 
 
 def logps_of(trainer: PreferenceTrainer) -> PairLogps:
@@ -102,16 +113,27 @@ class TestSources:
         assert trained.grad.abs().max() > 0
         assert head.original_module.weight.grad is None
 
+    def test_what_the_user_froze_stays_frozen(self, tmp_path: Path) -> None:
+        """peft makes every parameter of the adapter trainable when it is switched on again."""
+        model = get_peft_model(tiny_model(), lora_config(r=4))
+        halves = [parameter for name, parameter in model.named_parameters() if "lora_A" in name]
+        for parameter in halves:
+            parameter.requires_grad_(False)
+        trainer = made(tmp_path, model, reference="adapters-off")
+        trainer.train()
+        assert not any(parameter.requires_grad for parameter in halves)
+
     def test_auto_takes_the_cheapest_that_is_right(self, tmp_path: Path) -> None:
         assert made(tmp_path, lora=True).reference.source == "adapters-off"  # type: ignore[union-attr]
         assert made(tmp_path).reference.source == "cache"  # type: ignore[union-attr]
 
     def test_adapters_that_were_trained_before_are_part_of_the_reference(self, tmp_path: Path) -> None:
+        """Computed beforehand: a copy beside the policy could be a second model of many gigabytes."""
         first = made(tmp_path, lora=True)
         first.train()
         trainer = PreferenceTrainer(model=first.model, args=first.args, train_dataset=random_rows(8))
         assert trainer.reference is not None
-        assert (trainer.reference.source, "trained before" in trainer.reference.reason) == ("copy", True)
+        assert (trainer.reference.source, "trained before" in trainer.reference.reason) == ("cache", True)
         batch = trainer.data_collator.batch(trainer.train_dataset)
         output = trainer._objective(trainer.model, batch, trainer._reference(batch), None)
         assert output.metrics["rewards/chosen"].abs().max() < 1e-5
@@ -133,6 +155,25 @@ class TestSources:
         tiny_model(vocab_size=70).save_pretrained(tmp_path / "other")
         with pytest.raises(InputError, match="vocabulary of 70"):
             made(tmp_path, reference=str(tmp_path / "other"))
+
+    def test_the_same_number_of_other_tokens_is_refused(self, tmp_path: Path) -> None:
+        tiny_model().save_pretrained(tmp_path / "other")
+        ours, theirs = (word_tokenizer(order) for order in (1, -1))
+        reference = str(tmp_path / "other")
+        theirs.save_pretrained(reference)
+        with pytest.raises(InputError, match="the same tokens"):
+            choose_reference(tiny_model(), reference, "padded", ours)
+        ours.save_pretrained(reference)
+        assert choose_reference(tiny_model(), reference, "padded", ours).source == reference
+
+    def test_a_misspelt_source_names_the_nearest(self) -> None:
+        with pytest.raises(InputError, match=r"reference 'adapter-off'.*did you mean 'adapters-off'"):
+            choose_reference(tiny_model(), "adapter-off", "padded")
+
+    def test_log_probs_that_rows_bring_from_elsewhere_are_not_taken(self, tmp_path: Path) -> None:
+        rows = made(tmp_path, tiny_model(seed=5)).train_dataset
+        trainer = made(tmp_path, tiny_model(), reference="copy", rows=rows)
+        assert_same(logps_of(trainer), logps_of(made(tmp_path, tiny_model(), reference="copy")))
 
     def test_dropout_of_the_adapter_does_not_reach_the_reference(self, tmp_path: Path) -> None:
         model = tiny_model()
@@ -195,6 +236,38 @@ class TestCache:
         made(tmp_path, tiny_model(rms_norm_eps=1e-2), rows=rows)
         assert counts == [8, 8]
 
+    def test_a_batch_holds_no_more_tokens_than_one_of_training(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sizes: list[int] = []
+        real = StepCollator.batch
+
+        def spy(self: StepCollator, pairs: Any) -> Any:
+            batch = real(self, pairs)
+            sizes.append(batch["input_ids"].numel())
+            return batch
+
+        monkeypatch.setattr(StepCollator, "batch", spy)
+        for layout in ("padded", "shared"):
+            made(
+                tmp_path,
+                layout=layout,
+                rows=random_rows(16),
+                max_tokens_per_batch=70,
+                per_device_train_batch_size=16,
+            )
+        assert len(sizes) > 4
+        assert max(sizes) <= 70
+
+    def test_so_does_the_precision_on_whatever_device(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        counts = self.calls(monkeypatch)
+        rows = random_rows(8)
+        for bf16 in (True, False):
+            made(tmp_path, tiny_model(), rows=rows, bf16=bf16)
+        assert counts == [8, 8]
+
     def test_adapters_of_another_size_have_the_same_reference(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -218,6 +291,16 @@ class TestCache:
         with pytest.raises(InputError, match="delete it"):
             made(tmp_path)
 
+    def test_a_folder_that_cannot_be_written_is_named_before_anything_is_computed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        counts = self.calls(monkeypatch)
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("SLIMEPO_CACHE", str(tmp_path / "file"))
+        with pytest.raises(InputError, match="SLIMEPO_CACHE"):
+            made(tmp_path)
+        assert counts == []
+
     def test_rows_given_after_training_are_refused(self, tmp_path: Path) -> None:
         trainer = made(tmp_path)
         before = trainer.evaluate(random_rows(3, seed=4))
@@ -225,6 +308,18 @@ class TestCache:
         trainer.train()
         with pytest.raises(InputError, match="not computed before training"):
             trainer.evaluate(random_rows(3, seed=5))
+
+    @pytest.mark.parametrize("source", ["cache", "copy", "adapters-off"])
+    def test_an_untrained_policy_is_its_reference_in_evaluation_too(
+        self, tmp_path: Path, source: str
+    ) -> None:
+        """Evaluation measures in another precision than training, and the reference has to follow it."""
+        lora = source == "adapters-off"
+        trainer = made(tmp_path, lora=lora, bf16=True, reference=source)
+        figures = trainer.evaluate(random_rows(5, seed=4))
+        assert [figures[f"eval_rewards/{side}"] for side in ("chosen", "rejected")] == pytest.approx(
+            [0, 0], abs=1e-6
+        )
 
     def test_rows_for_evaluation_have_theirs_from_the_start(self, tmp_path: Path) -> None:
         rows = random_rows(3, seed=4)

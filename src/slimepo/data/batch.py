@@ -62,7 +62,7 @@ class StepCollator:
     max_tokens: int | None = None
 
     def __call__(self, pairs: Sequence[TokenizedPair]) -> list[PairBatch]:
-        return [self.batch([pairs[i] for i in index]) for index in self._cut(pairs)]
+        return [self.batch([pairs[i] for i in index]) for index in self.cut(pairs)]
 
     def batch(self, pairs: Sequence[TokenizedPair]) -> PairBatch:
         """The given pairs as one batch, with their mismatched answers where they have such."""
@@ -75,7 +75,8 @@ class StepCollator:
             return collate(pairs, sides, self.pad_token_id)
         return collate_packed(pairs, sides, shared=self.layout == "shared")
 
-    def _cut(self, pairs: Sequence[TokenizedPair]) -> list[list[int]]:
+    def cut(self, pairs: Sequence[TokenizedPair]) -> list[list[int]]:
+        """Which of the pairs stand in each micro-batch."""
         order = sorted(range(len(pairs)), key=lambda i: length(pairs[i], self.sides), reverse=True)
         if self.max_tokens is None:
             size = self.micro_batch_size

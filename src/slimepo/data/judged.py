@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from slimepo.data.batch import given_sides
+from slimepo.data.batch import given_sides, length
 from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError
 from slimepo.types import Preference, Unpaired
@@ -28,20 +28,23 @@ def with_mismatched(rows: Sequence[TokenizedPair], seed: int) -> list[TokenizedP
     """Every row with the answer of a row that has another prompt, a function of the rows and the seed alone.
 
     The answers that go round are those of the rows themselves, as nearly as prompts allow: row by row in a shuffled
-    order, each takes the answer of the next one, as arXiv 2402.01306 estimates its reference point.
+    order, each takes the answer of the next one, as arXiv 2402.01306 estimates its reference point. An answer is cut
+    where it would make a row longer than the longest of the rows, which memory and the model's context are fit for.
 
     Raises:
         InputError: all rows have the same prompt.
     """
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
     result: list[TokenizedPair] = list(rows)
+    longest = max((length(row) for row in rows), default=0)
     for place, index in enumerate(order):
         other = next((rows[i] for i in _after(order, place) if _another_prompt(rows[i], rows[index])), None)
         if other is None:
             raise InputError(
                 "all rows have the same prompt, and this objective needs answers to other prompts beside them"
             )
-        result[index] = replace(rows[index], mismatched=getattr(other, given_sides(other)[0]))
+        answer = getattr(other, given_sides(other)[0])
+        result[index] = replace(rows[index], mismatched=answer[: longest - len(rows[index].prompt)])
     return result
 
 
@@ -56,10 +59,9 @@ def _split(pair: TokenizedPair) -> list[TokenizedPair]:
     ]
 
 
-def _after(order: list[int], place: int) -> list[int]:
-    # A prompt with very many answers is rare, so that the first few nearly always hold another prompt.
-    near = [order[(place + step) % len(order)] for step in range(1, min(len(order), 64))]
-    return near if len(order) <= 64 else [*near, *order]
+def _after(order: list[int], place: int) -> Iterator[int]:
+    """What comes behind a place and, round the end, before it; one by one, as the first is nearly always taken."""
+    return (order[(place + step) % len(order)] for step in range(1, len(order)))
 
 
 def _another_prompt(row: TokenizedPair, than: TokenizedPair) -> bool:

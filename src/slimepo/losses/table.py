@@ -94,19 +94,32 @@ def _import_objective(name: str) -> Objective:
     try:
         module = _import_file(place) if place.endswith(".py") else importlib.import_module(place)
         function = getattr(module, attribute)
-    except (ImportError, AttributeError, OSError) as error:
-        raise InputError(f"loss {name!r} cannot be imported: {error}") from error
+    except Exception as error:
+        # A user's module can fail in any way while it is imported.
+        raise InputError(f"loss {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(function):
         raise InputError(f"loss {name!r} is not a function")
     return Objective(function)
 
 
 def _import_file(path: str) -> ModuleType:
-    """The module that a file holds, whichever folder it lies in."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    """The module that a file holds; a relative path starts where the command runs, or where modules are looked for."""
+    found = next((p for folder in ("", *sys.path) if (p := Path(folder, path)).is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"no such file here or beside the recipe: {path}")
+    return _run_file(found.resolve(), found.stat().st_mtime_ns)
+
+
+@functools.cache
+def _run_file(path: Path, modified: int) -> ModuleType:
+    """The module in a file, run once; again where the file has been `modified` since."""
+    name = f"slimepo_objective_{path.stem}_{modified}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses, for one, look their module up there.
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -135,19 +148,36 @@ def bind(name: str, options: Mapping[str, Any]) -> BoundLoss:
     wanted = {**objective.preset, **options}
     values = {key: _typed(name, key, value, hints.get(key, Any)) for key, value in wanted.items()}
     bound = functools.partial(function, **values)
-    ones = torch.ones(1, 1, dtype=torch.bool)
-    pair = PairLogps(-torch.ones(1, 1), ones, -2 * torch.ones(1, 1), ones)
+    _try_out(name, bound, objective.needs_reference)
+    return bound
+
+
+def _try_out(name: str, bound: BoundLoss, needs_reference: bool) -> None:
+    """Call an objective on made-up pairs, of which one is padded. Raises InputError where training would fail."""
+    pairs = _made_up_pairs()
     try:
-        output = bound(pair, pair if objective.needs_reference else None)
+        with torch.enable_grad():
+            output = bound(pairs, _made_up_pairs() if needs_reference else None)
     except InputError as error:
         raise InputError(f"loss {name!r}: {error}") from error
     except Exception as error:
         # A user's function can fail in any way; better here than after the model is loaded.
         reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"loss {name!r} fails on a made-up pair: {reason}") from error
-    if not isinstance(output, LossOutput) or output.loss.shape != (1,):
+        raise InputError(f"loss {name!r} fails on made-up pairs: {reason}") from error
+    if not isinstance(output, LossOutput) or output.loss.shape != pairs.chosen.shape[:1]:
         raise InputError(f"loss {name!r} must return a slimepo.LossOutput whose loss has one value a pair")
-    return bound
+    values = [output.loss, *output.token_loss.values()]
+    if not all(torch.isfinite(value).all() for value in values):
+        raise InputError(f"loss {name!r} is not finite on made-up pairs")
+    if not any(value.requires_grad for value in values):
+        raise InputError(f"loss {name!r} lets no gradient through to the log-probs of the policy")
+
+
+def _made_up_pairs() -> PairLogps:
+    mask = torch.tensor([[True, True], [True, False]])
+    # 0 where there is no token, as in training.
+    chosen, rejected = -1.0 * mask, -2.0 * mask
+    return PairLogps(chosen.requires_grad_(), mask, rejected.requires_grad_(), mask)
 
 
 def nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:

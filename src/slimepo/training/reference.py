@@ -20,10 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from slimepo.data.batch import PairBatch, StepCollator, collate, given_sides, length, pair_logps
+from slimepo.data.chat import load_tokenizer
 from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError
+from slimepo.losses.table import nearest
 from slimepo.training.folder import cache_folder
 from slimepo.training.layout import choose_layout, probe, to_device
 from slimepo.training.logps import causal_lm, install_logps, plain_forward, policy_logps
@@ -33,6 +36,8 @@ from slimepo.types import PairLogps
 
 SOURCES = ("auto", "adapters-off", "copy", "cache")
 
+# Rows that are cut into batches together; packing takes the square of their number.
+_CUT_AT_ONCE = 512
 # Changes when what a cache file holds changes.
 _CACHE_VERSION = 1
 # In the names of the parameters that peft adds: LoRA's, IA3's, and copies of modules that train whole.
@@ -56,14 +61,21 @@ class Reference:
     without_adapters: bool = False
 
 
-def choose_reference(model: nn.Module, wanted: str, layout: str, **load_options: Any) -> Reference:
+def choose_reference(
+    model: nn.Module,
+    wanted: str,
+    layout: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **load_options: Any,
+) -> Reference:
     """The reference for a policy that has not been trained yet.
 
     Args:
         model: the policy, with `install_logps` done and its layout chosen.
         wanted: one of SOURCES, or the folder or Hub id of another model. "auto" switches adapters off where the
-            policy has such and nothing else trains, and computes the log-probs beforehand where it has none.
+            policy without them is what training starts from, and computes the log-probs beforehand elsewhere.
         layout: the layout of the batches.
+        tokenizer: the policy's, which another model's is compared with where that has one.
         load_options: for loading another model.
 
     Raises:
@@ -73,15 +85,17 @@ def choose_reference(model: nn.Module, wanted: str, layout: str, **load_options:
     if wanted == "copy":
         return Reference("copy", "a frozen copy of the policy", frozen(copy.deepcopy(model)))
     if wanted not in SOURCES:
-        return Reference(wanted, "a frozen model", frozen(_load(wanted, model, layout, load_options)))
+        other = _load(wanted, model, layout, load_options)
+        if tokenizer is not None:
+            _check_tokens(wanted, tokenizer)
+        return Reference(wanted, "a frozen model", frozen(other))
     obstacle = _why_not_adapters_off(model)
-    if wanted == "cache" or (wanted == "auto" and not _has_adapters(model)):
+    if wanted == "cache" or (wanted == "auto" and obstacle is not None):
+        reason = "computed before training" + (f", as {obstacle}" if wanted == "auto" else "")
         forward = frozen(model) if obstacle else lambda: adapters_off(model)
-        return Reference("cache", "computed before training", forward, True, obstacle is None)
+        return Reference("cache", reason, forward, True, obstacle is None)
     if obstacle is None:
         return Reference("adapters-off", "the policy without its adapters", lambda: adapters_off(model))
-    if wanted == "auto":
-        return Reference("copy", f"a frozen copy, as {obstacle}", frozen(copy.deepcopy(model)))
     raise InputError(f"reference 'adapters-off': {obstacle}; use reference 'copy' or 'cache'")
 
 
@@ -92,8 +106,14 @@ def adapters_off(model: nn.Module) -> Iterator[Forward]:
     The head's weight is the policy's again outside, so the forward must not be used there.
     """
     peft_model: Any = model
-    with frozen(model)() as forward, peft_model.disable_adapter():
-        yield forward
+    # Switching adapters on again, peft lets all of their parameters train, those that the user froze among them.
+    trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with frozen(model)() as forward, peft_model.disable_adapter():
+            yield forward
+    finally:
+        for parameter, before in trains:
+            parameter.requires_grad_(before)
 
 
 def frozen(model: nn.Module) -> Callable[[], AbstractContextManager[Forward]]:
@@ -134,24 +154,28 @@ def with_reference(
     reference: Reference,
     model: nn.Module,
     collator: StepCollator,
-    autocast: Callable[[], AbstractContextManager[Any]],
+    precision: Callable[[], AbstractContextManager[Any]],
     accelerator: Any,
     folder: Path | None = None,
 ) -> tuple[list[TokenizedPair], bool]:
     """The rows with their reference log-probs, and whether these came from the cache in `folder`.
 
-    Every rank computes a share; the main process writes the file. `model` names the weights in the file's key.
+    Every rank computes a share; the main process writes the file. `model` names the weights in the file's key;
+    `precision` is the autocast that they are computed under, which is to be the one that reads them.
     """
     folder = folder or cache_folder("reference")
-    with autocast():
-        precision = str(torch.get_autocast_dtype(_device(model).type)) if torch.is_autocast_enabled() else ""
-    path = folder / f"{_key(model, reference, rows, precision)}.npy"
+    kind = _device(model).type
+    with precision():
+        autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
+    path = folder / f"{_key(model, reference, rows, autocast)}.npy"
     known = _read(path, rows) if accelerator.is_main_process else None
     known = _broadcast(known, accelerator)
     cached = known is not None
     if known is None:
+        if accelerator.is_main_process:
+            _make_folder(folder)
         mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
-        with autocast(), reference.forward() as forward:
+        with precision(), reference.forward() as forward:
             computed = _compute([rows[i] for i in mine], forward, collator, _device(model))
         everyone = _gather(dict(zip(mine, computed, strict=True)), accelerator)
         known = [everyone[i] for i in range(len(rows))]
@@ -168,9 +192,7 @@ def _compute(
 ) -> list[Known]:
     """Log-probs of every response of each row, and of its mismatched answer."""
     result: list[Known] = [{} for _ in rows]
-    order = sorted(range(len(rows)), key=lambda i: length(rows[i], collator.sides), reverse=True)
-    for start in range(0, len(order), collator.micro_batch_size):
-        index = order[start : start + collator.micro_batch_size]
+    for index in _batches(rows, collator):
         batch = to_device(collator.batch([rows[i] for i in index]), device)
         for part, name in ((batch, None), (batch["mismatched"], "mismatched")):
             if part is None:
@@ -182,6 +204,15 @@ def _compute(
                     if mask[place].any():
                         result[row][name or side] = values[place][mask[place]].numpy()
     return result
+
+
+def _batches(rows: Sequence[TokenizedPair], collator: StepCollator) -> Iterator[list[int]]:
+    """Which rows are computed together: those of similar length, no more than a micro-batch of training holds."""
+    order = sorted(range(len(rows)), key=lambda i: length(rows[i], collator.sides), reverse=True)
+    for start in range(0, len(order), _CUT_AT_ONCE):
+        part = order[start : start + _CUT_AT_ONCE]
+        for index in collator.cut([rows[i] for i in part]):
+            yield [part[i] for i in index]
 
 
 def _key(model: nn.Module, reference: Reference, rows: Sequence[TokenizedPair], precision: str) -> str:
@@ -237,8 +268,18 @@ def _read(path: Path, rows: Sequence[TokenizedPair]) -> list[Known] | None:
     return known
 
 
+def _make_folder(folder: Path) -> None:
+    """Make sure that what is about to be computed can be kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            f"the cache of reference log-probs cannot be written ({error}); set SLIMEPO_CACHE to another folder"
+        ) from error
+
+
 def _write(path: Path, known: Sequence[Known]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     flat = np.concatenate([values for of_row in known for values in of_row.values()])
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
         np.save(file, flat)
@@ -262,13 +303,9 @@ def _broadcast(known: list[Known] | None, accelerator: Any) -> list[Known] | Non
     return known
 
 
-def _has_adapters(model: nn.Module) -> bool:
-    return hasattr(model, "disable_adapter")
-
-
 def _why_not_adapters_off(model: nn.Module) -> str | None:
     """What speaks against the policy without adapters as the reference; None where nothing does."""
-    if not _has_adapters(model):
+    if not hasattr(model, "disable_adapter"):
         return "the policy has no adapters"
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     outside = [name for name in trained if not any(part in name for part in _OF_ADAPTERS)]
@@ -287,7 +324,11 @@ def _why_not_adapters_off(model: nn.Module) -> str | None:
 
 
 def _load(name: str, policy: nn.Module, layout: str, options: dict[str, Any]) -> nn.Module:
-    model: nn.Module = load_model(name, **options)
+    try:
+        model: nn.Module = load_model(name, **options)
+    except InputError as error:
+        sources = f"{', '.join(SOURCES)}{nearest(name, list(SOURCES))}"
+        raise InputError(f"reference {name!r} is none of {sources}, and as another model: {error}") from error
     ours, theirs = (causal_lm(m).config.get_text_config().vocab_size for m in (policy, model))
     if ours != theirs:
         raise InputError(
@@ -300,6 +341,22 @@ def _load(name: str, policy: nn.Module, layout: str, options: dict[str, Any]) ->
     model.requires_grad_(False)
     model.to(_device(policy))
     return model
+
+
+def _check_tokens(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a reference in whose tokenizer a token has another id than in the policy's."""
+    try:
+        theirs = load_tokenizer(name).get_vocab()
+    except InputError:
+        # A folder may hold a model alone; there is nothing to compare then.
+        return
+    ours = tokenizer.get_vocab()
+    moved = next((token for token, number in theirs.items() if ours.get(token, number) != number), None)
+    if moved is not None:
+        raise InputError(
+            f"reference {name!r} has the id {theirs[moved]} for {moved!r} and the policy's tokenizer {ours[moved]}; "
+            "the reference must read the same tokens"
+        )
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -262,22 +262,33 @@ class PreferenceTrainer(Trainer):
             return rows
         # Once training has begun, the model that they would have to be scored with has changed.
         begun = self.state.global_step > 0 or self.is_in_train
-        return rows if begun else self._with_reference(rows, self.reference)
+        return rows if begun else self._with_reference(rows, self.reference, lambda: measuring(self.model))
 
     def _open_reference(self) -> Reference | None:
         """Where reference log-probs come from; rows whose log-probs are computed beforehand have them then."""
         if not self.objective.needs_reference:
             return None
         options = self.args.model_init_kwargs
-        reference = choose_reference(self.model, self.args.reference, self.layout, **options)
+        reference = choose_reference(
+            self.model, self.args.reference, self.layout, self.processing_class, **options
+        )
         if reference.cached and self.train_dataset:
-            self.train_dataset = self._with_reference(self.train_dataset, reference)
+            self.train_dataset = self._with_reference(
+                self.train_dataset, reference, self.accelerator.autocast
+            )
+        elif self.train_dataset:
+            # Rows that another trainer had bring its reference's log-probs with them.
+            self.train_dataset = [replace(row, reference=None) for row in self.train_dataset]
         return reference
 
-    def _with_reference(self, rows: list[TokenizedPair], reference: Reference) -> list[TokenizedPair]:
-        autocast = self.accelerator.autocast
+    def _with_reference(
+        self,
+        rows: list[TokenizedPair],
+        reference: Reference,
+        precision: Callable[[], AbstractContextManager[Any]],
+    ) -> list[TokenizedPair]:
         rows, cached = with_reference(
-            rows, reference, self.model, self.data_collator, autocast, self.accelerator
+            rows, reference, self.model, self.data_collator, precision, self.accelerator
         )
         logger.info(
             "reference log-probs of %d rows %s", len(rows), "from the cache" if cached else "computed"
