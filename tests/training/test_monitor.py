@@ -25,6 +25,7 @@ from tests.training.conftest import random_rows, tiny_model
 
 UNLEARNING = {"loss": "simpo", "loss_options": {"beta": 2.0, "gamma": 40.0}, "learning_rate": 1e-2}
 HEALTHY = {"loss": "slime", "learning_rate": 1e-4}
+WATCHED = HEALTHY | {"monitor": {"every": 4, "pairs": 8}}
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,12 @@ def run(
     return made
 
 
+@pytest.fixture(scope="module")
+def healthy(world: Any, tmp_path_factory: pytest.TempPathFactory) -> PreferenceTrainer:
+    """SLIME at the quickstart's learning rate, with the monitor as it is by default."""
+    return run(tmp_path_factory.mktemp("healthy"), world, max_steps=40, **HEALTHY)
+
+
 def of_kind(made: PreferenceTrainer, kind: str) -> list[dict[str, Any]]:
     assert made.monitor is not None
     return [line for line in json_lines(made.monitor.path) if line["kind"] == kind]
@@ -95,13 +102,11 @@ class TestWarnings:
         assert kept["facts"][0].startswith("Warning: chosen answers")
         assert made.state.global_step == 24, "nobody asked for the run to be stopped"
 
-    def test_it_is_silent_on_a_healthy_run(self, world: Any, tmp_path: Path, caplog: Any) -> None:
-        """SLIME at the quickstart's learning rate."""
-        made = run(tmp_path, world, max_steps=50, **HEALTHY)
-        assert of_kind(made, "warning") == []
-        assert "monitor" not in {record.name.rpartition(".")[2] for record in caplog.records}
-        assert made.monitor is not None
-        kept = made.monitor.summary()
+    def test_it_is_silent_on_a_healthy_run(self, healthy: PreferenceTrainer) -> None:
+        assert of_kind(healthy, "warning") == []
+        assert len(of_kind(healthy, "probe")) >= 3
+        assert healthy.monitor is not None
+        kept = healthy.monitor.summary()
         assert kept is not None
         assert (kept["warnings"], kept["stopped"], len(kept["facts"])) == ([], None, 3)
 
@@ -124,28 +129,32 @@ class TestWarnings:
 
 class TestFile:
     def test_it_holds_start_probes_answers_and_end(self, world: Any, tmp_path: Path) -> None:
-        made = run(tmp_path, world, monitor={"every": 6, "generate_every": 12, "pairs": 10}, **HEALTHY)
+        made = run(
+            tmp_path, world, monitor={"every": 4, "generate_every": 6, "pairs": 10}, max_steps=12, **HEALTHY
+        )
         lines = json_lines(tmp_path / "monitor.jsonl")
         assert [line["kind"] for line in lines[:3]] == ["start", "probe", "generation"]
         start, end = lines[0], lines[-1]
         assert [len(ids) for ids in start["rows"].values()] == [10, 10]
-        assert (start["threshold"], start["margins"], start["steps"]) == (1.25, [0.0, 1.0, 1.5], 24)
+        assert (start["threshold"], start["margins"], start["steps"]) == (1.25, [0.0, 1.0, 1.5], 12)
         assert [p["set"] for p in start["prompts"]] == ["heldout"] * 4
         assert all(p["text"] for p in start["prompts"])
         probes = of_kind(made, "probe")
-        assert [p["step"] for p in probes] == [0, 6, 12, 18, 24]
-        assert [g["step"] for g in of_kind(made, "generation")] == [0, 12, 24]
+        assert [p["step"] for p in probes] == [0, 4, 8, 12]
+        assert [g["step"] for g in of_kind(made, "generation")] == [0, 6, 12]
         for probe in probes:
             assert probe["since"] == 0
             assert len(probe["train"]["per_pair"]["chosen"]) == 10
             assert sum(probe["gradient_share"].values()) == pytest.approx(1, abs=1e-5)
-        assert (end["kind"], end["reason"], end["probes"], end["generations"]) == ("end", "finished", 5, 3)
+        assert (end["kind"], end["reason"], end["probes"], end["generations"]) == ("end", "finished", 4, 3)
         assert "NaN" not in (tmp_path / "monitor.jsonl").read_text()
 
-    def test_the_figures_of_the_end_are_those_of_the_trained_model(self, world: Any, tmp_path: Path) -> None:
+    def test_the_figures_of_the_end_are_those_of_the_trained_model(
+        self, world: Any, healthy: PreferenceTrainer
+    ) -> None:
         from slimepo.evaluation.pairs import score_pairs
 
-        made = run(tmp_path, world, **HEALTHY)
+        made = healthy
         by_id = {row.row_id: row for row in world[2]}
         rows = [by_id[name] for name in of_kind(made, "start")[0]["rows"]["heldout"]]
         before, after = score_pairs(world[0], rows), score_pairs(made.model, rows)
@@ -154,11 +163,11 @@ class TestFile:
         assert last["chosen_change"] == pytest.approx((after.chosen - before.chosen).mean(), abs=1e-5)
         assert last["chosen_fell"] == pytest.approx((after.chosen < before.chosen).mean(), abs=1e-5)
 
-    def test_trackers_get_the_same_figures(self, world: Any, tmp_path: Path) -> None:
-        made = run(tmp_path, world, **HEALTHY)
+    def test_trackers_get_the_same_figures(self, healthy: PreferenceTrainer) -> None:
+        made = healthy
         line = next(x for x in reversed(made.state.log_history) if "loss" in x)
         last = of_kind(made, "probe")[-1]
-        assert line["step"] == 24
+        assert line["step"] == 40
         for name in ("train", "heldout"):
             for key in ("chosen_change", "chosen_fell", "rejected_p5", "entropy", "margin"):
                 assert line[f"monitor/{name}/{key}"] == last[name][key]
@@ -205,11 +214,11 @@ class TestNothingElseChanges:
 
 class TestResume:
     def start_and_stop(self, world: Any, folder: Path) -> None:
-        """A run of 24 steps that is stopped behind its checkpoint at step 8."""
+        """A run of 12 steps that is stopped behind its checkpoint at step 4."""
 
         class Stop(TrainerCallback):  # type: ignore[misc]
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-                control.should_training_stop = state.global_step >= 10
+                control.should_training_stop = state.global_step >= 6
                 return control
 
         run(
@@ -217,25 +226,25 @@ class TestResume:
             world,
             [Stop()],
             save_strategy="steps",
-            save_steps=8,
-            monitor={"every": 4, "pairs": 8},
-            **HEALTHY,
+            save_steps=4,
+            max_steps=12,
+            **WATCHED,
         )
 
     def resume(self, world: Any, folder: Path) -> PreferenceTrainer:
         model, train, heldout = world
         args = PreferenceConfig(
-            output_dir=str(folder), max_steps=24, per_device_train_batch_size=16, save_strategy="no",
-            report_to="none", disable_tqdm=True, monitor={"every": 4, "pairs": 8}, **HEALTHY,
+            output_dir=str(folder), max_steps=12, per_device_train_batch_size=16, save_strategy="no",
+            report_to="none", disable_tqdm=True, **WATCHED,
         )  # fmt: skip
         made = PreferenceTrainer(copy.deepcopy(model), args, train, heldout, build_tokenizer())
-        made.train(resume_from_checkpoint=str(folder / "checkpoint-8"))
+        made.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
         return made
 
     def test_step_0_is_where_the_run_began_and_not_where_it_goes_on(self, world: Any, tmp_path: Path) -> None:
         self.start_and_stop(world, tmp_path)
         made = self.resume(world, tmp_path)
-        whole = run(tmp_path / "whole", world, monitor={"every": 4, "pairs": 8}, **HEALTHY)
+        whole = run(tmp_path / "whole", world, max_steps=12, **WATCHED)
         lines = json_lines(tmp_path / "monitor.jsonl")
         kinds = [line["kind"] for line in lines]
         assert (kinds.count("start"), kinds.count("resume"), kinds.count("end")) == (1, 1, 1)
@@ -251,8 +260,8 @@ class TestResume:
         self.start_and_stop(world, tmp_path)
         (tmp_path / "monitor.jsonl").unlink()
         made = self.resume(world, tmp_path)
-        assert "changes are counted from step 8" in caplog.text
-        assert {p["since"] for p in of_kind(made, "probe")} == {8}
+        assert "changes are counted from step 4" in caplog.text
+        assert {p["since"] for p in of_kind(made, "probe")} == {4}
 
     def test_a_run_that_was_stopped_stays_stopped(self, world: Any, tmp_path: Path) -> None:
         options = UNLEARNING | {"monitor": {"every": 8, "stop_on": ["unlearning"]}, "max_steps": 24}

@@ -3,7 +3,14 @@
 import pytest
 
 from slimepo.errors import InputError
-from slimepo.training.pace import MonitorSettings, Pace, StepClock, monitor_settings, sample_size
+from slimepo.training.pace import (
+    MonitorSettings,
+    Pace,
+    StepClock,
+    answer_length,
+    monitor_settings,
+    sample_size,
+)
 
 
 def settings(**values: object) -> MonitorSettings:
@@ -67,6 +74,20 @@ class TestSample:
 
     def test_with_a_given_distance_it_is_as_asked(self) -> None:
         assert sample_size(settings(pairs=40, every=5), 100) == 40
+
+
+class TestAnswerLength:
+    def test_a_long_run_pays_for_whole_answers(self) -> None:
+        assert answer_length(settings(), 256, 100_000, 0.1, 0.03) == 256
+
+    def test_a_short_run_has_the_power_of_two_that_it_pays_for(self) -> None:
+        # 2,000 pairs * 2 * 0.1 s = 400 s, of which 2 % * 0.3 = 2.4 s: three answers of 40 tokens at 20 ms.
+        assert answer_length(settings(), 256, 2_000, 0.1, 0.02) == 32
+        assert answer_length(settings(), 24, 2_000, 0.1, 0.02) == 24
+        assert answer_length(settings(), 256, 10, 0.1, 0.02) == 16
+
+    def test_with_a_given_distance_answers_are_as_asked(self) -> None:
+        assert answer_length(settings(generate_every=3), 256, 10, 0.1, 0.02) == 256
 
 
 class TestSettings:

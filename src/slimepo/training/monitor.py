@@ -28,6 +28,7 @@ from slimepo.training.pace import (
     MonitorSettings,
     Pace,
     StepClock,
+    answer_length,
     sample_size,
 )
 from slimepo.training.probe import (
@@ -48,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 FILE = "monitor.jsonl"
+_TRIED_TOKENS = 8
 
 
 class DisplacementMonitor(TrainerCallback):
@@ -117,7 +119,7 @@ class DisplacementMonitor(TrainerCallback):
         self._clock = StepClock(state.global_step, started)
         self._prepare(state)
         budget, first, last = self.settings.budget, state.global_step, state.max_steps
-        self._scoring = Pace(budget * SCORING_SHARE, 2, first, last, self.settings.every, last=first)
+        self._scoring = Pace(budget * SCORING_SHARE, 1, first, last, self.settings.every, last=first)
         self._generation = Pace(
             budget * GENERATION_SHARE, 1, first, last, self.settings.generate_every, last=first
         )
@@ -184,7 +186,7 @@ class DisplacementMonitor(TrainerCallback):
         """Draw the sample and the prompts, both functions of the rows and the seed alone."""
         trainer, settings, seed = self._watched, self.settings, self._watched.args.seed
         pairs = state.max_steps * trainer.args.train_batch_size * trainer.accelerator.num_processes
-        size = sample_size(settings, pairs)
+        self._trained_pairs, size = pairs, sample_size(settings, pairs)
         rows = {"train": trainer.train_dataset, "heldout": self._heldout_rows()}
         self._rows = {name: sample(of, size, seed) for name, of in rows.items()}
         self._end = end_token(self._rows["train"])
@@ -250,9 +252,23 @@ class DisplacementMonitor(TrainerCallback):
         )
         self._since, self._start, self._start_answers = state.global_step, None, None
         self._probe(state, self._scoring)
-        if prompts:
+        self._fit_answers()
+        if self._prompts:
             self._generate(state, self._generation)
         self._unlogged = {}
+
+    def _fit_answers(self) -> None:
+        """Shorten the greedy answers to what the run pays for, from the time that a few tokens take."""
+        started = _now(self._watched.args.device)
+        if not self._prompts or self._answers(_TRIED_TOKENS) is None:
+            return
+        per_token = (_now(self._watched.args.device) - started) / _TRIED_TOKENS
+        per_pair = self._scoring.spent / sum(map(len, self._rows.values()))
+        self._max_new_tokens = answer_length(
+            self.settings, self._max_new_tokens, self._trained_pairs, per_pair, per_token
+        )
+        self.lines[0]["max_new_tokens"] = self._max_new_tokens
+        self._rewrite()
 
     def _goes_on(self, kept: list[dict[str, Any]]) -> bool:
         """Whether these lines are of this run's sample and begin with its figures of step 0."""
@@ -274,7 +290,8 @@ class DisplacementMonitor(TrainerCallback):
         self._generation.done = max(len(answers) - 1, 0)
         self._on = {line["warning"]: line["state"] == "on" for line in kept if line["kind"] == "warning"}
         self.stopped = next((_stop(line) for line in kept if line.get("stops")), None)
-        write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+        self._max_new_tokens = kept[0]["max_new_tokens"]
+        self._rewrite()
         self._write({"kind": "resume", "step": state.global_step})
 
     def _measure(self, state: TrainerState, per_step: float) -> None:
@@ -342,15 +359,8 @@ class DisplacementMonitor(TrainerCallback):
         """Answer the prompts greedily, write the answers and judge them."""
         trainer = self._watched
         started = _now(trainer.args.device)
-        assert self._end is not None
-        try:
-            answers = greedy_answers(
-                trainer.model, self._prompts, self._end, self._max_new_tokens, self._decode(), self.valid
-            )
-        except InputError as error:
-            # A model without a key-value cache trains all the same.
-            self.say(f"no generation probe: {error}")
-            self._prompts = []
+        answers = self._answers(self._max_new_tokens)
+        if answers is None:
             return
         seconds = _now(trainer.args.device) - started
         pace.note(state.global_step, seconds)
@@ -360,6 +370,18 @@ class DisplacementMonitor(TrainerCallback):
             self._start_answers = line
         self._unlogged |= flat_answers(line)
         self._warn(state, [judge_answers(line, self._start_answers, self._on)])
+
+    def _answers(self, max_new_tokens: int) -> dict[str, Any] | None:
+        """Greedy answers to the prompts; None from a model that cannot generate, which is then not asked again."""
+        assert self._end is not None
+        model, decode = self._watched.model, self._decode()
+        try:
+            return greedy_answers(model, self._prompts, self._end, max_new_tokens, decode, self.valid)
+        except InputError as error:
+            # A model without a key-value cache trains all the same.
+            self.say(f"no generation probe: {error}")
+            self._prompts = []
+            return None
 
     def _decode(self) -> Callable[[Sequence[int]], str] | None:
         tokenizer = self._watched.processing_class
@@ -387,6 +409,9 @@ class DisplacementMonitor(TrainerCallback):
             self.say(f"step {state.global_step}: {message}{'; the run stops here' if stops else ''}")
             if stops and self.stopped is None:
                 self.stopped = _stop(self.lines[-1])
+
+    def _rewrite(self) -> None:
+        write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines))
 
     def _write(self, line: dict[str, Any]) -> None:
         self.lines.append(line)

@@ -22,6 +22,9 @@ _FEWEST_PAIRS = 8
 _MOST_PROBES = 50
 # The first step of a run compiles and allocates; its time says nothing about the others.
 _UNTIMED_STEPS = 1
+# Greedy answers at the start, once between and at the end.
+_PLANNED_GENERATIONS = 3
+_FEWEST_TOKENS = 16
 
 
 class MonitorSettings(Settings):
@@ -67,6 +70,29 @@ def sample_size(settings: MonitorSettings, trained_pairs: float) -> int:
         return settings.pairs
     affordable = settings.budget * SCORING_SHARE * trained_pairs * 2
     return min(settings.pairs, max(_FEWEST_PAIRS, int(affordable / (2 * _PLANNED_PROBES))))
+
+
+def answer_length(
+    settings: MonitorSettings,
+    most: int,
+    trained_pairs: float,
+    seconds_per_scored_pair: float,
+    seconds_per_token: float,
+) -> int:
+    """Tokens that a greedy answer may have: `most`, or the power of two (16 at least) that a short run pays for.
+
+    Before the first step the run's time is foretold from what scoring has taken, as in `sample_size`.
+    """
+    if settings.generate_every is not None:
+        return most
+    whole = trained_pairs * 2 * seconds_per_scored_pair
+    share = settings.budget * GENERATION_SHARE * whole
+    affordable = share / (_PLANNED_GENERATIONS * max(seconds_per_token, 1e-9))
+    return (
+        most
+        if affordable >= most
+        else min(most, max(_FEWEST_TOKENS, 2 ** int(math.log2(max(affordable, 1)))))
+    )
 
 
 @dataclass
