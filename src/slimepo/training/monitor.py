@@ -123,7 +123,9 @@ class DisplacementMonitor(TrainerCallback):
         self._generation = Pace(
             budget * GENERATION_SHARE, 1, first, last, self.settings.generate_every, last=first
         )
-        kept = [x for x in json_lines(self.path) if x["step"] <= first] if first else []
+        # A run that goes on has not ended, whatever was written when it was stopped.
+        lines = json_lines(self.path) if first else []
+        kept = [line for line in lines if line["step"] <= first and line["kind"] != "end"]
         self.lines = []
         if self._goes_on(kept):
             self._take_up(kept, state)
