@@ -50,6 +50,7 @@ def job(shared_data: Path, mock: MockJudge, loads: list[str], tmp_path: Path) ->
         values = {
             "benchmark": benchmark,
             "judge": mock.judge,
+            "key_variable": "OPENAI_API_KEY",
             "data_dir": str(shared_data / "eval"),
             "limit": QUESTIONS,
             "max_new_tokens": 12,
@@ -369,6 +370,8 @@ def test_a_model_behind_an_endpoint_answers_and_is_judged(
     (scores,) = run_benchmark(this, console)
     assert (scores.scored, len(mock.calls)) == (6, 12)
     assert "note: the model judges itself" in printed(console)
+    # The judge's key is no business of the model's server.
+    assert mock.keys == {"none", KEY}
 
 
 def test_judges_names_in_file_names() -> None:

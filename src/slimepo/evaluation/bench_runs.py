@@ -117,7 +117,7 @@ def _answer(job: Job, kind: Kind, console: Console) -> None:
         answerer = open_answerer(
             job.model,
             backend=settings.backend,
-            key_variable=settings.key_variable,
+            key_variable=settings.model_key_variable,
             concurrency=settings.concurrency,
             retries=job.retries,
             batch_rows=settings.batch_rows,

@@ -103,7 +103,7 @@ class Usage:
         return "judge: " + ", ".join(parts)
 
 
-def open_judge(text: str, key_variable: str = "OPENAI_API_KEY", retries: Retries | None = None) -> Judge:
+def open_judge(text: str, key_variable: str | None = None, retries: Retries | None = None) -> Judge:
     """The judge of `--judge`: `hf:PATH`, `NAME` (OpenAI's own API), `NAME@URL`, or the URL of a server of one model.
 
     Raises:
