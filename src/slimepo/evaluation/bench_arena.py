@@ -15,7 +15,7 @@ from slimepo.evaluation.arena_scores import score as arena_score
 from slimepo.evaluation.arena_style import style_metadata
 from slimepo.evaluation.bench_answers import OURS, Question, answer_id, facts, now
 from slimepo.evaluation.judge import FollowUp
-from slimepo.evaluation.kind import Answers, Replies, given, given_baseline
+from slimepo.evaluation.kind import Answers, Replies, given, given_baseline, variant_of
 from slimepo.evaluation.requests import JudgeRequest, Scores, sha256_of
 from slimepo.evaluation.rows import Row, read_rows
 from slimepo.evaluation.settings import Evaluation
@@ -161,7 +161,7 @@ def load_arena_hard(settings: Evaluation, out: Path, judged: bool) -> ArenaHard:
         file = fetch(f"arena_hard/{rules}/answer.{name}.jsonl", data_dir=data_dir)
         baselines[category] = (name, read_rows(file.file))
         files.append(file)
-    variant = f"--vs-{next(iter(baselines.values()))[0]}" if settings.baseline else ""
+    variant = variant_of(settings, next(iter(baselines.values()))[0] if settings.baseline else None)
     template = arena_hard.read_prompt_template(config.file)
     return ArenaHard(
         files, questions, variant, rules, baselines, system, template, settings.style_control, answers

@@ -10,7 +10,7 @@ from slimepo.evaluation import mt_bench
 from slimepo.evaluation.answerers import Turn
 from slimepo.evaluation.bench_answers import OURS, Question, answer_id, facts, now
 from slimepo.evaluation.judge import FollowUp
-from slimepo.evaluation.kind import Answers, Replies, given
+from slimepo.evaluation.kind import Answers, Replies, given, variant_of
 from slimepo.evaluation.requests import JudgeRequest, Scores
 from slimepo.evaluation.rows import Row, read_rows
 from slimepo.evaluation.settings import Evaluation
@@ -89,7 +89,7 @@ def load_mt_bench(settings: Evaluation, judged: bool) -> MTBench:
         )
         for row in read_rows(asked.file)[: settings.limit]
     ]
-    variant = "" if settings.references == "gpt-4" else f"--references-{settings.references}"
+    variant = variant_of(settings)
     if not judged:
         return MTBench((asked,), questions, variant, {}, ())
     prompts = fetch("mt_bench/judge_prompts.jsonl", data_dir=settings.data_dir)

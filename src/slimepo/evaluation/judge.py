@@ -113,7 +113,11 @@ def open_judge(text: str, key_variable: str | None = None, retries: Retries | No
         from slimepo.evaluation.answerers import model_name, weights_hash
 
         place = text.removeprefix(LOCAL)
-        return Judge(LOCAL + model_name(place), None, place, weights_hash(place))
+        weights = weights_hash(place)
+        # Two folders of one name are two judges.
+        return Judge(
+            f"{LOCAL}{model_name(place)}@{weights.removeprefix('commit ')[:8]}", None, place, weights
+        )
     endpoint = parse_endpoint(text, key_variable)
     if not endpoint.model:
         endpoint = replace(endpoint, model=asyncio.run(_served_model(endpoint, retries or Retries())))

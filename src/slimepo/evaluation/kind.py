@@ -12,6 +12,7 @@ from slimepo.evaluation.bench_answers import Question
 from slimepo.evaluation.judge import FollowUp
 from slimepo.evaluation.requests import JudgeReply, JudgeRequest, Scores
 from slimepo.evaluation.rows import Row, read_rows
+from slimepo.evaluation.settings import Evaluation
 from slimepo.evaluation.sources import Fetched
 
 Answers = Mapping[str, Sequence[Row]]
@@ -21,7 +22,7 @@ Replies = Mapping[str, Sequence[JudgeReply]]
 class Kind(Protocol):
     """One benchmark with its files read.
 
-    `folder` is its place under --out, `variant` tells judgments of other references or baselines apart, `follow_up`
+    `folder` is its place under --out, `variant` tells judgments of other choices apart (`variant_of`), `follow_up`
     names a second request of an item where the rules have one. `answers_list`: upstream's answers file is a JSON list
     (.json) beside our .jsonl. `worths` are the figures that one judgment row adds to a mean.
     """
@@ -72,6 +73,17 @@ def given_baseline(text: str, folder: Path, key: str) -> tuple[str, list[dict[st
             f"--baseline {place}: its rows must name one {key}; they name {', '.join(names) or 'none'}"
         )
     return names[0], rows
+
+
+def variant_of(settings: Evaluation, baseline: str | None = None) -> str:
+    """What a judge's name in file names ends in, so that a trial or another choice replaces no other judgments."""
+    parts = [
+        baseline and f"vs-{baseline}",
+        settings.references != "gpt-4" and f"references-{settings.references}",
+        settings.category,
+        settings.limit and f"first-{settings.limit}",
+    ]
+    return "".join(f"--{part}" for part in parts if part)
 
 
 def given(value: Any, default: Any) -> Any:
