@@ -264,6 +264,12 @@ def test_a_baseline_of_ones_own(
     assert one_file(this.out / "scores", "*--vs-rival--*.json")
     with pytest.raises(InputError, match="--baseline nobody: neither a file nor a model"):
         run_benchmark(job("arena-hard", baseline="nobody"), console)
+    # Upstream's answers of 2024 call the model `model_id`.
+    rows = read_rows(this.out / "arena-hard-v2.0" / "model_answer" / "rival.jsonl")
+    old = tmp_path / "old.jsonl"
+    old.write_text("".join(json.dumps({**r, "model_id": r["model"], "model": None}) + "\n" for r in rows))
+    (same,) = run_benchmark(job("arena-hard", baseline=str(old), category="creative_writing"), console)
+    assert (same.identity.baseline, same.measures) == ("rival", scores.measures)
     nameless = tmp_path / "nameless.jsonl"
     nameless.write_text('{"uid": "x"}\n')
     with pytest.raises(InputError, match="must name one model"):
@@ -492,3 +498,23 @@ def test_judgments_of_another_judge_are_not_scored(job: Callable[..., Job], cons
     path.write_text(path.read_text().replace("mock@", "Mock@"))
     with pytest.raises(InputError, match=r"are by Mock@.*, not by mock@"):
         run_benchmark(this, console, ["score"])
+
+
+@pytest.mark.parametrize("benchmark", ["arena-hard", "alpaca-eval"])
+def test_a_baseline_that_lacks_answers_is_found_before_anything_is_generated(
+    job: Callable[..., Job], loads: list[str], console: Console, tmp_path: Path, benchmark: str
+) -> None:
+    path = tmp_path / "short.jsonl"
+    path.write_text(
+        '{"uid": "x", "instruction": "x", "model": "short", "generator": "short", "output": "y"}\n'
+    )
+    options = {"category": "hard_prompt"} if benchmark == "arena-hard" else {}
+    with pytest.raises(InputError, match=r"short\.jsonl: answers to 3 of 3 questions are missing"):
+        run_benchmark(job(benchmark, baseline=str(path), **options), console)
+    assert loads == []
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", " a", "a\nb"])
+def test_names_that_leave_the_folder_are_refused(name: str, job: Callable[..., Job]) -> None:
+    with pytest.raises(InputError, match="cannot be a file name"):
+        job("alpaca-eval", name)

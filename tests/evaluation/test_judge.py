@@ -147,6 +147,16 @@ def test_a_judge_that_takes_no_request_is_left_alone(
     assert len(mock.calls) == 5
 
 
+def test_a_judge_that_never_replies_is_given_up_soon(
+    mock: MockJudge, tmp_path: Path, console: Console
+) -> None:
+    mock.script += [Fail(503, "loading")] * 50
+    one = calls(tmp_path, concurrency=1)
+    with pytest.raises(InputError, match=r"the judge gives no reply: .*503: loading"):
+        judge_all(open_judge(mock.judge), REQUESTS, one, console)
+    assert len(mock.calls) == 5 * one.retries.attempts
+
+
 def test_replies_before_a_stop_are_kept(mock: MockJudge, tmp_path: Path, console: Console) -> None:
     mock.script += [Say("[[1]]"), Say("[[2]]"), Fail(403, "no more")]
     judge, one = open_judge(mock.judge, "OPENAI_API_KEY"), calls(tmp_path, concurrency=1)

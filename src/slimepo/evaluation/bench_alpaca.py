@@ -14,7 +14,7 @@ from slimepo.evaluation.bench_answers import OURS, Question, facts
 from slimepo.evaluation.judge import FollowUp
 from slimepo.evaluation.kind import Answers, Replies, given, given_baseline, variant_of
 from slimepo.evaluation.requests import JudgeRequest, Scores, sha256_of
-from slimepo.evaluation.rows import Row, read_rows
+from slimepo.evaluation.rows import Row, field, read_rows
 from slimepo.evaluation.settings import Evaluation
 from slimepo.evaluation.sources import Fetched, fetch
 
@@ -120,7 +120,13 @@ def load_alpaca_eval(settings: Evaluation, out: Path, judged: bool) -> AlpacaEva
     variant = variant_of(settings)
     baseline: Sequence[Row] = rows
     if settings.baseline is not None:
-        name, baseline = given_baseline(settings.baseline, out / "alpaca_eval", "generator")
+        name, baseline = given_baseline(
+            settings.baseline,
+            out / "alpaca_eval",
+            "generator",
+            questions,
+            lambda row: str(field(row, "instruction", "an AlpacaEval output")),
+        )
         variant = variant_of(settings, name)
     return AlpacaEval(
         (asked, prompt, gamed),

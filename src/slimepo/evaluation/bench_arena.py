@@ -151,17 +151,21 @@ def load_arena_hard(settings: Evaluation, out: Path, judged: bool) -> ArenaHard:
     )
     config = fetch(f"arena_hard/config/arena-hard-{rules}.yaml", data_dir=data_dir)
     system = arena_hard.read_judge_settings(prompts.file)
+    categories = list(dict.fromkeys(str(q.row["category"]) for q in questions))
     baselines: dict[str, tuple[str, Sequence[Row]]] = {}
     files = [asked, prompts, config]
-    for category in dict.fromkeys(str(q.row["category"]) for q in questions):
-        if settings.baseline is not None:
-            baselines[category] = given_baseline(settings.baseline, answers / "model_answer", "model")
-            continue
-        name = system[category].baseline
-        file = fetch(f"arena_hard/{rules}/answer.{name}.jsonl", data_dir=data_dir)
-        baselines[category] = (name, read_rows(file.file))
-        files.append(file)
-    variant = variant_of(settings, next(iter(baselines.values()))[0] if settings.baseline else None)
+    if settings.baseline is not None:
+        folder = answers / "model_answer"
+        own = given_baseline(settings.baseline, folder, "model", questions, arena_hard.question_id)
+        baselines = dict.fromkeys(categories, own)
+        variant = variant_of(settings, own[0])
+    else:
+        for category in categories:
+            name = system[category].baseline
+            file = fetch(f"arena_hard/{rules}/answer.{name}.jsonl", data_dir=data_dir)
+            baselines[category] = (name, read_rows(file.file))
+            files.append(file)
+        variant = variant_of(settings)
     template = arena_hard.read_prompt_template(config.file)
     return ArenaHard(
         files, questions, variant, rules, baselines, system, template, settings.style_control, answers

@@ -58,7 +58,7 @@ class Job:
 def make_job(settings: Evaluation, model: str, out: Path, name: str | None = None) -> Job:
     """A job under the model's own name unless another is given."""
     name = name or model_name(model)
-    if not re.fullmatch(r"[^/\\\s][^/\\]*", name):
+    if not re.fullmatch(r"[^/\\\s][^/\\\r\n]*", name) or name in (".", ".."):
         raise InputError(f"--name {name!r} cannot be a file name")
     return Job(settings, model, name, out)
 
