@@ -393,10 +393,12 @@ def test_judges_names_in_file_names() -> None:
 def test_answers_are_judged_and_scored_with_the_settings_that_made_them(
     job: Callable[..., Job], console: Console
 ) -> None:
-    run_benchmark(job("mt-bench"), console)
+    this = job("mt-bench", "ours")
+    run_benchmark(this, console)
     for step in ("judge", "score"):
         with pytest.raises(InputError, match="answered with max_new_tokens 12, now it is 1024"):
-            run_benchmark(job("mt-bench", max_new_tokens=None), console, [step])
+            run_benchmark(job("mt-bench", "ours", max_new_tokens=None), console, [step])
+    assert one_file(this.out / "scores", "*.json").exists()
 
 
 def test_a_trial_of_a_few_questions_leaves_the_whole_run_alone(

@@ -16,8 +16,6 @@ from slimepo.evaluation.rows import Row, read_rows
 from slimepo.evaluation.settings import Evaluation
 from slimepo.evaluation.sources import Fetched, fetch
 
-ANSWER_TOKENS = 1024
-
 
 @dataclass(frozen=True)
 class MTBench:
@@ -85,7 +83,7 @@ def load_mt_bench(settings: Evaluation, judged: bool) -> MTBench:
             row,
             row["turns"],
             given(settings.temperature, mt_bench.temperature(row["category"])),
-            given(settings.max_new_tokens, ANSWER_TOKENS),
+            given(settings.max_new_tokens, mt_bench.ANSWER_TOKENS),
         )
         for row in read_rows(asked.file)[: settings.limit]
     ]

@@ -244,12 +244,12 @@ def _score(job: Job, kind: Kind, judge: Judge, console: Console) -> list[Scores]
     if not path.exists():
         raise InputError(f"{path} is not there: run the step judge")
     rows = [row for row in read_rows(path) if kind.model_of(row) == job.name]
+    answers = _answers(job, kind)
+    _refuse_other_answers(kind, rows, answers, path)
     target = _score_file(job, kind, judge)
     target.unlink(missing_ok=True)
     if not rows:
         raise UnscoredError(f"{kind.folder}: nothing of {job.name} is judged in {path}")
-    answers = _answers(job, kind)
-    _refuse_other_answers(kind, rows, answers, path)
     notes = unofficial(job.settings)
     found = [
         replace(scores, official=scores.official and not notes, notes=(*scores.notes, *notes))
