@@ -48,7 +48,7 @@ def calls(tmp_path: Path, **changes: Any) -> Calls:
 
 
 def test_every_request_gets_its_own_reply(mock: MockJudge, tmp_path: Path, console: Console) -> None:
-    mock.delay = 0.02
+    mock.delay = 0.2  # Long enough for four calls to meet on a busy machine.
     replies = judge_all(open_judge(mock.judge, "OPENAI_API_KEY"), REQUESTS, calls(tmp_path), console)
     assert list(replies) == [r.key for r in REQUESTS]
     alone = judge_all(
