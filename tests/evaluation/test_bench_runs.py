@@ -13,7 +13,7 @@ from slimepo.errors import InputError, UnscoredError
 from slimepo.evaluation import answerers, bench_arena, mt_bench
 from slimepo.evaluation.answers import ChatModel, load_chat_model
 from slimepo.evaluation.bench_answers import OURS
-from slimepo.evaluation.bench_runs import Job, file_label, make_job, run_benchmark
+from slimepo.evaluation.bench_runs import Job, file_label, load_benchmark, make_job, run_benchmark
 from slimepo.evaluation.requests import scores_of_row
 from slimepo.evaluation.rows import read_rows
 from slimepo.evaluation.settings import Evaluation
@@ -50,6 +50,7 @@ def job(shared_data: Path, mock: MockJudge, loads: list[str], tmp_path: Path) ->
         values = {
             "benchmark": benchmark,
             "judge": mock.judge,
+            "key_variable": "OPENAI_API_KEY",
             "data_dir": str(shared_data / "eval"),
             "limit": QUESTIONS,
             "max_new_tokens": 12,
@@ -150,7 +151,11 @@ def test_alpaca_eval_writes_upstreams_list(
     (scores,) = run_benchmark(this, console)
     folder = this.out / "alpaca_eval" / "babyllama-105"
     outputs = json.loads((folder / "model_outputs.json").read_text())
-    assert [set(row) for row in outputs] == [{"dataset", "instruction", "output", "generator"}] * QUESTIONS
+    assert [set(row) for row in outputs] == [
+        {"dataset", "instruction", "output", "generator", OURS}
+    ] * QUESTIONS
+    # What we add is one word a row: the official code reads the list into a table.
+    assert {row[OURS] for row in outputs} == {"model_outputs.jsonl"}
     (annotations,) = folder.glob("*/annotations.json")
     for row in json.loads(annotations.read_text()):
         assert row["raw_completion"]["logprobs"]["content"][0]["top_logprobs"]
@@ -256,9 +261,15 @@ def test_a_baseline_of_ones_own(
     shutil.rmtree(this.out / "judge_calls")
     (scores,) = run_benchmark(this, console)
     assert scores.identity.baseline == "rival"
-    assert one_file(this.out / "scores", "*--vs-rival.json")
+    assert one_file(this.out / "scores", "*--vs-rival--*.json")
     with pytest.raises(InputError, match="--baseline nobody: neither a file nor a model"):
         run_benchmark(job("arena-hard", baseline="nobody"), console)
+    # Upstream's answers of 2024 call the model `model_id`.
+    rows = read_rows(this.out / "arena-hard-v2.0" / "model_answer" / "rival.jsonl")
+    old = tmp_path / "old.jsonl"
+    old.write_text("".join(json.dumps({**r, "model_id": r["model"], "model": None}) + "\n" for r in rows))
+    (same,) = run_benchmark(job("arena-hard", baseline=str(old), category="creative_writing"), console)
+    assert (same.identity.baseline, same.measures) == ("rival", scores.measures)
     nameless = tmp_path / "nameless.jsonl"
     nameless.write_text('{"uid": "x"}\n')
     with pytest.raises(InputError, match="must name one model"):
@@ -356,7 +367,7 @@ def test_a_local_model_judges_greedily(
     this = job("alpaca-eval", judge=f"hf:{shared_data / 'models' / 'babyllama-105'}", limit=2)
     with pytest.raises(UnscoredError):
         run_benchmark(this, console)
-    (annotations,) = (this.out / "alpaca_eval" / "babyllama-105").glob("hf-babyllama-105/annotations.json")
+    (annotations,) = (this.out / "alpaca_eval" / "babyllama-105").glob("hf-babyllama-105@*/annotations.json")
     assert "fills its context" in json.loads(annotations.read_text())[0]["unscored"]
     assert mock.calls == []
 
@@ -369,9 +380,143 @@ def test_a_model_behind_an_endpoint_answers_and_is_judged(
     (scores,) = run_benchmark(this, console)
     assert (scores.scored, len(mock.calls)) == (6, 12)
     assert "note: the model judges itself" in printed(console)
+    # The judge's key is no business of the model's server.
+    assert mock.keys == {"none", KEY}
 
 
 def test_judges_names_in_file_names() -> None:
     assert file_label("gpt-4") == "gpt-4"
     assert file_label("org/m@http://127.0.0.1:8000/v1") == "org-m@127.0.0.1-8000-v1"
     assert file_label("hf:my model") == "hf-my-model"
+
+
+def test_answers_are_judged_and_scored_with_the_settings_that_made_them(
+    job: Callable[..., Job], console: Console
+) -> None:
+    this = job("mt-bench", "ours")
+    run_benchmark(this, console)
+    for step in ("judge", "score"):
+        with pytest.raises(InputError, match="answered with max_new_tokens 12, now it is 1024"):
+            run_benchmark(job("mt-bench", "ours", max_new_tokens=None), console, [step])
+    assert one_file(this.out / "scores", "*.json").exists()
+
+
+def test_a_trial_of_a_few_questions_leaves_the_whole_run_alone(
+    job: Callable[..., Job], console: Console
+) -> None:
+    for benchmark in ("mt-bench", "arena-hard", "alpaca-eval"):
+        category = {"category": "hard_prompt"} if benchmark == "arena-hard" else {}
+        this = job(benchmark, **category)
+        run_benchmark(this, console)
+        before = {path: path.read_bytes() for path in this.out.rglob("*.json*") if path.is_file()}
+        run_benchmark(job(benchmark, limit=2, **category), console)
+        changed = [path.name for path, content in before.items() if path.read_bytes() != content]
+        assert [name for name in changed if name != before_calls(this)] == []
+
+
+def before_calls(this: Job) -> str:
+    return one_file(this.out / "judge_calls", "*").name
+
+
+def test_the_categories_of_arena_hard_keep_a_score_each(
+    job: Callable[..., Job], console: Console, tmp_path: Path
+) -> None:
+    run_benchmark(job("arena-hard", "rival", judge=None, category="hard_prompt"), console)
+    run_benchmark(job("arena-hard", "rival", judge=None, category="creative_writing"), console)
+    for category in ("hard_prompt", "creative_writing"):
+        run_benchmark(job("arena-hard", category=category, baseline="rival", max_unscored=0.9), console)
+    scored = [json.loads(path.read_text())["scores"][0] for path in (tmp_path / "out" / "scores").iterdir()]
+    assert {s["identity"]["settings"]["category"] for s in scored} == {"hard_prompt", "creative_writing"}
+
+
+def test_judgments_of_other_answers_are_not_scored(job: Callable[..., Job], console: Console) -> None:
+    for benchmark in ("mt-bench", "arena-hard", "alpaca-eval"):
+        options = {"category": "hard_prompt"} if benchmark == "arena-hard" else {}
+        this = job(benchmark, **options)
+        run_benchmark(this, console)
+        for path in this.out.rglob("babyllama-105.jsonl"):
+            if path.parent.name == "model_answer":
+                path.unlink()
+        for path in this.out.rglob("model_outputs.json*"):
+            path.unlink()
+        longer = job(benchmark, max_new_tokens=13, **options)
+        run_benchmark(longer, console, ["answer"])
+        with pytest.raises(
+            InputError, match=r"[1-3] questions were judged with other answers; run the step judge"
+        ):
+            run_benchmark(longer, console, ["score"])
+        run_benchmark(longer, console)
+
+
+def test_alpaca_evals_list_without_our_journal_is_no_answer_of_others(
+    job: Callable[..., Job], loads: list[str], console: Console
+) -> None:
+    this = job("alpaca-eval")
+    run_benchmark(this, console, ["answer"])
+    folder = this.out / "alpaca_eval" / "babyllama-105"
+    (folder / "model_outputs.jsonl").unlink()
+    loads.clear()
+    run_benchmark(job("alpaca-eval", max_new_tokens=13), console, ["answer"])
+    assert len(loads) == 1
+    assert read_rows(folder / "model_outputs.jsonl")[0][OURS]["max_new_tokens"] == 13
+
+
+@pytest.mark.parametrize("benchmark", ["mt-bench", "alpaca-eval"])
+def test_answers_of_others_are_neither_replaced_nor_filled_up(
+    job: Callable[..., Job], loads: list[str], console: Console, shared_data: Path, benchmark: str
+) -> None:
+    this = job(benchmark, "theirs")
+    if benchmark == "mt-bench":
+        path = this.out / "mt_bench" / "model_answer" / "theirs.jsonl"
+        rows = [{"question_id": 81, "choices": [{"index": 0, "turns": ["Yes.", "No."]}]}]
+        text = json.dumps(rows[0]) + "\n"
+    else:
+        path = this.out / "alpaca_eval" / "theirs" / "model_outputs.json"
+        first = load_benchmark(this.settings, this.out, judged=False).questions[0]
+        text = json.dumps([{"instruction": first.id, "output": "Yes.", "generator": "theirs"}])
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(InputError, match="1 of 3 answers are there and were made elsewhere"):
+        run_benchmark(this, console)
+    assert (path.read_text(), loads) == (text, [])
+
+
+def test_the_baseline_itself_needs_no_judge(
+    job: Callable[..., Job], mock: MockJudge, console: Console
+) -> None:
+    this = job("alpaca-eval", "gpt4_1106_preview")
+    path = this.out / "alpaca_eval" / "gpt4_1106_preview" / "model_outputs.json"
+    path.parent.mkdir(parents=True)
+    kind = load_benchmark(this.settings, this.out, judged=False)
+    path.write_text(json.dumps([dict(question.row) for question in kind.questions]))
+    (scores,) = run_benchmark(this, console)
+    assert (scores.measures["win_rate"].value, mock.calls) == (50.0, [])
+
+
+def test_judgments_of_another_judge_are_not_scored(job: Callable[..., Job], console: Console) -> None:
+    run_benchmark(job("mt-bench", max_unscored=1), console)
+    this = job("mt-bench")
+    path = one_file(this.out / "mt_bench" / "model_judgment", "*.jsonl")
+    path.write_text(path.read_text().replace("mock@", "Mock@"))
+    with pytest.raises(InputError, match=r"are by Mock@.*, not by mock@"):
+        run_benchmark(this, console, ["score"])
+
+
+@pytest.mark.parametrize("benchmark", ["arena-hard", "alpaca-eval"])
+def test_a_baseline_that_lacks_answers_is_found_before_anything_is_generated(
+    job: Callable[..., Job], loads: list[str], console: Console, tmp_path: Path, benchmark: str
+) -> None:
+    path = tmp_path / "short.jsonl"
+    path.write_text(
+        '{"uid": "x", "instruction": "x", "model": "short", "generator": "short", "output": "y"}\n'
+    )
+    options = {"category": "hard_prompt"} if benchmark == "arena-hard" else {}
+    with pytest.raises(InputError, match=r"short\.jsonl: answers to 3 of 3 questions are missing"):
+        run_benchmark(job(benchmark, baseline=str(path), **options), console)
+    assert loads == []
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", " a", "a\nb"])
+def test_names_that_leave_the_folder_are_refused(name: str, job: Callable[..., Job]) -> None:
+    with pytest.raises(InputError, match="cannot be a file name"):
+        job("alpaca-eval", name)

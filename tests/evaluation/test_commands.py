@@ -28,7 +28,20 @@ def answered(tmp_path: Path, shared_data: Path) -> list[object]:
     ]
     (folder / "given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = shared_data / "eval"
-    return ["--model", "given", "--data-dir", data, "--out", tmp_path / "out", "--limit", 2, "--attempts", 1]
+    return [
+        "--model",
+        "given",
+        "--data-dir",
+        data,
+        "--out",
+        tmp_path / "out",
+        "--limit",
+        2,
+        "--attempts",
+        1,
+        "--key-variable",
+        "OPENAI_API_KEY",
+    ]
 
 
 def no_key(result: subprocess.CompletedProcess[str], folder: Path) -> None:

@@ -30,7 +30,7 @@ REQUEST = ChatRequest([{"role": "user", "content": "Say [[rating]]."}], 0.0, 16)
 
 def ask(mock: MockJudge, request: ChatRequest = REQUEST, retries: Retries = QUICK) -> Reply:
     async def once() -> Reply:
-        client = ChatClient(parse_endpoint(mock.judge), retries)
+        client = ChatClient(parse_endpoint(mock.judge, "OPENAI_API_KEY"), retries)
         try:
             return await client.ask(request)
         finally:
@@ -178,14 +178,46 @@ def test_keys_come_from_the_environment_only(mock: MockJudge, monkeypatch: pytes
 
 def test_the_ways_to_name_an_endpoint() -> None:
     assert parse_endpoint("gpt-4") == Endpoint("gpt-4")
-    assert parse_endpoint("a/b@http://h:1/v1/") == Endpoint("a/b", "http://h:1/v1")
+    assert parse_endpoint("a/b@http://h:1/v1/", "K") == Endpoint("a/b", "http://h:1/v1", "K")
     assert parse_endpoint("https://h/v1", "K") == Endpoint("", "https://h/v1", "K")
     assert is_endpoint("x@https://h/v1")
     assert is_endpoint("http://h/v1")
     assert not is_endpoint("runs/a@b/model")
 
 
-@pytest.mark.parametrize("url", ["http://me:pass@h/v1", "https://h/v1?api-key=pass"])
+def test_openais_key_goes_to_openai_only() -> None:
+    assert parse_endpoint("m@http://h/v1").key_variable == ""
+    assert parse_endpoint("m@https://api.openai.com.h/v1").key_variable == ""
+    assert parse_endpoint("m@http://api.openai.com/v1").key_variable == ""
+    assert parse_endpoint("m@https://api.openai.com/v1").key_variable == "OPENAI_API_KEY"
+
+
+def test_no_key_is_sent_to_a_server_unless_its_variable_is_named(mock: MockJudge) -> None:
+    async def once(endpoint: Endpoint) -> None:
+        client = ChatClient(endpoint, QUICK)
+        await client.ask(REQUEST)
+        await client.close()
+
+    asyncio.run(once(parse_endpoint(mock.judge)))
+    assert mock.keys == {"none"}
+
+
+def test_a_bare_name_at_another_base_url_is_another_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://h/v1")
+    assert parse_endpoint("gpt-4") == Endpoint("gpt-4", "http://h/v1")
+    assert parse_endpoint("gpt-4").name == "gpt-4@http://h/v1"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:pass@h/v1",
+        "https://h/v1?api-key=pass",
+        "http://h:pass@/v1",
+        "http://h:port/v1",
+        "http://h:99999",
+    ],
+)
 def test_a_key_in_a_url_is_refused_without_repeating_it(url: str) -> None:
     with pytest.raises(InputError, match="without user, password or query") as error:
         parse_endpoint(f"m@{url}")

@@ -48,16 +48,18 @@ def calls(tmp_path: Path, **changes: Any) -> Calls:
 
 
 def test_every_request_gets_its_own_reply(mock: MockJudge, tmp_path: Path, console: Console) -> None:
-    mock.delay = 0.02
-    replies = judge_all(open_judge(mock.judge), REQUESTS, calls(tmp_path), console)
+    mock.delay = 0.2  # Long enough for four calls to meet on a busy machine.
+    replies = judge_all(open_judge(mock.judge, "OPENAI_API_KEY"), REQUESTS, calls(tmp_path), console)
     assert list(replies) == [r.key for r in REQUESTS]
-    alone = judge_all(open_judge(mock.judge), REQUESTS[5:6], calls(tmp_path / "other"), console)
+    alone = judge_all(
+        open_judge(mock.judge, "OPENAI_API_KEY"), REQUESTS[5:6], calls(tmp_path / "other"), console
+    )
     assert replies[REQUESTS[5].key] == alone[REQUESTS[5].key]
     assert mock.most_under_way == 4
 
 
 def test_nothing_is_asked_twice(mock: MockJudge, tmp_path: Path, console: Console) -> None:
-    judge = open_judge(mock.judge)
+    judge = open_judge(mock.judge, "OPENAI_API_KEY")
     first = judge_all(judge, REQUESTS, calls(tmp_path), console)
     # Neither by the next run nor for another item with the same prompt.
     same = [*REQUESTS, replace(REQUESTS[0], question_id="other")]
@@ -71,7 +73,7 @@ def test_two_items_with_the_same_prompt_share_a_call(
     mock: MockJudge, tmp_path: Path, console: Console
 ) -> None:
     twins = [REQUESTS[0], replace(REQUESTS[0], question_id="twin")]
-    replies = judge_all(open_judge(mock.judge), twins, calls(tmp_path), console)
+    replies = judge_all(open_judge(mock.judge, "OPENAI_API_KEY"), twins, calls(tmp_path), console)
     assert len(mock.calls) == 1
     assert replies[twins[0].key] == replies[twins[1].key]
 
@@ -94,14 +96,14 @@ def test_a_failed_call_is_unscored_and_made_again_next_time(
 ) -> None:
     mock.script += [Say("[[5]]"), *[Fail(500, "broken")] * 3]
     one = calls(tmp_path, concurrency=1)
-    replies = judge_all(open_judge(mock.judge), REQUESTS[:3], one, console)
+    replies = judge_all(open_judge(mock.judge, "OPENAI_API_KEY"), REQUESTS[:3], one, console)
     errors = [replies[r.key][0].error for r in REQUESTS[:3]]
     assert errors[0] is None
     assert errors[2] is None
     assert errors[1] is not None
     assert "HTTP 500: broken (gave up after 3 attempts)" in errors[1]
     assert "1 failed" in printed(console)
-    again = judge_all(open_judge(mock.judge), REQUESTS[:3], one, console)
+    again = judge_all(open_judge(mock.judge, "OPENAI_API_KEY"), REQUESTS[:3], one, console)
     assert [again[r.key][0].error for r in REQUESTS[:3]] == [None] * 3
     assert len(mock.calls) == 1 + 3 + 1 + 1
 
@@ -110,7 +112,9 @@ def test_a_judge_that_says_nothing_of_use_is_kept_as_it_is(
     mock: MockJudge, tmp_path: Path, console: Console
 ) -> None:
     mock.script += [Say(""), Say("I would rather not."), Say("[[", "length")]
-    replies = judge_all(open_judge(mock.judge), REQUESTS[:3], calls(tmp_path, concurrency=1), console)
+    replies = judge_all(
+        open_judge(mock.judge, "OPENAI_API_KEY"), REQUESTS[:3], calls(tmp_path, concurrency=1), console
+    )
     assert [replies[r.key] for r in REQUESTS[:3]] == [
         [JudgeReply("")], [JudgeReply("I would rather not.")], [JudgeReply("[[")],
     ]  # fmt: skip
@@ -119,7 +123,7 @@ def test_a_judge_that_says_nothing_of_use_is_kept_as_it_is(
 def test_a_wrong_key_stops_everything_at_once(mock: MockJudge, tmp_path: Path, console: Console) -> None:
     mock.script += [Fail(401, "Incorrect API key provided: {key}")] * 50
     with pytest.raises(InputError, match=r"the judge refuses: .*HTTP 401") as error:
-        judge_all(open_judge(mock.judge), REQUESTS, calls(tmp_path, concurrency=2), console)
+        judge_all(open_judge(mock.judge, "OPENAI_API_KEY"), REQUESTS, calls(tmp_path, concurrency=2), console)
     assert len(mock.calls) <= 2
     assert KEY not in str(error.value) + printed(console)
     assert str(error.value).count("\n") == 0
@@ -127,7 +131,9 @@ def test_a_wrong_key_stops_everything_at_once(mock: MockJudge, tmp_path: Path, c
 
 def test_one_bad_request_is_one_unscored_item(mock: MockJudge, tmp_path: Path, console: Console) -> None:
     mock.script += [Fail(400, "too long")]
-    replies = judge_all(open_judge(mock.judge), REQUESTS, calls(tmp_path, concurrency=1), console)
+    replies = judge_all(
+        open_judge(mock.judge, "OPENAI_API_KEY"), REQUESTS, calls(tmp_path, concurrency=1), console
+    )
     assert sum(reply[0].error is not None for reply in replies.values()) == 1
     assert len(mock.calls) == 12
 
@@ -137,13 +143,23 @@ def test_a_judge_that_takes_no_request_is_left_alone(
 ) -> None:
     mock.script += [Fail(400, "temperature is not supported")] * 50
     with pytest.raises(InputError, match="temperature is not supported"):
-        judge_all(open_judge(mock.judge), REQUESTS, calls(tmp_path, concurrency=1), console)
+        judge_all(open_judge(mock.judge, "OPENAI_API_KEY"), REQUESTS, calls(tmp_path, concurrency=1), console)
     assert len(mock.calls) == 5
+
+
+def test_a_judge_that_never_replies_is_given_up_soon(
+    mock: MockJudge, tmp_path: Path, console: Console
+) -> None:
+    mock.script += [Fail(503, "loading")] * 50
+    one = calls(tmp_path, concurrency=1)
+    with pytest.raises(InputError, match=r"the judge gives no reply: .*503: loading"):
+        judge_all(open_judge(mock.judge), REQUESTS, one, console)
+    assert len(mock.calls) == 5 * one.retries.attempts
 
 
 def test_replies_before_a_stop_are_kept(mock: MockJudge, tmp_path: Path, console: Console) -> None:
     mock.script += [Say("[[1]]"), Say("[[2]]"), Fail(403, "no more")]
-    judge, one = open_judge(mock.judge), calls(tmp_path, concurrency=1)
+    judge, one = open_judge(mock.judge, "OPENAI_API_KEY"), calls(tmp_path, concurrency=1)
     with pytest.raises(InputError, match="no more"):
         judge_all(judge, REQUESTS, one, console)
     assert len(missing(judge, REQUESTS, one.cache)) == 10
@@ -157,7 +173,7 @@ def test_a_follow_up_is_a_second_reply(mock: MockJudge, tmp_path: Path, console:
         return replace(asked, messages=(*asked.messages, more), attempt=1)  # type: ignore[arg-type]
 
     mock.script += [Say("hm"), Say("[[2]]"), Say("[[3]]")]
-    judge, one = open_judge(mock.judge), calls(tmp_path, concurrency=1)
+    judge, one = open_judge(mock.judge, "OPENAI_API_KEY"), calls(tmp_path, concurrency=1)
     replies = judge_all(judge, REQUESTS[:2], one, console, follow_up)
     assert [[r.text for r in replies[q.key]] for q in REQUESTS[:2]] == [["hm", "[[3]]"], ["[[2]]"]]
     assert judge_all(judge, REQUESTS[:2], one, console, follow_up) == replies
@@ -167,16 +183,19 @@ def test_a_follow_up_is_a_second_reply(mock: MockJudge, tmp_path: Path, console:
 def test_logprobs_survive_the_cache(mock: MockJudge, tmp_path: Path, console: Console) -> None:
     asked = [request(1, Sampling(1.0, 1, 5), part="")]
     mock.script.append(Say("m"))
-    first = judge_all(open_judge(mock.judge), asked, calls(tmp_path), console)[asked[0].key]
+    first = judge_all(open_judge(mock.judge, "OPENAI_API_KEY"), asked, calls(tmp_path), console)[asked[0].key]
     assert first[0].top_logprobs == {"m": -0.1, "M": -2.5}
     assert first[0].choice is not None
-    assert judge_all(open_judge(mock.judge), asked, calls(tmp_path), console)[asked[0].key] == first
+    assert (
+        judge_all(open_judge(mock.judge, "OPENAI_API_KEY"), asked, calls(tmp_path), console)[asked[0].key]
+        == first
+    )
 
 
 def test_usage_and_cost_are_said(mock: MockJudge, tmp_path: Path, console: Console) -> None:
     mock.script += [Say("[[1]]")] * 2
     prices = Prices(1_000_000.0, 2_000_000.0)  # One dollar a prompt token, two a completion token.
-    judge_all(open_judge(mock.judge), REQUESTS[:2], calls(tmp_path, prices=prices), console)
+    judge_all(open_judge(mock.judge, "OPENAI_API_KEY"), REQUESTS[:2], calls(tmp_path, prices=prices), console)
     characters = sum(len(r.messages[0]["content"]) for r in REQUESTS[:2])
     line = f"judge: 2 calls, 0 from the cache, {characters} prompt and 10 completion tokens, ${characters + 20:.2f}"
     assert line in printed(console)
@@ -190,13 +209,13 @@ def test_no_price_no_cost_and_servers_without_counts(
         "choices": [{"index": 0, "finish_reason": "stop", "message": {"content": "[[1]]"}}],
     }
     mock.script.append(Raw(json.dumps(body).encode()))
-    judge_all(open_judge(mock.judge), REQUESTS[:1], calls(tmp_path), console)
+    judge_all(open_judge(mock.judge, "OPENAI_API_KEY"), REQUESTS[:1], calls(tmp_path), console)
     assert "1 calls without token counts" in printed(console)
     assert "$" not in printed(console)
 
 
 def test_the_estimate_counts_what_is_missing(mock: MockJudge, tmp_path: Path, console: Console) -> None:
-    judge = open_judge(mock.judge)
+    judge = open_judge(mock.judge, "OPENAI_API_KEY")
     judge_all(judge, REQUESTS[:2], calls(tmp_path), console)
     to_make = missing(judge, REQUESTS, tmp_path / "calls.jsonl")
     line = estimate_line(REQUESTS, to_make, Prices(10, 30))
@@ -207,7 +226,7 @@ def test_the_estimate_counts_what_is_missing(mock: MockJudge, tmp_path: Path, co
 
 
 def test_a_half_written_cache_line_costs_one_call(mock: MockJudge, tmp_path: Path, console: Console) -> None:
-    judge, cache = open_judge(mock.judge), tmp_path / "calls.jsonl"
+    judge, cache = open_judge(mock.judge, "OPENAI_API_KEY"), tmp_path / "calls.jsonl"
     before = judge_all(judge, REQUESTS, calls(tmp_path), console)
     cache.write_bytes(cache.read_bytes()[:-30])
     assert judge_all(judge, REQUESTS, calls(tmp_path), console) == before
@@ -220,7 +239,8 @@ from pathlib import Path
 from rich.console import Console
 from tests.evaluation.test_judge import REQUESTS, request
 from slimepo.evaluation.judge import Calls, judge_all, open_judge
-judge_all(open_judge(sys.argv[1]), [request(n) for n in range(40)], Calls(Path(sys.argv[2]), 4), Console())
+judge = open_judge(sys.argv[1], "OPENAI_API_KEY")
+judge_all(judge, [request(n) for n in range(40)], Calls(Path(sys.argv[2]), 4), Console())
 """
 
 
@@ -239,17 +259,19 @@ def test_kill_9_half_way_loses_nothing_that_had_arrived(
     process.wait()
     asked = len(mock.calls)
     assert 20 <= asked < 40
-    kept = 40 - len(missing(open_judge(mock.judge), [request(n) for n in range(40)], cache))
+    kept = 40 - len(missing(open_judge(mock.judge, "OPENAI_API_KEY"), [request(n) for n in range(40)], cache))
     # What the server had answered is there, but for the calls that were under way.
     assert asked - 5 <= kept <= asked
-    judge_all(open_judge(mock.judge), [request(n) for n in range(40)], calls(tmp_path), console)
+    judge_all(
+        open_judge(mock.judge, "OPENAI_API_KEY"), [request(n) for n in range(40)], calls(tmp_path), console
+    )
     assert len(mock.calls) == asked + 40 - kept
     assert f"{40 - kept} calls, {kept} from the cache" in printed(console)
 
 
 def test_no_key_in_any_file(mock: MockJudge, tmp_path: Path, console: Console) -> None:
     mock.script += [Fail(500, "your key {key} is fine, we are not")] * 3
-    judge_all(open_judge(mock.judge), REQUESTS, calls(tmp_path), console)
+    judge_all(open_judge(mock.judge, "OPENAI_API_KEY"), REQUESTS, calls(tmp_path), console)
     for path in tmp_path.rglob("*"):
         assert KEY.encode() not in path.read_bytes()
     assert KEY not in printed(console)

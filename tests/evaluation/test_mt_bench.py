@@ -285,3 +285,17 @@ def test_an_answer_row_is_read_back() -> None:
     )
     requests = mt_bench.judge_requests(QUESTIONS[:1], {"ours": [row]}, templates=TEMPLATES, references=[])
     assert requests[1].messages[1]["content"] == "Write.|a|Again.|b"
+
+
+def test_where_no_call_succeeded_the_reason_is_the_calls() -> None:
+    row = {
+        "question_id": 81,
+        "model": "m",
+        "judge": ["j", "single-v1"],
+        "turn": 1,
+        "score": -1,
+        "judgment": "",
+    }
+    question = {"question_id": 81, "category": "writing", "turns": ["a", "b"]}
+    with pytest.raises(UnscoredError, match="no connection"):
+        mt_bench.score([row | {"unscored": "no connection"}], questions=[question])

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import http.client
 import io
 import shutil
 import subprocess
@@ -124,3 +125,24 @@ def test_what_no_repository_has_is_asked_for(pinned: Path) -> None:
     with pytest.raises(InputError, match="is in no repository"):
         fetch("alpaca_eval/df_gamed_surrogate.csv")
     assert sources.cache_folder() == pinned
+
+
+def test_a_broken_packed_file_is_named(pinned: Path, tmp_path: Path) -> None:
+    path = tmp_path / "data" / (QUESTIONS + ".gz")
+    path.parent.mkdir(parents=True)
+    content = bytearray(gzip.compress(CONTENT))
+    content[10:14] = b"\xff\xff\xff\xff"
+    path.write_bytes(bytes(content))
+    with pytest.raises(InputError, match=r"question\.jsonl\.gz cannot be read"):
+        fetch(QUESTIONS, data_dir=tmp_path / "data")
+
+
+def test_a_download_that_breaks_off_is_one_line(pinned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(io.BytesIO):
+        def read(self, *_: Any) -> bytes:
+            raise http.client.IncompleteRead(b"half")
+
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: Broken())
+    with pytest.raises(InputError, match="cannot be fetched from"):
+        fetch(QUESTIONS)
+    assert not (pinned / QUESTIONS).exists()

@@ -34,6 +34,7 @@ def recipe(tmp_path: Path, shared_data: Path, mock: MockJudge) -> Callable[..., 
     entry = {
         "benchmark": "mt-bench",
         "judge": mock.judge,
+        "key_variable": "OPENAI_API_KEY",
         "data_dir": str(shared_data / "eval"),
         "limit": 2,
         "max_new_tokens": 4,

@@ -77,7 +77,7 @@ def open_answerer(
     model: str,
     *,
     backend: str = "auto",
-    key_variable: str = "OPENAI_API_KEY",
+    key_variable: str | None = None,
     concurrency: int = 8,
     retries: Retries | None = None,
     batch_rows: int = 32,

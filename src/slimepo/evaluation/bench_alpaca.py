@@ -12,9 +12,9 @@ from slimepo.evaluation.alpaca_length import LengthData, length_data
 from slimepo.evaluation.answerers import Turn
 from slimepo.evaluation.bench_answers import OURS, Question, facts
 from slimepo.evaluation.judge import FollowUp
-from slimepo.evaluation.kind import Answers, Replies, given, given_baseline
+from slimepo.evaluation.kind import Answers, Replies, given, given_baseline, variant_of
 from slimepo.evaluation.requests import JudgeRequest, Scores, sha256_of
-from slimepo.evaluation.rows import Row, read_rows
+from slimepo.evaluation.rows import Row, field, read_rows
 from slimepo.evaluation.settings import Evaluation
 from slimepo.evaluation.sources import Fetched, fetch
 
@@ -117,11 +117,17 @@ def load_alpaca_eval(settings: Evaluation, out: Path, judged: bool) -> AlpacaEva
     notes = () if fits else ("no length control: it needs all instructions and the official baseline",)
     if fits and gamed.check == "derived":
         notes = ("length control with a stand-in for upstream's df_gamed.csv",)
-    variant = ""
+    variant = variant_of(settings)
     baseline: Sequence[Row] = rows
     if settings.baseline is not None:
-        name, baseline = given_baseline(settings.baseline, out / "alpaca_eval", "generator")
-        variant = f"--vs-{name}"
+        name, baseline = given_baseline(
+            settings.baseline,
+            out / "alpaca_eval",
+            "generator",
+            questions,
+            lambda row: str(field(row, "instruction", "an AlpacaEval output")),
+        )
+        variant = variant_of(settings, name)
     return AlpacaEval(
         (asked, prompt, gamed),
         questions,

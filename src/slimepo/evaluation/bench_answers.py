@@ -60,7 +60,7 @@ def answer_questions(
     how = {**answerer.identity, "system": system, "seed": seed}
     for row in rows.values():
         _same_way(row, how, path)
-    _same_questions(questions, rows, path)
+    same_questions(questions, rows, path)
     failures: list[str] = []
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("answers", total=len(questions))
@@ -170,12 +170,18 @@ def _same_way(row: Mapping[str, Any], how: Mapping[str, Any], path: Path) -> Non
             )
 
 
-def _same_questions(questions: Sequence[Question], rows: Mapping[str, Any], path: Path) -> None:
+def same_questions(questions: Sequence[Question], rows: Mapping[str, Any], path: Path) -> None:
+    """Nothing, where our answers were made with the temperature and limit that are asked for now.
+
+    Raises:
+        InputError: one was made otherwise.
+    """
     for question in questions:
         before = rows.get(question.id, {}).get(OURS)
         for name in ("temperature", "max_new_tokens"):
             if before is not None and before[name] != getattr(question, name):
                 raise InputError(
                     f"{path}: question {question.id} was answered with {name} {before[name]}, now it is "
-                    f"{getattr(question, name)}; give another --name or --out, or delete the file"
+                    f"{getattr(question, name)}; give --{name.replace('_', '-')} as before, another --name or --out, "
+                    "or delete the file"
                 )

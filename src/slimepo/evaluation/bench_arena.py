@@ -15,7 +15,7 @@ from slimepo.evaluation.arena_scores import score as arena_score
 from slimepo.evaluation.arena_style import style_metadata
 from slimepo.evaluation.bench_answers import OURS, Question, answer_id, facts, now
 from slimepo.evaluation.judge import FollowUp
-from slimepo.evaluation.kind import Answers, Replies, given, given_baseline
+from slimepo.evaluation.kind import Answers, Replies, given, given_baseline, variant_of
 from slimepo.evaluation.requests import JudgeRequest, Scores, sha256_of
 from slimepo.evaluation.rows import Row, read_rows
 from slimepo.evaluation.settings import Evaluation
@@ -151,17 +151,21 @@ def load_arena_hard(settings: Evaluation, out: Path, judged: bool) -> ArenaHard:
     )
     config = fetch(f"arena_hard/config/arena-hard-{rules}.yaml", data_dir=data_dir)
     system = arena_hard.read_judge_settings(prompts.file)
+    categories = list(dict.fromkeys(str(q.row["category"]) for q in questions))
     baselines: dict[str, tuple[str, Sequence[Row]]] = {}
     files = [asked, prompts, config]
-    for category in dict.fromkeys(str(q.row["category"]) for q in questions):
-        if settings.baseline is not None:
-            baselines[category] = given_baseline(settings.baseline, answers / "model_answer", "model")
-            continue
-        name = system[category].baseline
-        file = fetch(f"arena_hard/{rules}/answer.{name}.jsonl", data_dir=data_dir)
-        baselines[category] = (name, read_rows(file.file))
-        files.append(file)
-    variant = f"--vs-{next(iter(baselines.values()))[0]}" if settings.baseline else ""
+    if settings.baseline is not None:
+        folder = answers / "model_answer"
+        own = given_baseline(settings.baseline, folder, "model", questions, arena_hard.question_id)
+        baselines = dict.fromkeys(categories, own)
+        variant = variant_of(settings, own[0])
+    else:
+        for category in categories:
+            name = system[category].baseline
+            file = fetch(f"arena_hard/{rules}/answer.{name}.jsonl", data_dir=data_dir)
+            baselines[category] = (name, read_rows(file.file))
+            files.append(file)
+        variant = variant_of(settings)
     template = arena_hard.read_prompt_template(config.file)
     return ArenaHard(
         files, questions, variant, rules, baselines, system, template, settings.style_control, answers

@@ -10,13 +10,11 @@ from slimepo.evaluation import mt_bench
 from slimepo.evaluation.answerers import Turn
 from slimepo.evaluation.bench_answers import OURS, Question, answer_id, facts, now
 from slimepo.evaluation.judge import FollowUp
-from slimepo.evaluation.kind import Answers, Replies, given
+from slimepo.evaluation.kind import Answers, Replies, given, variant_of
 from slimepo.evaluation.requests import JudgeRequest, Scores
 from slimepo.evaluation.rows import Row, read_rows
 from slimepo.evaluation.settings import Evaluation
 from slimepo.evaluation.sources import Fetched, fetch
-
-ANSWER_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -85,11 +83,11 @@ def load_mt_bench(settings: Evaluation, judged: bool) -> MTBench:
             row,
             row["turns"],
             given(settings.temperature, mt_bench.temperature(row["category"])),
-            given(settings.max_new_tokens, ANSWER_TOKENS),
+            given(settings.max_new_tokens, mt_bench.ANSWER_TOKENS),
         )
         for row in read_rows(asked.file)[: settings.limit]
     ]
-    variant = "" if settings.references == "gpt-4" else f"--references-{settings.references}"
+    variant = variant_of(settings)
     if not judged:
         return MTBench((asked,), questions, variant, {}, ())
     prompts = fetch("mt_bench/judge_prompts.jsonl", data_dir=settings.data_dir)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from slimepo.errors import InputError, UnscoredError
 from slimepo.evaluation.answerers import Turn, model_name, open_answerer
 from slimepo.evaluation.bench_alpaca import load_alpaca_eval
-from slimepo.evaluation.bench_answers import OURS, answer_questions, summary_line
+from slimepo.evaluation.bench_answers import OURS, answer_questions, same_questions, summary_line
 from slimepo.evaluation.bench_arena import load_arena_hard
 from slimepo.evaluation.bench_mt import load_mt_bench
 from slimepo.evaluation.canaries import canary_answers, canary_line, canary_places, canary_result
@@ -23,7 +22,7 @@ from slimepo.evaluation.endpoint import Retries, api_key
 from slimepo.evaluation.journal import read_journal
 from slimepo.evaluation.judge import Calls, Judge, Prices, estimate_line, judge_all, missing, open_judge
 from slimepo.evaluation.kind import Kind
-from slimepo.evaluation.requests import Scores, most_common, refuse_unscored, scores_row
+from slimepo.evaluation.requests import Scores, most_common, refuse_unscored, scores_row, sha256_of
 from slimepo.evaluation.rows import Row, read_rows, write_rows
 from slimepo.evaluation.settings import Evaluation
 from slimepo.evaluation.stages import JUDGE_CALLS
@@ -59,7 +58,7 @@ class Job:
 def make_job(settings: Evaluation, model: str, out: Path, name: str | None = None) -> Job:
     """A job under the model's own name unless another is given."""
     name = name or model_name(model)
-    if not re.fullmatch(r"[^/\\\s][^/\\]*", name):
+    if not re.fullmatch(r"[^/\\\s][^/\\\r\n]*", name) or name in (".", ".."):
         raise InputError(f"--name {name!r} cannot be a file name")
     return Job(settings, model, name, out)
 
@@ -113,16 +112,23 @@ def run_benchmark(
 def _answer(job: Job, kind: Kind, console: Console) -> None:
     settings = job.settings
     path = _folder(job, kind) / kind.answers_file(job.name)
-    if not _made_elsewhere(job, kind):
+    known = _known_answers(job, kind)
+    elsewhere = sum(q.id in known and OURS not in known[q.id] for q in kind.questions)
+    if 0 < elsewhere < len(kind.questions):
+        raise InputError(
+            f"{path.with_suffix('')}: {elsewhere} of {len(kind.questions)} answers are there and were made elsewhere; "
+            "those of two models are not mixed: complete them, or give another --name"
+        )
+    if not elsewhere:
         answerer = open_answerer(
             job.model,
             backend=settings.backend,
-            key_variable=settings.key_variable,
+            key_variable=settings.model_key_variable,
             concurrency=settings.concurrency,
             retries=job.retries,
             batch_rows=settings.batch_rows,
         )
-        rows = answer_questions(
+        answer_questions(
             kind.questions,
             answerer,
             path,
@@ -133,38 +139,34 @@ def _answer(job: Job, kind: Kind, console: Console) -> None:
             seed=settings.seed,
         )
         if kind.answers_list:
-            # AlpacaEval's own file is one JSON list; the journal beside it is what a run goes on from.
-            plain = [{key: value for key, value in row.items() if key != OURS} for row in rows]
+            # AlpacaEval's own file is one JSON list; the journal beside it, which it names, is what a run goes on from.
+            plain = [{**row, OURS: path.name} for row in read_journal(path)]
             _replace(path.with_suffix(".json"), plain)
     rows = _answers(job, kind)
     say(console, f"{summary_line(rows)} -> {path}")
 
 
 def _known_answers(job: Job, kind: Kind) -> dict[str, dict[str, Any]]:
-    """The rows that are there, by question: from our journal, else from a file of upstream's own form."""
+    """The rows that are there, by question: from our journal, else what others made in a file of upstream's form."""
     path = _folder(job, kind) / kind.answers_file(job.name)
     if not path.exists():
         path = path.with_suffix(".json")
-        return {kind.id_of(row): row for row in read_rows(path)} if path.exists() else {}
+        rows = read_rows(path) if path.exists() else []
+        return {kind.id_of(row): row for row in rows if OURS not in row}
     return {kind.id_of(row): row for row in read_journal(path)}
-
-
-def _made_elsewhere(job: Job, kind: Kind) -> bool:
-    """Whether all answers are there and none is ours: then no model is loaded."""
-    rows = _known_answers(job, kind)
-    return all(q.id in rows and OURS not in rows[q.id] for q in kind.questions)
 
 
 def _answers(job: Job, kind: Kind) -> list[dict[str, Any]]:
     """The model's rows to the questions that are asked, in their order.
 
     Raises:
-        InputError: some are missing.
+        InputError: some are missing, or were made with other settings than those given.
     """
     rows = _known_answers(job, kind)
+    path = _folder(job, kind) / kind.answers_file(job.name)
+    same_questions(kind.questions, rows, path)
     lacking = sum(question.id not in rows for question in kind.questions)
     if lacking:
-        path = _folder(job, kind) / kind.answers_file(job.name)
         raise InputError(
             f"{path}: {lacking} of {len(kind.questions)} answers are missing; run the step answer"
         )
@@ -192,11 +194,21 @@ def _judge_answers(job: Job, kind: Kind, judge: Judge, console: Console) -> None
     fakes = some.requests(canaries) if canaries else []
     replies = judge_all(judge, [*requests, *fakes], _calls(job, judge), console, kind.follow_up)
     path = _judgments(job, kind, judge)
-    _file_rows(path, kind, kind.judgments(answers, requests, replies, judge.name))
+    judged_with = _answer_hashes(kind, answers[job.name])
+    rows = kind.judgments(answers, requests, replies, judge.name)
+    _file_rows(path, kind, [row | {OURS: {"answer_sha256": judged_with[kind.id_of(row)]}} for row in rows])
     if canaries:
         rows = some.judgments(canaries, fakes, replies, judge.name)
         _file_rows(_canary_file(job, kind, judge), kind, rows)
     say(console, f"judgments -> {path}")
+
+
+def _answer_hashes(kind: Kind, answers: Sequence[Row]) -> dict[str, str]:
+    """A hash of each answer by question, whenever and however it was made."""
+    return {
+        kind.id_of(row): sha256_of({k: v for k, v in row.items() if k not in (OURS, "tstamp")})
+        for row in answers
+    }
 
 
 def _file_rows(path: Path, kind: Kind, rows: Sequence[Row]) -> None:
@@ -232,7 +244,9 @@ def _score(job: Job, kind: Kind, judge: Judge, console: Console) -> list[Scores]
     if not path.exists():
         raise InputError(f"{path} is not there: run the step judge")
     rows = [row for row in read_rows(path) if kind.model_of(row) == job.name]
-    target = job.out / "scores" / f"{kind.folder}--{job.name}--{file_label(judge.name)}{kind.variant}.json"
+    answers = _answers(job, kind)
+    _refuse_other_answers(kind, rows, answers, path)
+    target = _score_file(job, kind, judge)
     target.unlink(missing_ok=True)
     if not rows:
         raise UnscoredError(f"{kind.folder}: nothing of {job.name} is judged in {path}")
@@ -242,17 +256,19 @@ def _score(job: Job, kind: Kind, judge: Judge, console: Console) -> list[Scores]
         for scores in kind.scores(rows)
     ]
     for scores in found:
+        if scores.identity.judge != judge.name:
+            raise InputError(f"{path}: its judgments are by {scores.identity.judge}, not by {judge.name}")
         refuse_unscored(scores, job.settings.max_unscored)
     canaries = _canary_results(job, kind, judge)
-    answers = _answers(job, kind)
+    requests = kind.requests({job.name: answers})
     record = {
         "scores": [scores_row(scores) for scores in found],
         "judge": {
             "name": judge.name,
             "weights": judge.weights or None,
-            "settings": asdict(kind.requests({job.name: answers})[0].sampling) if answers else None,
+            "settings": asdict(requests[0].sampling) if requests else None,
         },
-        "answers": {"sha256": _rows_hash(answers), "made": answers[0].get(OURS, "elsewhere")},
+        "answers": {"sha256": sha256_of(answers), "made": answers[0].get(OURS, "elsewhere")},
         "judgments_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "files": [{"path": file.path, "sha256": file.sha256, "check": file.check} for file in kind.files],
         "baseline": job.settings.baseline,
@@ -266,6 +282,15 @@ def _score(job: Job, kind: Kind, judge: Judge, console: Console) -> list[Scores]
         say(console, canary_line(job.settings.benchmark, name, result))
     say(console, f"score -> {target}")
     return found
+
+
+def _refuse_other_answers(kind: Kind, rows: Sequence[Row], answers: Sequence[Row], path: Path) -> None:
+    """An InputError where a judgment says that it is about another answer than the present one."""
+    now = _answer_hashes(kind, answers)
+    told = {kind.id_of(row): row[OURS]["answer_sha256"] for row in rows if OURS in row}
+    other = sum(now.get(id_, sha256) != sha256 for id_, sha256 in told.items())
+    if other:
+        raise InputError(f"{path}: {other} questions were judged with other answers; run the step judge")
 
 
 def unofficial(settings: Evaluation) -> tuple[str, ...]:
@@ -371,6 +396,12 @@ def _judgments(job: Job, kind: Kind, judge: Judge) -> Path:
     return _folder(job, kind) / kind.judgments_file(job.name, file_label(judge.name) + kind.variant)
 
 
+def _score_file(job: Job, kind: Kind, judge: Judge) -> Path:
+    style = "" if job.settings.style_control == "none" else f"--style-{job.settings.style_control}"
+    name = f"{kind.folder}--{job.name}--{file_label(judge.name)}{kind.variant}{style}.json"
+    return job.out / "scores" / name
+
+
 def _canary_file(job: Job, kind: Kind, judge: Judge) -> Path:
     # Apart from the official files, whose readers would list the canaries as models.
     return _folder(job, kind) / "canaries" / f"{file_label(judge.name)}{kind.variant}.jsonl"
@@ -380,8 +411,3 @@ def _replace(path: Path, rows: Sequence[Row]) -> None:
     temporary = path.with_name(f".part.{path.name}")
     write_rows(temporary, rows)
     os.replace(temporary, path)
-
-
-def _rows_hash(rows: Sequence[Row]) -> str:
-    text = json.dumps(rows, ensure_ascii=True, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -51,7 +51,11 @@ def _benchmark(
         str | None, typer.Option(help="A folder with the benchmarks' files, for work without a network.")
     ] = None,
     key_variable: Annotated[
-        str | None, typer.Option(help="The environment variable with the API key (default: OPENAI_API_KEY).")
+        str | None,
+        typer.Option(help="The environment variable with the judge's key (OpenAI's API: OPENAI_API_KEY)."),
+    ] = None,
+    model_key_variable: Annotated[
+        str | None, typer.Option(help="The same for a model behind an endpoint.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="The first questions only (unofficial).")] = None,
     temperature: Annotated[float | None, typer.Option(help="Instead of the benchmark's own.")] = None,

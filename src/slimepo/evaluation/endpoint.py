@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from slimepo.errors import InputError
 from slimepo.types import Message
@@ -19,6 +19,7 @@ from slimepo.types import Message
 if TYPE_CHECKING:
     import openai
 
+_OPENAI_KEY = "OPENAI_API_KEY"
 _RETRIED = (408, 409, 425, 429)
 # Wrong for one call is wrong for all: the key, the address, the model's name, the account.
 _STOPS_THE_RUN = (401, 402, 403, 404)
@@ -31,12 +32,12 @@ _KEY_LIKE = re.compile(r"\b(?:sk|key|rk|pk)-[\w*.-]{4,}|\bBearer\s+\S+", re.IGNO
 class Endpoint:
     """A model behind an OpenAI-compatible API; `base_url` "" is the `openai` library's own default.
 
-    The key is not in here: it is read from the environment variable `key_variable` when a call is made.
+    The key is not in here: it is read from the environment variable `key_variable` when a call is made; "" sends none.
     """
 
     model: str
     base_url: str = ""
-    key_variable: str = "OPENAI_API_KEY"
+    key_variable: str = _OPENAI_KEY
 
     @property
     def name(self) -> str:
@@ -95,23 +96,34 @@ class CallFailed(Exception):
         self.stops = stops
 
 
-def parse_endpoint(text: str, key_variable: str = "OPENAI_API_KEY") -> Endpoint:
+def parse_endpoint(text: str, key_variable: str | None = None) -> Endpoint:
     """An endpoint from `name`, `name@URL` or `URL` (which serves one model; see `served_model`).
+
+    Without `key_variable` OPENAI_API_KEY goes to OpenAI's own API only, and a server given by URL gets no key. A bare
+    name is at OPENAI_BASE_URL where that is set, and says so, because another server is another judge.
 
     Raises:
         InputError: the URL holds a password or a query, which may be a key; the message does not repeat it.
     """
     match = re.fullmatch(r"(?:(.*?)@)?(https?://.*)", text)
-    if match is None:
-        return Endpoint(text, "", key_variable)
-    name, url = match[1] or "", match[2]
+    name, url = (match[1] or "", match[2]) if match else (text, os.environ.get("OPENAI_BASE_URL", "").strip())
+    if not url:
+        return Endpoint(name, "", key_variable or _OPENAI_KEY)
     parts = urlsplit(url)
-    if parts.username or parts.password or parts.query or not parts.hostname:
+    if parts.username or parts.password or parts.query or not parts.hostname or not _port_is_valid(parts):
         raise InputError(
-            "an endpoint's URL must be http(s)://HOST/PATH without user, password or query: "
-            f"put the key into the environment variable {key_variable}"
+            "an endpoint's URL must be http(s)://HOST[:PORT]/PATH without user, password or query: "
+            "put the key into an environment variable and name that with --key-variable"
         )
-    return Endpoint(name, url.rstrip("/"), key_variable)
+    openai_own = match is None or (parts.scheme, parts.hostname) == ("https", "api.openai.com")
+    return Endpoint(name, url.rstrip("/"), key_variable or (_OPENAI_KEY if openai_own else ""))
+
+
+def _port_is_valid(parts: SplitResult) -> bool:
+    try:
+        return parts.port is None or parts.port > 0
+    except ValueError:
+        return False
 
 
 def is_endpoint(text: str) -> bool:
@@ -261,8 +273,10 @@ def api_key(endpoint: Endpoint) -> str:
     Raises:
         InputError: OpenAI's own API, or a variable that was named, without a key.
     """
+    if not endpoint.key_variable:
+        return ""
     key = os.environ.get(endpoint.key_variable, "").strip()
-    if not key and (not endpoint.base_url or endpoint.key_variable != "OPENAI_API_KEY"):
+    if not key and (not endpoint.base_url or endpoint.key_variable != _OPENAI_KEY):
         raise InputError(f"no key for {endpoint.name}: set the environment variable {endpoint.key_variable}")
     return key
 

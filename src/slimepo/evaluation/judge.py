@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 LOCAL = "hf:"
 # English text has about four characters a token in the usual vocabularies.
 CHARACTERS_PER_TOKEN = 4
-# That many refusals with not one reply: the request itself is what the endpoint does not take.
-_REFUSALS_TO_STOP = 5
+# That many calls given up with not one reply: the endpoint is not there, or takes no such request.
+_FAILURES_TO_STOP = 5
 
 FollowUp = Callable[[JudgeRequest, Sequence[JudgeReply]], JudgeRequest | None]
 
@@ -103,7 +103,7 @@ class Usage:
         return "judge: " + ", ".join(parts)
 
 
-def open_judge(text: str, key_variable: str = "OPENAI_API_KEY", retries: Retries | None = None) -> Judge:
+def open_judge(text: str, key_variable: str | None = None, retries: Retries | None = None) -> Judge:
     """The judge of `--judge`: `hf:PATH`, `NAME` (OpenAI's own API), `NAME@URL`, or the URL of a server of one model.
 
     Raises:
@@ -113,7 +113,11 @@ def open_judge(text: str, key_variable: str = "OPENAI_API_KEY", retries: Retries
         from slimepo.evaluation.answerers import model_name, weights_hash
 
         place = text.removeprefix(LOCAL)
-        return Judge(LOCAL + model_name(place), None, place, weights_hash(place))
+        weights = weights_hash(place)
+        # Two folders of one name are two judges.
+        return Judge(
+            f"{LOCAL}{model_name(place)}@{weights.removeprefix('commit ')[:8]}", None, place, weights
+        )
     endpoint = parse_endpoint(text, key_variable)
     if not endpoint.model:
         endpoint = replace(endpoint, model=asyncio.run(_served_model(endpoint, retries or Retries())))
@@ -146,7 +150,7 @@ def judge_all(
     `follow_up` names the next attempt of an item, or None.
 
     Raises:
-        InputError: the endpoint refuses every call (a wrong key, no such model, no quota).
+        InputError: the endpoint refuses or fails every call (a wrong key, no such model, no quota, no connection).
     """
     replies: dict[str, list[JudgeReply]] = {request.key: [] for request in requests}
     usage, waiting = Usage(), list(requests)
@@ -254,10 +258,12 @@ async def _all_calls(
                 reply = await client.ask(_chat_request(request))
             except CallFailed as failed:
                 errors[id_] = failed.reason
-                hopeless = not replied and failed.status == 400 and len(errors) >= _REFUSALS_TO_STOP
+                hopeless = not replied and len(errors) >= _FAILURES_TO_STOP
                 if failed.stops or hopeless:
+                    refused = failed.stops or failed.status == 400
+                    what = "the judge refuses" if refused else "the judge gives no reply"
                     raise InputError(
-                        f"the judge refuses: {failed.reason}; replies so far are in {calls.cache}"
+                        f"{what}: {failed.reason}; replies so far are in {calls.cache}"
                     ) from None
             else:
                 replied += 1

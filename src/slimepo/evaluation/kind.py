@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from slimepo.evaluation.bench_answers import Question
 from slimepo.evaluation.judge import FollowUp
 from slimepo.evaluation.requests import JudgeReply, JudgeRequest, Scores
 from slimepo.evaluation.rows import Row, read_rows
+from slimepo.evaluation.settings import Evaluation
 from slimepo.evaluation.sources import Fetched
 
 Answers = Mapping[str, Sequence[Row]]
@@ -21,7 +22,7 @@ Replies = Mapping[str, Sequence[JudgeReply]]
 class Kind(Protocol):
     """One benchmark with its files read.
 
-    `folder` is its place under --out, `variant` tells judgments of other references or baselines apart, `follow_up`
+    `folder` is its place under --out, `variant` tells judgments of other choices apart (`variant_of`), `follow_up`
     names a second request of an item where the rules have one. `answers_list`: upstream's answers file is a JSON list
     (.json) beside our .jsonl. `worths` are the figures that one judgment row adds to a mean.
     """
@@ -55,23 +56,43 @@ class Kind(Protocol):
     def worths(self, row: Row) -> list[float]: ...
 
 
-def given_baseline(text: str, folder: Path, key: str) -> tuple[str, list[dict[str, Any]]]:
+def given_baseline(
+    text: str, folder: Path, key: str, questions: Sequence[Question], id_of: Callable[[Row], str]
+) -> tuple[str, list[dict[str, Any]]]:
     """Name and rows of `--baseline`: an answers file, or a model that has answered in the same folder.
 
     Raises:
-        InputError: there is neither, or the rows name no model.
+        InputError: there is neither, the rows name no model, or answers to some questions are missing.
     """
     places = [Path(text), folder / f"{text}.jsonl", folder / text / "model_outputs.json"]
     place = next((path for path in places if path.is_file()), None)
     if place is None:
         raise InputError(f"--baseline {text}: neither a file nor a model with answers in {folder}")
     rows = read_rows(place)
-    names = sorted({str(row.get(key)) for row in rows})
+    # Upstream's answers of 2024 say `model_id`.
+    names = sorted({str(row.get(key) or row.get("model_id")) for row in rows})
     if len(names) != 1 or names == ["None"]:
         raise InputError(
             f"--baseline {place}: its rows must name one {key}; they name {', '.join(names) or 'none'}"
         )
+    there = {id_of(row) for row in rows}
+    lacking = sum(question.id not in there for question in questions)
+    if lacking:
+        raise InputError(
+            f"--baseline {place}: answers to {lacking} of {len(questions)} questions are missing"
+        )
     return names[0], rows
+
+
+def variant_of(settings: Evaluation, baseline: str | None = None) -> str:
+    """What a judge's name in file names ends in, so that a trial or another choice replaces no other judgments."""
+    parts = [
+        baseline and f"vs-{baseline}",
+        settings.references != "gpt-4" and f"references-{settings.references}",
+        settings.category,
+        settings.limit and f"first-{settings.limit}",
+    ]
+    return "".join(f"--{part}" for part in parts if part)
 
 
 def given(value: Any, default: Any) -> Any:

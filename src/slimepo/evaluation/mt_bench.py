@@ -24,6 +24,7 @@ from slimepo.evaluation.requests import (
     Sampling,
     Scores,
     Unscored,
+    most_common,
     sha256_of,
 )
 from slimepo.evaluation.rows import Row, field, need
@@ -271,7 +272,8 @@ def _score_model(
         )
     rated = [row for row in rows if _is_rating(row["score"])]
     if not rated:
-        raise UnscoredError(f"no judgment of {model} holds a rating ({_reason(rows[0])})")
+        reasons = most_common(row.get("unscored") or _reason(row) for row in rows)
+        raise UnscoredError(f"no judgment of {model} holds a rating ({reasons})")
     measures = _measures(rated, category_of)
     unscored = [
         Unscored(row.get("unscored") or _reason(row), f"{row['question_id']}/turn-{row['turn']}")

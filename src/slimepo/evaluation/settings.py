@@ -29,13 +29,16 @@ class Evaluation(Settings):
     rules: Arena-Hard's v0.1 (500 questions) or v2.0 (750); `category` takes one of v2.0's. references: MT-Bench's.
     temperature, max_new_tokens, limit (the first questions only): as published without them; figures made with
     another value are marked unofficial. max_unscored is a share, 0 to 1.
+    key_variable: the environment variable with the judge's key, model_key_variable the one of a model behind an
+    endpoint; without them OpenAI's own API gets OPENAI_API_KEY and no other server any key.
     price_prompt, price_completion: US dollars per million tokens of the judge.
     stages: in a recipe, the stages after which this runs (the last one without it).
     """
 
     benchmark: Benchmark
     judge: str | None = None
-    key_variable: str = "OPENAI_API_KEY"
+    key_variable: str | None = None
+    model_key_variable: str | None = None
     baseline: str | None = None
     rules: Literal["v0.1", "v2.0"] = "v2.0"
     category: str | None = None

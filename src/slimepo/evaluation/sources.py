@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import os
-import urllib.error
 import urllib.request
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -201,15 +202,15 @@ def git_blob_id(content: bytes) -> str:
 
 
 def _read(path: Path) -> tuple[Path | None, bytes]:
-    packed = path.with_name(path.name + ".gz")
+    if not path.is_file():
+        path = path.with_name(path.name + ".gz")
+    if not path.is_file():
+        return None, b""
     try:
-        if path.is_file():
-            return path, path.read_bytes()
-        if packed.is_file():
-            return packed, gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError) as error:
+        content = path.read_bytes()
+        return path, gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    return None, b""
 
 
 def _checked(source: Source, content: bytes, file: Path, place: str) -> Fetched:
@@ -227,7 +228,7 @@ def _download(source: Source) -> bytes:
     try:
         with urllib.request.urlopen(source.url, timeout=_TIMEOUT_S) as response:
             content: bytes = response.read()
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise InputError(
             f"{source.path} cannot be fetched from {source.url} ({reason}); give a folder that has it with --data-dir"
