@@ -343,7 +343,7 @@ class TestReferenceFree:
         for name in ("choose_reference", "with_reference", "reference_logps"):
             monkeypatch.setattr(f"slimepo.training.trainer.{name}", forbidden)
         model = tiny_model()
-        trainer = made(tmp_path, model, loss=loss)
+        trainer = made(tmp_path, model, loss=loss, monitor=False)
         backbone: nn.Module = model.base_model
         passes = []
         backbone.register_forward_hook(lambda *_: passes.append(1))
