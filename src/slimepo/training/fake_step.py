@@ -25,8 +25,8 @@ from slimepo.kernels.chunked import CPU_TILING, GPU_TILING
 from slimepo.kernels.planned import planned_linear_logps
 from slimepo.training import attention
 from slimepo.training.logps import causal_lm, head_logps
+from slimepo.training.prepare import prepared
 from slimepo.training.tracker import MemoryTracker
-from slimepo.training.trainer import prepared
 
 Checkpointing = Literal["none", "layers", "offload"]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -22,19 +20,19 @@ from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.losses import Counts, bind, find_objective, step_loss
 from slimepo.losses.dpo import log_ratios
-from slimepo.training.adapters import add_adapter, keep_trained_in_float32
 from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, OffloadCheckpoints, TrainingProgress
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
 from slimepo.training.datasets import tokenized
 from slimepo.training.layout import choose_layout, verify_logps
-from slimepo.training.logps import causal_lm, install_logps, policy_logps
+from slimepo.training.logps import policy_logps
 from slimepo.training.metrics import MetricSums, side_tokens
-from slimepo.training.models import check_embeddings, load_model
+from slimepo.training.models import load_model
 from slimepo.training.monitor import DisplacementMonitor
 from slimepo.training.offload import activations
 from slimepo.training.order import StepSampler
 from slimepo.training.pace import monitor_settings
 from slimepo.training.precision import measuring
+from slimepo.training.prepare import prepared, refuse_sharding, whole_steps
 from slimepo.training.reference import (
     Reference,
     choose_reference,
@@ -80,8 +78,8 @@ class PreferenceTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        args = _whole_steps(args or SLIMEConfig())
-        _refuse_sharding(args)
+        args = whole_steps(args or SLIMEConfig())
+        refuse_sharding(args)
         self.objective = find_objective(args.loss)
         self.sides = self.objective.sides
         self.loss_function = bind(args.loss, args.loss_options)
@@ -375,53 +373,9 @@ def _monitors(args: PreferenceConfig, given: Sequence[TrainerCallback]) -> list[
     return [DisplacementMonitor(settings, args.output_dir or ".")]
 
 
-def prepared(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, peft_config: Any, *, disable_dropout: bool
-) -> nn.Module:
-    """The model as it trains: fitting the tokenizer, without dropout, with its adapter, giving log-probs."""
-    if tokenizer is not None:
-        check_embeddings(causal_lm(model), tokenizer)
-    if disable_dropout:
-        # Before the adapter comes on, whose own dropout is a setting of its own.
-        _disable_dropout(model)
-    if peft_config is not None:
-        model = add_adapter(causal_lm(model), peft_config)
-    keep_trained_in_float32(model)
-    install_logps(model)
-    return model
-
-
 def _autocast(args: PreferenceConfig) -> torch.dtype | None:
     """What training computes in, where that is not the weights' dtype."""
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-
-
-def _whole_steps(args: PreferenceConfig) -> PreferenceConfig:
-    """Let one dataloader item be one optimizer step; the micro-batch size is kept beside it."""
-    if args.micro_batch_size is not None:
-        return args
-    args = copy.copy(args)
-    args.micro_batch_size = args.per_device_train_batch_size
-    steps = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    args.per_device_train_batch_size = args.pairs_per_step or steps
-    args.gradient_accumulation_steps = 1
-    if args.n_gpu > 1:
-        # torch.nn.DataParallel would split the list of micro-batches; ranks come from torchrun or accelerate.
-        args._n_gpu = 1
-    return args
-
-
-def _refuse_sharding(args: PreferenceConfig) -> None:
-    asked = any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED"))
-    if args.fsdp or args.deepspeed or asked:
-        raise InputError(
-            "FSDP and DeepSpeed are not supported yet: use torchrun or accelerate launch without them"
-        )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if args.world_size != launched:
-        raise InputError(
-            f"{launched} processes were launched but {args.world_size} take part in training; check the launcher"
-        )
 
 
 def _counts(batches: Sequence[PairBatch]) -> Counts:
@@ -435,15 +389,6 @@ def _finite_rows(output: LossOutput) -> list[bool]:
     for sums in output.token_loss.values():
         finite = finite & torch.isfinite(sums)
     return [bool(ok) for ok in finite]
-
-
-def _disable_dropout(model: nn.Module) -> None:
-    module: Any
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase | None) -> int:

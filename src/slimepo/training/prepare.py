@@ -1,0 +1,74 @@
+"""What happens to a model and to its arguments before they train."""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from slimepo.errors import InputError
+from slimepo.training.adapters import add_adapter, keep_trained_in_float32
+from slimepo.training.config import PreferenceConfig
+from slimepo.training.logps import causal_lm, install_logps
+from slimepo.training.models import check_embeddings
+
+
+def prepared(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, peft_config: Any, *, disable_dropout: bool
+) -> nn.Module:
+    """The model as it trains: fitting the tokenizer, without dropout, with its adapter, giving log-probs."""
+    if tokenizer is not None:
+        check_embeddings(causal_lm(model), tokenizer)
+    if disable_dropout:
+        # Before the adapter comes on, whose own dropout is a setting of its own.
+        _disable_dropout(model)
+    if peft_config is not None:
+        model = add_adapter(causal_lm(model), peft_config)
+    keep_trained_in_float32(model)
+    install_logps(model)
+    return model
+
+
+def whole_steps(args: PreferenceConfig) -> PreferenceConfig:
+    """Let one dataloader item be one optimizer step; the micro-batch size is kept beside it."""
+    if args.micro_batch_size is not None:
+        return args
+    args = copy.copy(args)
+    args.micro_batch_size = args.per_device_train_batch_size
+    steps = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    args.per_device_train_batch_size = args.pairs_per_step or steps
+    args.gradient_accumulation_steps = 1
+    if args.n_gpu > 1:
+        # torch.nn.DataParallel would split the list of micro-batches; ranks come from torchrun or accelerate.
+        args._n_gpu = 1
+    return args
+
+
+def refuse_sharding(args: PreferenceConfig) -> None:
+    """Refuse what would train something else than was asked for.
+
+    Raises:
+        InputError: parameters are to be sharded, or ranks were launched that know nothing of each other.
+    """
+    asked = any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED"))
+    if args.fsdp or args.deepspeed or asked:
+        raise InputError(
+            "FSDP and DeepSpeed are not supported yet: use torchrun or accelerate launch without them"
+        )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if args.world_size != launched:
+        raise InputError(
+            f"{launched} processes were launched but {args.world_size} take part in training; check the launcher"
+        )
+
+
+def _disable_dropout(model: nn.Module) -> None:
+    module: Any
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
