@@ -1,6 +1,7 @@
 """Variable-length attention: the segments and what is handed to the kernels, with a plain kernel in their place."""
 
 import sys
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -148,3 +149,14 @@ def test_what_no_kernel_takes_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_varlen, "torch_takes_windows", lambda: False)
     assert "takes no windows" in str(missing(0.0, None))
     assert "needs a CUDA device" in str(obstacle("varlen", call_of(packing_of(UNEQUAL))))
+
+
+def test_a_prompt_that_nothing_answers_takes_no_place_in_the_row() -> None:
+    # Its tokens would be queries of no segment, and every later query would stand in another one's place.
+    first, second, last = random_rows(3)
+    unanswered = replace(second, chosen=second.chosen[:0])
+    tokens = sum(len(row.prompt) + len(row.chosen) for row in (first, last))
+    for shared in (True, False):
+        packing = collate_packed([first, unanswered, last], ("chosen",), shared=shared)["packing"]
+        assert packing is not None
+        assert int(packing["ends"][0, -1]) == packing["position_ids"].shape[1] == tokens

@@ -148,6 +148,14 @@ def test_a_stage_of_a_recipe_asks_with_the_same_words(tmp_path: Path) -> None:
         recipe = make_recipe(values | {"stages": [{"loss": "slime", "activation_checkpointing": word}]})
         args = stage_arguments(recipe, recipe.stages[0], tmp_path)
         assert (args.activation_checkpointing, args.activation_offloading) == resolved
+    # The older names, in a stage's args, are not overruled by the key's default.
+    for older, resolved in (
+        ("gradient_checkpointing", (True, False)),
+        ("activation_offloading", (True, True)),
+    ):
+        recipe = make_recipe(values | {"stages": [{"loss": "slime", "args": {older: True}}]})
+        args = stage_arguments(recipe, recipe.stages[0], tmp_path)
+        assert (args.activation_checkpointing, args.activation_offloading) == resolved
     with pytest.raises(InputError, match="activation_checkpointing"):
         make_recipe(values | {"stages": [{"loss": "slime", "activation_checkpointing": "layer"}]})
 
@@ -159,6 +167,8 @@ def test_what_makes_no_sense_is_refused() -> None:
         PreferenceConfig(activation_checkpointing="layer")
     with pytest.raises(InputError, match="give activation_checkpointing too"):
         PreferenceConfig(activation_checkpointing="none", activation_offloading=True)
+    with pytest.raises(InputError, match="gradient_checkpointing asks for what"):
+        PreferenceConfig(activation_checkpointing="none", gradient_checkpointing=True)
 
 
 def losses(tmp_path: Path, how: str, lora: bool) -> tuple[list[float], PreferenceTrainer]:

@@ -56,7 +56,7 @@ class PackedRow:
 
 
 def pack(pairs: Sequence[TokenizedPair], sides: Sequence[str], shared: bool) -> PackedRow:
-    """Lay `pairs` out in one row."""
+    """Lay `pairs` out in one row; a pair without a response on any of the sides takes no place in it."""
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     predict_at: list[list[np.ndarray]] = [[np.empty(0)] * len(pairs) for _ in sides]
@@ -65,7 +65,7 @@ def pack(pairs: Sequence[TokenizedPair], sides: Sequence[str], shared: bool) -> 
     for index, pair in enumerate(pairs):
         every = [(side, getattr(pair, name)) for side, name in enumerate(sides)]
         responses = [(side, response) for side, response in every if len(response)]
-        for members in [responses] if shared else [[response] for response in responses]:
+        for members in [responses] if shared and responses else [[response] for response in responses]:
             prompt = (start, len(pair.prompt))
             ids.append(pair.prompt)
             positions.append(np.arange(prompt[1]))

@@ -115,6 +115,11 @@ class PreferenceConfig(TrainingArguments):
             raise InputError(
                 "activation_offloading moves checkpointed activations: give activation_checkpointing too"
             )
+        if word == "none" and older:
+            raise InputError(
+                f"gradient_checkpointing asks for what activation_checkpointing = {self.activation_checkpointing!r} "
+                "refuses: leave one of them out"
+            )
         self.activation_offloading |= word == "offload"
         # Both names, because transformers 5.23 warns about the old one and older ones know no other.
         self.activation_checkpointing = self.gradient_checkpointing = word != "none"

@@ -186,8 +186,8 @@ def verdict(plan: StagePlan, device: Device) -> list[str]:
     if plan.largest_budget:
         return [f"{plan.name}: does not fit; args: {{max_tokens_per_batch: {plan.largest_budget}}} would"]
     return [
-        f"{plan.name}: does not fit, nor would one pair of the longest; a smaller data.max_length, an adapter or "
-        "args: {activation_checkpointing: true} takes less"
+        f"{plan.name}: does not fit, nor would one pair of the longest; a smaller data.max_length, an adapter "
+        "(less with train_head: false) or activation_checkpointing: layers takes less"
     ]
 
 

@@ -192,6 +192,7 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
     """
     share = device_share(stage, recipe.smoke)
     micro = min(stage.micro_batch_size, share)
+    checkpointing = stage.activation_checkpointing
     values: dict[str, Any] = {
         "output_dir": str(folder / "checkpoints"),
         "loss": stage.loss,
@@ -205,7 +206,8 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         "gradient_accumulation_steps": math.ceil(share / micro),
         "pairs_per_step": share,
         "disable_tqdm": True,
-        "activation_checkpointing": stage.activation_checkpointing,
+        # The key's default must not overrule transformers' and TRL's names for the same in `args`.
+        "activation_checkpointing": None if checkpointing == "none" else checkpointing,
         "save_steps": stage.save_every,
         "save_total_limit": 2,
         "seed": recipe.seed,
