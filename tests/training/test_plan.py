@@ -179,6 +179,15 @@ def test_memory_grows_with_tokens_and_the_largest_budget_is_the_largest() -> Non
     assert largest_budget(step, total(79) - 1) == 0
 
 
+def test_a_frozen_copy_of_the_reference_counts_as_weights() -> None:
+    config, sizes = small_config(), {}
+    for reference in ("auto", "copy"):
+        step = step_of(small_recipe(loss="dpo", reference=reference), config, False)
+        sizes[reference] = step_memory(step, largest_batch(step), accumulates=True)
+    whole = sum(p.numel() * p.element_size() for p in step.whole.model.parameters())
+    assert sizes["copy"]["weights"] == sizes["auto"]["weights"] + whole
+
+
 def test_checkpoints_in_the_hosts_memory_leave_room_on_a_gpu_and_none_on_a_cpu() -> None:
     config, offloaded = small_config(layers=8), {"activation_checkpointing": "offload"}
     sizes = {}

@@ -31,15 +31,23 @@ PATHS: dict[str, Callable[[AttentionCall], Tensor]] = {
     "varlen": varlen,
 }
 
+_PREFIX = "slimepo_"
+
 _no_mask: ContextVar[bool] = ContextVar("slimepo_no_mask", default=False)
 
 
 def install(model: PreTrainedModel, path: str = "by_length") -> None:
     """Let `model` attend along `path`; raises ValueError where it does not take such functions."""
-    name = f"slimepo_{path}"
+    name = f"{_PREFIX}{path}"
     AttentionInterface.register(name, functools.partial(packed_attention, path=path))
     AttentionMaskInterface.register(name, _mask)
     model.set_attn_implementation(name)
+
+
+def path_of(model: PreTrainedModel) -> str:
+    """The path along which `install` lets `model` attend."""
+    name: str = model.config._attn_implementation
+    return name.removeprefix(_PREFIX)
 
 
 @contextmanager

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from slimepo.errors import InputError
+
 # Smaller ones are not worth the way.
 SMALLEST_BYTES = 1 << 16
 
@@ -102,11 +104,18 @@ def activations(args: Any) -> str:
 
 
 def offload_checkpoints(model: nn.Module, offload: Offload) -> None:
-    """Let the layers of `model` that are checkpointed now keep their inputs through `offload`."""
-    module: Any
-    for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False):
-            module._gradient_checkpointing_func = _through(offload, module._gradient_checkpointing_func)
+    """Let the layers of `model` that are checkpointed now keep their inputs through `offload`.
+
+    Raises:
+        InputError: none is, so that nothing would be moved.
+    """
+    layers: list[Any] = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    if not layers:
+        raise InputError(
+            f"activation_checkpointing 'offload': no layer of {type(model).__name__} is checkpointed; use 'layers'"
+        )
+    for layer in layers:
+        layer._gradient_checkpointing_func = _through(offload, layer._gradient_checkpointing_func)
 
 
 def _through(offload: Offload, checkpoint: Callable[..., Any]) -> Callable[..., Any]:

@@ -27,6 +27,7 @@ from slimepo.data.chat import load_tokenizer
 from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError
 from slimepo.losses.table import nearest
+from slimepo.training.attention import install, path_of
 from slimepo.training.folder import cache_folder
 from slimepo.training.layout import choose_layout, probe, to_device
 from slimepo.training.logps import causal_lm, install_logps, plain_forward, policy_logps
@@ -337,7 +338,9 @@ def _load(name: str, policy: nn.Module, layout: str, options: dict[str, Any]) ->
         )
     install_logps(model)
     if layout != "padded":
-        choose_layout(model, layout)
+        choose_layout(model, layout, attention="side_by_side")
+        # The path that the policy takes, measured or asked for; what that cannot compute goes side by side.
+        install(causal_lm(model), path_of(causal_lm(policy)))
     model.requires_grad_(False)
     model.to(_device(policy))
     return model

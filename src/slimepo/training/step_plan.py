@@ -52,6 +52,7 @@ class Step:
     pairs: int  # of an optimizer step
     max_length: int
     optimizer_bytes: int  # for each parameter that trains
+    reference_bytes: int  # of a reference model beside the policy
     whole: FakePolicy
     depths: list[tuple[FakePolicy, int]]
 
@@ -102,6 +103,7 @@ def make_step(
         pairs=args.pairs_per_step or 1,
         max_length=recipe.data.max_length,
         optimizer_bytes=OPTIMIZER_BYTES[optimizer.value],
+        reference_bytes=_reference_bytes(args, whole),
         whole=whole,
         depths=depths,
     )
@@ -122,6 +124,7 @@ def step_memory(step: Step, batch: PairBatch, *, accumulates: bool) -> dict[str,
                 moment[kind] += factor * size
     worst = max(moments, key=Counter.total)
     parts = {kind: worst[kind] for kind in ("weights", "gradients", "activations", "head")}
+    parts["weights"] += step.reference_bytes
     return parts | {"optimizer": step.optimizer_bytes * step.trained_parameters}
 
 
@@ -227,6 +230,13 @@ def _arguments(recipe: Recipe, stage: Stage, gpu: bool) -> PreferenceConfig:
     if elsewhere:
         args.bf16 = stage.args.get("bf16", True)
     return args
+
+
+def _reference_bytes(args: PreferenceConfig, whole: FakePolicy) -> int:
+    """Of a second model in memory: a frozen copy, or another model, which is taken to be as large as the policy."""
+    if not find_objective(args.loss).needs_reference or args.reference in ("auto", "adapters-off", "cache"):
+        return 0
+    return sum(p.numel() * p.element_size() for p in whole.model.parameters())
 
 
 def _attention(args: PreferenceConfig, gpu: bool) -> str:
