@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from slimepo.errors import InputError, UnscoredError
 from slimepo.evaluation import answerers, bench_arena, mt_bench
 from slimepo.evaluation.answers import ChatModel, load_chat_model
 from slimepo.evaluation.bench_answers import OURS
-from slimepo.evaluation.bench_runs import Job, file_label, load_benchmark, make_job, run_benchmark
+from slimepo.evaluation.bench_runs import STEPS, Job, file_label, load_benchmark, make_job, run_benchmark
 from slimepo.evaluation.requests import scores_of_row
 from slimepo.evaluation.rows import read_rows
 from slimepo.evaluation.settings import Evaluation
@@ -284,12 +285,19 @@ class WordTokenizer:
 
 
 def test_style_control_counts_answers_when_it_scores(
-    job: Callable[..., Job], mock: MockJudge, console: Console, monkeypatch: pytest.MonkeyPatch
+    job: Callable[..., Job],
+    mock: MockJudge,
+    loads: list[str],
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = {"category": "hard_prompt", "limit": 12, "max_new_tokens": 40, "style_control": "published"}
     monkeypatch.setattr(bench_arena, "_gpt_4o_tokenizer", lambda: None)
-    with pytest.raises(InputError, match=r"pip install tiktoken.*run the step score"):
-        run_benchmark(job("arena-hard", **options), console)
+    for steps in (STEPS, ["score"]):
+        with pytest.raises(InputError, match=r"pip install tiktoken"):
+            run_benchmark(job("arena-hard", **options), console, steps)
+    assert (loads, mock.calls) == ([], [])
+    run_benchmark(job("arena-hard", **options), console, ["answer", "judge"])
     calls = len(mock.calls)
     monkeypatch.setattr(bench_arena, "_gpt_4o_tokenizer", WordTokenizer)
     (scores,) = run_benchmark(job("arena-hard", **options), console, ["score"])
@@ -358,6 +366,40 @@ def test_a_missing_key_shows_before_anything_is_generated(
     with pytest.raises(InputError, match="set the environment variable OPENAI_API_KEY"):
         run_benchmark(job("mt-bench", judge="gpt-4"), console)
     assert loads == []
+
+
+@pytest.mark.parametrize(
+    ("library", "benchmark", "options"),
+    [
+        ("openai", "mt-bench", {}),
+        ("sklearn", "arena-hard", {"rules": "v0.1"}),
+        ("sklearn", "alpaca-eval", {"limit": None}),
+    ],
+)
+def test_a_missing_library_shows_before_anything_is_generated(
+    job: Callable[..., Job],
+    loads: list[str],
+    mock: MockJudge,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+    library: str,
+    benchmark: str,
+    options: dict[str, Any],
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    this = job(benchmark, **options)
+    with pytest.raises(InputError, match=r"not installed: pip install 'slimepo\[eval\]'$") as caught:
+        run_benchmark(this, console)
+    assert "\n" not in str(caught.value)
+    assert (loads, mock.calls, this.out.exists()) == ([], [], False)
+
+
+def test_answers_alone_need_no_library_of_the_judge(
+    job: Callable[..., Job], console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert run_benchmark(job("arena-hard", rules="v0.1"), console, ["answer"]) == []
 
 
 def test_a_local_model_judges_greedily(

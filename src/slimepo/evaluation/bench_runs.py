@@ -15,13 +15,14 @@ from slimepo.errors import InputError, UnscoredError
 from slimepo.evaluation.answerers import Turn, model_name, open_answerer
 from slimepo.evaluation.bench_alpaca import load_alpaca_eval
 from slimepo.evaluation.bench_answers import OURS, answer_questions, same_questions, summary_line
-from slimepo.evaluation.bench_arena import load_arena_hard
+from slimepo.evaluation.bench_arena import ArenaHard, load_arena_hard, need_tokenizer
 from slimepo.evaluation.bench_mt import load_mt_bench
 from slimepo.evaluation.canaries import canary_answers, canary_line, canary_places, canary_result
 from slimepo.evaluation.endpoint import Retries, api_key
 from slimepo.evaluation.journal import read_journal
 from slimepo.evaluation.judge import Calls, Judge, Prices, estimate_line, judge_all, missing, open_judge
 from slimepo.evaluation.kind import Kind
+from slimepo.evaluation.libraries import need_libraries
 from slimepo.evaluation.requests import Scores, most_common, refuse_unscored, scores_row, sha256_of
 from slimepo.evaluation.rows import Row, read_rows, write_rows
 from slimepo.evaluation.settings import Evaluation
@@ -88,6 +89,8 @@ def run_benchmark(
     judged = job.settings.judge is not None
     if not judged and set(steps) & {"judge", "score"} and "answer" not in steps:
         raise InputError(f"the step {steps[-1]} needs --judge")
+    if not dry_run:
+        need_libraries(job.settings, job.model, steps)
     kind = load_benchmark(job.settings, job.out, judged=judged)
     # Before the answers: a wrong judge should not show after hours of generation.
     judge = _judge(job) if judged else None
@@ -96,6 +99,8 @@ def run_benchmark(
     if dry_run:
         _dry_run(job, kind, judge, steps, console)
         return []
+    if judged and "score" in steps and isinstance(kind, ArenaHard):
+        need_tokenizer(kind, _known_answers(job, kind))
     if "answer" in steps:
         _answer(job, kind, console)
     if judge is None:
