@@ -17,7 +17,13 @@ from slimepo.evaluation.bench_alpaca import load_alpaca_eval
 from slimepo.evaluation.bench_answers import OURS, answer_questions, same_questions, summary_line
 from slimepo.evaluation.bench_arena import ArenaHard, load_arena_hard, need_tokenizer
 from slimepo.evaluation.bench_mt import load_mt_bench
-from slimepo.evaluation.canaries import canary_answers, canary_line, canary_places, canary_result
+from slimepo.evaluation.canaries import (
+    CanaryResult,
+    canary_answers,
+    canary_places,
+    canary_result,
+    canary_words,
+)
 from slimepo.evaluation.endpoint import Retries, api_key
 from slimepo.evaluation.journal import read_journal
 from slimepo.evaluation.judge import Calls, Judge, Prices, estimate_line, judge_all, missing, open_judge
@@ -277,14 +283,14 @@ def _score(job: Job, kind: Kind, judge: Judge, console: Console) -> list[Scores]
         "judgments_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "files": [{"path": file.path, "sha256": file.sha256, "check": file.check} for file in kind.files],
         "baseline": job.settings.baseline,
-        "canaries": canaries,
+        "canaries": {name: asdict(result) for name, result in canaries.items()},
         "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json(target, record)
     show_scores(found, console)
     for name, result in canaries.items():
-        say(console, canary_line(job.settings.benchmark, name, result))
+        say(console, f"{name}: {canary_words(job.settings.benchmark, result)}")
     say(console, f"score -> {target}")
     return found
 
@@ -336,7 +342,7 @@ def show_scores(found: Sequence[Scores], console: Console) -> None:
             say(console, f"unofficial: {note}")
 
 
-def _canary_results(job: Job, kind: Kind, judge: Judge) -> dict[str, Any]:
+def _canary_results(job: Job, kind: Kind, judge: Judge) -> dict[str, CanaryResult]:
     path = _canary_file(job, kind, judge)
     if not job.settings.canaries or not path.exists():
         return {}
@@ -345,7 +351,7 @@ def _canary_results(job: Job, kind: Kind, judge: Judge) -> dict[str, Any]:
     for name in canary_answers(job.settings.benchmark):
         own = [row for row in rows if kind.model_of(row) == name]
         worths = [worth for row in own for worth in kind.worths(row)]
-        results[name] = asdict(canary_result(job.settings.benchmark, worths))
+        results[name] = canary_result(job.settings.benchmark, worths)
     return results
 
 
