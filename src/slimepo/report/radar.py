@@ -54,14 +54,15 @@ def radar_panels(column: ScoreColumn, title: str, look: Mapping[str, Style]) -> 
         models = {
             str(row["model"]): [float(row.get(name, math.nan)) for name in names] for row in rows[first:last]
         }
-        part = f"{title} ({at} of {len(blocks)})" if len(blocks) > 1 else title
-        panels.append(_radar(part, names, models, look))
+        part = f" ({at} of {len(blocks)})" if len(blocks) > 1 else ""
+        drawn = _radar(f"{title}{part}", names, models, look)
+        panels.append(Panel(f"Mean rating, 0 to 10{part}", drawn))
     return panels
 
 
 def _radar(
     title: str, names: Sequence[str], models: Mapping[str, Sequence[float]], look: Mapping[str, Style]
-) -> Panel:
+) -> str:
     angles = [2 * math.pi * at / len(names) for at in range(len(names))]
     # Ratings beyond the scale count as they are.
     top = max([_TOP, *(value for values in models.values() for value in values if value == value)])
@@ -95,4 +96,4 @@ def _radar(
             f"{label}: {', '.join(f'{n} {v:.2f}' for n, v in zip(names, values, strict=True) if v == v)}"
             for label, values in models.items()
         )
-        return Panel(title, svg(figure, f"radar-{title}", f"{title}, mean ratings of 0 to {top:g}: {said}"))
+        return svg(figure, f"radar-{title}", f"{title}, mean ratings of 0 to {top:g}: {said}")
