@@ -77,6 +77,16 @@ def test_a_model_of_two_evaluations_is_told_apart(tmp_path: Path) -> None:
     ]
 
 
+def test_one_score_in_two_files_is_one_line_and_two_scores_are_two(tmp_path: Path) -> None:
+    row = scores_row("ours", 10.0)
+    write_json(tmp_path / "eval" / "scores" / "all.json", {"scores": [row, scores_row("ours", 1.0, "other")]})
+    write_json(tmp_path / "eval" / "scores" / "part.json", {"scores": [row]})
+    assert [line.label for line in benchmarks(tmp_path)[0].lines] == ["ours"]
+    write_json(tmp_path / "eval" / "scores" / "part.json", {"scores": [scores_row("ours", 11.0)]})
+    lines = benchmarks(tmp_path)[0].lines
+    assert sorted(line.cells[0][:4] for line in lines) == ["10.0", "11.0"]
+
+
 def test_mt_bench_has_a_table_a_judge_with_every_category(tmp_path: Path) -> None:
     (column, title, table), (_, other, second) = category_tables(
         score_columns(sources(write_evaluation(tmp_path)))

@@ -6,7 +6,7 @@ Scores of different judges, prompts, baselines, questions, rules or settings nev
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,22 +40,30 @@ class ScoreColumn:
 
 def score_columns(sources: Sequence[Source]) -> list[ScoreColumn]:
     """The columns of the benchmark table. A model evaluated in two folders is told apart by them."""
-    scores = [(file.folder, each) for file in _files(sources) for each in file.scores]
+    scores: list[tuple[Path, Scores]] = []
+    # Arena-Hard's score of a category stands in the file of the whole benchmark and in the category's own.
+    for entry in ((file.folder, each) for file in _files(sources) for each in file.scores):
+        if entry not in scores:
+            scores.append(entry)
     counts = [Counter(each.model for each in column) for column in split_columns(each for _, each in scores)]
     twice = {model for column in counts for model, times in column.items() if times > 1}
-    places = list(dict.fromkeys((folder, each.model) for folder, each in scores))
-    labels = unique([_label(folder, model) if model in twice else model for folder, model in places])
-    # A model that is there once a column keeps one label, wherever its scores lie.
-    label_of = {
-        place: label if place[1] in twice else place[1] for place, label in zip(places, labels, strict=True)
-    }
-    labelled = [replace(each, model=label_of[folder, each.model]) for folder, each in scores]
-    runs = {label: model for (_, model), label in label_of.items()}
-    found = split_columns(labelled)
-    return [
-        ScoreColumn(mark, tuple(column), {each.model: runs[each.model] for each in column})
-        for mark, column in zip(_marks(len(found)), found, strict=True)
+    places = list(dict.fromkeys((folder, each.model) for folder, each in scores if each.model in twice))
+    labels = unique([f"{folder.parent.name}/{folder.name}: {model}" for folder, model in places])
+    label_of = dict(zip(places, labels, strict=True))
+    run_of = dict(zip(labels, (model for _, model in places), strict=True))
+    labelled = [
+        replace(each, model=label_of.get((folder, each.model), each.model)) for folder, each in scores
     ]
+    found = split_columns(labelled)
+    return [_column(mark, each, run_of) for mark, each in zip(_marks(len(found)), found, strict=True)]
+
+
+def _column(mark: str, scores: Sequence[Scores], run_of: Mapping[str, str]) -> ScoreColumn:
+    # Two scores of one folder that should be one, and are not, are both shown.
+    names = unique([each.model for each in scores])
+    runs = {name: run_of.get(each.model, each.model) for name, each in zip(names, scores, strict=True)}
+    renamed = (replace(each, model=name) for name, each in zip(names, scores, strict=True))
+    return ScoreColumn(mark, tuple(renamed), runs)
 
 
 def benchmark_table(columns: Sequence[ScoreColumn]) -> tuple[Table, list[str]]:
@@ -134,10 +142,6 @@ def _files(sources: Sequence[Source]) -> list[Scored]:
         if resolved not in found:
             found.append(resolved)
     return found
-
-
-def _label(folder: Path, model: str) -> str:
-    return f"{folder.parent.name}/{folder.name}: {model}"
 
 
 def _mean(value: str | float | None) -> str:
