@@ -1,8 +1,11 @@
 """Answers, judgments and scores of the tiny real Llama against the mock judge, as the command line runs them."""
 
 import json
+import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,14 @@ import pytest
 from rich.console import Console
 
 from slimepo.errors import InputError, UnscoredError
-from slimepo.evaluation import answerers, bench_arena, mt_bench
+from slimepo.evaluation import answerers, bench_arena, bench_mt, mt_bench
 from slimepo.evaluation.answers import ChatModel, load_chat_model
 from slimepo.evaluation.bench_answers import OURS
-from slimepo.evaluation.bench_runs import Job, file_label, load_benchmark, make_job, run_benchmark
+from slimepo.evaluation.bench_runs import STEPS, Job, file_label, load_benchmark, make_job, run_benchmark
 from slimepo.evaluation.requests import scores_of_row
 from slimepo.evaluation.rows import read_rows
 from slimepo.evaluation.settings import Evaluation
+from slimepo.report.page import write_report
 from slimepo.settings import validate
 from tests.evaluation.conftest import KEY, printed
 from tests.evaluation.mock_judge import Fail, MockJudge, Say
@@ -284,12 +288,19 @@ class WordTokenizer:
 
 
 def test_style_control_counts_answers_when_it_scores(
-    job: Callable[..., Job], mock: MockJudge, console: Console, monkeypatch: pytest.MonkeyPatch
+    job: Callable[..., Job],
+    mock: MockJudge,
+    loads: list[str],
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = {"category": "hard_prompt", "limit": 12, "max_new_tokens": 40, "style_control": "published"}
     monkeypatch.setattr(bench_arena, "_gpt_4o_tokenizer", lambda: None)
-    with pytest.raises(InputError, match=r"pip install tiktoken.*run the step score"):
-        run_benchmark(job("arena-hard", **options), console)
+    for steps in (STEPS, ["score"]):
+        with pytest.raises(InputError, match=r"pip install tiktoken"):
+            run_benchmark(job("arena-hard", **options), console, steps)
+    assert (loads, mock.calls) == ([], [])
+    run_benchmark(job("arena-hard", **options), console, ["answer", "judge"])
     calls = len(mock.calls)
     monkeypatch.setattr(bench_arena, "_gpt_4o_tokenizer", WordTokenizer)
     (scores,) = run_benchmark(job("arena-hard", **options), console, ["score"])
@@ -358,6 +369,40 @@ def test_a_missing_key_shows_before_anything_is_generated(
     with pytest.raises(InputError, match="set the environment variable OPENAI_API_KEY"):
         run_benchmark(job("mt-bench", judge="gpt-4"), console)
     assert loads == []
+
+
+@pytest.mark.parametrize(
+    ("library", "benchmark", "options"),
+    [
+        ("openai", "mt-bench", {}),
+        ("sklearn", "arena-hard", {"rules": "v0.1"}),
+        ("sklearn", "alpaca-eval", {"limit": None}),
+    ],
+)
+def test_a_missing_library_shows_before_anything_is_generated(
+    job: Callable[..., Job],
+    loads: list[str],
+    mock: MockJudge,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+    library: str,
+    benchmark: str,
+    options: dict[str, Any],
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    this = job(benchmark, **options)
+    with pytest.raises(InputError, match=r"not installed: pip install 'slimepo\[eval\]'$") as caught:
+        run_benchmark(this, console)
+    assert "\n" not in str(caught.value)
+    assert (loads, mock.calls, this.out.exists()) == ([], [], False)
+
+
+def test_answers_alone_need_no_library_of_the_judge(
+    job: Callable[..., Job], console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert run_benchmark(job("arena-hard", rules="v0.1"), console, ["answer"]) == []
 
 
 def test_a_local_model_judges_greedily(
@@ -520,3 +565,44 @@ def test_a_baseline_that_lacks_answers_is_found_before_anything_is_generated(
 def test_names_that_leave_the_folder_are_refused(name: str, job: Callable[..., Job]) -> None:
     with pytest.raises(InputError, match="cannot be a file name"):
         job("alpaca-eval", name)
+
+
+def test_from_answers_over_judgments_and_scores_to_the_report(
+    job: Callable[..., Job], mock: MockJudge, console: Console, tmp_path: Path
+) -> None:
+    # Questions of all eight categories, so that the page has a radar plot; the canaries answer some of them too.
+    this = job("mt-bench", canaries=True, limit=None, max_new_tokens=4)
+    scores = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_mt, "read_rows", lambda path: one_a_category(read_rows(path)))
+        for name in ("tiny", "other"):
+            run_benchmark(replace(this, name=name), console, ["answer"])
+            run_benchmark(replace(this, name=name), console, ["judge"])
+            scores += run_benchmark(replace(this, name=name), console, ["score"])
+    # Both say the same, so that the second is judged from the cache: 8 questions of two turns, three canaries.
+    assert len(mock.calls) == 2 * 8 * (1 + 3)
+    write_report([this.out], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    markdown = (tmp_path / "report.md").read_text()
+    record = json.loads(one_file(this.out / "scores", "*--tiny--*.json").read_text())
+    overall = scores[0].measures["overall"]
+    for text in (page, markdown):
+        assert f"{overall.value:.2f} [{overall.lower:.2f}, {overall.upper:.2f}]" in text
+        for canary in record["canaries"].values():
+            assert f"{canary['mean']:.2f} on average; {canary['high']} of 16 rated 7 or more" in text
+    picture = re.search(r'aria-label="(MT-Bench by category, judge mock[^"]*mean ratings[^"]*)"', page)
+    assert picture
+    for name in mt_bench.CATEGORIES:
+        assert f"{name} {scores[0].measures[f'category/{name}'].value:.2f}" in picture.group(1)
+    assert "tiny: " in picture.group(1)
+    assert "other: " in picture.group(1)
+
+
+def one_a_category(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first question of each category; other rows as they are."""
+    if not all("category" in row and "turns" in row for row in rows):
+        return rows
+    first: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        first.setdefault(row["category"], row)
+    return list(first.values())

@@ -4,9 +4,9 @@ from slimepo.evaluation import arena_hard, mt_bench
 from slimepo.evaluation.canaries import (
     CanaryResult,
     canary_answers,
-    canary_line,
     canary_places,
     canary_result,
+    canary_words,
 )
 
 
@@ -26,10 +26,6 @@ def test_results_are_summed_up_and_said() -> None:
     assert canary_result("mt-bench", [1, 1, 10, 8]) == CanaryResult(5.0, 4, 2)
     assert canary_result("alpaca-eval", [0.0, 90.0, 50.0]) == CanaryResult(140 / 3, 3, 1)
     assert canary_result("arena-hard", []) == CanaryResult(None, 0, 0)
-    assert canary_line("mt-bench", "c", {"mean": 5.0, "scored": 4, "high": 2}) == (
-        "c: 5.00 on average; 2 of 4 rated 7 or more"
-    )
-    assert canary_line("arena-hard", "c", {"mean": 12.5, "scored": 8, "high": 1}) == (
-        "c: 12.50 % on average; 1 of 8 won"
-    )
-    assert canary_line("arena-hard", "c", {"mean": None, "scored": 0, "high": 0}) == "c: nothing scored"
+    assert canary_words("mt-bench", CanaryResult(5.0, 4, 2)) == "5.00 on average; 2 of 4 rated 7 or more"
+    assert canary_words("arena-hard-v2.0", CanaryResult(12.5, 8, 1)) == "12.50 % on average; 1 of 8 won"
+    assert canary_words("arena-hard-v0.1", CanaryResult(None, 0, 0)) == "nothing scored"

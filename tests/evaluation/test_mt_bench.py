@@ -1,6 +1,7 @@
 """MT-Bench: prompts to the byte, ratings, plain means, against published judgments and by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,9 @@ def test_means_by_hand() -> None:
     assert mt_bench.category_table([scores]) == [
         {"model": "ours", "writing": 6.5, "math": 2.0, "turn-1": 5.0, "turn-2": 5.0, "overall": 5.0}
     ]
+    other = replace(scores, identity=replace(scores.identity, judge="other"))
+    with pytest.raises(InputError, match="not scored alike: judge"):
+        mt_bench.category_table([scores, other])
 
 
 def test_failed_and_missing_judgments_are_unscored() -> None:

@@ -14,6 +14,7 @@ from slimepo.evaluation.requests import (
     Sampling,
     Scores,
     Unscored,
+    columns,
     one_column,
     refuse_unscored,
     scores_of_row,
@@ -73,6 +74,15 @@ def test_scores_with_another_identity_do_not_share_a_column(field: str, value: o
 def test_unofficial_scores_do_not_share_a_column_with_official_ones() -> None:
     with pytest.raises(InputError, match="only one of them is official"):
         one_column([SCORES, replace(SCORES, official=False)])
+
+
+def test_scores_are_put_into_columns_that_compare() -> None:
+    other = replace(SCORES, identity=replace(IDENTITY, judge="other"))
+    trial = replace(SCORES, official=False)
+    theirs = replace(SCORES, model="theirs")
+    found = columns([SCORES, other, trial, theirs])
+    assert found == [[SCORES, theirs], [other], [trial]]
+    assert all(one_column(column) for column in found)
 
 
 def test_scores_survive_a_json_file() -> None:

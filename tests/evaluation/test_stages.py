@@ -1,6 +1,8 @@
 """A recipe's `evaluate:` list: checked before training, run after its stages."""
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,30 @@ def test_what_is_missing_shows_before_training(
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(InputError, match="environment variable OPENAI_API_KEY"):
         run_recipe(recipe(judge="gpt-4"), tmp_path / "run", console)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("library", "changes", "words"),
+    [
+        ("openai", {}, "needs the openai library, which is not installed: pip install 'slimepo[eval]'"),
+        ("sklearn", {"benchmark": "arena-hard", "rules": "v0.1"}, "needs scikit-learn"),
+        ("tiktoken", {"benchmark": "arena-hard", "style_control": "published"}, "pip install tiktoken"),
+        ("vllm", {"backend": "vllm"}, "pip install vllm"),
+    ],
+)
+def test_a_missing_library_shows_before_training(
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+    library: str,
+    changes: dict[str, Any],
+    words: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(InputError, match=re.escape(words)):
+        run_recipe(recipe(**changes), tmp_path / "run", console)
     assert not (tmp_path / "run").exists()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from slimepo.evaluation.mt_bench import CATEGORIES
 from slimepo.report.records import short_number
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -237,12 +238,40 @@ def evaluation(tmp_path: Path) -> Path:
     return write_evaluation(tmp_path / "evaluation")
 
 
+def mt_bench_row(model: str, shift: float = 0.0, judge: str = "gpt-4", most: int = 8) -> dict[str, Any]:
+    """A score of MT-Bench in its first `most` categories: 3, 3.5, 4 and so on, plus `shift`."""
+    means = {f"category/{name}": 3 + at / 2 + shift for at, name in enumerate(CATEGORIES[:most])}
+    means |= {"overall": 5.0 + shift, "turn-1": 5.5 + shift, "turn-2": 4.5 + shift}
+    return {
+        "model": model,
+        "identity": {"benchmark": "mt-bench", "judge": judge, "rules": "single-v1", "settings": {}},
+        "headline": "overall",
+        "unit": "1-10",
+        "measures": {name: {"value": value, "n": 20} for name, value in means.items()},
+        "scored": 160,
+        "unscored": [],
+        "official": True,
+        "notes": [],
+    }
+
+
+CANARIES = {
+    "canary-null": {"mean": 1.0, "scored": 20, "high": 0},
+    "canary-order": {"mean": 4.25, "scored": 20, "high": 7},
+    "canary-forged": {"mean": None, "scored": 0, "high": 0},
+}
+
+
 def write_evaluation(folder: Path) -> Path:
     """Writes a folder of `slimepo eval`: two models by one judge, one of them by another judge too."""
-    for at, row in enumerate(
-        (scores_row("base", 21.0), scores_row("slime", 34.125), scores_row("slime", 50.0, judge="other"))
-    ):
+    rows = (scores_row("base", 21.0), scores_row("slime", 34.125), scores_row("slime", 50.0, judge="other"))
+    for at, row in enumerate(rows):
         write_json(folder / "scores" / f"{at}.json", {"scores": [row]})
+    for at, row in enumerate(
+        (mt_bench_row("base"), mt_bench_row("slime", 1.25), mt_bench_row("slime", judge="b"))
+    ):
+        canaries = {} if row["identity"]["judge"] == "b" else CANARIES
+        write_json(folder / "scores" / f"mt-{at}.json", {"scores": [row], "canaries": canaries})
     return folder
 
 

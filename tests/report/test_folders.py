@@ -11,7 +11,7 @@ from slimepo.errors import InputError
 from slimepo.report.folders import read_source, read_sources
 from slimepo.report.groups import by_rate, compare_settings, group_records
 from slimepo.report.records import flat, short_number
-from tests.report.conftest import write_run
+from tests.report.conftest import scores_row, write_json, write_run
 
 MakeRun = Callable[..., Path]
 
@@ -116,7 +116,17 @@ def test_a_quickstart_gives_a_record_a_run(result: dict[str, Any], tmp_path: Pat
 def test_scores_are_found_in_a_run_too(make_run: MakeRun, evaluation: Path) -> None:
     folder = make_run("scored")
     evaluation.rename(folder / "evaluation")
-    assert [row["model"] for row in read_source(folder).scores] == ["base", "slime", "slime"]
+    found = [score.model for file in read_source(folder).scores for score in file.scores]
+    assert found == ["base", "slime", "slime"] * 2
+
+
+@pytest.mark.parametrize(
+    "content", [{"scores": [{"model": "m"}]}, {"scores": [scores_row("m", 1.0)], "canaries": {"c": 3}}]
+)
+def test_a_score_file_of_something_else_is_named(tmp_path: Path, content: object) -> None:
+    write_json(tmp_path / "scores" / "x.json", content)
+    with pytest.raises(InputError, match=r"x\.json: no score file of slimepo eval"):
+        read_source(tmp_path)
 
 
 @pytest.mark.parametrize(

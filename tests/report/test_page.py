@@ -23,13 +23,12 @@ from slimepo.report.page import (
     shown_samples,
 )
 from slimepo.report.quickstart import quickstart_source
-from slimepo.report.tables import benchmarks, results, results_in_terminal
+from slimepo.report.tables import results, results_in_terminal
 from tests.report.conftest import (
     HOSTILE,
     Tags,
     quickstart_result,
     quickstart_run,
-    scores_row,
     write_evaluation,
     write_json,
     write_run,
@@ -148,38 +147,6 @@ def test_curves_end_where_the_logs_end(everything: list[Path], whole: str) -> No
     assert label
     last = json.loads((everything[3] / "dpo" / "metrics.jsonl").read_text().splitlines()[-1])
     assert f"dpo ends at {last['margin']:.3g}" in label.group(1)
-
-
-def test_benchmarks_have_intervals_and_a_column_an_identity(everything: list[Path]) -> None:
-    table, notes = benchmarks(read_report(everything).sources)
-    assert [line.label for line in table.lines] == ["base", "slime"]
-    assert [line.cells for line in table.lines] == [
-        ("21.0 [18.8, 22.5]", "–"),
-        ("34.1 [31.9, 35.6]", "50.0 [47.8, 51.5]"),
-    ]
-    assert all(head.startswith("Arena-Hard, win_rate (%)") for head in table.heads[1:])
-    assert "judge gpt-4" in notes[0]
-    assert "slime: 499 items scored, 1 not" in notes[0]
-    assert "judge other" in notes[1]
-
-
-def test_a_score_without_an_interval_has_its_standard_error(tmp_path: Path) -> None:
-    row = scores_row("slime", 7.125)
-    row |= {"unit": "1-10", "measures": {"win_rate": {"value": 7.125, "n": 160, "standard_error": 0.15}}}
-    row["identity"] |= {"benchmark": "mt-bench", "settings": {"category": "math"}}
-    write_json(tmp_path / "eval" / "scores" / "a.json", {"scores": [row]})
-    table, _ = benchmarks(read_report([tmp_path, tmp_path / "eval"]).sources)
-    assert table.heads == ("model", "MT-Bench math, win_rate (1-10)")
-    assert [line.cells for line in table.lines] == [("7.12 ± 0.15",)]
-
-
-def test_an_unofficial_score_is_marked(tmp_path: Path) -> None:
-    row = scores_row("slime", 30.0) | {"official": False, "notes": ["the first 20 questions only"]}
-    write_json(tmp_path / "scores" / "a.json", {"scores": [row]})
-    table, notes = benchmarks(read_report([tmp_path]).sources)
-    assert table.lines[0].cells == ("30.0 [27.8, 31.5] *",)
-    assert "* the first 20 questions only" in notes[0]
-    assert "30.0 [27.8, 31.5] *" in report_page(read_report([tmp_path]))
 
 
 def test_the_monitors_warnings_and_both_ends_of_its_answers_are_shown(

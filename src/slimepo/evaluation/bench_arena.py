@@ -184,11 +184,28 @@ def _metadata(row: Row) -> Any:
     """
     found = row["metadata"] if "metadata" in row else _style(arena_hard.answer_text(row)).get("metadata")
     if found is None:
-        raise InputError(
-            "style control counts tokens as gpt-4o does: pip install tiktoken (it fetches its vocabulary once), then "
-            "run the step score"
-        )
+        raise _no_tokenizer()
     return found
+
+
+def need_tokenizer(kind: ArenaHard, known: Mapping[str, Row]) -> None:
+    """Nothing, unless style control will have to count tokens, in answers to come, those `known` or the baseline's.
+
+    Raises:
+        InputError: it will, and gpt-4o's tokenizer is not at hand.
+    """
+    if kind.style_control == "none":
+        return
+    rows = [known.get(question.id, {}) for question in kind.questions]
+    rows += [row for _, said in kind.baselines.values() for row in said]
+    if not all("metadata" in row for row in rows) and _gpt_4o_tokenizer() is None:
+        raise _no_tokenizer()
+
+
+def _no_tokenizer() -> InputError:
+    return InputError(
+        "style control counts tokens as gpt-4o does: pip install tiktoken (it fetches its vocabulary once)"
+    )
 
 
 def _style(text: str) -> dict[str, Any]:

@@ -15,13 +15,20 @@ from slimepo.errors import InputError, UnscoredError
 from slimepo.evaluation.answerers import Turn, model_name, open_answerer
 from slimepo.evaluation.bench_alpaca import load_alpaca_eval
 from slimepo.evaluation.bench_answers import OURS, answer_questions, same_questions, summary_line
-from slimepo.evaluation.bench_arena import load_arena_hard
+from slimepo.evaluation.bench_arena import ArenaHard, load_arena_hard, need_tokenizer
 from slimepo.evaluation.bench_mt import load_mt_bench
-from slimepo.evaluation.canaries import canary_answers, canary_line, canary_places, canary_result
+from slimepo.evaluation.canaries import (
+    CanaryResult,
+    canary_answers,
+    canary_places,
+    canary_result,
+    canary_words,
+)
 from slimepo.evaluation.endpoint import Retries, api_key
 from slimepo.evaluation.journal import read_journal
 from slimepo.evaluation.judge import Calls, Judge, Prices, estimate_line, judge_all, missing, open_judge
 from slimepo.evaluation.kind import Kind
+from slimepo.evaluation.libraries import need_libraries
 from slimepo.evaluation.requests import Scores, most_common, refuse_unscored, scores_row, sha256_of
 from slimepo.evaluation.rows import Row, read_rows, write_rows
 from slimepo.evaluation.settings import Evaluation
@@ -88,6 +95,8 @@ def run_benchmark(
     judged = job.settings.judge is not None
     if not judged and set(steps) & {"judge", "score"} and "answer" not in steps:
         raise InputError(f"the step {steps[-1]} needs --judge")
+    if not dry_run:
+        need_libraries(job.settings, job.model, steps)
     kind = load_benchmark(job.settings, job.out, judged=judged)
     # Before the answers: a wrong judge should not show after hours of generation.
     judge = _judge(job) if judged else None
@@ -96,6 +105,8 @@ def run_benchmark(
     if dry_run:
         _dry_run(job, kind, judge, steps, console)
         return []
+    if judged and "score" in steps and isinstance(kind, ArenaHard):
+        need_tokenizer(kind, _known_answers(job, kind))
     if "answer" in steps:
         _answer(job, kind, console)
     if judge is None:
@@ -272,14 +283,14 @@ def _score(job: Job, kind: Kind, judge: Judge, console: Console) -> list[Scores]
         "judgments_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "files": [{"path": file.path, "sha256": file.sha256, "check": file.check} for file in kind.files],
         "baseline": job.settings.baseline,
-        "canaries": canaries,
+        "canaries": {name: asdict(result) for name, result in canaries.items()},
         "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json(target, record)
     show_scores(found, console)
     for name, result in canaries.items():
-        say(console, canary_line(job.settings.benchmark, name, result))
+        say(console, f"{name}: {canary_words(job.settings.benchmark, result)}")
     say(console, f"score -> {target}")
     return found
 
@@ -331,7 +342,7 @@ def show_scores(found: Sequence[Scores], console: Console) -> None:
             say(console, f"unofficial: {note}")
 
 
-def _canary_results(job: Job, kind: Kind, judge: Judge) -> dict[str, Any]:
+def _canary_results(job: Job, kind: Kind, judge: Judge) -> dict[str, CanaryResult]:
     path = _canary_file(job, kind, judge)
     if not job.settings.canaries or not path.exists():
         return {}
@@ -340,7 +351,7 @@ def _canary_results(job: Job, kind: Kind, judge: Judge) -> dict[str, Any]:
     for name in canary_answers(job.settings.benchmark):
         own = [row for row in rows if kind.model_of(row) == name]
         worths = [worth for row in own for worth in kind.worths(row)]
-        results[name] = asdict(canary_result(job.settings.benchmark, worths))
+        results[name] = canary_result(job.settings.benchmark, worths)
     return results
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from slimepo.evaluation.settings import Benchmark
 
@@ -64,10 +63,10 @@ def canary_result(benchmark: Benchmark, worths: Sequence[float]) -> CanaryResult
     return CanaryResult(mean, len(worths), high)
 
 
-def canary_line(benchmark: Benchmark, name: str, result: Mapping[str, Any]) -> str:
+def canary_words(benchmark: str, result: CanaryResult) -> str:
     """One canary's result in words."""
-    if result["mean"] is None:
-        return f"{name}: nothing scored"
+    if result.mean is None:
+        return "nothing scored"
     what = "rated 7 or more" if benchmark == "mt-bench" else "won"
     unit = "" if benchmark == "mt-bench" else " %"
-    return f"{name}: {result['mean']:.2f}{unit} on average; {result['high']} of {result['scored']} {what}"
+    return f"{result.mean:.2f}{unit} on average; {result.high} of {result.scored} {what}"

@@ -25,6 +25,7 @@ from slimepo.evaluation.requests import (
     Scores,
     Unscored,
     most_common,
+    one_column,
     sha256_of,
 )
 from slimepo.evaluation.rows import Row, field, need
@@ -346,7 +347,12 @@ def _mean(rows: Sequence[Row]) -> Measure:
 
 
 def category_table(scores: Sequence[Scores]) -> list[dict[str, str | float]]:
-    """One row a model: its name, the mean of each category (for the table and the radar plot), turns, overall."""
+    """One row a model: its name, the mean of each category (for the table and the radar plot), turns, overall.
+
+    Raises:
+        InputError: the models were not scored alike (`one_column`).
+    """
+    one_column(scores)
     names = [c for c in CATEGORIES if any(f"category/{c}" in s.measures for s in scores)]
     columns = [*[f"category/{c}" for c in names], "turn-1", "turn-2", "overall"]
     return [

@@ -187,19 +187,36 @@ def one_column(scores: Sequence[Scores]) -> Sequence[Scores]:
         InputError: they are not; the line names the first field that differs, both values and both models.
     """
     for other in scores[1:]:
-        for name in Identity.__dataclass_fields__:
-            first, second = getattr(scores[0].identity, name), getattr(other.identity, name)
-            if first != second:
-                raise InputError(
-                    f"{scores[0].model} and {other.model} were not scored alike: {name} is {first!r} and {second!r}; "
-                    "put them in separate columns"
-                )
-        if scores[0].official != other.official or scores[0].headline != other.headline:
+        difference = _difference(scores[0], other)
+        if difference:
             raise InputError(
-                f"{scores[0].model} and {other.model} were not scored alike: only one of them is official, or "
-                "their figures are not the same kind; put them in separate columns"
+                f"{scores[0].model} and {other.model} were not scored alike: {difference}; "
+                "put them in separate columns"
             )
     return scores
+
+
+def columns(scores: Iterable[Scores]) -> list[list[Scores]]:
+    """The scores in as few columns as `one_column` allows, in the order in which they come."""
+    found: list[list[Scores]] = []
+    for each in scores:
+        column = next((column for column in found if not _difference(column[0], each)), None)
+        if column is None:
+            found.append([each])
+        else:
+            column.append(each)
+    return found
+
+
+def _difference(one: Scores, other: Scores) -> str:
+    """Why two scores do not compare; empty where they do."""
+    for name in Identity.__dataclass_fields__:
+        first, second = getattr(one.identity, name), getattr(other.identity, name)
+        if first != second:
+            return f"{name} is {first!r} and {second!r}"
+    if one.official != other.official or one.headline != other.headline:
+        return "only one of them is official, or their figures are not the same kind"
+    return ""
 
 
 def most_common(reasons: Iterable[str]) -> str:

@@ -27,20 +27,26 @@ def evaluations_of(recipe: Recipe, stage: str) -> list[Evaluation]:
 
 
 def check_evaluations(recipe: Recipe, out: Path) -> None:
-    """Fetch every file and look for every key before anything is trained.
+    """Fetch every file and look for every library and key before anything is trained.
 
     Raises:
-        InputError: a benchmark's file cannot be had, or a judge has no key.
+        InputError: a library is missing, a benchmark's file cannot be had, or a judge has no key.
     """
     if recipe.smoke or _several_processes():
         return
-    from slimepo.evaluation.bench_runs import load_benchmark
+    from slimepo.evaluation.bench_arena import ArenaHard, need_tokenizer
+    from slimepo.evaluation.bench_runs import STEPS, load_benchmark
     from slimepo.evaluation.endpoint import api_key, parse_endpoint
     from slimepo.evaluation.judge import LOCAL
+    from slimepo.evaluation.libraries import need_libraries
 
     for entry in recipe.evaluate:
+        need_libraries(entry, "", STEPS)
         # A baseline of one's own may be a model that an earlier stage is still to make.
-        load_benchmark(entry, out / EVAL_FOLDER, judged=entry.judge is not None and entry.baseline is None)
+        judged = entry.judge is not None and entry.baseline is None
+        kind = load_benchmark(entry, out / EVAL_FOLDER, judged=judged)
+        if entry.judge is not None and isinstance(kind, ArenaHard):
+            need_tokenizer(kind, {})
         if entry.judge is not None and not entry.judge.startswith(LOCAL):
             api_key(parse_endpoint(entry.judge, entry.key_variable))
 

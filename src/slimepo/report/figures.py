@@ -102,13 +102,16 @@ def figure_of(
     right: float = 0.975,
     bottom: float | None = None,
     top: float | None = None,
+    polar: bool = False,
 ) -> Iterator[tuple[Any, Any]]:
     """A figure in the page's style and its axes (an array of them for several rows); sizes in inches."""
     with _house_style():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(width, height))
-        axes = figure.subplots(rows, 1, sharex=rows > 1)
+        axes = figure.subplots(
+            rows, 1, sharex=rows > 1, subplot_kw={"projection": "polar"} if polar else None
+        )
         bottom = 0.44 / height if bottom is None else bottom
         top = 1 - 0.1 / height if top is None else top
         figure.subplots_adjust(left=left, right=right, bottom=bottom, top=top, hspace=0.14)

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from slimepo.errors import InputError
+from slimepo.evaluation.canaries import CanaryResult
+from slimepo.evaluation.requests import scores_of_row
 from slimepo.report.monitor import monitor_distributions, monitor_lines, monitor_samples, warnings_of
 from slimepo.report.quickstart import quickstart_source
 from slimepo.report.records import (
     Record,
+    Scored,
     Source,
     State,
     distributions,
@@ -71,15 +74,31 @@ def read_source(path: Path) -> Source:
     )
 
 
-def read_scores(path: Path) -> tuple[dict[str, Any], ...]:
-    """The rows of every `scores/*.json` in a folder or one or two levels under it."""
-    rows = []
+def read_scores(path: Path) -> tuple[Scored, ...]:
+    """Every `scores/*.json` in a folder or one or two levels under it.
+
+    Raises:
+        InputError: one holds scores that are not as `slimepo eval` writes them.
+    """
+    found = []
     for file in sorted(
         {*path.glob("scores/*.json"), *path.glob("*/scores/*.json"), *path.glob("*/*/scores/*.json")}
     ):
         record = mapping(read_json(file))
-        rows += [row for row in map(mapping, record.get("scores") or ()) if row]
-    return tuple(rows)
+        rows = [row for row in map(mapping, record.get("scores") or ()) if row]
+        if rows:
+            found.append(_scored(file, rows, mapping(record.get("canaries"))))
+    return tuple(found)
+
+
+def _scored(file: Path, rows: Sequence[dict[str, Any]], canaries: dict[str, Any]) -> Scored:
+    try:
+        scores = tuple(scores_of_row(row) for row in rows)
+        return Scored(
+            file.parent.parent, scores, {n: CanaryResult(**result) for n, result in canaries.items()}
+        )
+    except (InputError, TypeError) as error:
+        raise InputError(f"{file}: no score file of slimepo eval ({error})") from None
 
 
 def _told_apart(name: str, source: Source, names: Sequence[str]) -> str:
@@ -129,6 +148,7 @@ def _stage_record(
         source=str(path),
         loss=loss,
         series=loss,
+        stage=name,
         settings=_settings(recipe, stages, at),
         seed=int(seed) if (seed := number(recipe.get("seed"))) is not None else None,
         learning_rate=number(stage.get("learning_rate")),

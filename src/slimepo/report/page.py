@@ -12,6 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
 from slimepo.report import tables
+from slimepo.report.benchmarks import (
+    ScoreColumn,
+    benchmark_table,
+    canary_table,
+    category_tables,
+    score_columns,
+)
 from slimepo.report.curves import main_panels, other_panels, rate_panels, watched_panels
 from slimepo.report.figures import styles, swatch
 from slimepo.report.findings import findings
@@ -20,6 +27,7 @@ from slimepo.report.groups import Group, compare_settings, group_records
 from slimepo.report.numbers import count, duration
 from slimepo.report.quickstart import samples as quickstart_samples
 from slimepo.report.quickstart import start_figures
+from slimepo.report.radar import model_styles, radar_panels
 from slimepo.report.records import Answer, Sample, Source, mapping, numbers
 from slimepo.report.shapes import distribution_panels, family_panels
 from slimepo.training.folder import write_text
@@ -113,15 +121,18 @@ def report_page(report: Report) -> str:
     environment.filters.update(svg=Markup, count=count, duration=duration, short=_short, whole=_whole)
     differing, same = compare_settings(groups)
     look = styles(groups)
-    benchmark_table, benchmark_notes = tables.benchmarks(sources)
+    columns = score_columns(sources)
+    benchmarks, benchmark_notes = benchmark_table(columns)
     quickstart = next((source.quickstart for source in sources if source.kind == "quickstart"), {})
     return environment.get_template("template.html.j2").render(
         report=report,
         groups=groups,
         findings=findings(groups, sources),
         results=tables.results(groups, sources),
-        benchmarks=benchmark_table,
+        benchmarks=benchmarks,
         benchmark_notes=benchmark_notes,
+        categories=_categories(report, columns),
+        canaries=canary_table(sources),
         speed=tables.speed(groups),
         data=tables.data_facts(groups, sources),
         figures=_figures(report),
@@ -144,13 +155,19 @@ def report_page(report: Report) -> str:
 
 
 def report_markdown(report: Report) -> str:
-    """Results, benchmarks, differing settings and warnings in Markdown."""
+    """Results, benchmarks, canaries, differing settings and warnings in Markdown."""
     groups, sources = report.groups, report.sources
     results = tables.results(groups, sources)
     parts = [_markdown_table(results, noted=True)] if results.lines else []
-    scores, notes = tables.benchmarks(sources)
+    columns = score_columns(sources)
+    scores, notes = benchmark_table(columns)
     if scores.lines:
         parts += [_markdown_table(scores), "\n".join(f"- {_markdown(note)}" for note in notes) + "\n"]
+    for _, title, table in category_tables(columns):
+        parts += [f"{_markdown(title)}:\n", _markdown_table(table)]
+    canaries = canary_table(sources)
+    if canaries.lines:
+        parts += ["What judges gave the canaries:\n", _markdown_table(canaries)]
     differing, _ = compare_settings(groups)
     if differing:
         heads = ("setting", *(group.label for group in groups))
@@ -206,6 +223,17 @@ def _figures(report: Report) -> dict[str, Any]:
         "families": family_panels(groups),
         "start": bool(start),
     }
+
+
+def _categories(report: Report, columns: Sequence[ScoreColumn]) -> list[dict[str, Any]]:
+    """MT-Bench by category: a title, a table, a radar plot where there is enough for one, and its keys."""
+    found = []
+    for column, title, table in category_tables(columns):
+        look = model_styles(column, report.groups)
+        panels = radar_panels(column, title, look)
+        keys = {label: swatch(style) for label, style in look.items()} if panels else {}
+        found.append({"title": title, "table": table, "panels": panels, "keys": keys})
+    return found
 
 
 def _near(one: Mapping[str, float], other: Mapping[str, float]) -> bool:

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from slimepo.evaluation.canaries import CanaryResult
+from slimepo.evaluation.requests import Scores
+
 ABSENT = "–"
 State = Literal["finished", "unfinished", "failed"]
 
@@ -87,6 +90,16 @@ class Record:
     steps: float | None = None
     seconds: float | None = None
     peak_memory: float | None = None
+    stage: str = ""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A score file: a model's scores, and what the judge gave the canaries; `folder` is the evaluation's (--out)."""
+
+    folder: Path
+    scores: tuple[Scores, ...]
+    canaries: dict[str, CanaryResult] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,7 +113,7 @@ class Source:
     versions: dict[str, str] = field(default_factory=dict)
     recipe: Any = None
     quickstart: dict[str, Any] = field(default_factory=dict)
-    scores: tuple[dict[str, Any], ...] = ()
+    scores: tuple[Scored, ...] = ()
 
 
 def number(value: Any) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from slimepo.report.groups import Group, group_records, series_label, told
 from slimepo.report.numbers import after, change, count, duration, size, written
 from slimepo.report.quickstart import SFT_START, start_figures
-from slimepo.report.records import ABSENT, Record, Source, mapping, number, numbers, short_number
+from slimepo.report.records import ABSENT, Record, Source, numbers, short_number
 
 if TYPE_CHECKING:
     from rich.table import Table as TerminalTable
@@ -224,88 +223,11 @@ def data_facts(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
     return _filled("run", heads, rows)
 
 
-def benchmarks(sources: Sequence[Source]) -> tuple[Table, list[str]]:
-    """Models by benchmarks, each cell the headline with its interval; and what is to be known of the columns.
-
-    Scores compare only where judge, rules, baseline, prompts and settings are the same: they share a column then.
-    """
-    # A folder may be given by itself and lie in another one: the same row counts once.
-    rows = {json.dumps(row, sort_keys=True, default=str): row for source in sources for row in source.scores}
-    columns: dict[str, list[dict[str, Any]]] = {}
-    for row in rows.values():
-        columns.setdefault(repr(sorted(flat_identity(row).items())), []).append(row)
-    models = list(dict.fromkeys(str(row.get("model")) for row in rows.values()))
-    heads, notes = [], []
-    for mark, column in zip(_marks(len(columns)), columns.values(), strict=True):
-        heads.append(f"{_benchmark_head(column[0])}{mark}")
-        notes.append(f"{mark or heads[-1] + ':'} {_identity_words(column)}".strip())
-    cells = {
-        model: tuple(
-            next((benchmark_cell(row) for row in column if str(row.get("model")) == model), ABSENT)
-            for column in columns.values()
-        )
-        for model in models
-    }
-    return Table(("model", *heads), [Line(model, cells[model]) for model in models]), notes
-
-
-def benchmark_cell(row: Mapping[str, Any]) -> str:
-    """The headline measure with its interval (`34.1 [31.8, 36.0]`), else its standard error (`34.1 ± 1.3`)."""
-    measure = mapping(mapping(row.get("measures")).get(str(row.get("headline"))))
-    form = ".2f" if row.get("unit") == "1-10" else ".1f"
-    value, low, high, error = (
-        number(measure.get(key)) for key in ("value", "lower", "upper", "standard_error")
-    )
-    if value is None:
-        return ABSENT
-    sure = f" ± {error:{form}}" if error is not None else ""
-    if low is not None and high is not None:
-        sure = f" [{low:{form}}, {high:{form}}]"
-    return f"{value:{form}}{sure}{'' if row.get('official', True) else ' *'}"
-
-
-def flat_identity(row: Mapping[str, Any]) -> dict[str, str]:
-    """What two scores must share to be compared."""
-    identity = mapping(row.get("identity"))
-    plain = {key: str(value) for key, value in identity.items() if key != "settings" and value is not None}
-    return plain | {key: str(value) for key, value in mapping(identity.get("settings")).items()}
-
-
-def settings_blocks(groups: Sequence[Group], width: int = 6) -> list[tuple[int, int]]:
-    """Slices of the groups that stand side by side in one table: at most `width`, as even as can be."""
+def settings_blocks(groups: Sequence[Any], width: int = 6) -> list[tuple[int, int]]:
+    """Slices of the groups that stand side by side in one table or picture: at most `width`, as even as can be."""
     blocks = max(1, -(-len(groups) // width))
     each = max(1, -(-len(groups) // blocks))
     return [(at, min(at + each, len(groups))) for at in range(0, len(groups), each)]
-
-
-def _benchmark_head(row: Mapping[str, Any]) -> str:
-    names = {"mt-bench": "MT-Bench", "arena-hard": "Arena-Hard", "alpaca-eval": "AlpacaEval 2"}
-    identity = flat_identity(row)
-    benchmark = identity.get("benchmark", "")
-    known = next((name for key, name in names.items() if benchmark.startswith(key)), benchmark)
-    category = f" {category}" if (category := identity.get("category", "None")) != "None" else ""
-    return f"{known}{category}, {row.get('headline')} ({row.get('unit')})"
-
-
-def _identity_words(rows: Sequence[Mapping[str, Any]]) -> str:
-    identity = flat_identity(rows[0])
-    # Of a hash the first few characters tell as much.
-    words = [
-        f"{key} {value[:12] if key in ('prompts', 'questions') else value}" for key, value in identity.items()
-    ]
-    words += [f"{row.get('model')}: {_items(row)}" for row in rows]
-    notes = [(row.get("official", True), str(note)) for row in rows for note in row.get("notes") or ()]
-    told = [note if official else f"* {note}" for official, note in dict.fromkeys(notes)]
-    return "; ".join([", ".join(words), *told])
-
-
-def _items(row: Mapping[str, Any]) -> str:
-    unscored = len(row.get("unscored") or ())
-    return f"{count(row.get('scored'))} items scored" + (f", {unscored} not" if unscored else "")
-
-
-def _marks(columns: int) -> list[str]:
-    return [""] * columns if columns < 2 else [f" {chr(97 + at % 26)})" for at in range(columns)]
 
 
 def _median(group: Group, key: str) -> float | None:

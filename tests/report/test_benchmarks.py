@@ -1,0 +1,142 @@
+"""Scores on the page: never two judges in one column, MT-Bench by category, and what judges gave the canaries."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slimepo.evaluation.mt_bench import CATEGORIES
+from slimepo.report.benchmarks import benchmark_table, canary_table, category_tables, score_columns
+from slimepo.report.page import read_report, report_markdown, report_page
+from slimepo.report.records import Source
+from slimepo.report.tables import Table
+from tests.report.conftest import CANARIES, mt_bench_row, scores_row, write_evaluation, write_json
+
+
+def sources(*folders: Path) -> tuple[Source, ...]:
+    return read_report(folders).sources
+
+
+def benchmarks(*folders: Path) -> tuple[Table, list[str]]:
+    return benchmark_table(score_columns(sources(*folders)))
+
+
+def write_scores(folder: Path, *rows: dict[str, Any], **more: Any) -> Path:
+    for at, row in enumerate(rows):
+        write_json(folder / "scores" / f"{at}.json", {"scores": [row], **more})
+    return folder
+
+
+def test_each_identity_has_a_column_and_each_score_its_interval(tmp_path: Path) -> None:
+    table, notes = benchmarks(write_evaluation(tmp_path / "evaluation"))
+    assert [line.label for line in table.lines] == ["base", "slime"]
+    assert [line.cells for line in table.lines] == [
+        ("21.0 [18.8, 22.5]", "–", "5.00", "–"),
+        ("34.1 [31.9, 35.6]", "50.0 [47.8, 51.5]", "6.25", "5.00"),
+    ]
+    assert table.heads[1:] == (
+        "Arena-Hard, win_rate (%) a)",
+        "Arena-Hard, win_rate (%) b)",
+        "MT-Bench, overall (1-10) c)",
+        "MT-Bench, overall (1-10) d)",
+    )
+    assert "judge gpt-4" in notes[0]
+    assert "slime: 499 items scored, 1 not" in notes[0]
+    assert "judge other" in notes[1]
+
+
+def test_a_score_without_an_interval_has_its_standard_error(tmp_path: Path) -> None:
+    row = scores_row("slime", 7.125)
+    row |= {"unit": "1-10", "measures": {"win_rate": {"value": 7.125, "n": 160, "standard_error": 0.15}}}
+    row["identity"] |= {"settings": {"category": "hard_prompt"}}
+    write_scores(tmp_path / "eval", row)
+    # The folder is given twice, by itself and in the other one; its scores stand there once.
+    table, _ = benchmarks(tmp_path, tmp_path / "eval")
+    assert table.heads == ("model", "Arena-Hard hard_prompt, win_rate (1-10)")
+    assert [line.cells for line in table.lines] == [("7.12 ± 0.15",)]
+
+
+def test_an_unofficial_score_is_marked_and_has_a_column_of_its_own(tmp_path: Path) -> None:
+    row = scores_row("slime", 30.0) | {"official": False, "notes": ["the first 20 questions only"]}
+    write_scores(tmp_path, row, scores_row("base", 20.0))
+    table, notes = benchmarks(tmp_path)
+    assert [line.cells for line in table.lines] == [("30.0 [27.8, 31.5] *", "–"), ("–", "20.0 [17.8, 21.5]")]
+    assert "* the first 20 questions only" in notes[0]
+    assert "30.0 [27.8, 31.5] *" in report_page(read_report([tmp_path]))
+
+
+def test_a_model_of_two_evaluations_is_told_apart(tmp_path: Path) -> None:
+    folders = [
+        write_scores(tmp_path / run / "eval", scores_row("ours", value))
+        for run, value in (("a", 10.0), ("b", 20.0))
+    ]
+    table, _ = benchmarks(*folders)
+    assert [(line.label, line.cells[0][:4]) for line in table.lines] == [
+        ("a/eval: ours", "10.0"),
+        ("b/eval: ours", "20.0"),
+    ]
+
+
+def test_one_score_in_two_files_is_one_line_and_two_scores_are_two(tmp_path: Path) -> None:
+    row = scores_row("ours", 10.0)
+    write_json(tmp_path / "eval" / "scores" / "all.json", {"scores": [row, scores_row("ours", 1.0, "other")]})
+    write_json(tmp_path / "eval" / "scores" / "part.json", {"scores": [row]})
+    assert [line.label for line in benchmarks(tmp_path)[0].lines] == ["ours"]
+    write_json(tmp_path / "eval" / "scores" / "part.json", {"scores": [scores_row("ours", 11.0)]})
+    lines = benchmarks(tmp_path)[0].lines
+    assert sorted(line.cells[0][:4] for line in lines) == ["10.0", "11.0"]
+
+
+def test_mt_bench_has_a_table_a_judge_with_every_category(tmp_path: Path) -> None:
+    (column, title, table), (_, other, second) = category_tables(
+        score_columns(sources(write_evaluation(tmp_path)))
+    )
+    assert [score.model for score in column.scores] == ["base", "slime"]
+    assert table.heads == ("model", *CATEGORIES, "turn 1", "turn 2", "overall")
+    assert table.lines[1].cells[0] == "4.25"
+    assert table.lines[1].cells[-3:] == ("6.75", "5.75", "6.25")
+    assert (title, other) == (
+        "MT-Bench by category, judge gpt-4 c)",
+        "MT-Bench by category, judge b d)",
+    )
+    assert [line.label for line in second.lines] == ["slime"]
+
+
+def test_a_category_without_a_score_is_absent_not_zero(tmp_path: Path) -> None:
+    columns = score_columns(
+        sources(write_scores(tmp_path, mt_bench_row("a", most=3), mt_bench_row("b", most=2)))
+    )
+    ((_, _, table),) = category_tables(columns)
+    assert table.heads[1:4] == CATEGORIES[:3]
+    assert table.lines[1].cells[:3] == ("3.00", "3.50", "–")
+
+
+def test_canaries_have_a_line_a_judge(tmp_path: Path) -> None:
+    write_evaluation(tmp_path / "evaluation")
+    write_scores(tmp_path / "arena", scores_row("third", 50.0), canaries=CANARIES)
+    table = canary_table(sources(tmp_path))
+    assert table.heads == ("benchmark and judge", *CANARIES, "mixed in with")
+    # The second judge had none; of the first one two models had the same.
+    assert [(line.label, line.cells) for line in table.lines] == [
+        (
+            "Arena-Hard, judge gpt-4, against gpt-4-0314",
+            ("1.00 % on average; 0 of 20 won", "4.25 % on average; 7 of 20 won", "nothing scored", "third"),
+        ),
+        (
+            "MT-Bench, judge gpt-4",
+            (
+                "1.00 on average; 0 of 20 rated 7 or more",
+                "4.25 on average; 7 of 20 rated 7 or more",
+                "nothing scored",
+                "base, slime",
+            ),
+        ),
+    ]
+
+
+@pytest.mark.parametrize("write", [report_page, report_markdown])
+def test_page_and_markdown_show_categories_and_canaries(tmp_path: Path, write: Any) -> None:
+    text = write(read_report([write_evaluation(tmp_path)]))
+    assert "MT-Bench by category, judge gpt-4 c)" in text
+    assert "MT-Bench by category, judge b d)" in text
+    assert "4.25 on average; 7 of 20 rated 7 or more" in text
