@@ -244,6 +244,19 @@ def test_figures_follow_the_page_and_share_no_ids(whole: str) -> None:
             assert ids.setdefault(name, rest) == rest
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["gamma 0.125", "a\\q", "\\1", "#010101", "ユ"])
+def test_names_stand_in_the_pictures_as_they_are(make_run: MakeRun, name: str) -> None:
+    page = report_page(read_report([make_run(name)]))
+    drawn = [text for drawing in re.findall(r"<svg.*?</svg>", page, re.DOTALL) for text in texts_of(drawing)]
+    assert name in drawn
+    assert f"{name} ends at" in page
+
+
+def texts_of(drawing: str) -> list[str]:
+    return [node.text or "" for node in ElementTree.fromstring(drawing).iter() if node.tag.endswith("text")]
+
+
 def test_hostile_text_is_shown_and_not_run(result: dict[str, Any]) -> None:
     result["title"] = HOSTILE
     result["samples"][0]["prompt"] = HOSTILE
