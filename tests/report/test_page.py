@@ -189,6 +189,7 @@ def test_the_monitors_warnings_and_both_ends_of_its_answers_are_shown(
     assert page.count("0.8 nats less likely") >= 4
     assert "The run was stopped." in page
     assert "it has passed" not in page
+    assert "Gone at step 60." in page
     sample = next(sample for sample in shown_samples(report) if sample.prompt == "Why is it so?")
     # All began alike, so that answer stands there once.
     assert [answer.run for answer in sample.answers].count("before training") == 1
@@ -311,6 +312,12 @@ def test_markdown_has_a_line_a_run(result: dict[str, Any]) -> None:
     assert "a\\|b c" in lines[3]
     assert "stopped: the loss is not finite" in lines[-1]
     assert "**58.0**" in lines[-2].replace("50.0 → ", "")
+
+
+def test_markdown_keeps_the_figure_of_seeds_that_came_to_their_end(make_run: MakeRun) -> None:
+    folders = [make_run("a", seed=1), make_run("b", seed=2, state="failed")]
+    line = report_markdown(read_report(folders)).splitlines()[2]
+    assert "| -0.51 → -0.66 (seed 2 stopped: the loss is not finite at step 61) |" in line
 
 
 def test_the_command_says_where_the_page_is(make_run: MakeRun, tmp_path: Path) -> None:

@@ -55,9 +55,21 @@ def warnings_of(watched: Sequence[Any], done: dict[str, Any]) -> tuple[Warned, .
             number(line.get("step")),
             str(line.get("message") or line.get("warning") or ""),
             line.get("stops") is True,
+            _gone(watched, line),
         )
         for line in lines
     )
+
+
+def _gone(watched: Sequence[Any], warning: dict[str, Any]) -> float | None:
+    """The step at which a warning went off again; None where it held to the end."""
+    came, steps = number(warning.get("step")), [
+        number(line.get("step"))
+        for line in map(mapping, watched)
+        if (line.get("kind"), line.get("state")) == ("warning", "off")
+        and line.get("warning") == warning.get("warning")
+    ]
+    return next((step for step in steps if step is not None and came is not None and step > came), None)
 
 
 def monitor_distributions(watched: Sequence[Any]) -> dict[str, Distribution]:
@@ -88,7 +100,9 @@ def monitor_samples(watched: Sequence[Any]) -> tuple[Sample, ...]:
     """The probe's prompts with the answers of the first and the last time they were asked."""
     start = next((line for line in map(mapping, watched) if line.get("kind") == "start"), {})
     asked = [line for line in map(mapping, watched) if line.get("kind") == "generation"]
-    ends = {"before": asked[0], "after": asked[-1]} if asked else {}
+    # Asked once only, before the first step, a run that was killed has no answers of its own.
+    before, after = ([line for line in asked if bool(number(line.get("step"))) is later] for later in (False, True))
+    ends = {name: each[-1] for name, each in {"before": before, "after": after}.items() if each}
     samples = []
     for at, prompt in enumerate(map(mapping, start.get("prompts") or ())):
         given = {name: (line.get("answers") or [])[at : at + 1] for name, line in ends.items()}

@@ -20,7 +20,7 @@ from slimepo.report.groups import Group, compare_settings, group_records
 from slimepo.report.numbers import count, duration
 from slimepo.report.quickstart import samples as quickstart_samples
 from slimepo.report.quickstart import start_figures
-from slimepo.report.records import Answer, Sample, Source, mapping, numbers
+from slimepo.report.records import ABSENT, Answer, Sample, Source, mapping, numbers
 from slimepo.report.shapes import distribution_panels, family_panels
 from slimepo.training.folder import write_text
 
@@ -158,6 +158,7 @@ def report_markdown(report: Report) -> str:
         parts.append(_markdown_table(tables.Table(heads, lines)))
     warned = [
         f"- {record.name}{'' if each.step is None else f', step {each.step:.0f}'}: {each.text}"
+        f"{'' if each.gone is None else f' (gone at step {each.gone:.0f})'}"
         for group in groups
         for record in group.records
         for each in record.warnings
@@ -236,7 +237,9 @@ def _markdown_table(table: tables.Table, noted: bool = False) -> str:
         label = (
             f"{line.label} ({line.note})" if noted and line.note and line.note != line.label else line.label
         )
-        cells = [line.error, *line.cells[1:]] if line.error and line.cells else list(line.cells)
+        cells = list(line.cells)
+        if line.error and cells:
+            cells[0] = line.error if cells[0] == ABSENT else f"{cells[0]} ({line.error})"
         shown = [_markdown(cell) for cell in (label, *cells)]
         lines.append([f"**{cell}**" if line.best and at < 2 else cell for at, cell in enumerate(shown)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

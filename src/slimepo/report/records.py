@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 ABSENT = "–"
-State = Literal["finished", "unfinished", "failed"]
+State = Literal["finished", "stopped", "unfinished", "failed"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,12 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Warned:
-    """What the monitor said, and at which step; `stopped` where it ended the run."""
+    """What the monitor said, and at which step; `stopped` where it ended the run, `gone` the step where it was over."""
 
     step: float | None
     text: str
     stopped: bool = False
+    gone: float | None = None
 
 
 @dataclass(frozen=True)
