@@ -49,6 +49,18 @@ def test_what_the_monitor_wrote(make_run: MakeRun) -> None:
     ]
 
 
+def test_margins_passed_and_entangled_gradients_are_curves(make_run: MakeRun) -> None:
+    folder = make_run("entangled")
+    probe = {
+        "kind": "probe", "step": 4, "heldout": {"past_margin": [0.9, 0.5, 0.25]},
+        "entanglement": {"ratio": [0.5, 1.5], "above": 0.5},
+    }  # fmt: skip
+    (folder / "slime" / "monitor.jsonl").write_text(json.dumps(probe) + "\n")
+    (record,) = read_source(folder).records
+    figures = {"heldout/past_soft_margin": 0.5, "heldout/past_hard_margin": 0.25, "entanglement": 1.0}
+    assert record.monitor == [{"step": 4} | figures]
+
+
 def test_what_a_killed_run_answered_before_it_learned_is_not_its_own_answer(make_run: MakeRun) -> None:
     folder = make_run("early", state="killed", watched=True)
     file = folder / "slime" / "monitor.jsonl"

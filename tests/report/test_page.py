@@ -320,6 +320,20 @@ def test_markdown_keeps_the_figure_of_seeds_that_came_to_their_end(make_run: Mak
     assert "| -0.51 → -0.66 (seed 2 stopped: the loss is not finite at step 61) |" in line
 
 
+def test_nothing_is_minus_zero(make_run: MakeRun) -> None:
+    folder = make_run("flat")
+    file = folder / "slime" / "stage.json"
+    file.write_text(file.read_text().replace('"margin": 1.0', '"margin": -0.001'))
+    cells = report_markdown(read_report([folder])).splitlines()[2].split(" | ")
+    assert "0.00" in cells
+
+
+def test_a_page_that_cannot_be_written_is_named(make_run: MakeRun, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file.*--out says where the page goes"):
+        report_command([make_run("a")], tmp_path / "file" / "page.html", Console(quiet=True))
+
+
 def test_the_command_says_where_the_page_is(make_run: MakeRun, tmp_path: Path) -> None:
     console = Console(width=200, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     folder = make_run("run", state="killed")

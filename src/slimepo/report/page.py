@@ -72,11 +72,17 @@ def write_report(paths: Sequence[Path], page: Path, table: Path | None = None) -
     """Read folders and write the page and, unless `table` says where, its Markdown beside it.
 
     Raises:
-        InputError: as `read_report`; or the extra `report` (matplotlib) is not installed.
+        InputError: as `read_report`; the extra `report` (matplotlib) is not installed; or nothing can be written there.
     """
     report = read_report(paths)
-    write_text(page, report_page(report))
-    write_text(table or page.with_suffix(".md"), report_markdown(report))
+    texts = {page: report_page(report), table or page.with_suffix(".md"): report_markdown(report)}
+    try:
+        for path, text in texts.items():
+            write_text(path, text)
+    except OSError as error:
+        raise InputError(
+            f"report: {page} cannot be written ({error.strerror}); --out says where the page goes"
+        ) from error
     return report
 
 
