@@ -125,5 +125,13 @@ def test_long_curves_keep_their_last_point() -> None:
     curve = [{"step": float(step), "loss": float(-step)} for step in range(1, 1000)]
     group = Group("g", "slime", (run("a", curve=curve),))
     points = band(group, logged, "loss")
-    assert len(points) < 200
+    assert len(points) < 310
     assert points[-1][1].median == -999
+
+
+def test_a_long_curve_keeps_its_spikes() -> None:
+    curve = {float(step): 1.0 for step in range(1, 10_001)}
+    points = band(group_of(curve | {5003.0: 9.0}, curve | {7001.0: -9.0}), logged, "loss")
+    assert len(points) < 310
+    assert (5003, (5.0, 1.0, 9.0, 2)) in points
+    assert (7001, (-4.0, -9.0, 1.0, 2)) in points

@@ -35,7 +35,7 @@ def test_a_run_gives_its_preference_stage(make_run: MakeRun) -> None:
 
 def test_what_the_monitor_wrote(make_run: MakeRun) -> None:
     (record,) = read_source(make_run("watched", watched=True)).records
-    assert [(w.step, w.stopped) for w in record.warnings] == [(40, True)]
+    assert [(w.step, w.stopped, w.gone) for w in record.warnings] == [(40, True, 60)]
     assert "0.8 nats less likely" in record.warnings[0].text
     changes = [
         (line["step"], line["heldout/chosen_change"]) for line in record.monitor if "heldout/pairs" in line
@@ -47,6 +47,38 @@ def test_what_the_monitor_wrote(make_run: MakeRun) -> None:
         ("before", "It was so."),
         ("after", "It is is is is."),
     ]
+
+
+def test_margins_passed_and_entangled_gradients_are_curves(make_run: MakeRun) -> None:
+    folder = make_run("entangled")
+    probe = {
+        "kind": "probe", "step": 4, "heldout": {"past_margin": [0.9, 0.5, 0.25]},
+        "entanglement": {"ratio": [0.5, 1.5], "above": 0.5},
+    }  # fmt: skip
+    (folder / "slime" / "monitor.jsonl").write_text(json.dumps(probe) + "\n")
+    (record,) = read_source(folder).records
+    figures = {"heldout/past_soft_margin": 0.5, "heldout/past_hard_margin": 0.25, "entanglement": 1.0}
+    assert record.monitor == [{"step": 4} | figures]
+
+
+def test_what_a_killed_run_answered_before_it_learned_is_not_its_own_answer(make_run: MakeRun) -> None:
+    folder = make_run("early", state="killed", watched=True)
+    file = folder / "slime" / "monitor.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
+    (record,) = read_source(folder).records
+    (sample,) = record.samples
+    assert [a.run for a in sample.answers] == ["before"]
+
+
+def test_a_run_that_its_monitor_stopped_is_not_a_whole_one(make_run: MakeRun) -> None:
+    folder = make_run("stopped")
+    file = folder / "slime" / "stage.json"
+    done = json.loads(file.read_text())
+    file.write_text(json.dumps(done | {"monitor": {"stopped": {"step": 60, "message": "unlearning"}}}))
+    (folder / "slime" / "monitor.jsonl").write_text('{"kind": "start", "step": 0, "steps": 90}\n')
+    (record,) = read_source(folder).records
+    assert (record.state, record.note) == ("stopped", "step 60 of 90")
+    assert record.after["logps/chosen"] == -0.66
 
 
 def test_flat_monitor_keys_of_the_log_stand_in_for_an_absent_file(make_run: MakeRun) -> None:

@@ -156,6 +156,7 @@ def test_the_monitors_warnings_and_both_ends_of_its_answers_are_shown(
     assert page.count("0.8 nats less likely") >= 4
     assert "The run was stopped." in page
     assert "it has passed" not in page
+    assert "Gone at step 60." in page
     sample = next(sample for sample in shown_samples(report) if sample.prompt == "Why is it so?")
     # All began alike, so that answer stands there once.
     assert [answer.run for answer in sample.answers].count("before training") == 1
@@ -209,6 +210,19 @@ def test_figures_follow_the_page_and_share_no_ids(whole: str) -> None:
         assert "<!--" not in drawing
         for name, rest in re.findall(r'<(?:path|clipPath) id="(\w+)"([^>]*)>', drawing):
             assert ids.setdefault(name, rest) == rest
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["gamma 0.125", "a\\q", "\\1", "#010101", "ユ"])
+def test_names_stand_in_the_pictures_as_they_are(make_run: MakeRun, name: str) -> None:
+    page = report_page(read_report([make_run(name)]))
+    drawn = [text for drawing in re.findall(r"<svg.*?</svg>", page, re.DOTALL) for text in texts_of(drawing)]
+    assert name in drawn
+    assert f"{name} ends at" in page
+
+
+def texts_of(drawing: str) -> list[str]:
+    return [node.text or "" for node in ElementTree.fromstring(drawing).iter() if node.tag.endswith("text")]
 
 
 def test_hostile_text_is_shown_and_not_run(result: dict[str, Any]) -> None:
@@ -265,6 +279,26 @@ def test_markdown_has_a_line_a_run(result: dict[str, Any]) -> None:
     assert "a\\|b c" in lines[3]
     assert "stopped: the loss is not finite" in lines[-1]
     assert "**58.0**" in lines[-2].replace("50.0 → ", "")
+
+
+def test_markdown_keeps_the_figure_of_seeds_that_came_to_their_end(make_run: MakeRun) -> None:
+    folders = [make_run("a", seed=1), make_run("b", seed=2, state="failed")]
+    line = report_markdown(read_report(folders)).splitlines()[2]
+    assert "| -0.51 → -0.66 (seed 2 stopped: the loss is not finite at step 61) |" in line
+
+
+def test_nothing_is_minus_zero(make_run: MakeRun) -> None:
+    folder = make_run("flat")
+    file = folder / "slime" / "stage.json"
+    file.write_text(file.read_text().replace('"margin": 1.0', '"margin": -0.001'))
+    cells = report_markdown(read_report([folder])).splitlines()[2].split(" | ")
+    assert "0.00" in cells
+
+
+def test_a_page_that_cannot_be_written_is_named(make_run: MakeRun, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file.*--out says where the page goes"):
+        report_command([make_run("a")], tmp_path / "file" / "page.html", Console(quiet=True))
 
 
 def test_the_command_says_where_the_page_is(make_run: MakeRun, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from slimepo.errors import InputError
 from slimepo.training.callbacks import MetricsFile
 from slimepo.training.folder import (
+    json_lines,
     last_checkpoint,
     read_json,
     remove_unfinished_checkpoints,
@@ -49,6 +50,15 @@ def test_json_is_written_whole_and_read_back(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(InputError, match=r"a\.json is not JSON"):
         read_json(path)
+
+
+def test_a_line_ends_at_its_newline_and_a_cut_one_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    answer = "one\u2028two\x85three"
+    whole = json.dumps({"text": answer}, ensure_ascii=False).encode() + b"\n"
+    path.write_bytes(whole + '{"text": "ü'.encode()[:-1])
+    assert json_lines(path) == [{"text": answer}]
+    assert json_lines(tmp_path / "none.jsonl") == []
 
 
 def test_a_finished_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:

@@ -121,6 +121,12 @@ class TestWarnings:
         assert of_kind(made, "generation")[-1]["step"] == 4
         assert "monitor/heldout/chosen_change" in made.state.log_history[-2], "the last figures are logged"
 
+    def test_after_the_last_step_there_is_nothing_to_stop(self, world: Any, tmp_path: Path) -> None:
+        options = UNLEARNING | {"max_steps": 4}
+        made = run(tmp_path, world, monitor={"every": 4, "stop_on": ["unlearning"]}, **options)
+        assert of_kind(made, "warning")[0]["stops"] is False
+        assert [end["reason"] for end in of_kind(made, "end")] == ["finished"]
+
     def test_another_warning_does_not_stop_it(self, world: Any, tmp_path: Path) -> None:
         made = run(tmp_path, world, monitor={"every": 4, "stop_on": ["entropy"]}, max_steps=8, **UNLEARNING)
         assert [w["warning"] for w in of_kind(made, "warning")][:1] == ["unlearning"]

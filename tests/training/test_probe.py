@@ -43,7 +43,8 @@ class TestSample:
 
     def test_where_no_length_is_common_enough_any_prompts_do(self) -> None:
         rows = [replace(row, prompt=np.arange(i + 1, dtype=np.int32)) for i, row in enumerate(random_rows(5))]
-        assert len(prompts_for(rows, 4, 0)) == 4
+        found = prompts_for([*rows, *rows, *rows], 4, 0)
+        assert len({row.prompt.tobytes() for row in found}) == len(found) == 4
 
     def test_the_end_token_is_what_answers_end_in(self) -> None:
         def row(*last: int) -> TokenizedPair:

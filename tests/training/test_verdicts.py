@@ -47,6 +47,10 @@ class TestUnlearning:
     def test_it_stays_silent_where_the_fall_is(self, by: float, error: float, share: float) -> None:
         assert not verdict("unlearning", **self.fell(by, error, share)).holds
 
+    def test_of_one_pair_no_spread_is_known(self) -> None:
+        one = self.fell(0.8) | {"chosen_change_error": None}
+        assert not verdict("unlearning", **one).holds
+
     def test_it_goes_off_at_half_of_what_brought_it_on(self) -> None:
         assert verdict("unlearning", on=True, **self.fell(0.07)).holds
         assert not verdict("unlearning", on=True, **self.fell(0.04)).holds

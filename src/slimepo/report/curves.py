@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -31,17 +32,21 @@ WATCHED = (
     ("heldout/rejected_change", "Change of rejected answers since the start, nats per token"),
     ("heldout/chosen_fell", "Pairs whose chosen answer is less likely than at the start"),
     ("heldout/rejected_below_floor", "Rejected tokens under the floor"),
+    ("heldout/past_soft_margin", "Pairs past SLIME's soft margin"),
+    ("heldout/past_hard_margin", "Pairs past SLIME's hard margin"),
     ("heldout/entropy", "Entropy of the policy at chosen tokens, nats"),
     ("heldout/rejected_p1", "Rejected tokens: lowest percent, nats"),
     ("gradient_share/chosen", "Gradient share of the chosen term"),
     ("gradient_share/rejected", "Gradient share of the rejected term"),
     ("gradient_share/distance", "Gradient share of the distance term"),
+    ("entanglement", "Entanglement of the two answers' gradients"),
     ("generation/length", "Length of the probe's answers, tokens"),
     ("generation/finished", "Probe's answers that end"),
     ("generation/repeated", "Probe's answers: repeated 4-grams"),
 )
 _NO_CURVES = ("step", "epoch", "learning_rate", "total_flos", "num_input_tokens_seen")
-_MOST_POINTS = 150
+# Parts that a long curve is cut into; of each, three points are drawn.
+_PARTS = 100
 
 Lines = Callable[[Record], Sequence[Mapping[str, float]]]
 
@@ -111,7 +116,7 @@ def band(group: Group, lines: Lines, key: str) -> list[tuple[float, Spread]]:
     ]
     steps = sorted({step for points in seeds for step, _ in points})
     last = min(ends, default=steps[-1] if steps else 0.0)
-    kept = _thinned([step for step in steps if step <= last])
+    kept = _thinned([step for step in steps if step <= last], seeds)
     found = [(step, [value for points in seeds if (value := _at(points, step)) is not None]) for step in kept]
     return [(step, Spread(statistics.median(v), min(v), max(v), len(v))) for step, v in found if v]
 
@@ -134,9 +139,18 @@ def _at(points: Sequence[tuple[float, float]], step: float) -> float | None:
     return was + (now - was) * (step - low) / (high - low)
 
 
-def _thinned(steps: Sequence[float]) -> list[float]:
-    kept = list(steps[:: max(1, len(steps) // _MOST_POINTS)])
-    return kept if not steps or kept[-1] == steps[-1] else [*kept, steps[-1]]
+def _thinned(steps: Sequence[float], seeds: Sequence[Sequence[tuple[float, float]]]) -> list[float]:
+    """Of each part of a long curve the first step and those of its lowest and highest values: no spike is lost."""
+    if len(steps) <= 3 * _PARTS:
+        return list(steps)
+    values: dict[float, list[float]] = {}
+    for step, value in itertools.chain.from_iterable(seeds):
+        values.setdefault(step, []).append(value)
+    size = -(-len(steps) // _PARTS)
+    kept = {steps[-1]}
+    for part in (steps[at : at + size] for at in range(0, len(steps), size)):
+        kept |= {part[0], min(part, key=lambda s: min(values[s])), max(part, key=lambda s: max(values[s]))}
+    return sorted(kept)
 
 
 def _done(record: Record) -> bool:

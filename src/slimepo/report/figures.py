@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,24 +127,31 @@ def svg(figure: Any, salt: str, label: str, shown: bool = True) -> str:
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt}):
+    with matplotlib.rc_context({"svg.hashsalt": salt}), warnings.catch_warnings():
+        # The reader's browser draws the letters, whatever matplotlib's own font lacks.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r"<g id=\"[^\"]*\"", "<g", text)
     text = text.replace("xlink:href", "href")
-    # A tenth of a point is finer than a screen shows, and half the size.
-    text = re.sub(r"(?<=[ \n\"LMCQ])(-?\d+\.\d)\d+", r"\1", text)
-    for colour, page_colour in _PAGE_COLOURS.items():
-        text = text.replace(colour, page_colour)
+    text = re.sub(r"<[^>]*>", lambda tag: _tag(tag[0]), text)
     points = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
     assert points is not None
     width, height = (math.ceil(float(side) * 96 / 72) for side in points.groups())
     words = f'role="img" aria-label="{escape(label)}"' if shown else 'aria-hidden="true"'
-    return re.sub(
-        r"^<svg[^>]*>", f'<svg {points.group()} width="{width}" height="{height}" {words}>', text
-    ).strip()
+    opening = f'<svg {points.group()} width="{width}" height="{height}" {words}>'
+    return (opening + text[text.index(">") + 1 :]).strip()
+
+
+def _tag(tag: str) -> str:
+    """A tag with shorter numbers and the page's colours; words between tags stay as they are."""
+    # A tenth of a point is finer than a screen shows, and half the size.
+    tag = re.sub(r"(?<=[ \n\"LMCQ])(-?\d+\.\d)\d+", r"\1", tag)
+    for colour, page_colour in _PAGE_COLOURS.items():
+        tag = tag.replace(colour, page_colour)
+    return tag
 
 
 def start_line(axes: Any, level: float | None) -> None:

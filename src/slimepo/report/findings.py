@@ -55,7 +55,10 @@ def _warnings(groups: Sequence[Group]) -> Finding | None:
             if record.warnings:
                 first, more = record.warnings[0], len(record.warnings) - 1
                 step = "" if first.step is None else f"step {first.step:.0f}, "
-                lines.append(f"{record.name}: {step}{first.text}{f' (and {more} more)' if more else ''}")
+                gone = "" if first.gone is None else f" (gone at step {first.gone:.0f})"
+                lines.append(
+                    f"{record.name}: {step}{first.text}{gone}{f' (and {more} more)' if more else ''}"
+                )
     if not lines and not any(record.monitor for group in groups for record in group.records):
         return None
     return Finding("Monitor", "It warned of:" if lines else "It warned of nothing.", tuple(lines))

@@ -140,7 +140,7 @@ def _stage_record(
     lines = json_lines(folder / "metrics.jsonl")
     curve = [line for line in number_lines(lines) if "loss" in line]
     watched = json_lines(folder / "monitor.jsonl")
-    state, note = _state(folder, done, curve, stage)
+    state, note = _state(folder, done, watched, curve, stage)
     loss = str(stage.get("loss") or "unknown")
     label = path.resolve().name
     return Record(
@@ -174,8 +174,16 @@ def _stage_record(
 
 
 def _state(
-    folder: Path, done: dict[str, Any], curve: Sequence[dict[str, float]], stage: dict[str, Any]
+    folder: Path,
+    done: dict[str, Any],
+    watched: Sequence[Any],
+    curve: Sequence[dict[str, float]],
+    stage: dict[str, Any],
 ) -> tuple[State, str]:
+    stopped = number(mapping(mapping(done.get("monitor")).get("stopped")).get("step"))
+    if stopped is not None:
+        planned = next((number(mapping(line).get("steps")) for line in watched), None)
+        return "stopped", f"step {stopped:.0f}{'' if planned is None else f' of {planned:.0f}'}"
     if done:
         return "finished", ""
     error = mapping(read_json(folder / "error.json"))

@@ -55,9 +55,24 @@ def warnings_of(watched: Sequence[Any], done: dict[str, Any]) -> tuple[Warned, .
             number(line.get("step")),
             str(line.get("message") or line.get("warning") or ""),
             line.get("stops") is True,
+            _gone(watched, line),
         )
         for line in lines
     )
+
+
+def _gone(watched: Sequence[Any], warning: dict[str, Any]) -> float | None:
+    """The step at which a warning went off again; None where it held to the end."""
+    came, steps = (
+        number(warning.get("step")),
+        [
+            number(line.get("step"))
+            for line in map(mapping, watched)
+            if (line.get("kind"), line.get("state")) == ("warning", "off")
+            and line.get("warning") == warning.get("warning")
+        ],
+    )
+    return next((step for step in steps if step is not None and came is not None and step > came), None)
 
 
 def monitor_distributions(watched: Sequence[Any]) -> dict[str, Distribution]:
@@ -88,7 +103,11 @@ def monitor_samples(watched: Sequence[Any]) -> tuple[Sample, ...]:
     """The probe's prompts with the answers of the first and the last time they were asked."""
     start = next((line for line in map(mapping, watched) if line.get("kind") == "start"), {})
     asked = [line for line in map(mapping, watched) if line.get("kind") == "generation"]
-    ends = {"before": asked[0], "after": asked[-1]} if asked else {}
+    # Asked once only, before the first step, a run that was killed has no answers of its own.
+    before, after = (
+        [line for line in asked if bool(number(line.get("step"))) is later] for later in (False, True)
+    )
+    ends = {name: each[-1] for name, each in {"before": before, "after": after}.items() if each}
     samples = []
     for at, prompt in enumerate(map(mapping, start.get("prompts") or ())):
         given = {name: (line.get("answers") or [])[at : at + 1] for name, line in ends.items()}
@@ -118,5 +137,14 @@ def _flat_probe(line: dict[str, Any]) -> dict[str, Any]:
         return {"step": line.get("step")} | told
     flat = {"step": line.get("step")}
     for part in ("train", "heldout", "gradient_share"):
-        flat |= {f"{part}/{key}": value for key, value in numbers(line.get(part)).items()}
-    return flat
+        figures = mapping(line.get(part))
+        flat |= {f"{part}/{key}": value for key, value in numbers(figures).items()}
+        past = figures.get("past_margin")
+        if isinstance(past, list) and len(past) == 3:
+            flat |= {f"{part}/past_soft_margin": past[1], f"{part}/past_hard_margin": past[2]}
+    ratios = [
+        value
+        for value in map(number, mapping(line.get("entanglement")).get("ratio") or ())
+        if value is not None
+    ]
+    return flat | ({"entanglement": sum(ratios) / len(ratios)} if ratios else {})

@@ -15,7 +15,7 @@ def written(value: Spread | None, form: str, scale: float = 1.0) -> str:
     """A figure; with several seeds the median, and the lowest and the highest in brackets."""
     if value is None:
         return ABSENT
-    median, low, high = (format(scale * each, form) for each in value[:3])
+    median, low, high = (_rounded(scale * each, form) for each in value[:3])
     return median if value.n == 1 else f"{median} ({low} to {high})"
 
 
@@ -28,7 +28,12 @@ def change(group: Group, key: str, form: str, scale: float = 1.0) -> str:
     """A held-out figure before and after training: `-0.41 → -0.39`."""
     was = group.spread(lambda record: record.before.get(key) if key in record.after else None)
     now = after(group, key, form, scale)
-    return now if was is None else f"{format(scale * was.median, form)} → {now}"
+    return now if was is None else f"{_rounded(scale * was.median, form)} → {now}"
+
+
+def _rounded(value: float, form: str) -> str:
+    """As `form` says, and never -0.00."""
+    return format(value, f"z{form}")
 
 
 def percent(share: float, digits: int) -> str:

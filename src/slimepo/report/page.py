@@ -28,7 +28,7 @@ from slimepo.report.numbers import count, duration
 from slimepo.report.quickstart import samples as quickstart_samples
 from slimepo.report.quickstart import start_figures
 from slimepo.report.radar import model_styles, radar_panels
-from slimepo.report.records import Answer, Sample, Source, mapping, numbers
+from slimepo.report.records import ABSENT, Answer, Sample, Source, mapping, numbers
 from slimepo.report.shapes import distribution_panels, family_panels
 from slimepo.training.folder import write_text
 
@@ -80,11 +80,17 @@ def write_report(paths: Sequence[Path], page: Path, table: Path | None = None) -
     """Read folders and write the page and, unless `table` says where, its Markdown beside it.
 
     Raises:
-        InputError: as `read_report`; or the extra `report` (matplotlib) is not installed.
+        InputError: as `read_report`; the extra `report` (matplotlib) is not installed; or nothing can be written there.
     """
     report = read_report(paths)
-    write_text(page, report_page(report))
-    write_text(table or page.with_suffix(".md"), report_markdown(report))
+    texts = {page: report_page(report), table or page.with_suffix(".md"): report_markdown(report)}
+    try:
+        for path, text in texts.items():
+            write_text(path, text)
+    except OSError as error:
+        raise InputError(
+            f"report: {page} cannot be written ({error.strerror}); --out says where the page goes"
+        ) from error
     return report
 
 
@@ -175,6 +181,7 @@ def report_markdown(report: Report) -> str:
         parts.append(_markdown_table(tables.Table(heads, lines)))
     warned = [
         f"- {record.name}{'' if each.step is None else f', step {each.step:.0f}'}: {each.text}"
+        f"{'' if each.gone is None else f' (gone at step {each.gone:.0f})'}"
         for group in groups
         for record in group.records
         for each in record.warnings
@@ -264,7 +271,9 @@ def _markdown_table(table: tables.Table, noted: bool = False) -> str:
         label = (
             f"{line.label} ({line.note})" if noted and line.note and line.note != line.label else line.label
         )
-        cells = [line.error, *line.cells[1:]] if line.error and line.cells else list(line.cells)
+        cells = list(line.cells)
+        if line.error and cells:
+            cells[0] = line.error if cells[0] == ABSENT else f"{cells[0]} ({line.error})"
         shown = [_markdown(cell) for cell in (label, *cells)]
         lines.append([f"**{cell}**" if line.best and at < 2 else cell for at, cell in enumerate(shown)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -16,7 +16,7 @@ from slimepo.evaluation.canaries import CanaryResult
 from slimepo.evaluation.requests import Scores
 
 ABSENT = "–"
-State = Literal["finished", "unfinished", "failed"]
+State = Literal["finished", "stopped", "unfinished", "failed"]
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,12 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Warned:
-    """What the monitor said, and at which step; `stopped` where it ended the run."""
+    """What the monitor said, and at which step; `stopped` where it ended the run, `gone` the step where it was over."""
 
     step: float | None
     text: str
     stopped: bool = False
+    gone: float | None = None
 
 
 @dataclass(frozen=True)

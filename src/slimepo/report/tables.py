@@ -135,7 +135,7 @@ def objective_note(group: Group) -> str:
 
 def trouble(group: Group) -> str:
     """Why runs of a group have no end, in a line; empty where all have one."""
-    words = {"failed": "stopped", "unfinished": "not finished"}
+    words = {"failed": "stopped", "unfinished": "not finished", "stopped": "stopped by the monitor"}
     found = [(r, f"{words[r.state]}: {r.note}") for r in group.records if r.state != "finished"]
     if len(group.records) == 1:
         return found[0][1] if found else ""

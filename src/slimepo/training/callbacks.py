@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from slimepo.training.folder import json_lines
+from slimepo.training.folder import json_lines, write_text
 from slimepo.training.offload import Offload, offload_checkpoints, offloads
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ class MetricsFile(TrainerCallback):
             if state.global_step
             else []
         )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_log(
         self,

@@ -39,20 +39,21 @@ def read_json(path: Path) -> Any:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a JSONL file; a line cut off by a kill is left out."""
+    """The complete lines of a JSONL file; a line cut off by a kill, also in the middle of a letter, is left out."""
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    # Split as bytes: str.splitlines takes characters that may stand in an answer for ends of lines.
+    for line in path.read_bytes().split(b"\n"):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            lines.append(json.loads(line))
+        except ValueError:
             continue
     return lines
 

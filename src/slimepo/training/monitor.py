@@ -395,7 +395,9 @@ class DisplacementMonitor(TrainerCallback):
             if verdict.holds == self._on.get(verdict.kind, False):
                 continue
             self._on[verdict.kind] = verdict.holds
-            stops = verdict.holds and verdict.kind in self.settings.stop_on
+            # After the last step there is nothing left to stop.
+            ended = state.global_step >= state.max_steps
+            stops = verdict.holds and verdict.kind in self.settings.stop_on and not ended
             message = verdict.message if verdict.holds else f"{verdict.kind}: no longer so"
             self._write(
                 {

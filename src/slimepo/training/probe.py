@@ -36,15 +36,16 @@ def sample(rows: Sequence[TokenizedPair], size: int, seed: int) -> list[Tokenize
 
 def prompts_for(rows: Sequence[TokenizedPair], size: int, seed: int) -> list[TokenizedPair]:
     """Rows whose prompts are answered: by hash, of one length where `size` rows have it, for these run side by side."""
+    differing: dict[bytes, TokenizedPair] = {}
+    for row in sorted(rows, key=lambda row: _digest(row, seed)):
+        differing.setdefault(row.prompt.tobytes(), row)
     chosen: dict[int, list[TokenizedPair]] = defaultdict(list)
-    ordered = sorted(rows, key=lambda row: _digest(row, seed))
-    for row in ordered:
+    for row in differing.values():
         same = chosen[len(row.prompt)]
-        if not any(np.array_equal(row.prompt, other.prompt) for other in same):
-            same.append(row)
+        same.append(row)
         if len(same) == size:
             return same
-    return ordered[:size]
+    return list(differing.values())[:size]
 
 
 def end_token(rows: Sequence[TokenizedPair]) -> int | None:

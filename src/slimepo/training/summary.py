@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _FIGURES = (
-    ("chosen, nats per token", "logps/chosen", "{:.3f}"),
-    ("rejected, nats per token", "logps/rejected", "{:.3f}"),
-    ("margin, nats per token", "margin", "{:.3f}"),
+    ("chosen, nats per token", "logps/chosen", "{:z.3f}"),
+    ("rejected, nats per token", "logps/rejected", "{:z.3f}"),
+    ("margin, nats per token", "margin", "{:z.3f}"),
     ("chosen likelier than rejected", "accuracy", "{:.1%}"),
     ("rejected tokens under the floor", "rejected_below_floor", "{:.1%}"),
 )

@@ -79,7 +79,8 @@ def _unlearning(rows: str, now: Figures, start: Figures, on: bool) -> Verdict:
     if change is None:
         return Verdict("unlearning", False, rows, "")
     enough = change <= -FELL_OFF if on else change <= -FELL_ON and fell >= FELL_SHARE
-    holds = enough and (on or change + FELL_ERRORS * (error or 0.0) < 0)
+    # Of one pair no spread is known.
+    holds = enough and (on or (error is not None and change + FELL_ERRORS * error < 0))
     message = (
         f"chosen answers {WORDS[rows]} are {-change:.2g} nats per token less likely than at the start on "
         f"average, and less likely in {fell:.0%} of pairs: unlearning"
@@ -169,8 +170,8 @@ def facts(rows: str, now: Figures, start: Figures, chosen_fell: float | None) ->
     if now.get("accuracy") is not None and start.get("accuracy") is not None:
         said.append(
             f"The chosen answer is the likelier one in {now['accuracy']:.0%} of the pairs {WORDS[rows]} "
-            f"({start['accuracy']:.0%} at the start), by {now['margin']:.2f} nats per token on average "
-            f"({start['margin']:.2f})."
+            f"({start['accuracy']:.0%} at the start), by {now['margin']:z.2f} nats per token on average "
+            f"({start['margin']:z.2f})."
         )
     return said
 
