@@ -69,14 +69,7 @@ def run_stage(
     """
     started = time.time()
     trainer = stage_trainer(recipe, stage, base, rows, tokenizer, folder, callbacks)
-    console.print(f"{stage.name}: layout {trainer.layout} ({trainer.layout_reason})", highlight=False)
-    if trainer.reference is not None:
-        console.print(
-            f"{stage.name}: reference {trainer.reference.source} ({trainer.reference.reason})",
-            highlight=False,
-        )
-    if trainer.args.activation_checkpointing:
-        console.print(f"{stage.name}: activations {trainer.activations}", highlight=False)
+    _announce(trainer, stage.name, console)
     if is_main_process():
         remove_unfinished_checkpoints(folder / "checkpoints")
         (folder / "error.json").unlink(missing_ok=True)
@@ -84,60 +77,102 @@ def run_stage(
     checkpoint = last_checkpoint(folder / "checkpoints")
     if checkpoint is not None:
         console.print(f"{stage.name}: going on from {checkpoint.name}", highlight=False)
-    threshold = stage.loss_options.get("threshold", hyperparameters(slime)["threshold"])
     before = _scores(trainer.model, rows.heldout, console, "held-out pairs before")
-    progress = TrainingProgress(console, stage.name)
+    _train(trainer, recipe.seed, checkpoint, folder, TrainingProgress(console, stage.name))
+    after = _scores(trainer.model, rows.heldout, console, "held-out pairs after")
+    result = {
+        "name": stage.name,
+        "loss": stage.loss,
+        "loss_options": stage.loss_options,
+        "base": base if isinstance(base, str) else base.model_dump(),
+        **_facts(trainer),
+        "seconds": round(time.time() - started, 1),
+        "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+    }
+    if before is not None and after is not None:
+        result["heldout"] = _heldout(before, after, stage)
+    result["monitor"] = trainer.monitor.summary(result.get("heldout")) if trainer.monitor else None
+    if is_main_process():
+        if before is not None and after is not None:
+            write_json(folder / "distributions.json", distributions(before, after))
+        _export(trainer, recipe, stage, tokenizer, end_token_ids, folder / "model", result)
+        # Written last: a stage with this file is done.
+        write_json(folder / "stage.json", result)
+    trainer.accelerator.wait_for_everyone()
+    return result
+
+
+def _announce(trainer: PreferenceTrainer, name: str, console: Console) -> None:
+    """Say what was chosen for this model and objective."""
+    console.print(f"{name}: layout {trainer.layout} ({trainer.layout_reason})", highlight=False)
+    if trainer.reference is not None:
+        console.print(
+            f"{name}: reference {trainer.reference.source} ({trainer.reference.reason})", highlight=False
+        )
+    if trainer.args.activation_checkpointing:
+        console.print(f"{name}: activations {trainer.activations}", highlight=False)
+
+
+def _train(
+    trainer: PreferenceTrainer, seed: int, checkpoint: Path | None, folder: Path, progress: TrainingProgress
+) -> None:
+    """Train from the checkpoint, or from the start; a run that breaks leaves the reason for the report."""
     trainer.add_callback(progress)
     if trainer.monitor is not None:
         trainer.monitor.say = progress.warn
     try:
         # Scoring used no randomness that training needs, but the start must not depend on that.
-        set_seed(recipe.seed)
+        set_seed(seed)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except NonFiniteLossError as error:
         if is_main_process():
-            # For the report: a run that broke says why.
             write_json(folder / "error.json", {"error": str(error), "step": trainer.state.global_step})
         raise
     finally:
         progress.close()
-    after = _scores(trainer.model, rows.heldout, console, "held-out pairs after")
-    result: dict[str, Any] = {
-        "name": stage.name,
-        "loss": stage.loss,
-        "loss_options": stage.loss_options,
-        "base": base if isinstance(base, str) else base.model_dump(),
+
+
+def _facts(trainer: PreferenceTrainer) -> dict[str, Any]:
+    """What the trainer did, and with what."""
+    parameters = list(trainer.model.parameters())
+    return {
         "steps": trainer.state.global_step,
         "rows": len(trainer.train_dataset),
         "layout": trainer.layout,
         "reference": trainer.reference.source if trainer.reference else None,
-        "seconds": round(time.time() - started, 1),
-        "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "parameters": sum(p.numel() for p in parameters),
+        "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "peak_memory": peak_memory(),
     }
-    if before is not None and after is not None:
-        result["heldout"] = {
-            "pairs": len(rows.heldout),
-            "before": summary(before, threshold),
-            "after": summary(after, threshold),
-            "chosen_fell": chosen_fell(before, after),
-        }
-    result["monitor"] = trainer.monitor.summary(result.get("heldout")) if trainer.monitor else None
-    if is_main_process():
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        dtype = getattr(torch, recipe.export_dtype)
-        result["export_difference"] = export_model(model, tokenizer, folder / "model", end_token_ids, dtype)
-        write_text(folder / "model" / "README.md", model_card(recipe, stage, result))
-        # What the chat template was given in training, so that generation gives it the same.
-        write_json(folder / "model" / "slimepo.json", {"template_options": recipe.template_options})
-        if before is not None and after is not None:
-            write_json(folder / "distributions.json", distributions(before, after))
-        # Written last: a stage with this file is done.
-        write_json(folder / "stage.json", result)
-    trainer.accelerator.wait_for_everyone()
-    return result
+
+
+def _heldout(before: PairScores, after: PairScores, stage: Stage) -> dict[str, Any]:
+    """Figures of the held-out pairs before and after."""
+    threshold = stage.loss_options.get("threshold", hyperparameters(slime)["threshold"])
+    return {
+        "pairs": len(before.chosen),
+        "before": summary(before, threshold),
+        "after": summary(after, threshold),
+        "chosen_fell": chosen_fell(before, after),
+    }
+
+
+def _export(
+    trainer: PreferenceTrainer,
+    recipe: Recipe,
+    stage: Stage,
+    tokenizer: PreTrainedTokenizerBase,
+    end_token_ids: Collection[int],
+    folder: Path,
+    result: dict[str, Any],
+) -> None:
+    """Write the model with its card to `folder`; how far the export is off goes into `result`."""
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    dtype = getattr(torch, recipe.export_dtype)
+    result["export_difference"] = export_model(model, tokenizer, folder, end_token_ids, dtype)
+    write_text(folder / "README.md", model_card(recipe, stage, result))
+    # What the chat template was given in training, so that generation gives it the same.
+    write_json(folder / "slimepo.json", {"template_options": recipe.template_options})
 
 
 def stage_trainer(
