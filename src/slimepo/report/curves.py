@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import bisect
-import itertools
 import math
+import operator
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -114,9 +114,9 @@ def band(group: Group, lines: Lines, key: str) -> list[tuple[float, Spread]]:
     ends = [
         points[-1][0] for points, record in zip(seeds, group.records, strict=True) if points and _done(record)
     ]
-    steps = sorted({step for points in seeds for step, _ in points})
-    last = min(ends, default=steps[-1] if steps else 0.0)
-    kept = _thinned([step for step in steps if step <= last], seeds)
+    last = min(ends, default=math.inf)
+    within = [[point for point in points if point[0] <= last] for points in seeds]
+    kept = sorted({step for points in within for step in _thinned(points)})
     found = [(step, [value for points in seeds if (value := _at(points, step)) is not None]) for step in kept]
     return [(step, Spread(statistics.median(v), min(v), max(v), len(v))) for step, v in found if v]
 
@@ -139,18 +139,14 @@ def _at(points: Sequence[tuple[float, float]], step: float) -> float | None:
     return was + (now - was) * (step - low) / (high - low)
 
 
-def _thinned(steps: Sequence[float], seeds: Sequence[Sequence[tuple[float, float]]]) -> list[float]:
-    """Of each part of a long curve the first step and those of its lowest and highest values: no spike is lost."""
-    if len(steps) <= 3 * _PARTS:
-        return list(steps)
-    values: dict[float, list[float]] = {}
-    for step, value in itertools.chain.from_iterable(seeds):
-        values.setdefault(step, []).append(value)
-    size = -(-len(steps) // _PARTS)
-    kept = {steps[-1]}
-    for part in (steps[at : at + size] for at in range(0, len(steps), size)):
-        kept |= {part[0], min(part, key=lambda s: min(values[s])), max(part, key=lambda s: max(values[s]))}
-    return sorted(kept)
+def _thinned(points: Sequence[tuple[float, float]]) -> list[float]:
+    """The steps of a curve; of a long one the first of each part, its lowest, its highest, and the last of all."""
+    if len(points) <= 3 * _PARTS:
+        return [step for step, _ in points]
+    size, value = -(-len(points) // _PARTS), operator.itemgetter(1)
+    parts = [points[at : at + size] for at in range(0, len(points), size)]
+    drawn = [point for part in parts for point in (part[0], min(part, key=value), max(part, key=value))]
+    return [step for step, _ in (*drawn, points[-1])]
 
 
 def _done(record: Record) -> bool:
