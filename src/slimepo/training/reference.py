@@ -168,19 +168,21 @@ def with_reference(
     kind = _device(model).type
     with precision():
         autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
-    path = folder / f"{_key(model, reference, rows, autocast)}.npy"
-    known = _read(path, rows) if accelerator.is_main_process else None
-    known = _broadcast(known, accelerator)
+    path: Path | None = None
+    if accelerator.is_main_process:
+        # The key reads every weight; only the process that has the file needs it.
+        path = folder / f"{_key(model, reference, rows, autocast)}.npy"
+    known = _broadcast(_read(path, rows) if path else None, accelerator)
     cached = known is not None
     if known is None:
-        if accelerator.is_main_process:
+        if path is not None:
             _make_folder(folder)
         mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
         with precision(), reference.forward() as forward:
             computed = _compute([rows[i] for i in mine], forward, collator, _device(model))
         everyone = _gather(dict(zip(mine, computed, strict=True)), accelerator)
         known = [everyone[i] for i in range(len(rows))]
-        if accelerator.is_main_process:
+        if path is not None:
             _write(path, known)
     return [replace(row, reference=logps) for row, logps in zip(rows, known, strict=True)], cached
 

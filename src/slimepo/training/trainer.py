@@ -163,8 +163,7 @@ class PreferenceTrainer(Trainer):
         counts = self._global_counts(inputs)
         weight = self.accelerator.num_processes if inputs else 0
         batches = self._prepare_inputs(inputs or self._spare)
-        with self.accelerator.autocast(), frozen(self.model)() as forward:
-            divergence = self._divergence(forward, ((batch, int(weight > 0)) for batch in batches))
+        divergence = self._step_divergence(batches, weight=int(weight > 0))
         losses, outputs = [], []
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
@@ -190,8 +189,7 @@ class PreferenceTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The loss of one batch taken alone: its mean over the pairs in it."""
-        with self.accelerator.autocast(), frozen(self.model)() as forward:
-            divergence = self._divergence(forward, [(inputs, 1)])
+        divergence = self._step_divergence([inputs])
         output = self._objective(model, inputs, self._reference(inputs), divergence)
         loss = step_loss(output, _counts([inputs]))
         return (loss, output) if return_outputs else loss
@@ -299,6 +297,14 @@ class PreferenceTrainer(Trainer):
             return None
         with self.accelerator.autocast():
             return reference_logps(self.reference, batch)
+
+    def _step_divergence(self, batches: Sequence[PairBatch], weight: int = 1) -> Tensor | None:
+        """The divergence of a step's batches, in the precision that training computes in."""
+        if not self.objective.mismatched:
+            # Switching a large model between its modes takes time, which no other objective should spend.
+            return None
+        with self.accelerator.autocast(), frozen(self.model)() as forward:
+            return self._divergence(forward, ((batch, weight) for batch in batches))
 
     def _divergence(self, forward: Any, batches: Iterable[tuple[PairBatch, int]]) -> Tensor | None:
         """Mean log-ratio of the mismatched answers of weighted batches, over all ranks; None where none is read."""
