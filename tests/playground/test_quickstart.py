@@ -52,7 +52,11 @@ def test_it_leaves_a_table_a_page_and_the_numbers(first: tuple[dict[str, Any], P
         assert run["curve"]
         assert set(run["distributions"]) == {"margin", "rejected_tokens", "answer_lengths"}
         assert sum(run["distributions"]["answer_lengths"]["after"]) == result["heldout_prompts"]
-        assert run["monitor"][0]["kind"] == "start"
+        start, *_, end = run["monitor"]
+        assert (start["kind"], end["kind"]) == ("start", "end")
+        assert start["rows"]["heldout"], "the monitor is given the held-out pairs"
+        answers = next(line for line in run["monitor"] if line["kind"] == "generation")
+        assert answers["valid"] is not None, "and the world's checker of forms"
     assert "slime 1e-3" in (out / "page.html").read_text()
 
 

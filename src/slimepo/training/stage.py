@@ -93,7 +93,9 @@ def run_stage(
     }
     if before is not None and after is not None:
         result["heldout"] = _heldout(before, after, stage)
-    result["monitor"] = trainer.monitor.summary(result.get("heldout")) if trainer.monitor else None
+        if trainer.monitor is not None:
+            trainer.monitor.conclude(before, after)
+    result["monitor"] = trainer.monitor.record.summary(result.get("heldout")) if trainer.monitor else None
     if is_main_process():
         if before is not None and after is not None:
             write_json(folder / "distributions.json", distributions(before, after))
@@ -133,7 +135,7 @@ def _train(
     """Train from the checkpoint, or from the start."""
     trainer.add_callback(progress)
     if trainer.monitor is not None:
-        trainer.monitor.say = progress.warn
+        trainer.monitor.record.say = progress.warn
     try:
         # Scoring used no randomness that training needs, but the start must not depend on that.
         set_seed(seed)

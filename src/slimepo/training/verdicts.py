@@ -78,14 +78,21 @@ def _unlearning(rows: str, now: Figures, start: Figures, on: bool) -> Verdict:
     change, error, fell = now["chosen_change"], now["chosen_change_error"], now["chosen_fell"]
     if change is None:
         return Verdict("unlearning", False, rows, "")
-    enough = change <= -FELL_OFF if on else change <= -FELL_ON and fell >= FELL_SHARE
     # Of one pair no spread is known.
-    holds = enough and (on or (error is not None and change + FELL_ERRORS * error < 0))
+    holds = looks_fallen(now, on) and (on or (error is not None and change + FELL_ERRORS * error < 0))
     message = (
         f"chosen answers {WORDS[rows]} are {-change:.2g} nats per token less likely than at the start on "
-        f"average, and less likely in {fell:.0%} of pairs: unlearning"
+        f"average, and less likely in {fell:.0%} of {now['chosen_pairs']:,} pairs: unlearning"
     )
     return Verdict("unlearning", holds, rows, message)
+
+
+def looks_fallen(now: Figures, on: bool) -> bool:
+    """Whether chosen answers have fallen as far as unlearning asks for, chance left aside."""
+    change, fell = now["chosen_change"], now["chosen_fell"]
+    if change is None:
+        return False
+    return bool(change <= -FELL_OFF if on else change <= -FELL_ON and fell >= FELL_SHARE)
 
 
 def _floor(rows: str, now: Figures, start: Figures, on: bool) -> Verdict:
