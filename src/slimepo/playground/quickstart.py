@@ -135,6 +135,27 @@ def run_quickstart(
     return result
 
 
+def run_seeds(
+    recipe: QuickstartRecipe, seeds: int, out: Path, console: Console, *, cache: Path | None
+) -> list[Path]:
+    """The quickstart with `seeds` seeds, from the recipe's on, each in a folder of its own; these are returned.
+
+    `page.html` and `table.md` in `out` are of all of them: another seed is another world, SFT model and set of pairs.
+    """
+    from slimepo.report.page import write_report
+
+    if seeds == 1:
+        run_quickstart(recipe, out, console, cache=cache)
+        return [out]
+    folders = []
+    for seed in range(recipe.seed, recipe.seed + seeds):
+        console.print(f"seed {seed}", style="bold", highlight=False)
+        folders.append(out / f"seed-{seed}")
+        run_quickstart(recipe.model_copy(update={"seed": seed}), folders[-1], console, cache=cache)
+    write_report(folders, out / "page.html", out / "table.md")
+    return folders
+
+
 def build_world(recipe: QuickstartRecipe) -> Playground:
     """Tasks of the recipe's seed; no held-out problem is among those trained on, whatever its wording."""
     tokenizer = build_tokenizer()
