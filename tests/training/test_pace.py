@@ -54,6 +54,13 @@ class TestPace:
         # 10 s - 5 s - 4 s for the last one leave 1 s, not enough for another of 4 s.
         assert pace.gap(1.0) == 888
 
+    def test_what_is_done_once_is_spent_but_not_foretold(self) -> None:
+        """The first probe scores the reserve as well."""
+        pace = Pace(0.01, 0, 0, 1000)
+        pace.note(0, 4.0, again=1.0)
+        # 10 s - 4 s - 1 s for the last one leave five.
+        assert (pace.spent, pace.gap(1.0)) == (4.0, 167)
+
     def test_after_a_resume_the_rest_of_the_run_is_a_run_of_its_own(self) -> None:
         steps = probes(Pace(0.01, 2, 600, 1000, last=600), 1.0, 1.0)
         assert (steps[0], steps[-1]) == (600, 1000)

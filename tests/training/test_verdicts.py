@@ -61,6 +61,11 @@ class TestUnlearning:
         assert "held out" in found.message
         assert "outside the training rows" in found.message
 
+    def test_the_set_with_more_pairs_is_named(self) -> None:
+        both = self.fell(0.3)
+        assert verdict("unlearning", heldout=both, **both).rows == "train"
+        assert verdict("unlearning", heldout=both, **both | {"chosen_pairs": 11}).rows == "heldout"
+
     def test_rows_without_a_chosen_answer_say_nothing(self) -> None:
         nothing = dict.fromkeys(("chosen_change", "chosen_change_error", "chosen_fell"))
         assert not verdict("unlearning", **nothing).holds

@@ -303,13 +303,14 @@ class DisplacementMonitor(TrainerCallback):
         started = _now(trainer.args.device)
         options = self._slime_options()
         line = sample_figures(of, self._score, self._start, self._threshold, self._margins, options)
+        line["entanglement"] = self._entanglement()
+        again = _now(trainer.args.device) - started
         if of.reserve and self._start is None:
             line["reserve"] = reserve_means(of, self._score).tolist()
         elif of.reserve and self._looks_different(line):
             line["second_look"] = second_look(of, self._score, line, self._start or line)
-        line["entanglement"] = self._entanglement()
         seconds = _now(trainer.args.device) - started
-        pace.note(state.global_step, seconds)
+        pace.note(state.global_step, seconds, again)
         line = {
             "kind": "probe",
             "step": state.global_step,

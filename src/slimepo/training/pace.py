@@ -133,11 +133,12 @@ class Pace:
     done: int = 0  # between the first and the last
     last: int = 0  # the step of the latest probe
 
-    def note(self, step: int, seconds: float) -> None:
-        """A probe was made at `step`."""
+    def note(self, step: int, seconds: float, again: float | None = None) -> None:
+        """A probe was made at `step`; `again`: the seconds of it that the next one will take too, else all."""
         self.done += self.first_step < step < self.last_step
+        again = seconds if again is None else again
         # A fast one after a slow one may have been luck.
-        self.cost = max(seconds, (self.cost + seconds) / 2)
+        self.cost = max(again, (self.cost + again) / 2)
         self.spent, self.last = self.spent + seconds, step
 
     def due(self, step: int, seconds_per_step: float) -> bool:

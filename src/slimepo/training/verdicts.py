@@ -60,10 +60,15 @@ def judge_pairs(
             if figures is not None and (before := start.get(name)) is not None
         ]
         if found:
-            # Of two sets that hold the one trained on is the plainer case, and comes first.
-            verdict = next((v for v in found if v.holds), found[0])
+            # Of two sets the one with more pairs tells more; of equal ones that trained on is the plainer case.
+            holding = [verdict for verdict in found if verdict.holds]
+            verdict = max(holding, key=lambda v: _pairs(now[v.rows or ""]), default=found[0])
             verdicts.append(_of_heldout_alone(verdict, now) if kind == "unlearning" else verdict)
     return verdicts
+
+
+def _pairs(figures: Figures | None) -> int:
+    return figures["chosen_pairs"] if figures else 0
 
 
 def _of_heldout_alone(verdict: Verdict, now: Mapping[str, Figures | None]) -> Verdict:
