@@ -11,6 +11,7 @@ from slimepo.errors import InputError
 from slimepo.playground.quickstart import build_world, run_quickstart, run_seeds, sft_key
 from slimepo.playground.settings import load_quickstart
 from slimepo.playground.world import demonstrations
+from slimepo.training.monitor import DisplacementMonitor
 
 SMALL = [
     "world.demonstrations=300",
@@ -94,7 +95,11 @@ def test_one_objective_runs_beside_the_control() -> None:
     assert recipe.preference.learning_rates == recipe.preference.sweep
 
 
-def test_any_other_objective_runs_when_it_is_asked_for(cache: Path) -> None:
+def test_any_other_objective_runs_when_it_is_asked_for(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last_words: list[int] = []
+    monkeypatch.setattr(
+        DisplacementMonitor, "conclude", lambda self, before, after: last_words.append(len(after.chosen))
+    )
     assert [o.name for o in load_quickstart().objectives] == ["sft on chosen", "dpo", "simpo", "slime"]
     recipe = load_quickstart(SMALL, ["kto", "slime/without-hard"])
     result = run_quickstart(recipe, cache / "others", Console(quiet=True), cache=cache / "models")
@@ -102,6 +107,7 @@ def test_any_other_objective_runs_when_it_is_asked_for(cache: Path) -> None:
     assert set(names) == {"sft on chosen", "kto", "slime/without-hard"}
     assert all(run["error"] is None for run in result["runs"])
     assert len({run["steps"] for run in result["runs"]}) == 1
+    assert last_words == [result["pairs"]["heldout"]] * 3, "all held-out pairs judge every run"
 
 
 def test_several_seeds_share_a_page(cache: Path) -> None:

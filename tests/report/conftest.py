@@ -182,7 +182,7 @@ def write_run(
     if watched:
         (place / "monitor.jsonl").write_text(monitor_file())
     if state == "failed":
-        write_json(place / "error.json", {"error": "the loss is not finite at step 61", "step": 60})
+        write_json(place / "error.json", {"error": "the loss is not finite at step 61"})
     if state == "finished":
         heldout = {
             "pairs": 200,

@@ -63,7 +63,7 @@ def test_whole_sets_of_which_there_are_log_probs_alone() -> None:
     # Falls of 0.5 and 1.
     assert found["chosen_change"] == -0.75
     assert found["chosen_change_error"] == pytest.approx(0.25, abs=1e-6)
-    assert (found["chosen_fell"], found["chosen_pairs"], found["chosen"]) == (1.0, 2, -1.5)
+    assert (found["chosen_fell"], found["chosen_pairs"]) == (1.0, 2)
     assert (of_scores(start, start, 1.25)["rejected_below_floor"], found["rejected_below_floor"]) == (
         0.75,
         1.0,

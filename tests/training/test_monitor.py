@@ -1,9 +1,10 @@
 """The displacement monitor on real small runs: when it speaks, what it writes, and that it changes nothing."""
 
 import copy
+import itertools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from slimepo.evaluation.pairs import PairScores, score_pairs
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.playground.world import assistant_turn, demonstrations, make_tasks, user_turn
 from slimepo.training.config import PreferenceConfig
+from slimepo.training.displacement import SideScores
 from slimepo.training.folder import json_lines
 from slimepo.training.models import random_config, random_model
 from slimepo.training.monitor import DisplacementMonitor
@@ -83,9 +85,25 @@ def healthy(world: Any, tmp_path_factory: pytest.TempPathFactory) -> PreferenceT
     return run(tmp_path_factory.mktemp("healthy"), world, max_steps=40, **HEALTHY)
 
 
+def resumed(world: Any, folder: Path, checkpoint: str, **options: Any) -> PreferenceTrainer:
+    """The trainer of a run that goes on from its checkpoint."""
+    model, train, heldout = world
+    args = PreferenceConfig(
+        output_dir=str(folder), per_device_train_batch_size=16, save_strategy="no", report_to="none",
+        disable_tqdm=True, **options,
+    )  # fmt: skip
+    made = PreferenceTrainer(copy.deepcopy(model), args, train, heldout, build_tokenizer())
+    made.train(resume_from_checkpoint=str(folder / checkpoint))
+    return made
+
+
 def of_kind(made: PreferenceTrainer, kind: str) -> list[dict[str, Any]]:
     assert made.monitor is not None
-    return [line for line in json_lines(made.monitor.record.path) if line["kind"] == kind]
+    return of_kind_in(made.monitor.record.path.parent, kind)
+
+
+def of_kind_in(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [line for line in json_lines(folder / "monitor.jsonl") if line["kind"] == kind]
 
 
 class TestWarnings:
@@ -93,7 +111,8 @@ class TestWarnings:
         """SimPO with gamma / beta = 20 nats per token and a large learning rate."""
         made = run(tmp_path, world, **UNLEARNING)
         warned = of_kind(made, "warning")
-        assert [w["warning"] for w in warned if w["state"] == "on"].count("unlearning") == 1
+        unlearning = [w["set"] for w in warned if (w["warning"], w["state"]) == ("unlearning", "on")]
+        assert sorted(unlearning) == ["heldout", "train"], "once for each set"
         first = next(w for w in warned if w["warning"] == "unlearning")
         assert "nats per token less likely than at the start" in first["message"]
         assert first["message"] in caplog.text
@@ -139,29 +158,79 @@ class TestWarnings:
 
 
 class TestSecondLook:
+    """The budget pays for 8 pairs of each set here, and for a reserve of 41 that is scored when it is needed."""
+
+    BUDGET: ClassVar = {"budget": 0.2, "prompts": 0}
+
     def test_where_the_sample_looks_bad_more_pairs_are_asked(self, world: Any, tmp_path: Path) -> None:
-        """The budget pays for 8 pairs of each set here, and for 41 more that are scored when they are needed."""
-        made = run(tmp_path, world, monitor={"budget": 0.2}, **UNLEARNING)
+        made = run(tmp_path, world, monitor=self.BUDGET, **UNLEARNING)
         start, probes = of_kind(made, "start")[0], of_kind(made, "probe")
         assert (len(start["rows"]["heldout"]), len(start["reserve"])) == (8, 41)
         assert len(probes[0]["reserve"]) == 41
-        looks = [probe for probe in probes if "second_look" in probe]
-        assert len(looks) == 1, "a warning that is on needs no second look to stay on"
-        found = looks[0]["second_look"]
-        assert (found["set"], found["chosen_pairs"]) == ("heldout", 49)
-        by_id = {row.row_id: row for row in world[2]}
-        rows = [by_id[name] for name in (*start["rows"]["heldout"], *start["reserve"])]
-        if looks[0]["step"] == made.state.global_step:
-            change = score_pairs(made.model, rows).chosen - score_pairs(world[0], rows).chosen
-            assert found["chosen_change"] == pytest.approx(change.mean(), abs=1e-5)
-        assert looks[0]["step"] == of_kind(made, "warning")[0]["step"]
+        (look,) = (probe for probe in probes if "second_look" in probe)
+        assert (look["second_look"]["set"], look["second_look"]["chosen_pairs"]) == ("heldout", 49)
+        warned = next(w for w in of_kind(made, "warning") if w["set"] == "heldout")
+        assert warned["step"] == look["step"]
+        assert "of 49 pairs" in warned["message"]
 
     def test_a_healthy_run_never_needs_it(self, world: Any, tmp_path: Path) -> None:
-        made = run(tmp_path, world, monitor={"budget": 0.2}, **HEALTHY)
+        made = run(tmp_path, world, monitor=self.BUDGET, **HEALTHY)
         assert not any("second_look" in probe for probe in of_kind(made, "probe"))
 
+    @pytest.mark.parametrize(
+        ("later", "reserve", "states"),
+        [
+            (-1.0, [-1.0, -1.0], ["on"]),
+            (-1.0, [0.1, 0.1], []),
+            (0.1, [-1.0, 0.1], ["on", "off"]),
+            (0.1, [-1.0, -1.0], ["on"]),
+        ],
+        ids=["the reserve fell too", "it did not", "later it rose again", "later only the sample has risen"],
+    )
+    def test_the_second_look_decides(
+        self,
+        world: Any,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        later: float,
+        reserve: list[float],
+        states: list[str],
+    ) -> None:
+        """The sample seems to fall by 1 at the first probe behind step 0, the reserve as the first look finds it."""
+        sampled = itertools.chain([0.0, -1.0], itertools.repeat(later))
+        looked = itertools.chain([0.0, reserve[0]], itertools.repeat(reserve[1]))
 
-class TestConclusion:
+        def score(rows: Any) -> tuple[SideScores, SideScores]:
+            shift = next(sampled if any(len(row.rejected) for row in rows) else looked)
+            tokens = [np.array([-2.0 + shift])] * len(rows)
+            return SideScores(tokens, tokens, tokens), SideScores(*[[np.array([-3.0])] * len(rows)] * 3)
+
+        monitor = DisplacementMonitor(MonitorSettings.model_validate(self.BUDGET), tmp_path)
+        monkeypatch.setattr(monitor, "_score", score)
+        made = run(tmp_path, world, callbacks=[monitor], **HEALTHY)
+        assert len(of_kind(made, "probe")) >= 3
+        warned = [(w["warning"], w["set"], w["state"]) for w in of_kind(made, "warning")]
+        assert [state for kind, of, state in warned if (kind, of) == ("unlearning", "heldout")] == states
+
+    def test_it_stops_the_run(self, world: Any, tmp_path: Path) -> None:
+        made = run(tmp_path, world, monitor=self.BUDGET | {"stop_on": ["unlearning"]}, **UNLEARNING)
+        assert made.state.global_step < 24
+        assert "second_look" in of_kind(made, "probe")[-1]
+
+    def test_a_resumed_run_has_the_reserve_s_figures_of_step_0(self, world: Any, tmp_path: Path) -> None:
+        options = UNLEARNING | {"monitor": self.BUDGET}
+        run(tmp_path, world, save_strategy="steps", save_steps=2, max_steps=24, **options)
+        first = of_kind_in(tmp_path, "probe")[0]
+        made = resumed(world, tmp_path, "checkpoint-2", max_steps=24, **options)
+        probes = of_kind(made, "probe")
+        assert probes[0] == first
+        assert any("second_look" in probe for probe in probes)
+        (end,) = of_kind(made, "end")
+        assert end["train_seconds"] > probes[0]["train_seconds"]
+        assert {p["since"] for p in probes} == {0}
+
+
+class TestLastWord:
     """A stage scores all held-out pairs before and after training; the monitor's last word is of these."""
 
     def scores(self, change: float) -> PairScores:
@@ -177,24 +246,18 @@ class TestConclusion:
         assert "0.4 nats per token less likely" in warned["message"]
         assert "100% of 500 pairs" in warned["message"]
         assert of_kind(made, "end")[0]["warnings"] == ["unlearning"]
-        kept = made.monitor.record.summary()
-        assert kept is not None
-        assert kept["facts"][0].startswith("Warning: chosen answers held out")
 
     def test_what_the_sample_was_wrong_about_is_taken_back(self, world: Any, tmp_path: Path) -> None:
-        made = run(tmp_path, world, max_steps=2, **HEALTHY)
+        made = run(tmp_path, world, monitor={"every": 4, "pairs": 8}, **UNLEARNING)
         assert made.monitor is not None
-        made.monitor.conclude(self.scores(0), self.scores(-0.4))
+        assert {w["set"] for w in of_kind(made, "warning")} == {"train", "heldout"}
         made.monitor.conclude(self.scores(0), self.scores(0.1))
-        assert [line["state"] for line in of_kind(made, "warning")] == ["on", "off"]
-        assert of_kind(made, "end")[0]["warnings"] == []
-
-    def test_unlearning_of_the_rows_trained_on_is_not(self, world: Any, tmp_path: Path) -> None:
-        made = run(tmp_path, (world[0], world[1], []), **UNLEARNING)
-        assert made.monitor is not None
-        assert of_kind(made, "end")[0]["warnings"][0] == "unlearning"
-        made.monitor.conclude(self.scores(0), self.scores(0.1))
-        assert "unlearning" in of_kind(made, "end")[0]["warnings"]
+        taken_back = [w for w in of_kind(made, "warning") if w["state"] == "off"]
+        assert {w["set"] for w in taken_back} == {"heldout"}
+        assert "unlearning: not so of all 500 held-out pairs" in [w["message"] for w in taken_back]
+        kept = made.monitor.record.summary()
+        assert kept is not None
+        assert "trained on" in kept["facts"][0], "what was said of the rows trained on stands"
 
 
 class TestFile:
@@ -300,14 +363,7 @@ class TestResume:
         )
 
     def resume(self, world: Any, folder: Path) -> PreferenceTrainer:
-        model, train, heldout = world
-        args = PreferenceConfig(
-            output_dir=str(folder), max_steps=12, per_device_train_batch_size=16, save_strategy="no",
-            report_to="none", disable_tqdm=True, **WATCHED,
-        )  # fmt: skip
-        made = PreferenceTrainer(copy.deepcopy(model), args, train, heldout, build_tokenizer())
-        made.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
-        return made
+        return resumed(world, folder, "checkpoint-4", max_steps=12, **WATCHED)
 
     def test_step_0_is_where_the_run_began_and_not_where_it_goes_on(self, world: Any, tmp_path: Path) -> None:
         self.start_and_stop(world, tmp_path)
@@ -334,13 +390,7 @@ class TestResume:
     def test_a_run_that_was_stopped_stays_stopped(self, world: Any, tmp_path: Path) -> None:
         options = UNLEARNING | {"monitor": {"every": 8, "stop_on": ["unlearning"]}, "max_steps": 24}
         run(tmp_path, world, save_strategy="steps", save_steps=8, **options)
-        model, train, heldout = world
-        args = PreferenceConfig(
-            output_dir=str(tmp_path), per_device_train_batch_size=16, save_strategy="no", report_to="none",
-            disable_tqdm=True, **options,
-        )  # fmt: skip
-        made = PreferenceTrainer(copy.deepcopy(model), args, train, heldout, build_tokenizer())
-        made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+        made = resumed(world, tmp_path, "checkpoint-8", **options)
         assert made.state.global_step == 9
         assert made.monitor is not None
         assert made.monitor.record.stopped is not None

@@ -1,5 +1,6 @@
 """The monitor's file: what is kept of it on resume, and when a warning is reported."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +46,49 @@ class TestWarnings:
         record.warn(5, [FALLEN], ["unlearning"])
         assert record.stopped == {"step": 5, "warning": "unlearning", "message": FALLEN.message}
 
-    def test_after_the_end_the_last_line_is_still_the_end_and_names_what_holds(
-        self, record: MonitorRecord
-    ) -> None:
+    def test_two_sets_are_two_warnings(self, record: MonitorRecord) -> None:
+        record.warn(1, [FALLEN, replace(FALLEN, rows="train")], ())
+        record.warn(2, [RECOVERED], ())
+        assert [(line["set"], line["state"]) for line in record.of_kind("warning")] == [
+            ("heldout", "on"), ("train", "on"), ("heldout", "off"),
+        ]  # fmt: skip
+        assert record.holding() == ["unlearning"]
+
+
+class TestLastWord:
+    """Of all held-out pairs, when the run has ended."""
+
+    def test_what_holds_is_said_again_with_its_figures(self, record: MonitorRecord) -> None:
+        record.warn(5, [FALLEN], ())
         record.append(end(9))
-        record.warn_after_the_end(9, [FALLEN])
+        record.conclude(9, [replace(FALLEN, message="of all 500 pairs")], 500)
         lines = json_lines(record.path)
-        assert [line["kind"] for line in lines] == ["start", "warning", "end"]
-        assert lines[-1]["warnings"] == ["unlearning"]
-        assert lines[-1]["share"] == 0.01
-        record.warn_after_the_end(9, [RECOVERED])
-        assert json_lines(record.path)[-1]["warnings"] == []
+        assert [line["kind"] for line in lines] == ["start", "warning", "warning", "end"]
+        assert lines[2]["message"] == "of all 500 pairs"
+        assert lines[-1] == end(9) | {"warnings": ["unlearning"]}, "the line of the end is still the last"
+        kept = record.summary()
+        assert kept is not None
+        assert kept["facts"] == ["Warning: of all 500 pairs."]
+
+    def test_it_is_said_once(self, record: MonitorRecord) -> None:
+        """A run killed between its last word and its stage.json has it already."""
+        record.conclude(9, [FALLEN], 500)
+        record.conclude(9, [FALLEN], 500)
+        assert states(record) == [(9, "on")]
+
+    def test_a_false_alarm_is_taken_back(self, record: MonitorRecord) -> None:
+        record.warn(5, [FALLEN, replace(FALLEN, rows="train")], ())
+        record.append(end(9))
+        record.conclude(9, [RECOVERED], 500)
+        assert record.of_kind("warning")[-1]["message"] == "unlearning: not so of all 500 held-out pairs"
+        assert record.lines[-1]["warnings"] == ["unlearning"], "that of the rows trained on is another matter"
+        kept = record.summary()
+        assert kept is not None
+        assert [(line["set"], line["gone"]) for line in kept["warnings"]] == [("heldout", 9), ("train", None)]
+
+    def test_what_was_never_said_is_not_taken_back(self, record: MonitorRecord) -> None:
+        record.conclude(9, [RECOVERED], 500)
+        assert record.of_kind("warning") == []
 
 
 class TestResume:

@@ -1,6 +1,7 @@
 """Which pairs the monitor scores, and the second look at more of them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,22 @@ class TestDrawing:
         one = draw_sample(TRAIN, HELDOUT, settings(), 6_000, seed=0)
         assert draw_sample(TRAIN[::-1], HELDOUT[::-1], settings(), 6_000, seed=0).ids == one.ids
         assert draw_sample(TRAIN, HELDOUT, settings(), 6_000, seed=1).ids != one.ids
+
+    def test_a_reserve_smaller_than_the_sample_is_none(self) -> None:
+        assert draw_sample(TRAIN, HELDOUT[:20], settings(), 6_000, seed=0).reserve == []
+
+    def test_judged_rows_are_counted_by_their_chosen_answers(self) -> None:
+        """Every other row has a chosen answer here; however rare they are, no more than four times as many rows."""
+        judged = [
+            replace(row, chosen=row.chosen[:0]) if at % 2 else replace(row, rejected=row.rejected[:0])
+            for at, row in enumerate(HELDOUT)
+        ]
+        found = draw_sample(TRAIN, judged, settings(), 6_000, seed=0)
+        assert sum(len(row.chosen) > 0 for row in found.rows["heldout"]) == 11
+        assert len(found.rows["heldout"]) > 11
+        assert all(len(row.chosen) for row in found.reserve)
+        rejected = [replace(row, chosen=row.chosen[:0]) for row in HELDOUT]
+        assert len(draw_sample(TRAIN, rejected, settings(), 6_000, seed=0).rows["heldout"]) == 44
 
 
 class TestSecondLook:

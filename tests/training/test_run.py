@@ -17,11 +17,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from slimepo.errors import InputError, NonFiniteLossError
+from slimepo.evaluation.pairs import PairScores
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.playground.world import demonstrations, make_tasks
 from slimepo.report.folders import read_source
 from slimepo.settings import dump
 from slimepo.training.folder import json_lines
+from slimepo.training.monitor import DisplacementMonitor
 from slimepo.training.recipe import load_recipe
 from slimepo.training.run import run_recipe
 from slimepo.training.stage import StageRows, stage_trainer
@@ -139,6 +141,22 @@ def test_so_does_one_that_runs_out_of_memory(
     (record,) = read_source(tmp_path / "run").records
     assert record.state == "failed"
     assert "tried to allocate 2.00 GiB" in record.note
+
+
+def test_all_held_out_pairs_have_the_monitor_s_last_word(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, float]] = []
+
+    def conclude(self: DisplacementMonitor, before: PairScores, after: PairScores) -> None:
+        asked.append((len(before.chosen), float((after.chosen - before.chosen).mean())))
+
+    monkeypatch.setattr(DisplacementMonitor, "conclude", conclude)
+    results = run_recipe(load_recipe(world / "recipe.yaml"), tmp_path / "run", console())
+    for (pairs, change), result in zip(asked, results, strict=True):
+        heldout = result["heldout"]
+        assert pairs == heldout["pairs"]
+        assert change == pytest.approx(heldout["after"]["logps/chosen"] - heldout["before"]["logps/chosen"])
 
 
 def test_done_stages_are_skipped(world: Path, finished: Path) -> None:

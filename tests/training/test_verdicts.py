@@ -12,18 +12,16 @@ START = {
 }  # fmt: skip
 
 
-def verdict(kind: str, on: bool = False, heldout: dict[str, Any] | None = None, **now: Any) -> Verdict:
-    found = judge_pairs(
-        {"train": START | now, "heldout": heldout and START | heldout},
-        {"train": START, "heldout": START},
-        {kind: on},  # type: ignore[dict-item]
-    )
+def verdict(kind: str, on: bool = False, rows: str = "train", **now: Any) -> Verdict:
+    held: dict[Any, bool] = {(kind, rows): on}
+    found = judge_pairs({"train": None, "heldout": None, rows: START | now}, {rows: START}, held)
     return next(v for v in found if v.kind == kind)
 
 
 def test_where_nothing_has_moved_nothing_is_said() -> None:
     verdicts = judge_pairs({"train": START, "heldout": START}, {"train": START, "heldout": START}, {})
-    assert [v.kind for v in verdicts] == ["unlearning", "floor", "entropy"]
+    kinds = [(v.kind, v.rows) for v in verdicts]
+    assert kinds == [(k, s) for k in ("unlearning", "floor", "entropy") for s in ("train", "heldout")]
     assert not any(v.holds for v in verdicts)
 
 
@@ -55,16 +53,19 @@ class TestUnlearning:
         assert verdict("unlearning", on=True, **self.fell(0.07)).holds
         assert not verdict("unlearning", on=True, **self.fell(0.04)).holds
 
-    def test_held_out_answers_alone_are_told_apart(self) -> None:
-        found = verdict("unlearning", heldout=self.fell(0.3), chosen_change=0.2)
-        assert (found.holds, found.rows) == (True, "heldout")
-        assert "held out" in found.message
-        assert "outside the training rows" in found.message
+    def test_of_fewer_than_eight_pairs_chance_cannot_be_told_from_a_fall(self) -> None:
+        assert verdict("unlearning", chosen_pairs=8, **self.fell(0.8)).holds
+        assert not verdict("unlearning", chosen_pairs=7, **self.fell(0.8)).holds
 
-    def test_the_set_with_more_pairs_is_named(self) -> None:
-        both = self.fell(0.3)
-        assert verdict("unlearning", heldout=both, **both).rows == "train"
-        assert verdict("unlearning", heldout=both, **both | {"chosen_pairs": 11}).rows == "heldout"
+    def test_each_set_has_a_verdict_of_its_own(self) -> None:
+        """A warning about one of them does not make the other's threshold milder."""
+        now = {"train": START | self.fell(0.06), "heldout": START | self.fell(0.06)}
+        found = judge_pairs(now, {"train": START, "heldout": START}, {("unlearning", "heldout"): True})
+        assert [(v.rows, v.holds) for v in found if v.kind == "unlearning"] == [
+            ("train", False),
+            ("heldout", True),
+        ]
+        assert "held out" in verdict("unlearning", rows="heldout", **self.fell(0.3)).message
 
     def test_rows_without_a_chosen_answer_say_nothing(self) -> None:
         nothing = dict.fromkeys(("chosen_change", "chosen_change_error", "chosen_fell"))
@@ -76,10 +77,15 @@ class TestFloor:
         assert verdict("floor", rejected_below_floor=0.45).holds
         assert not verdict("floor", rejected_below_floor=0.42).holds
         assert verdict("floor", on=True, rejected_below_floor=0.42).holds
-        assert "45% of their tokens" in verdict("floor", rejected_below_floor=0.45).message
+        assert verdict("floor", rejected_below_floor=0.45).message == (
+            "rejected answers trained on are collapsing: 45% of their tokens are under the floor (20% at the start)"
+        )
 
     def test_a_few_tokens_that_fall_very_deep(self) -> None:
-        assert verdict("floor", rejected_p5=-7.0).holds
+        found = verdict("floor", rejected_p5=-7.0)
+        assert found.holds
+        assert "at -7.0 nats or lower (-2.0 at the start)" in found.message
+        assert "under the floor" not in found.message, "what has not moved is no reason"
         assert not verdict("floor", rejected_p5=-6.5).holds
 
     def test_without_rejected_answers_it_says_nothing(self) -> None:
@@ -109,7 +115,7 @@ class TestAnswers:
         assert judge_answers(self.answers(looping=0.5), start, {}).holds
         assert judge_answers(self.answers(finished=0.25), start, {}).holds
         assert not judge_answers(self.answers(finished=0.75, looping=0.25), start, {}).holds
-        assert judge_answers(self.answers(looping=0.25), start, {"repetition": True}).holds
+        assert judge_answers(self.answers(looping=0.25), start, {("repetition", None): True}).holds
         message = judge_answers(self.answers(finished=0.25, looping=0.5), start, {}).message
         assert message.startswith("of 4 greedy answers 2 repeat themselves (0 at the start) and 3 do not end")
 

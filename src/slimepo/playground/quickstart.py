@@ -16,7 +16,6 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainerCallback,
     set_seed,
 )
 
@@ -303,17 +302,19 @@ def _train(
     title: str,
     args: PreferenceConfig,
     console: Console,
-    *watching: TrainerCallback,
+    monitor: DisplacementMonitor | None = None,
 ) -> list[dict[str, Any]]:
     """Train `model` in place and return the log lines; nothing is left on disk."""
     set_seed(args.seed)
     progress = TrainingProgress(console, title)
+    if monitor is not None:
+        monitor.record.say = progress.warn
     with tempfile.TemporaryDirectory() as folder:
         args.output_dir = folder
         try:
             trainer = PreferenceTrainer(
                 model=model, args=args, train_dataset=rows, processing_class=world.tokenizer,
-                callbacks=[progress, *watching],
+                callbacks=[progress, *([monitor] if monitor else [])],
             )  # fmt: skip
             trainer.train()
         finally:

@@ -40,39 +40,38 @@ def monitor_lines(watched: Sequence[Any], curve: Sequence[dict[str, float]]) -> 
 
 def warnings_of(watched: Sequence[Any], done: dict[str, Any]) -> tuple[Warned, ...]:
     """Every time a warning came on, from the file, else from stage.json."""
-    lines = [
-        line for line in map(mapping, watched) if line.get("kind") == "warning" and line.get("state") != "off"
-    ]
+    lines = [line for line in map(mapping, watched) if line.get("kind") == "warning"]
     if not lines:
-        kept = mapping(done.get("monitor"))
-        lines = [mapping(line) for line in kept.get("warnings") or ()]
-        stopped = mapping(kept.get("stopped"))
-        lines = [
-            {**line, "stops": bool(stopped) and line.get("step") == stopped.get("step")} for line in lines
-        ]
+        return tuple(
+            _kept(mapping(line), done) for line in mapping(done.get("monitor")).get("warnings") or ()
+        )
     return tuple(
         Warned(
-            number(line.get("step")),
-            str(line.get("message") or line.get("warning") or ""),
-            line.get("stops") is True,
-            _gone(watched, line),
+            number(line.get("step")), _words(line), line.get("stops") is True, _gone(lines[at + 1 :], line)
         )
-        for line in lines
+        for at, line in enumerate(lines)
+        if line.get("state") != "off"
     )
 
 
-def _gone(watched: Sequence[Any], warning: dict[str, Any]) -> float | None:
-    """The step at which a warning went off again; None where it held to the end."""
-    came, steps = (
-        number(warning.get("step")),
-        [
-            number(line.get("step"))
-            for line in map(mapping, watched)
-            if (line.get("kind"), line.get("state")) == ("warning", "off")
-            and line.get("warning") == warning.get("warning")
-        ],
-    )
-    return next((step for step in steps if step is not None and came is not None and step >= came), None)
+def _kept(line: dict[str, Any], done: dict[str, Any]) -> Warned:
+    """A warning as stage.json has it."""
+    stopped = mapping(mapping(done.get("monitor")).get("stopped"))
+    stops = bool(stopped) and all(line.get(key) == stopped.get(key) for key in ("step", "warning"))
+    return Warned(number(line.get("step")), _words(line), stops, number(line.get("gone")))
+
+
+def _words(line: dict[str, Any]) -> str:
+    return str(line.get("message") or line.get("warning") or "")
+
+
+def _gone(later: Sequence[dict[str, Any]], warning: dict[str, Any]) -> float | None:
+    """The step at which a warning went off again, from the lines behind its own; None where it held to the end."""
+    for line in later:
+        same = all(line.get(key) == warning.get(key) for key in ("warning", "set"))
+        if same and line.get("state") == "off":
+            return number(line.get("step"))
+    return None
 
 
 def monitor_distributions(watched: Sequence[Any]) -> dict[str, Distribution]:

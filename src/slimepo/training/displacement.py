@@ -108,7 +108,6 @@ def of_scores(scores: PairScores, start: PairScores, threshold: float) -> dict[s
     tokens = [t for t in scores.rejected_tokens if len(t)]
     return {
         "chosen_pairs": int((~np.isnan(change)).sum()),
-        "chosen": mean(scores.chosen),
         **fall(change),
         "rejected_below_floor": mean(np.array([(t < -threshold).mean() for t in tokens])),
         "rejected_p5": percentile(np.concatenate([*tokens, np.zeros(0)]), 5),

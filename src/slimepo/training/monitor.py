@@ -6,7 +6,6 @@ ends in the same weights as one without. docs/monitor.md says how to read what i
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,8 +48,6 @@ if TYPE_CHECKING:
     from slimepo.evaluation.pairs import PairScores
     from slimepo.training.trainer import PreferenceTrainer
 
-logger = logging.getLogger(__name__)
-
 _TRIED_TOKENS = 8
 
 
@@ -65,7 +62,7 @@ class DisplacementMonitor(TrainerCallback):
         folder: where `monitor.jsonl` goes; a resumed run finds the figures of step 0 there.
         heldout: rows that are not trained on; None takes the trainer's eval_dataset.
         valid: whether an answer has the form that its row asks for, `(row_id, text) -> bool`.
-        say: what warnings are given to; the module's logger by default.
+        say: what warnings are given to; the trainer's panel where it has one, else a logger.
     """
 
     def __init__(
@@ -74,7 +71,7 @@ class DisplacementMonitor(TrainerCallback):
         folder: str | Path,
         heldout: Sequence[TokenizedPair] | None = None,
         valid: Callable[[str, str], bool] | None = None,
-        say: Callable[[str], None] = logger.warning,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.settings, self.heldout, self.valid = settings, heldout, valid
         self.record = MonitorRecord(Path(folder) / FILE, say)
@@ -97,19 +94,11 @@ class DisplacementMonitor(TrainerCallback):
 
         What the sample was too small for is said here, and what it was wrong about is taken back.
         """
-        probes = self.record.of_kind("probe")
-        if self._start is None or not probes:
+        if self._start is None:
             return
-        unknown = {"entropy": None, "chosen": None}
-        now, start = (
-            {
-                "train": probe["train"],
-                "heldout": unknown | (probe["heldout"] or {}) | of_scores(scores, before, self._threshold),
-            }
-            for probe, scores in ((probes[-1], after), (self._start, before))
-        )
-        verdicts = judge_pairs(now, start, self.record.on)
-        self.record.warn_after_the_end(probes[-1]["step"], verdicts)
+        now, start = (of_scores(scores, before, self._threshold) for scores in (after, before))
+        verdicts = judge_pairs({"heldout": now}, {"heldout": start}, self.record.on, ("unlearning", "floor"))
+        self.record.conclude(self.record.of_kind("probe")[-1]["step"], verdicts, now["chosen_pairs"])
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -216,11 +205,11 @@ class DisplacementMonitor(TrainerCallback):
         """A new file, and where everything stands before the first step (or where a lost record begins again)."""
         trainer, prompts = self._watched, self._prompts
         if state.global_step:
-            self.record.say(
+            self.record.tell(
                 f"the figures of step 0 are not in {self.record.path}, or of other pairs: changes are counted from "
                 f"step {state.global_step}"
             )
-        decode = self._decode()
+        decode, asked = self._decode(), "heldout" if self._sample.rows["heldout"] else "train"
         self.record.begin(
             {
                 "kind": "start",
@@ -235,7 +224,7 @@ class DisplacementMonitor(TrainerCallback):
                 "prompts": [
                     {
                         "row_id": row.row_id,
-                        "set": "heldout" if self._heldout_rows() else "train",
+                        "set": asked,
                         "text": decode(row.prompt.tolist()) if decode else None,
                     }
                     for row in prompts
@@ -282,6 +271,8 @@ class DisplacementMonitor(TrainerCallback):
         self._start_answers = answers[0] if answers else None
         # Without answers at the start the model could give none.
         self._prompts = self._prompts if answers else []
+        self._clock.carried = probes[-1]["train_seconds"]
+        self._clock.spent = sum(line["seconds"] for line in (*probes, *answers))
         self._scoring.done = max(len(probes) - 1, 0)
         self._generation.done = max(len(answers) - 1, 0)
         self._max_new_tokens = kept[0]["max_new_tokens"]
@@ -298,17 +289,17 @@ class DisplacementMonitor(TrainerCallback):
 
     def _probe(self, state: TrainerState, pace: Pace) -> None:
         """Score the sample, write its figures and judge them."""
-        trainer, of = self._watched, self._sample
+        trainer, sampled = self._watched, self._sample
         training = self._clock.training(time.perf_counter())
         started = _now(trainer.args.device)
         options = self._slime_options()
-        line = sample_figures(of, self._score, self._start, self._threshold, self._margins, options)
+        line = sample_figures(sampled, self._score, self._start, self._threshold, self._margins, options)
         line["entanglement"] = self._entanglement()
         again = _now(trainer.args.device) - started
-        if of.reserve and self._start is None:
-            line["reserve"] = reserve_means(of, self._score).tolist()
-        elif of.reserve and self._looks_different(line):
-            line["second_look"] = second_look(of, self._score, line, self._start or line)
+        if sampled.reserve and self._start is None:
+            line["reserve"] = reserve_means(sampled, self._score).tolist()
+        elif sampled.reserve and self._looks_different(line):
+            line["second_look"] = second_look(sampled, self._score, line, self._start or line)
         seconds = _now(trainer.args.device) - started
         pace.note(state.global_step, seconds, again)
         line = {
@@ -324,9 +315,9 @@ class DisplacementMonitor(TrainerCallback):
         if self._start is None:
             self._start = line
         self._unlogged |= flat_figures(line)
-        now, start = ({name: probe[name] for name in of.rows} for probe in (line, self._start))
+        now, start = ({name: probe[name] for name in sampled.rows} for probe in (line, self._start))
         if "second_look" in line:
-            now[of.reserve_set] = now[of.reserve_set] | line["second_look"]
+            now[sampled.reserve_set] = now[sampled.reserve_set] | line["second_look"]
         self.record.warn(state.global_step, judge_pairs(now, start, self.record.on), self._stop_on(state))
 
     def _score(self, rows: Sequence[TokenizedPair]) -> tuple[SideScores, SideScores]:
@@ -336,9 +327,10 @@ class DisplacementMonitor(TrainerCallback):
         return score_sample(trainer.model, rows, trainer.data_collator, batch_size)
 
     def _looks_different(self, line: Mapping[str, Any]) -> bool:
-        """Whether the sample alone would have unlearning come on, or go off again."""
-        on = self.record.on.get("unlearning", False)
-        return looks_fallen(line[self._sample.reserve_set], on) != on
+        """Whether the sample alone would have unlearning of the reserve's set come on, or go off again."""
+        name = self._sample.reserve_set
+        on = self.record.on.get(("unlearning", name), False)
+        return looks_fallen(line[name], on) != on
 
     def _stop_on(self, state: TrainerState) -> list[Kind]:
         """The warnings that end the run; none after the last step, when there is nothing left to stop."""
@@ -374,7 +366,7 @@ class DisplacementMonitor(TrainerCallback):
             return greedy_answers(model, self._prompts, self._end, max_new_tokens, decode, self.valid)
         except InputError as error:
             # A model without a key-value cache trains all the same.
-            self.record.say(f"no generation probe: {error}")
+            self.record.tell(f"no generation probe: {error}")
             self._prompts = []
             return None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from slimepo.training.folder import json_lines, write_text
 from slimepo.training.pace import Kind
-from slimepo.training.verdicts import Verdict, three_facts
+from slimepo.training.verdicts import Verdict, Warned, three_facts
 
 VERSION = 1
 FILE = "monitor.jsonl"
@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 class MonitorRecord:
     """The lines of a `monitor.jsonl`, in memory and on disk, one JSON object each; docs/monitor.md has the kinds.
 
-    say: what warnings are given to.
+    say: what warnings are given to; this module's logger if None.
     """
 
-    def __init__(self, path: Path, say: Callable[[str], None] = logger.warning) -> None:
+    def __init__(self, path: Path, say: Callable[[str], None] | None = None) -> None:
         self.path, self.say = path, say
         self.lines: list[dict[str, Any]] = []
-        self.on: dict[Kind, bool] = {}
+        self.on: dict[Warned, bool] = {}
         self.stopped: dict[str, Any] | None = None
 
     def clear(self) -> None:
@@ -56,47 +56,66 @@ class MonitorRecord:
     def take_up(self, kept: list[dict[str, Any]]) -> None:
         """Go on behind these lines."""
         self.lines = kept
-        self.on = {line["warning"]: line["state"] == "on" for line in self.of_kind("warning")}
+        self.on = {(line["warning"], line["set"]): line["state"] == "on" for line in self.of_kind("warning")}
         self.stopped = next((_stop(line) for line in self.of_kind("warning") if line["stops"]), None)
         self.rewrite()
+
+    def tell(self, message: str) -> None:
+        """Say something to whoever trains; it is not kept."""
+        (self.say or logger.warning)(message)
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """The lines of one kind, in their order."""
         return [line for line in self.lines if line["kind"] == kind]
 
     def holding(self) -> list[Kind]:
-        """The warnings that are on."""
-        return [kind for kind, on in self.on.items() if on]
+        """The kinds of warnings that are on."""
+        return list(dict.fromkeys(kind for (kind, _), on in self.on.items() if on))
 
     def warn(self, step: int, verdicts: Sequence[Verdict], stop_on: Collection[Kind]) -> None:
         """Report what has come on or gone off; a kind in `stop_on` that comes on is why the run stops."""
         for verdict in verdicts:
-            if verdict.holds == self.on.get(verdict.kind, False):
+            if verdict.holds == self.on.get((verdict.kind, verdict.rows), False):
                 continue
-            self.on[verdict.kind] = verdict.holds
             stops = verdict.holds and verdict.kind in stop_on
             message = verdict.message if verdict.holds else f"{verdict.kind}: no longer so"
-            self.append(
-                {
-                    "kind": "warning",
-                    "step": step,
-                    "warning": verdict.kind,
-                    "state": "on" if verdict.holds else "off",
-                    "set": verdict.rows,
-                    "message": message,
-                    "stops": stops,
-                }
-            )
-            self.say(f"step {step}: {message}{'; the run stops here' if stops else ''}")
+            self._report(step, verdict, message, stops)
             if stops and self.stopped is None:
                 self.stopped = _stop(self.lines[-1])
 
-    def warn_after_the_end(self, step: int, verdicts: Sequence[Verdict]) -> None:
-        """The same of a run that has ended: its last line stays the last, and names what holds now."""
+    def conclude(self, step: int, verdicts: Sequence[Verdict], pairs: int) -> None:
+        """The last word, of all held-out pairs: what holds is said with its figures, what does not is taken back.
+
+        The line of the end stays the last one.
+        """
         ends = [self.lines.pop()] if self.lines[-1]["kind"] == "end" else []
-        self.warn(step, verdicts, ())
+        said = [(line["step"], line["message"]) for line in self.of_kind("warning")]
+        for verdict in verdicts:
+            if verdict.holds and (step, verdict.message) not in said:
+                self._report(step, verdict, verdict.message, stops=False)
+            elif verdict.holds:
+                continue  # a run that was killed behind its last step has said so before
+            elif self.on.get((verdict.kind, verdict.rows), False):
+                self._report(
+                    step, verdict, f"{verdict.kind}: not so of all {pairs:,} held-out pairs", stops=False
+                )
         self.lines += [end | {"warnings": self.holding()} for end in ends]
         self.rewrite()
+
+    def _report(self, step: int, verdict: Verdict, message: str, stops: bool) -> None:
+        self.on[verdict.kind, verdict.rows] = verdict.holds
+        self.append(
+            {
+                "kind": "warning",
+                "step": step,
+                "warning": verdict.kind,
+                "state": "on" if verdict.holds else "off",
+                "set": verdict.rows,
+                "message": message,
+                "stops": stops,
+            }
+        )
+        self.tell(f"step {step}: {message}{'; the run stops here' if stops else ''}")
 
     def summary(self, heldout: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """What is worth keeping in the stage's record: warnings, why it stopped, the cost, three facts.
@@ -105,16 +124,31 @@ class MonitorRecord:
         """
         if not self.lines:
             return None
-        raised = [line for line in self.of_kind("warning") if line["state"] == "on"]
         ends = self.of_kind("end")
         return {
-            "warnings": [
-                {key: line[key] for key in ("step", "warning", "set", "message")} for line in raised
-            ],
+            "warnings": self._raised(),
             "stopped": self.stopped,
             "share": ends[-1]["share"] if ends else None,
             "facts": three_facts(self.lines, heldout),
         }
+
+    def _raised(self) -> list[dict[str, Any]]:
+        """Every warning that came on, and the step at which it was `gone` again."""
+        raised: list[dict[str, Any]] = []
+        for line in self.of_kind("warning"):
+            if line["state"] == "on":
+                raised.append(
+                    {key: line[key] for key in ("step", "warning", "set", "message")} | {"gone": None}
+                )
+                continue
+            for earlier in raised:
+                if (earlier["warning"], earlier["set"], earlier["gone"]) == (
+                    line["warning"],
+                    line["set"],
+                    None,
+                ):
+                    earlier["gone"] = line["step"]
+        return raised
 
 
 def _as_text(line: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,15 +60,28 @@ def draw_sample(
 ) -> MonitorSample:
     """The sample of a run over `trained_pairs` pairs in all: a function of the rows, the seed and that size alone."""
     size = sample_size(settings, trained_pairs, sets=2 if heldout else 1)
-    # Held-out answers fall first and farthest: those trained on are pushed down and pulled up again.
-    reserve_set, source = ("heldout", heldout) if heldout else ("train", train)
-    drawn = sample(source, size + reserve_size(settings, trained_pairs, size), seed)
-    rows = {"train": sample(train, size, seed), "heldout": drawn[:size] if heldout else []}
-    return MonitorSample(rows, [row for row in drawn[size:] if len(row.chosen)], reserve_set)
+    rows = {"train": sample(train, len(train), seed), "heldout": sample(heldout, len(heldout), seed)}
+    first = {name: with_chosen(ordered, size) for name, ordered in rows.items()}
+    # Held-out answers fall farther than those trained on, which are pushed down and pulled up again.
+    reserve_set = "heldout" if heldout else "train"
+    further = [row for row in rows[reserve_set][len(first[reserve_set]) :] if len(row.chosen)]
+    reserve = further[: reserve_size(settings, trained_pairs, size)]
+    # Fewer than the sample has would settle nothing.
+    return MonitorSample(first, reserve if len(reserve) >= size else [], reserve_set)
+
+
+def with_chosen(rows: Sequence[TokenizedPair], count: int) -> list[TokenizedPair]:
+    """The first rows that hold `count` chosen answers: judged rows have one answer each, and not all a chosen one.
+
+    Four times as many rows at most.
+    """
+    held = itertools.accumulate(len(row.chosen) > 0 for row in rows)
+    whole = next((at for at, chosen in enumerate(held, 1) if chosen == count), len(rows))
+    return list(rows[: min(whole, 4 * count)])
 
 
 def sample_figures(
-    of: MonitorSample,
+    sampled: MonitorSample,
     score: Score,
     start: Mapping[str, Any] | None,
     threshold: float,
@@ -80,9 +94,9 @@ def sample_figures(
     """
     line: dict[str, Any] = {"train": None, "heldout": None, "gradient_share": None, "gradient_norm": None}
     # Both sets in one go: what a small model's forward pass costs is mostly overhead.
-    chosen, rejected = score([row for rows in of.rows.values() for row in rows])
+    chosen, rejected = score([row for rows in sampled.rows.values() for row in rows])
     first = 0
-    for name, rows in of.rows.items():
+    for name, rows in sampled.rows.items():
         if not rows:
             continue
         part, first = slice(first, first + len(rows)), first + len(rows)
@@ -96,17 +110,17 @@ def sample_figures(
     return line
 
 
-def reserve_means(of: MonitorSample, score: Score) -> FloatArray:
+def reserve_means(sampled: MonitorSample, score: Score) -> FloatArray:
     """Log-probs per token of the reserve's chosen answers, `[pairs]`."""
-    chosen, _ = score([replace(row, rejected=row.rejected[:0]) for row in of.reserve])
+    chosen, _ = score([replace(row, rejected=row.rejected[:0]) for row in sampled.reserve])
     return chosen.means()
 
 
 def second_look(
-    of: MonitorSample, score: Score, line: Mapping[str, Any], start: Mapping[str, Any]
+    sampled: MonitorSample, score: Score, line: Mapping[str, Any], start: Mapping[str, Any]
 ) -> dict[str, Any]:
     """How far the chosen answers of the sample, as scored in `line`, and of the reserve have moved together."""
-    sampled = as_array(line[of.reserve_set]["per_pair"]["chosen"])
-    before = as_array([*start[of.reserve_set]["per_pair"]["chosen"], *start["reserve"]])
-    change = np.concatenate([sampled, reserve_means(of, score)]) - before
-    return {"set": of.reserve_set, "chosen_pairs": int((~np.isnan(change)).sum()), **fall(change)}
+    few = as_array(line[sampled.reserve_set]["per_pair"]["chosen"])
+    before = as_array([*start[sampled.reserve_set]["per_pair"]["chosen"], *start["reserve"]])
+    change = np.concatenate([few, reserve_means(sampled, score)]) - before
+    return {"set": sampled.reserve_set, "chosen_pairs": int((~np.isnan(change)).sum()), **fall(change)}

@@ -22,7 +22,7 @@ _RESERVE_SHARE = 0.25
 CHOSEN_SHARE = 0.6
 # The sample is as large as lets this many probes be paid for: the first, the last and three between.
 _PLANNED_PROBES = 5
-_FEWEST_PAIRS = 8
+FEWEST_PAIRS = 8
 _MOST_PROBES = 50
 # The first step of a run compiles and allocates; its time says nothing about the others.
 _UNTIMED_STEPS = 1
@@ -73,13 +73,13 @@ def sample_size(settings: MonitorSettings, trained_pairs: float, sets: int) -> i
     if settings.every is not None:
         return settings.pairs
     affordable = _affordable(settings, trained_pairs) * (1 - _RESERVE_SHARE)
-    return min(settings.pairs, max(_FEWEST_PAIRS, int(affordable / (sets * _PLANNED_PROBES))))
+    return min(settings.pairs, max(FEWEST_PAIRS, int(affordable / (sets * _PLANNED_PROBES))))
 
 
 def reserve_size(settings: MonitorSettings, trained_pairs: float, size: int) -> int:
     """Further pairs whose chosen answers alone are kept for a second look, where the sample is smaller than asked for.
 
-    None where the run pays for fewer than the sample has: they would settle nothing.
+    0 where the run pays for fewer than the sample has: they would settle nothing.
     """
     affordable = int(_affordable(settings, trained_pairs) * _RESERVE_SHARE / CHOSEN_SHARE)
     more = min(settings.pairs - size, affordable)
@@ -159,19 +159,23 @@ class Pace:
 
 
 class StepClock:
-    """Seconds of training without the monitor's own, as a mean over steps; the first step is left out."""
+    """Seconds of training without the monitor's own, as a mean over steps; the first step is left out.
+
+    `carried` and `spent` count on from where a resumed run stood; the mean is of the steps since.
+    """
 
     def __init__(self, step: int, now: float) -> None:
-        self._first, self._started, self.spent = step, now, 0.0
+        self._first, self._started, self._own, self.carried, self.spent = step, now, 0.0, 0.0, 0.0
         self._timed_from: tuple[int, float] | None = None
 
     def own(self, seconds: float) -> None:
         """The monitor itself took that long."""
+        self._own += seconds
         self.spent += seconds
 
     def training(self, now: float) -> float:
         """Seconds since the start, the monitor's left out."""
-        return now - self._started - self.spent
+        return self.carried + now - self._started - self._own
 
     def per_step(self, step: int, now: float) -> float | None:
         """Mean seconds of a step; None before two steps have been timed."""

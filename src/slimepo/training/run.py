@@ -19,7 +19,7 @@ from slimepo.evaluation.stages import check_evaluations, clear_evaluations, eval
 from slimepo.settings import dump
 from slimepo.training.folder import MARKER, is_main_process, read_json, versions, write_json, write_text
 from slimepo.training.recipe import Data, RandomModel, Recipe, Stage
-from slimepo.training.stage import StageRows, run_stage, stage_arguments
+from slimepo.training.stage import StageRows, failure_on_record, run_stage, stage_arguments
 from slimepo.types import Preference
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
         else:
             rows = stage_rows(recipe, stage, data, chat, out, console)
             ends = {chat.end_id}
-            results.append(run_stage(recipe, stage, base, rows, tokenizer, ends, out / stage.name, console))
+            folder = out / stage.name
+            with failure_on_record(folder):
+                results.append(run_stage(recipe, stage, base, rows, tokenizer, ends, folder, console))
         # Absolute: adapters name their base, wherever they are loaded from.
         base = exported[stage.name] = str((out / stage.name / "model").resolve())
         failed += evaluate_stage(recipe, stage.name, out, console)

@@ -73,15 +73,13 @@ def run_stage(
     _announce(trainer, stage.name, console)
     if is_main_process():
         remove_unfinished_checkpoints(folder / "checkpoints")
-        (folder / "error.json").unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()
     checkpoint = last_checkpoint(folder / "checkpoints")
     if checkpoint is not None:
         console.print(f"{stage.name}: going on from {checkpoint.name}", highlight=False)
-    with _failure_on_record(trainer, folder):
-        before = _scores(trainer.model, rows.heldout, console, "held-out pairs before")
-        _train(trainer, recipe.seed, checkpoint, TrainingProgress(console, stage.name))
-        after = _scores(trainer.model, rows.heldout, console, "held-out pairs after")
+    before = _scores(trainer.model, rows.heldout, console, "held-out pairs before")
+    _train(trainer, recipe.seed, checkpoint, TrainingProgress(console, stage.name))
+    after = _scores(trainer.model, rows.heldout, console, "held-out pairs after")
     result = {
         "name": stage.name,
         "loss": stage.loss,
@@ -106,6 +104,20 @@ def run_stage(
     return result
 
 
+@contextmanager
+def failure_on_record(folder: Path) -> Iterator[None]:
+    """A stage that breaks, by whatever error, leaves the reason in `folder/error.json` for the report."""
+    if is_main_process():
+        (folder / "error.json").unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        if is_main_process():
+            told = str(error) if isinstance(error, InputError | NonFiniteLossError) else repr(error)
+            write_json(folder / "error.json", {"error": told})
+        raise
+
+
 def _announce(trainer: PreferenceTrainer, name: str, console: Console) -> None:
     """Say what was chosen for this model and objective."""
     console.print(f"{name}: layout {trainer.layout} ({trainer.layout_reason})", highlight=False)
@@ -115,18 +127,6 @@ def _announce(trainer: PreferenceTrainer, name: str, console: Console) -> None:
         )
     if trainer.args.activation_checkpointing:
         console.print(f"{name}: activations {trainer.activations}", highlight=False)
-
-
-@contextmanager
-def _failure_on_record(trainer: PreferenceTrainer, folder: Path) -> Iterator[None]:
-    """A run that breaks, by whatever error, leaves the reason for the report."""
-    try:
-        yield
-    except Exception as error:
-        if is_main_process():
-            told = str(error) if isinstance(error, InputError | NonFiniteLossError) else repr(error)
-            write_json(folder / "error.json", {"error": told, "step": trainer.state.global_step})
-        raise
 
 
 def _train(

@@ -123,7 +123,7 @@ class PreferenceTrainer(Trainer):
         )
         if self.monitor is not None:
             self.monitor.attach(self)
-            if shown and watching:
+            if shown and self.monitor.record.say is None:
                 self.monitor.record.say = shown[0].warn
 
     def get_train_dataloader(self) -> DataLoader[Any]:

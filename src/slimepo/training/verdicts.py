@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from slimepo.training.pace import Kind
+from slimepo.training.pace import FEWEST_PAIRS, Kind
 
 Figures = Mapping[str, Any]
+# What is warned of, and of which set; None where it is of no set.
+Warned = tuple[Kind, str | None]
 
 
 @dataclass(frozen=True)
@@ -49,42 +51,26 @@ WORDS = {"train": "trained on", "heldout": "held out"}
 
 
 def judge_pairs(
-    now: Mapping[str, Figures | None], start: Mapping[str, Figures | None], on: Mapping[Kind, bool]
+    now: Mapping[str, Figures | None],
+    start: Mapping[str, Figures | None],
+    on: Mapping[Warned, bool],
+    kinds: Sequence[Kind] = ("unlearning", "floor", "entropy"),
 ) -> list[Verdict]:
-    """Unlearning, floor and entropy, from the figures of `train` and `heldout`; `on` says which hold already."""
-    verdicts = []
-    for kind, judge in _JUDGES.items():
-        found = [
-            judge(name, figures, before, on.get(kind, False))
-            for name, figures in now.items()
-            if figures is not None and (before := start.get(name)) is not None
-        ]
-        if found:
-            # Of two sets the one with more pairs tells more; of equal ones that trained on is the plainer case.
-            holding = [verdict for verdict in found if verdict.holds]
-            verdict = max(holding, key=lambda v: _pairs(now[v.rows or ""]), default=found[0])
-            verdicts.append(_of_heldout_alone(verdict, now) if kind == "unlearning" else verdict)
-    return verdicts
-
-
-def _pairs(figures: Figures | None) -> int:
-    return figures["chosen_pairs"] if figures else 0
-
-
-def _of_heldout_alone(verdict: Verdict, now: Mapping[str, Figures | None]) -> Verdict:
-    """Unlearning of held-out answers alone is told apart: those trained on may have become likelier."""
-    trained = now.get("train")
-    if verdict.rows != "heldout" or not trained or (trained["chosen_change"] or 0.0) < 0:
-        return verdict
-    return replace(verdict, message=f"{verdict.message} (of answers outside the training rows)")
+    """Unlearning, floor and entropy of each set (`train`, `heldout`); `on` says which hold already."""
+    return [
+        _JUDGES[kind](name, figures, before, on.get((kind, name), False))
+        for kind in kinds
+        for name, figures in now.items()
+        if figures is not None and (before := start.get(name)) is not None
+    ]
 
 
 def _unlearning(rows: str, now: Figures, start: Figures, on: bool) -> Verdict:
     change, error, fell = now["chosen_change"], now["chosen_change_error"], now["chosen_fell"]
     if change is None:
         return Verdict("unlearning", False, rows, "")
-    # Of one pair no spread is known.
-    holds = looks_fallen(now, on) and (on or (error is not None and change + FELL_ERRORS * error < 0))
+    certain = error is not None and now["chosen_pairs"] >= FEWEST_PAIRS and change + FELL_ERRORS * error < 0
+    holds = looks_fallen(now, on) and (on or certain)
     message = (
         f"chosen answers {WORDS[rows]} are {-change:.2g} nats per token less likely than at the start on "
         f"average, and less likely in {fell:.0%} of {now['chosen_pairs']:,} pairs: unlearning"
@@ -103,15 +89,18 @@ def looks_fallen(now: Figures, on: bool) -> bool:
 def _floor(rows: str, now: Figures, start: Figures, on: bool) -> Verdict:
     if now["rejected_below_floor"] is None or start["rejected_below_floor"] is None:
         return Verdict("floor", False, rows, "")
-    rise = now["rejected_below_floor"] - start["rejected_below_floor"]
-    fall = start["rejected_p5"] - now["rejected_p5"]
-    limit_rise, limit_fall = (UNDER_OFF, PERCENTILE_OFF) if on else (UNDER_ON, PERCENTILE_ON)
-    message = (
-        f"rejected answers {WORDS[rows]} are collapsing: {now['rejected_below_floor']:.0%} of their tokens are under "
-        f"the floor ({start['rejected_below_floor']:.0%} at the start), the least likely 5 % are at "
-        f"{now['rejected_p5']:.1f} nats or lower ({start['rejected_p5']:.1f} at the start)"
-    )
-    return Verdict("floor", rise >= limit_rise or fall >= limit_fall, rows, message)
+    below, before = now["rejected_below_floor"], start["rejected_below_floor"]
+    lowest, lowest_before = now["rejected_p5"], start["rejected_p5"]
+    limit_rise, limit_drop = (UNDER_OFF, PERCENTILE_OFF) if on else (UNDER_ON, PERCENTILE_ON)
+    reasons = []
+    if below - before >= limit_rise:
+        reasons.append(f"{below:.0%} of their tokens are under the floor ({before:.0%} at the start)")
+    if lowest_before - lowest >= limit_drop:
+        reasons.append(
+            f"the least likely 5 % of their tokens are at {lowest:.1f} nats or lower ({lowest_before:.1f} at the start)"
+        )
+    message = f"rejected answers {WORDS[rows]} are collapsing: {', '.join(reasons)}"
+    return Verdict("floor", bool(reasons), rows, message)
 
 
 def _entropy(rows: str, now: Figures, start: Figures, on: bool) -> Verdict:
@@ -135,9 +124,9 @@ _JUDGES: Mapping[Kind, Callable[[str, Figures, Figures, bool], Verdict]] = {
 }
 
 
-def judge_answers(now: Figures, start: Figures, on: Mapping[Kind, bool]) -> Verdict:
+def judge_answers(now: Figures, start: Figures, on: Mapping[Warned, bool]) -> Verdict:
     """Repetition: greedy answers that loop, or go on without end, where they did not at step 0."""
-    limit = BROKEN_OFF if on.get("repetition", False) else BROKEN_ON
+    limit = BROKEN_OFF if on.get(("repetition", None), False) else BROKEN_ON
     endless = start["finished"] - now["finished"]
     loops = now["looping"] - start["looping"]
     count = len(now["answers"])
@@ -156,8 +145,10 @@ def three_facts(lines: Sequence[Mapping[str, Any]], heldout: Figures | None = No
     """
     probes = [x for x in lines if x["kind"] == "probe"]
     answers = [x for x in lines if x["kind"] == "generation"]
-    last = {x["warning"]: x for x in lines if x["kind"] == "warning"}
-    said = [f"Warning: {x['message']}." for x in last.values() if x["state"] == "on"]
+    last = {(x["warning"], x["set"]): x for x in lines if x["kind"] == "warning"}
+    # Of two sets the later one, which is the held-out one where all held-out pairs have had the last word.
+    holding = {x["warning"]: x for x in last.values() if x["state"] == "on"}
+    said = [f"Warning: {x['message']}." for x in holding.values()]
     name = "heldout" if probes and probes[0]["heldout"] else "train"
     if heldout is not None:
         said += heldout_facts(heldout)
