@@ -189,7 +189,7 @@ class TestSources:
 class TestCache:
     def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         """How many rows were scored each time a trainer was made."""
-        import slimepo.training.reference as module
+        import slimepo.training.reference_cache as module
 
         counts: list[int] = []
         real = module._compute

@@ -38,8 +38,8 @@ from slimepo.training.reference import (
     choose_reference,
     frozen,
     reference_logps,
-    with_reference,
 )
+from slimepo.training.reference_cache import with_reference
 from slimepo.types import LossOutput, PairLogps
 
 logger = logging.getLogger(__name__)
