@@ -284,6 +284,53 @@ class TestCache:
             )
         assert counts == [8]
 
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ({"max_steps": 2}, 8),
+            ({"max_steps": 5}, 20),
+            ({"max_steps": 6}, 22),
+            ({"max_steps": -1, "num_train_epochs": 0.5}, 12),
+            ({"max_steps": 7, "dataloader_drop_last": True}, 22),
+            ({"max_steps": 3, "train_sampling_strategy": "group_by_length"}, 12),
+        ],
+    )
+    def test_only_rows_that_the_run_reads_are_computed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], expected: int
+    ) -> None:
+        """22 rows make five steps of four and one of two; drop_last reads the others in later epochs."""
+        counts = self.calls(monkeypatch)
+        rows = random_rows(22)
+        trainer = made(tmp_path, rows=rows, **options)
+        known = {row.row_id for row in trainer.train_dataset if row.reference is not None}
+        read: set[str] = set()
+        real = type(trainer).training_step
+
+        def spy(self: Any, model: Any, inputs: Any, *rest: Any) -> Any:
+            read.update(row for batch in inputs for row in batch["row_ids"])
+            return real(self, model, inputs, *rest)
+
+        monkeypatch.setattr(type(trainer), "training_step", spy)
+        trainer.train()
+        assert known == read
+        assert counts == [len(known)]
+        if "dataloader_drop_last" not in options:
+            assert len(known) == expected
+        assert [row.row_id for row in trainer.train_dataset] == [row.row_id for row in rows]
+
+    def test_a_short_run_ends_in_the_weights_that_a_copy_gives(self, tmp_path: Path) -> None:
+        weights = []
+        for source in ("cache", "copy"):
+            trainer = made(tmp_path, reference=source, rows=random_rows(22), max_steps=3)
+            trainer.train()
+            weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+        torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+    def test_rows_that_no_step_reads_are_scored_when_asked_for_before_training(self, tmp_path: Path) -> None:
+        trainer = made(tmp_path, rows=random_rows(22))
+        figures = trainer.evaluate(trainer.train_dataset)
+        assert figures["eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
+
     def test_a_damaged_file_is_named(self, tmp_path: Path, cache: Path) -> None:
         made(tmp_path)
         (path,) = cache.glob("*.npy")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.utils.data import Sampler
 
@@ -49,3 +51,22 @@ class StepSampler(Sampler[list[int]]):
         for step in range(len(self)):
             rows = order[step * self.step_size : (step + 1) * self.step_size]
             yield rows[self.rank :: self.ranks]
+
+
+def rows_read(sampler: StepSampler, max_steps: int, epochs: float) -> list[int]:
+    """The rows that a run reads on all its ranks, in the order of the data set.
+
+    Args:
+        sampler: that of the run.
+        max_steps: its steps, where that is positive; `epochs` decides otherwise, as in transformers' Trainer.
+        epochs: its epochs, which may be a part of one.
+    """
+    steps = max_steps if max_steps > 0 else math.ceil(epochs * len(sampler))
+    read: set[int] = set()
+    for epoch in range(math.ceil(steps / max(len(sampler), 1))):
+        if len(read) == len(sampler.lengths):
+            break
+        in_order = replace(sampler, rank=0, ranks=1, epoch=epoch)
+        for rows in itertools.islice(in_order, steps - epoch * len(sampler)):
+            read.update(rows)
+    return sorted(read)

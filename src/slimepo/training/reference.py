@@ -131,8 +131,9 @@ def reference_logps(reference: Reference, batch: PairBatch) -> PairLogps:
         return pair_logps(batch["reference"], batch)
     if reference.cached:
         raise InputError(
-            f"row {batch['row_ids'][0]}: its reference log-probs were not computed before training; "
-            "give the trainer these rows when it is made, or use reference 'copy'"
+            f"row {batch['row_ids'][0]}: its reference log-probs were not computed before training, as those of "
+            "eval_dataset and of the rows that the run's steps read; give the trainer these rows as eval_dataset "
+            "when it is made, or use reference 'copy'"
         )
     with reference.forward() as forward:
         return policy_logps(forward, batch)

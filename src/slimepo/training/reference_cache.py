@@ -46,6 +46,8 @@ def with_reference(
     Every rank computes a share; the main process writes the file. `model` names the weights in the file's key;
     `precision` is the autocast that they are computed under, which is to be the one that reads them.
     """
+    if not rows:
+        return [], False
     folder = folder or cache_folder("reference")
     kind = device_of(model).type
     with precision():

@@ -29,7 +29,7 @@ from slimepo.training.metrics import MetricSums, side_tokens
 from slimepo.training.models import load_model
 from slimepo.training.monitor import DisplacementMonitor
 from slimepo.training.offload import activations
-from slimepo.training.order import StepSampler
+from slimepo.training.order import StepSampler, rows_read
 from slimepo.training.pace import monitor_settings
 from slimepo.training.precision import measuring
 from slimepo.training.prepare import prepared, refuse_sharding, whole_steps
@@ -130,16 +130,7 @@ class PreferenceTrainer(Trainer):
         """Steps of the epoch, of which this rank takes its share; a step is a list of micro-batches."""
         if self.train_dataset is None:
             raise InputError("there is nothing to train on: give train_dataset")
-        args, ranks = self.args, self.accelerator.num_processes
-        sampler = StepSampler(
-            lengths=[length(row, self.sides) for row in self.train_dataset],
-            step_size=args.train_batch_size * ranks,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            strategy=args.train_sampling_strategy,
-            drop_last=args.dataloader_drop_last,
-            rank=self.accelerator.process_index,
-            ranks=ranks,
-        )
+        sampler = self._sampler()
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EpochOfSampler):
                 callback.sampler = sampler
@@ -147,8 +138,8 @@ class PreferenceTrainer(Trainer):
             self.train_dataset,
             batch_sampler=sampler,
             collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
         )
 
     def training_step(
@@ -250,11 +241,25 @@ class PreferenceTrainer(Trainer):
             )
         return norm
 
+    def _sampler(self) -> StepSampler:
+        args, ranks = self.args, self.accelerator.num_processes
+        return StepSampler(
+            lengths=[length(row, self.sides) for row in self.train_dataset],
+            step_size=args.train_batch_size * ranks,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            strategy=args.train_sampling_strategy,
+            drop_last=args.dataloader_drop_last,
+            rank=self.accelerator.process_index,
+            ranks=ranks,
+        )
+
     def _rows(self, dataset: Any) -> Any:
         if isinstance(dataset, Mapping):
             return {name: self._rows(part) for name, part in dataset.items()}
         rows = tokenized(dataset, self.processing_class, self.args, self.objective)
-        if self.reference is None or not self.reference.cached or not rows or rows[0].reference is not None:
+        if self.reference is None or not self.reference.cached or rows is None:
+            return rows
+        if all(row.reference is not None for row in rows):
             return rows
         # Once training has begun, the model that they would have to be scored with has changed.
         begun = self.state.global_step > 0 or self.is_in_train
@@ -268,13 +273,16 @@ class PreferenceTrainer(Trainer):
         reference = choose_reference(
             self.model, self.args.reference, self.layout, self.processing_class, **options
         )
-        if reference.cached and self.train_dataset:
-            self.train_dataset = self._with_reference(
-                self.train_dataset, reference, self.accelerator.autocast
-            )
-        elif self.train_dataset:
+        if self.train_dataset:
             # Rows that another trainer had bring its reference's log-probs with them.
             self.train_dataset = [replace(row, reference=None) for row in self.train_dataset]
+        if self.train_dataset and reference.cached:
+            read = rows_read(self._sampler(), self.args.max_steps, self.args.num_train_epochs)
+            rows = [self.train_dataset[i] for i in read]
+            for i, row in zip(
+                read, self._with_reference(rows, reference, self.accelerator.autocast), strict=True
+            ):
+                self.train_dataset[i] = row
         return reference
 
     def _with_reference(
