@@ -22,6 +22,7 @@ from slimepo.errors import InputError
 from slimepo.training.folder import cache_folder
 from slimepo.training.layout import to_device
 from slimepo.training.logps import causal_lm, policy_logps
+from slimepo.training.progress import Report
 from slimepo.training.reference import OF_ADAPTERS, Forward, Reference, device_of
 
 # Rows that are cut into batches together; packing takes the square of their number.
@@ -39,16 +40,17 @@ def with_reference(
     collator: StepCollator,
     precision: Callable[[], AbstractContextManager[Any]],
     accelerator: Any,
-    folder: Path | None = None,
+    report: Report | None = None,
 ) -> tuple[list[TokenizedPair], bool]:
-    """The rows with their reference log-probs, and whether these came from the cache in `folder`.
+    """The rows with their reference log-probs, and whether these came from the cache.
 
     Every rank computes a share; the main process writes the file. `model` names the weights in the file's key;
-    `precision` is the autocast that they are computed under, which is to be the one that reads them.
+    `precision` is the autocast that they are computed under, which is to be the one that reads them;
+    `report` is told how many of this rank's rows are done, and of how many.
     """
     if not rows:
         return [], False
-    folder = folder or cache_folder("reference")
+    folder = cache_folder("reference")
     kind = device_of(model).type
     with precision():
         autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
@@ -63,7 +65,7 @@ def with_reference(
             _make_folder(folder)
         mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
         with precision(), reference.forward() as forward:
-            computed = _compute([rows[i] for i in mine], forward, collator, device_of(model))
+            computed = _compute([rows[i] for i in mine], forward, collator, device_of(model), report)
         everyone = _gather(dict(zip(mine, computed, strict=True)), accelerator)
         known = [everyone[i] for i in range(len(rows))]
         if path is not None:
@@ -72,10 +74,15 @@ def with_reference(
 
 
 def _compute(
-    rows: Sequence[TokenizedPair], forward: Forward, collator: StepCollator, device: torch.device
+    rows: Sequence[TokenizedPair],
+    forward: Forward,
+    collator: StepCollator,
+    device: torch.device,
+    report: Report | None,
 ) -> list[Known]:
     """Log-probs of every response of each row, and of its mismatched answer."""
     result: list[Known] = [{} for _ in rows]
+    done = 0
     for index in _batches(rows, collator):
         batch = to_device(collator.batch([rows[i] for i in index]), device)
         for part, name in ((batch, None), (batch["mismatched"], "mismatched")):
@@ -87,6 +94,9 @@ def _compute(
                 for place, row in enumerate(index):
                     if mask[place].any():
                         result[row][name or side] = values[place][mask[place]].numpy()
+        done += len(index)
+        if report is not None:
+            report(done, len(rows))
     return result
 
 

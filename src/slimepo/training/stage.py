@@ -68,7 +68,8 @@ def run_stage(
     A stage that was interrupted goes on from its last complete checkpoint and ends in the same weights.
     """
     started = time.time()
-    trainer = stage_trainer(recipe, stage, base, rows, tokenizer, folder, callbacks)
+    progress = TrainingProgress(console, stage.name)
+    trainer = stage_trainer(recipe, stage, base, rows, tokenizer, folder, [*callbacks, progress])
     _announce(trainer, stage.name, console)
     if is_main_process():
         remove_unfinished_checkpoints(folder / "checkpoints")
@@ -78,7 +79,7 @@ def run_stage(
     if checkpoint is not None:
         console.print(f"{stage.name}: going on from {checkpoint.name}", highlight=False)
     before = _scores(trainer.model, rows.heldout, console, "held-out pairs before")
-    _train(trainer, recipe.seed, checkpoint, folder, TrainingProgress(console, stage.name))
+    _train(trainer, recipe.seed, checkpoint, folder, progress)
     after = _scores(trainer.model, rows.heldout, console, "held-out pairs after")
     result = {
         "name": stage.name,
@@ -117,7 +118,6 @@ def _train(
     trainer: PreferenceTrainer, seed: int, checkpoint: Path | None, folder: Path, progress: TrainingProgress
 ) -> None:
     """Train from the checkpoint, or from the start; a run that breaks leaves the reason for the report."""
-    trainer.add_callback(progress)
     if trainer.monitor is not None:
         trainer.monitor.say = progress.warn
     try:

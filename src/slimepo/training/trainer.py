@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -291,12 +292,15 @@ class PreferenceTrainer(Trainer):
         reference: Reference,
         precision: Callable[[], AbstractContextManager[Any]],
     ) -> list[TokenizedPair]:
-        rows, cached = with_reference(
-            rows, reference, self.model, self.data_collator, precision, self.accelerator
-        )
-        logger.info(
-            "reference log-probs of %d rows %s", len(rows), "from the cache" if cached else "computed"
-        )
+        callbacks = self.callback_handler.callbacks if self.accelerator.is_main_process else []
+        shown = next((c for c in callbacks if isinstance(c, TrainingProgress)), None)
+        started = time.monotonic()
+        with shown.counted("reference log-probs") if shown else nullcontext() as report:
+            rows, cached = with_reference(
+                rows, reference, self.model, self.data_collator, precision, self.accelerator, report
+            )
+        how = "from the cache" if cached else f"computed in {time.monotonic() - started:,.0f} s"
+        (shown.say if shown else logger.info)(f"reference log-probs of {len(rows):,} rows {how}")
         return rows
 
     def _reference(self, batch: PairBatch) -> PairLogps | None:
