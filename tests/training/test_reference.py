@@ -1,6 +1,7 @@
 """Reference log-probs: every source gives the same, and the cache knows what it holds."""
 
 import copy
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -331,10 +332,49 @@ class TestCache:
         figures = trainer.evaluate(trainer.train_dataset)
         assert figures["eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
 
+    def test_files_that_nobody_used_for_longest_make_room(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+    ) -> None:
+        def use(seed: int) -> None:
+            made(tmp_path, tiny_model(seed=seed))
+            for path in cache.glob("*.npy"):
+                used = path.stat().st_mtime_ns - 10**9
+                os.utime(path, ns=(used, used))
+
+        def kept() -> set[str]:
+            return {path.name for path in cache.glob("*.npy")}
+
+        use(1)
+        first = kept()
+        use(2)
+        second = kept() - first
+        use(1)
+        size = max(path.stat().st_size for path in cache.glob("*.npy"))
+        monkeypatch.setenv("SLIMEPO_REFERENCE_CACHE_GIB", str(2.5 * size / 2**30))
+        use(3)
+        assert first < kept(), "used since the second was"
+        assert not second & kept()
+        monkeypatch.setenv("SLIMEPO_REFERENCE_CACHE_GIB", "0")
+        use(4)
+        assert len(kept()) == 1, "the file of the run itself stays"
+
+    def test_a_limit_that_is_no_number_is_named_before_anything_is_computed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        counts = self.calls(monkeypatch)
+        for wrong in ("10 GB", "-1", "nan"):
+            monkeypatch.setenv("SLIMEPO_REFERENCE_CACHE_GIB", wrong)
+            with pytest.raises(InputError, match=f"SLIMEPO_REFERENCE_CACHE_GIB.*{wrong}"):
+                made(tmp_path)
+        assert counts == []
+
     def test_a_damaged_file_is_named(self, tmp_path: Path, cache: Path) -> None:
         made(tmp_path)
         (path,) = cache.glob("*.npy")
         np.save(path, np.zeros(3, dtype=np.float32))
+        with pytest.raises(InputError, match="delete it"):
+            made(tmp_path)
+        path.write_bytes(b"")
         with pytest.raises(InputError, match="delete it"):
             made(tmp_path)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,17 @@ def with_reference(
 ) -> tuple[list[TokenizedPair], bool]:
     """The rows with their reference log-probs, and whether these came from the cache.
 
-    Every rank computes a share; the main process writes the file. `model` names the weights in the file's key;
-    `precision` is the autocast that they are computed under, which is to be the one that reads them;
-    `report` is told how many of this rank's rows are done, and of how many.
+    Every rank computes a share; the main process writes the file, and keeps the folder within
+    SLIMEPO_REFERENCE_CACHE_GIB (10) by removing the files used longest ago. `model` names the weights in the file's
+    key; `precision` is the autocast that they are computed under, which is to be the one that reads them; `report` is
+    told how many of this rank's rows are done, and of how many.
+
+    Raises:
+        InputError: the folder cannot be written, its limit is no number, or a file in it is damaged.
     """
     if not rows:
         return [], False
-    folder = cache_folder("reference")
+    folder, limit = cache_folder("reference"), _limit()
     kind = device_of(model).type
     with precision():
         autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
@@ -70,6 +75,7 @@ def with_reference(
         known = [everyone[i] for i in range(len(rows))]
         if path is not None:
             _write(path, known)
+            _make_room(path, limit)
     return [replace(row, reference=logps) for row, logps in zip(rows, known, strict=True)], cached
 
 
@@ -147,9 +153,15 @@ def _names(row: TokenizedPair) -> list[tuple[str, int]]:
 
 
 def _read(path: Path, rows: Sequence[TokenizedPair]) -> list[Known] | None:
-    if not path.exists():
+    try:
+        flat = np.load(path)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    flat = np.load(path)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete it") from error
+    # A cache that may only be read keeps no order of use.
+    with suppress(OSError):
+        os.utime(path)
     if len(flat) != sum(size for row in rows for _, size in _names(row)):
         raise InputError(f"{path} is damaged: it holds another number of log-probs; delete it")
     known, start = [], 0
@@ -178,6 +190,33 @@ def _write(path: Path, known: Sequence[Known]) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
         np.save(file, flat)
     os.replace(file.name, path)
+
+
+def _make_room(newest: Path, limit: float) -> None:
+    """Remove the files used longest ago until no more than `limit` bytes are left; `newest` stays in any case."""
+    uses = []
+    for path in newest.parent.glob("*.npy"):
+        # Another run may make room at the same time.
+        with suppress(FileNotFoundError):
+            facts = path.stat()
+            uses.append((facts.st_mtime_ns, facts.st_size, path))
+    held = 0
+    for _, size, path in sorted(uses, reverse=True):
+        held += size
+        if held > limit and path != newest:
+            path.unlink(missing_ok=True)
+
+
+def _limit() -> float:
+    """Bytes that the cache may hold."""
+    given = os.environ.get("SLIMEPO_REFERENCE_CACHE_GIB", "10")
+    try:
+        gib = float(given)
+    except ValueError:
+        gib = math.nan
+    if not gib >= 0:
+        raise InputError(f"SLIMEPO_REFERENCE_CACHE_GIB is {given!r}: give a number of GiB")
+    return gib * 2**30
 
 
 def _gather(part: dict[int, Known], accelerator: Any) -> dict[int, Known]:
