@@ -25,9 +25,10 @@ from slimepo.training.layout import choose_layout, probe, to_device
 from slimepo.training.logps import causal_lm, install_logps, plain_forward, policy_logps
 from slimepo.training.models import load_model
 from slimepo.training.precision import measuring
+from slimepo.training.recipe import REFERENCE_SOURCES
 from slimepo.types import PairLogps
 
-SOURCES = ("auto", "adapters-off", "copy", "cache")
+SOURCES = REFERENCE_SOURCES
 
 # In the names of the parameters that peft adds: LoRA's, IA3's, and copies of modules that train whole.
 OF_ADAPTERS = ("lora_", "ia3_", "modules_to_save")

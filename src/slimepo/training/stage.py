@@ -232,7 +232,7 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         "output_dir": str(folder / "checkpoints"),
         "loss": stage.loss,
         "loss_options": stage.loss_options,
-        "reference": stage.reference,
+        "reference": _reference(recipe, stage, folder),
         "learning_rate": stage.learning_rate,
         "num_train_epochs": stage.epochs,
         "max_steps": SMOKE_STEPS if recipe.smoke else stage.max_steps,
@@ -259,6 +259,18 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         return PreferenceConfig(**(values | stage.args))
     except (TypeError, ValueError) as error:
         raise InputError(f"stage {stage.name!r}: {error}") from error
+
+
+def _reference(recipe: Recipe, stage: Stage, folder: Path) -> str:
+    """What the trainer is told: the model that a stage before exported, or what the recipe says."""
+    if stage.reference not in recipe.before(stage):
+        return stage.reference
+    return str(exported_model(folder.parent / stage.reference))
+
+
+def exported_model(folder: Path) -> Path:
+    """Where a stage with this folder leaves its model; absolute, as adapters name their base."""
+    return (folder / "model").resolve()
 
 
 def device_share(stage: Stage, smoke: bool = False) -> int:
