@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from slimepo.data.batch import StepCollator
 from slimepo.errors import InputError
+from slimepo.training import reference as reference_module
 from slimepo.training.adapters import lora_config
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.reference import choose_reference, reference_logps
@@ -52,7 +53,7 @@ def word_tokenizer(order: int) -> PreTrainedTokenizerFast:
 def logps_of(trainer: PreferenceTrainer) -> PairLogps:
     """Reference log-probs of the training rows as the trainer sees them now."""
     batch = trainer.data_collator.batch(trainer.train_dataset)
-    logps = trainer._reference(batch)
+    (logps,) = trainer._references([batch])
     assert logps is not None
     return logps
 
@@ -107,12 +108,36 @@ class TestSources:
         with torch.no_grad():
             trained.add_(0.1 * torch.randn_like(trained))
         batch = trainer.data_collator.batch(trainer.train_dataset)
-        output = trainer._objective(trainer.model, batch, trainer._reference(batch), None)
+        output = trainer._objective(trainer.model, batch, trainer._references([batch])[0], None)
         assert output.metrics["rewards/chosen"].abs().min() > 0
         output.loss.sum().backward()
         assert trained.grad is not None
         assert trained.grad.abs().max() > 0
         assert head.original_module.weight.grad is None
+
+    @pytest.mark.parametrize("loss", ["dpo", "kto"])
+    def test_adapters_are_switched_off_once_a_step_not_once_a_micro_batch(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+    ) -> None:
+        """Switching a large model costs as much as small micro-batches do; kto asks for mismatched answers as well."""
+        trainer = made(
+            tmp_path,
+            lora=True,
+            loss=loss,
+            monitor=False,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=4,
+        )
+        switched: list[int] = []
+        real = reference_module.adapters_off
+
+        def spy(model: nn.Module) -> Any:
+            switched.append(trainer.state.global_step)
+            return real(model)
+
+        monkeypatch.setattr(reference_module, "adapters_off", spy)
+        trainer.train()
+        assert switched == ([0, 1] if loss == "dpo" else [0, 0, 1, 1])
 
     def test_what_the_user_froze_stays_frozen(self, tmp_path: Path) -> None:
         """peft makes every parameter of the adapter trainable when it is switched on again."""
@@ -136,7 +161,7 @@ class TestSources:
         assert trainer.reference is not None
         assert (trainer.reference.source, "trained before" in trainer.reference.reason) == ("cache", True)
         batch = trainer.data_collator.batch(trainer.train_dataset)
-        output = trainer._objective(trainer.model, batch, trainer._reference(batch), None)
+        output = trainer._objective(trainer.model, batch, trainer._references([batch])[0], None)
         assert output.metrics["rewards/chosen"].abs().max() < 1e-5
         with pytest.raises(InputError, match="trained before"):
             choose_reference(first.model, "adapters-off", "padded")
@@ -449,4 +474,4 @@ def test_a_batch_without_known_log_probs_is_named_where_they_had_to_be_known(tmp
     assert trainer.reference is not None
     batch = StepCollator(2)(random_rows(2))[0]
     with pytest.raises(InputError, match="row 0"):
-        reference_logps(trainer.reference, batch)
+        reference_logps(trainer.reference, [batch])

@@ -7,8 +7,8 @@ reference, nothing here runs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,22 +122,29 @@ def frozen(model: nn.Module) -> Callable[[], AbstractContextManager[Forward]]:
     return context
 
 
-def reference_logps(reference: Reference, batch: PairBatch) -> PairLogps:
-    """Reference log-probs of a batch's response tokens, detached: those known beforehand, or computed now.
+def reference_logps(reference: Reference, batches: Sequence[PairBatch]) -> list[PairLogps]:
+    """Reference log-probs of the batches' response tokens, detached: those known beforehand, or computed now.
+
+    Adapters are switched off once for all of the batches: that costs as much as small batches do.
 
     Raises:
         InputError: they had to be known beforehand and are not.
     """
-    if batch["reference"] is not None:
-        return pair_logps(batch["reference"], batch)
-    if reference.cached:
+    unknown = [batch for batch in batches if batch["reference"] is None]
+    if unknown and reference.cached:
         raise InputError(
-            f"row {batch['row_ids'][0]}: its reference log-probs were not computed before training, as those of "
+            f"row {unknown[0]['row_ids'][0]}: its reference log-probs were not computed before training, as those of "
             "eval_dataset and of the rows that the run's steps read; give the trainer these rows as eval_dataset "
             "when it is made, or use reference 'copy'"
         )
-    with reference.forward() as forward:
-        return policy_logps(forward, batch)
+    opened: AbstractContextManager[Any] = reference.forward() if unknown else nullcontext()
+    with opened as forward:
+        return [
+            policy_logps(forward, batch)
+            if batch["reference"] is None
+            else pair_logps(batch["reference"], batch)
+            for batch in batches
+        ]
 
 
 def _why_not_adapters_off(model: nn.Module) -> str | None:

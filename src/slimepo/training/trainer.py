@@ -156,12 +156,13 @@ class PreferenceTrainer(Trainer):
         weight = self.accelerator.num_processes if inputs else 0
         batches = self._prepare_inputs(inputs or self._spare)
         divergence = self._step_divergence(batches, weight=int(weight > 0))
+        references = self._references(batches)
         losses, outputs = [], []
-        for i, batch in enumerate(batches):
+        for i, (batch, reference) in enumerate(zip(batches, references, strict=True)):
             last = i == len(batches) - 1
             self.accelerator.gradient_state._set_sync_gradients(last)
             with nullcontext() if last else self.accelerator.no_sync(model):
-                output = self._objective(model, batch, self._reference(batch), divergence)
+                output = self._objective(model, batch, reference, divergence)
                 loss = step_loss(output, counts) * weight
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
@@ -182,7 +183,8 @@ class PreferenceTrainer(Trainer):
     ) -> Any:
         """The loss of one batch taken alone: its mean over the pairs in it."""
         divergence = self._step_divergence([inputs])
-        output = self._objective(model, inputs, self._reference(inputs), divergence)
+        (reference,) = self._references([inputs])
+        output = self._objective(model, inputs, reference, divergence)
         loss = step_loss(output, _counts([inputs]))
         return (loss, output) if return_outputs else loss
 
@@ -214,9 +216,14 @@ class PreferenceTrainer(Trainer):
         """
         rows, sums = self._rows(rows), MetricSums()
         with measuring(self.model) as forward:
-            divergence = self._divergence(forward, self._eval_batches(rows))
-            for batch, weight in self._eval_batches(rows):
-                reference = reference_logps(self.reference, batch) if self.reference else None
+            batches: Iterable[tuple[PairBatch, int]] = self._eval_batches(rows)
+            if self.objective.mismatched:
+                # Read twice: for the divergence, and for the loss.
+                batches = list(batches)
+            divergence = self._divergence(forward, batches)
+            for batch, weight in batches:
+                batch = self._prepare_inputs(batch)
+                reference = reference_logps(self.reference, [batch])[0] if self.reference else None
                 sums.add(batch, self._objective(forward, batch, reference, divergence), weight)
         return sums.reduced(self.accelerator).means()
 
@@ -303,12 +310,12 @@ class PreferenceTrainer(Trainer):
         (shown.say if shown else logger.info)(f"reference log-probs of {len(rows):,} rows {how}")
         return rows
 
-    def _reference(self, batch: PairBatch) -> PairLogps | None:
-        """Reference log-probs of a batch, in the precision that training computes in."""
+    def _references(self, batches: Sequence[PairBatch]) -> Sequence[PairLogps | None]:
+        """Reference log-probs of each batch, in the precision that training computes in."""
         if self.reference is None:
-            return None
+            return [None] * len(batches)
         with self.accelerator.autocast():
-            return reference_logps(self.reference, batch)
+            return reference_logps(self.reference, batches)
 
     def _step_divergence(self, batches: Sequence[PairBatch], weight: int = 1) -> Tensor | None:
         """The divergence of a step's batches, in the precision that training computes in."""
@@ -322,13 +329,16 @@ class PreferenceTrainer(Trainer):
         """Mean log-ratio of the mismatched answers of weighted batches, over all ranks; None where none is read."""
         if not self.objective.mismatched or self.reference is None:
             return None
-        parts = []
+        others, weights = [], []
         for batch, weight in batches:
-            other = batch["mismatched"]
-            if other is None:
+            if batch["mismatched"] is None:
                 raise InputError(f"row {batch['row_ids'][0]} has no mismatched answer")
-            policy, reference = policy_logps(forward, other), reference_logps(self.reference, other)
-            ratios = log_ratios(policy, reference).chosen
+            others.append(self._prepare_inputs(batch["mismatched"]))
+            weights.append(weight)
+        parts = []
+        references = reference_logps(self.reference, others)
+        for other, reference, weight in zip(others, references, weights, strict=True):
+            ratios = log_ratios(policy_logps(forward, other), reference).chosen
             parts.append(weight * torch.stack([ratios.sum(), torch.full_like(ratios[0], len(ratios))]))
         total, count = self.accelerator.reduce(torch.stack(parts).sum(dim=0), "sum")
         mean: Tensor = total / count.clamp(min=1)
@@ -342,8 +352,7 @@ class PreferenceTrainer(Trainer):
         for first in range(0, len(chunks), ranks):
             # A rank left without a chunk scores the last one with weight 0: its sums need the same names.
             mine = first + self.accelerator.process_index
-            batch = self._prepare_inputs(self.data_collator.batch(chunks[min(mine, len(chunks) - 1)]))
-            yield batch, int(mine < len(chunks))
+            yield self.data_collator.batch(chunks[min(mine, len(chunks) - 1)]), int(mine < len(chunks))
 
     def _objective(
         self, forward: Any, batch: PairBatch, reference: PairLogps | None, divergence: Tensor | None
