@@ -7,7 +7,7 @@ reference, nothing here runs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from slimepo.data.batch import PairBatch, collate, pair_logps
 from slimepo.data.chat import load_tokenizer
 from slimepo.errors import InputError
+from slimepo.losses.dpo import log_ratios
 from slimepo.losses.table import nearest
 from slimepo.training.attention import install, path_of
 from slimepo.training.layout import choose_layout, probe, to_device
@@ -145,6 +146,27 @@ def reference_logps(reference: Reference, batches: Sequence[PairBatch]) -> list[
             else pair_logps(batch["reference"], batch)
             for batch in batches
         ]
+
+
+def mismatched_log_ratios(
+    forward: Forward, reference: Reference, batches: Iterable[tuple[PairBatch, int]], device: torch.device
+) -> Tensor:
+    """`[2]`: the sum of the log-ratios of weighted batches' mismatched answers, and their number.
+
+    Raises:
+        InputError: a row has no mismatched answer.
+    """
+    others, weights = [], []
+    for batch, weight in batches:
+        if batch["mismatched"] is None:
+            raise InputError(f"row {batch['row_ids'][0]} has no mismatched answer")
+        others.append(to_device(batch["mismatched"], device))
+        weights.append(weight)
+    parts = []
+    for other, known, weight in zip(others, reference_logps(reference, others), weights, strict=True):
+        ratios = log_ratios(policy_logps(forward, other), known).chosen
+        parts.append(weight * torch.stack([ratios.sum(), torch.full_like(ratios[0], len(ratios))]))
+    return torch.stack(parts).sum(dim=0)
 
 
 def _why_not_adapters_off(model: nn.Module) -> str | None:

@@ -19,25 +19,25 @@ from slimepo.data.batch import PairBatch, StepCollator, length
 from slimepo.data.chat import load_tokenizer
 from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError, NonFiniteLossError
-from slimepo.losses import Counts, bind, find_objective, step_loss
-from slimepo.losses.dpo import log_ratios
+from slimepo.losses import bind, find_objective, step_loss
 from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, OffloadCheckpoints, TrainingProgress
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
 from slimepo.training.datasets import tokenized
 from slimepo.training.layout import choose_layout, verify_logps
 from slimepo.training.logps import policy_logps
-from slimepo.training.metrics import MetricSums, side_tokens
+from slimepo.training.metrics import MetricSums, non_finite_rows, pair_counts
 from slimepo.training.models import load_model
 from slimepo.training.monitor import DisplacementMonitor
 from slimepo.training.offload import activations
-from slimepo.training.order import StepSampler, rows_read
+from slimepo.training.order import StepSampler, rows_read, shared_chunks, step_sampler
 from slimepo.training.pace import monitor_settings
-from slimepo.training.precision import measuring
+from slimepo.training.precision import compute_dtype, measuring
 from slimepo.training.prepare import prepared, refuse_sharding, whole_steps
 from slimepo.training.reference import (
     Reference,
     choose_reference,
     frozen,
+    mismatched_log_ratios,
     reference_logps,
 )
 from slimepo.training.reference_cache import with_reference
@@ -97,7 +97,7 @@ class PreferenceTrainer(Trainer):
             data_collator=StepCollator(
                 args.micro_batch_size or 1,
                 self.sides,
-                _pad_id(processing_class),
+                getattr(processing_class, "pad_token_id", None) or 0,
                 max_tokens=args.max_tokens_per_batch,
             ),
             train_dataset=tokenized(train_dataset, processing_class, args, self.objective),
@@ -110,7 +110,7 @@ class PreferenceTrainer(Trainer):
         if args.verify_model:
             verify_logps(self.model)
         self.layout, self.layout_reason = choose_layout(
-            self.model, args.layout, self.sides, args.attention, _autocast(args)
+            self.model, args.layout, self.sides, args.attention, compute_dtype(args)
         )
         self.activations = activations(args)
         self.data_collator = replace(self.data_collator, layout=self.layout)
@@ -152,7 +152,7 @@ class PreferenceTrainer(Trainer):
         """
         self._window = self._window or MetricSums()
         model.train()
-        counts = self._global_counts(inputs)
+        counts = pair_counts(inputs, self.accelerator)
         weight = self.accelerator.num_processes if inputs else 0
         batches = self._prepare_inputs(inputs or self._spare)
         divergence = self._step_divergence(batches, weight=int(weight > 0))
@@ -185,7 +185,7 @@ class PreferenceTrainer(Trainer):
         divergence = self._step_divergence([inputs])
         (reference,) = self._references([inputs])
         output = self._objective(model, inputs, reference, divergence)
-        loss = step_loss(output, _counts([inputs]))
+        loss = step_loss(output, pair_counts([inputs]))
         return (loss, output) if return_outputs else loss
 
     def evaluate(
@@ -216,10 +216,9 @@ class PreferenceTrainer(Trainer):
         """
         rows, sums = self._rows(rows), MetricSums()
         with measuring(self.model) as forward:
-            batches: Iterable[tuple[PairBatch, int]] = self._eval_batches(rows)
-            if self.objective.mismatched:
-                # Read twice: for the divergence, and for the loss.
-                batches = list(batches)
+            each = self._eval_batches(rows)
+            # Read twice then: for the divergence, and for the loss.
+            batches = list(each) if self.objective.mismatched else each
             divergence = self._divergence(forward, batches)
             for batch, weight in batches:
                 batch = self._prepare_inputs(batch)
@@ -250,16 +249,8 @@ class PreferenceTrainer(Trainer):
         return norm
 
     def _sampler(self) -> StepSampler:
-        args, ranks = self.args, self.accelerator.num_processes
-        return StepSampler(
-            lengths=[length(row, self.sides) for row in self.train_dataset],
-            step_size=args.train_batch_size * ranks,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            strategy=args.train_sampling_strategy,
-            drop_last=args.dataloader_drop_last,
-            rank=self.accelerator.process_index,
-            ranks=ranks,
-        )
+        lengths = [length(row, self.sides) for row in self.train_dataset]
+        return step_sampler(lengths, self.args, self.accelerator)
 
     def _rows(self, dataset: Any) -> Any:
         if isinstance(dataset, Mapping):
@@ -287,9 +278,8 @@ class PreferenceTrainer(Trainer):
         if self.train_dataset and reference.cached:
             read = rows_read(self._sampler(), self.args.max_steps, self.args.num_train_epochs)
             rows = [self.train_dataset[i] for i in read]
-            for i, row in zip(
-                read, self._with_reference(rows, reference, self.accelerator.autocast), strict=True
-            ):
+            known = self._with_reference(rows, reference, self.accelerator.autocast)
+            for i, row in zip(read, known, strict=True):
                 self.train_dataset[i] = row
         return reference
 
@@ -329,30 +319,17 @@ class PreferenceTrainer(Trainer):
         """Mean log-ratio of the mismatched answers of weighted batches, over all ranks; None where none is read."""
         if not self.objective.mismatched or self.reference is None:
             return None
-        others, weights = [], []
-        for batch, weight in batches:
-            if batch["mismatched"] is None:
-                raise InputError(f"row {batch['row_ids'][0]} has no mismatched answer")
-            others.append(self._prepare_inputs(batch["mismatched"]))
-            weights.append(weight)
-        parts = []
-        references = reference_logps(self.reference, others)
-        for other, reference, weight in zip(others, references, weights, strict=True):
-            ratios = log_ratios(policy_logps(forward, other), reference).chosen
-            parts.append(weight * torch.stack([ratios.sum(), torch.full_like(ratios[0], len(ratios))]))
-        total, count = self.accelerator.reduce(torch.stack(parts).sum(dim=0), "sum")
+        sums = mismatched_log_ratios(forward, self.reference, batches, self.args.device)
+        total, count = self.accelerator.reduce(sums, "sum")
         mean: Tensor = total / count.clamp(min=1)
         return mean
 
     def _eval_batches(self, rows: Sequence[TokenizedPair]) -> Iterator[tuple[PairBatch, int]]:
         """This rank's batches of rows, each with weight 1; weight 0 where it only keeps the others company."""
-        size, ranks = self.args.eval_batch_size, self.accelerator.num_processes
-        ordered = sorted(rows, key=lambda row: length(row, self.sides), reverse=True)
-        chunks = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-        for first in range(0, len(chunks), ranks):
-            # A rank left without a chunk scores the last one with weight 0: its sums need the same names.
-            mine = first + self.accelerator.process_index
-            yield self.data_collator.batch(chunks[min(mine, len(chunks) - 1)]), int(mine < len(chunks))
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        lengths = [length(row, self.sides) for row in rows]
+        for chunk, weight in shared_chunks(lengths, self.args.eval_batch_size, rank, ranks):
+            yield self.data_collator.batch([rows[i] for i in chunk]), weight
 
     def _objective(
         self, forward: Any, batch: PairBatch, reference: PairLogps | None, divergence: Tensor | None
@@ -362,22 +339,8 @@ class PreferenceTrainer(Trainer):
             return self.loss_function(policy, reference, divergence)
         return self.loss_function(policy, reference)
 
-    def _global_counts(self, batches: list[PairBatch]) -> Counts:
-        local = _counts(batches)
-        if self.accelerator.num_processes == 1:
-            return local
-        # Counts of a step are far below 2**24, so float32 holds them exactly on every device.
-        counts = torch.tensor(local, dtype=torch.float32, device=self.args.device)
-        return Counts(*self.accelerator.reduce(counts, "sum").tolist())
-
     def _stop_on_non_finite(self, batches: list[PairBatch], outputs: list[LossOutput]) -> None:
-        bad = [
-            row
-            for batch, output in zip(batches, outputs, strict=True)
-            for row, ok in zip(batch["row_ids"], _finite_rows(output), strict=True)
-            if not ok
-        ]
-        rows = ", ".join(bad) or "of another rank"
+        rows = ", ".join(non_finite_rows(batches, outputs)) or "of another rank"
         raise NonFiniteLossError(
             f"the loss is not finite at step {self.state.global_step + 1}; rows: {rows}. "
             "Look at these rows, or lower the learning rate"
@@ -398,26 +361,3 @@ def _monitors(args: PreferenceConfig, given: Sequence[TrainerCallback]) -> list[
     if settings is None or any(isinstance(callback, DisplacementMonitor) for callback in given):
         return []
     return [DisplacementMonitor(settings, args.output_dir or ".")]
-
-
-def _autocast(args: PreferenceConfig) -> torch.dtype | None:
-    """What training computes in, where that is not the weights' dtype."""
-    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-
-
-def _counts(batches: Sequence[PairBatch]) -> Counts:
-    tokens = [side_tokens(batch) for batch in batches]
-    pairs = sum(batch["pairs"] for batch in batches)
-    return Counts(pairs, sum(t["chosen"] for t in tokens), sum(t["rejected"] for t in tokens))
-
-
-def _finite_rows(output: LossOutput) -> list[bool]:
-    finite = torch.isfinite(output.loss)
-    for sums in output.token_loss.values():
-        finite = finite & torch.isfinite(sums)
-    return [bool(ok) for ok in finite]
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase | None) -> int:
-    pad = getattr(tokenizer, "pad_token_id", None)
-    return 0 if pad is None else pad
