@@ -8,6 +8,7 @@ import pytest
 from slimepo.errors import InputError
 from slimepo.settings import dump, parse_value
 from slimepo.training.recipe import RandomModel, load_recipe, make_recipe, one_stage_recipe
+from slimepo.training.reference import SOURCES
 
 TEXT = """
 model: some/model
@@ -143,3 +144,18 @@ def test_a_stage_may_start_from_any_stage_before_it(recipe_file: Path) -> None:
         load_recipe(recipe_file, ["stages.slime.start=dpo"])
     with pytest.raises(InputError, match="start 'sft' is no stage before it"):
         load_recipe(recipe_file, ["stages.sft.start=sft"])
+
+
+def test_a_reference_may_be_any_stage_before(recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, ["stages.slime.reference=sft"]).stages[1].reference == "sft"
+    named = "reference 'slime' is no stage before it"
+    with pytest.raises(InputError, match=rf"stage 'slime': {named} \(there are: sft\)"):
+        load_recipe(recipe_file, ["stages.slime.reference=slime"])
+    with pytest.raises(InputError, match=rf"stage 'sft': {named} \(there are: none\)"):
+        load_recipe(recipe_file, ["stages.sft.reference=slime"])
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_no_stage_is_named_like_a_source_of_the_reference(recipe_file: Path, name: str) -> None:
+    with pytest.raises(InputError, match=f"'{name}' cannot be a stage's name.*reference"):
+        load_recipe(recipe_file, [f"stages.sft.name={name}"])

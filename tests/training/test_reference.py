@@ -1,6 +1,7 @@
 """Reference log-probs: every source gives the same, and the cache knows what it holds."""
 
 import copy
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from slimepo.data.batch import StepCollator
 from slimepo.errors import InputError
+from slimepo.training import reference as reference_module
 from slimepo.training.adapters import lora_config
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.reference import choose_reference, reference_logps
@@ -51,7 +53,7 @@ def word_tokenizer(order: int) -> PreTrainedTokenizerFast:
 def logps_of(trainer: PreferenceTrainer) -> PairLogps:
     """Reference log-probs of the training rows as the trainer sees them now."""
     batch = trainer.data_collator.batch(trainer.train_dataset)
-    logps = trainer._reference(batch)
+    (logps,) = trainer._references([batch])
     assert logps is not None
     return logps
 
@@ -106,12 +108,36 @@ class TestSources:
         with torch.no_grad():
             trained.add_(0.1 * torch.randn_like(trained))
         batch = trainer.data_collator.batch(trainer.train_dataset)
-        output = trainer._objective(trainer.model, batch, trainer._reference(batch), None)
+        output = trainer._objective(trainer.model, batch, trainer._references([batch])[0], None)
         assert output.metrics["rewards/chosen"].abs().min() > 0
         output.loss.sum().backward()
         assert trained.grad is not None
         assert trained.grad.abs().max() > 0
         assert head.original_module.weight.grad is None
+
+    @pytest.mark.parametrize("loss", ["dpo", "kto"])
+    def test_adapters_are_switched_off_once_a_step_not_once_a_micro_batch(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+    ) -> None:
+        """Switching a large model costs as much as small micro-batches do; kto asks for mismatched answers as well."""
+        trainer = made(
+            tmp_path,
+            lora=True,
+            loss=loss,
+            monitor=False,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=4,
+        )
+        switched: list[int] = []
+        real = reference_module.adapters_off
+
+        def spy(model: nn.Module) -> Any:
+            switched.append(trainer.state.global_step)
+            return real(model)
+
+        monkeypatch.setattr(reference_module, "adapters_off", spy)
+        trainer.train()
+        assert switched == ([0, 1] if loss == "dpo" else [0, 0, 1, 1])
 
     def test_what_the_user_froze_stays_frozen(self, tmp_path: Path) -> None:
         """peft makes every parameter of the adapter trainable when it is switched on again."""
@@ -135,7 +161,7 @@ class TestSources:
         assert trainer.reference is not None
         assert (trainer.reference.source, "trained before" in trainer.reference.reason) == ("cache", True)
         batch = trainer.data_collator.batch(trainer.train_dataset)
-        output = trainer._objective(trainer.model, batch, trainer._reference(batch), None)
+        output = trainer._objective(trainer.model, batch, trainer._references([batch])[0], None)
         assert output.metrics["rewards/chosen"].abs().max() < 1e-5
         with pytest.raises(InputError, match="trained before"):
             choose_reference(first.model, "adapters-off", "padded")
@@ -189,7 +215,7 @@ class TestSources:
 class TestCache:
     def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         """How many rows were scored each time a trainer was made."""
-        import slimepo.training.reference as module
+        import slimepo.training.reference_cache as module
 
         counts: list[int] = []
         real = module._compute
@@ -284,10 +310,96 @@ class TestCache:
             )
         assert counts == [8]
 
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ({"max_steps": 2}, 8),
+            ({"max_steps": 5}, 20),
+            ({"max_steps": 6}, 22),
+            ({"max_steps": -1, "num_train_epochs": 0.5}, 12),
+            ({"max_steps": 7, "dataloader_drop_last": True}, 22),
+            ({"max_steps": 3, "train_sampling_strategy": "group_by_length"}, 12),
+        ],
+    )
+    def test_only_rows_that_the_run_reads_are_computed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], expected: int
+    ) -> None:
+        """22 rows make five steps of four and one of two; drop_last reads the others in later epochs."""
+        counts = self.calls(monkeypatch)
+        rows = random_rows(22)
+        trainer = made(tmp_path, rows=rows, **options)
+        known = {row.row_id for row in trainer.train_dataset if row.reference is not None}
+        read: set[str] = set()
+        real = type(trainer).training_step
+
+        def spy(self: Any, model: Any, inputs: Any, *rest: Any) -> Any:
+            read.update(row for batch in inputs for row in batch["row_ids"])
+            return real(self, model, inputs, *rest)
+
+        monkeypatch.setattr(type(trainer), "training_step", spy)
+        trainer.train()
+        assert known == read
+        assert counts == [len(known)]
+        if "dataloader_drop_last" not in options:
+            assert len(known) == expected
+        assert [row.row_id for row in trainer.train_dataset] == [row.row_id for row in rows]
+
+    def test_a_short_run_ends_in_the_weights_that_a_copy_gives(self, tmp_path: Path) -> None:
+        weights = []
+        for source in ("cache", "copy"):
+            trainer = made(tmp_path, reference=source, rows=random_rows(22), max_steps=3)
+            trainer.train()
+            weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+        torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+    def test_rows_that_no_step_reads_are_scored_when_asked_for_before_training(self, tmp_path: Path) -> None:
+        trainer = made(tmp_path, rows=random_rows(22))
+        figures = trainer.evaluate(trainer.train_dataset)
+        assert figures["eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
+
+    def test_files_that_nobody_used_for_longest_make_room(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+    ) -> None:
+        def use(seed: int) -> None:
+            made(tmp_path, tiny_model(seed=seed))
+            for path in cache.glob("*.npy"):
+                used = path.stat().st_mtime_ns - 10**9
+                os.utime(path, ns=(used, used))
+
+        def kept() -> set[str]:
+            return {path.name for path in cache.glob("*.npy")}
+
+        use(1)
+        first = kept()
+        use(2)
+        second = kept() - first
+        use(1)
+        size = max(path.stat().st_size for path in cache.glob("*.npy"))
+        monkeypatch.setenv("SLIMEPO_REFERENCE_CACHE_GIB", str(2.5 * size / 2**30))
+        use(3)
+        assert first < kept(), "used since the second was"
+        assert not second & kept()
+        monkeypatch.setenv("SLIMEPO_REFERENCE_CACHE_GIB", "0")
+        use(4)
+        assert len(kept()) == 1, "the file of the run itself stays"
+
+    def test_a_limit_that_is_no_number_is_named_before_anything_is_computed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        counts = self.calls(monkeypatch)
+        for wrong in ("10 GB", "-1", "nan"):
+            monkeypatch.setenv("SLIMEPO_REFERENCE_CACHE_GIB", wrong)
+            with pytest.raises(InputError, match=f"SLIMEPO_REFERENCE_CACHE_GIB.*{wrong}"):
+                made(tmp_path)
+        assert counts == []
+
     def test_a_damaged_file_is_named(self, tmp_path: Path, cache: Path) -> None:
         made(tmp_path)
         (path,) = cache.glob("*.npy")
         np.save(path, np.zeros(3, dtype=np.float32))
+        with pytest.raises(InputError, match="delete it"):
+            made(tmp_path)
+        path.write_bytes(b"")
         with pytest.raises(InputError, match="delete it"):
             made(tmp_path)
 
@@ -362,4 +474,4 @@ def test_a_batch_without_known_log_probs_is_named_where_they_had_to_be_known(tmp
     assert trainer.reference is not None
     batch = StepCollator(2)(random_rows(2))[0]
     with pytest.raises(InputError, match="row 0"):
-        reference_logps(trainer.reference, batch)
+        reference_logps(trainer.reference, [batch])

@@ -24,7 +24,7 @@ from slimepo.report.folders import read_source
 from slimepo.settings import dump
 from slimepo.training.folder import json_lines
 from slimepo.training.monitor import DisplacementMonitor
-from slimepo.training.recipe import load_recipe
+from slimepo.training.recipe import Recipe, load_recipe
 from slimepo.training.run import run_recipe
 from slimepo.training.stage import StageRows, stage_trainer
 from slimepo.training.summary import print_summary
@@ -469,3 +469,48 @@ def test_objectives_compared_from_one_model(world: Path, finished: Path, tmp_pat
     assert [r["reference"] for r in results[2:]] == ["adapters-off", None, None]
     starts = [r["heldout"]["before"]["logps/chosen"] for r in results[1:]]
     assert starts == pytest.approx([starts[0]] * 4, abs=1e-5)
+
+
+def with_dpo(world: Path, finished: Path, folder: Path, reference: str) -> Recipe:
+    """A recipe of SFT, done before, and two stages of DPO: one from SFT's model and one from the other's."""
+    text = (world / "recipe.yaml").read_text()
+    text = text[: text.index("  - {loss: slime")]
+    keys = (
+        f"loss: dpo, reference: {reference}, learning_rate: 1e-2, batch_size: 8, args: {{logging_steps: 1}}"
+    )
+    text += "".join(f"  - {{name: {name}, max_steps: 3, {keys}}}\n" for name in ("first", "second"))
+    (folder / "recipe.yaml").write_text(text)
+    recipe = load_recipe(folder / "recipe.yaml")
+    shutil.copytree(finished, folder / "out")
+    shutil.rmtree(folder / "out" / "slime")
+    (folder / "out" / "recipe.yaml").write_text(dump(recipe))
+    return recipe
+
+
+def test_a_stage_before_is_the_reference(world: Path, finished: Path, tmp_path: Path) -> None:
+    """The stage that starts from SFT's model has moved nothing at its first step; the one after it has."""
+    recipe = with_dpo(world, finished, tmp_path, "sft")
+    results = run_recipe(recipe, tmp_path / "out", console())
+    of_sft = str((tmp_path / "out" / "sft" / "model").resolve())
+    assert [r["reference"] for r in results[1:]] == [of_sft] * 2
+    starts = [json_lines(tmp_path / "out" / name / "metrics.jsonl")[0] for name in ("first", "second")]
+    assert starts[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert abs(starts[1]["rewards/margins"]) > 1e-3
+
+
+def test_a_reference_that_is_nothing_is_named_before_a_model_is_made(
+    world: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = with_dpo(world, finished, tmp_path, "stf")
+    monkeypatch.setattr("slimepo.training.stage.stage_model", lambda *_: pytest.fail("a model was made"))
+    words = r"stage 'first': reference 'stf' is none of auto, .*, no stage before it \(sft\) \(did you mean 'sft'\?\)"
+    with pytest.raises(InputError, match=words):
+        run_recipe(recipe, tmp_path / "out", console())
+
+
+def test_the_reference_is_counted_in_the_runs_own_lines(world: Path, tmp_path: Path) -> None:
+    overrides = [f"stages.1.{key}" for key in ("loss=dpo", "max_steps=2", "reference=cache")]
+    recipe = load_recipe(world / "recipe.yaml", [*overrides, "stages.sft.max_steps=1"])
+    shown = Console(file=io.StringIO(), width=200)
+    run_recipe(recipe, tmp_path, shown)
+    assert "dpo: reference log-probs of 16 rows computed in" in shown.file.getvalue()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from slimepo.data.batch import StepCollator
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.training.adapters import lora_config
@@ -239,6 +240,24 @@ class TestMetrics:
             scores.append(made.evaluate(rows))
         assert scores[0] == pytest.approx(scores[2], rel=1e-5)
         assert scores[1] == pytest.approx(scores[2], rel=1e-5)
+
+    @pytest.mark.parametrize("loss", ["slime", "kto"])
+    def test_evaluation_collates_every_batch_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+    ) -> None:
+        """kto goes through its rows twice: for the mean over mismatched answers, and for the loss."""
+        rows = random_rows(6)
+        trained = trainer(tmp_path, rows=rows, loss=loss, reference="copy" if loss == "kto" else "auto")
+        collated: list[int] = []
+        real = StepCollator.batch
+
+        def spy(self: StepCollator, pairs: Any) -> Any:
+            collated.append(len(pairs))
+            return real(self, pairs)
+
+        monkeypatch.setattr(StepCollator, "batch", spy)
+        trained.score(rows)
+        assert sum(collated) == (12 if loss == "kto" else 6)
 
 
 class TestPreparation:

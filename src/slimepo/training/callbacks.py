@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from slimepo.training.folder import json_lines, write_text
 from slimepo.training.offload import Offload, offload_checkpoints, offloads
+from slimepo.training.progress import Report, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -154,6 +156,14 @@ class TrainingProgress(TrainerCallback):
     def warn(self, message: str) -> None:
         """Show a warning of the monitor: as a line of its own, above the panel where there is one."""
         self.console.print(f"{self.title}: {message}", style="yellow", highlight=False, soft_wrap=True)
+
+    def say(self, message: str) -> None:
+        """Show a line of its own."""
+        self.console.print(f"{self.title}: {message}", highlight=False, soft_wrap=True)
+
+    def counted(self, what: str) -> AbstractContextManager[Report]:
+        """Show how far work before training is."""
+        return counted(self.console, f"{self.title}: {what}")
 
     def close(self) -> None:
         """Stop the panel; also called when training ends in an error."""

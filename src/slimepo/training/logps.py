@@ -11,7 +11,6 @@ import functools
 import types
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,16 +21,9 @@ from slimepo.data.batch import PairBatch, pair_logps
 from slimepo.errors import InputError
 from slimepo.kernels import TokenStats, linear_logps, linear_logps_stats
 from slimepo.kernels.naive import adjust, gather_logps
+from slimepo.kernels.passes import Adjustment
 from slimepo.training.attention import packed_rows
 from slimepo.types import PairLogps
-
-
-@dataclass(frozen=True)
-class LogitAdjustment:
-    """What an architecture does to the logits after its head."""
-
-    softcap: float | None
-    scale: float
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -135,7 +127,7 @@ def head_logps(
 
 
 def _head_stats(model: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor) -> TokenStats:
-    """What `_head_logps` gives, with the entropy and the hit of each token."""
+    """What `head_logps` gives, with the entropy and the hit of each token."""
     head = _active(model.get_output_embeddings())
     after = _adjustment(model)
     if type(head) is nn.Linear:
@@ -162,8 +154,9 @@ def _active(head: Any) -> nn.Module:
     return head.modules_to_save[active[0]]  # type: ignore[no-any-return]
 
 
-def _adjustment(model: PreTrainedModel) -> LogitAdjustment:
+def _adjustment(model: PreTrainedModel) -> Adjustment:
+    """What the architecture does to the logits after its head."""
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     divide = getattr(config, "logits_scaling", None) or 1.0
-    return LogitAdjustment(getattr(config, "final_logit_softcapping", None), scale / divide)
+    return Adjustment(getattr(config, "final_logit_softcapping", None), scale / divide)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from slimepo.data.batch import PairBatch
+from slimepo.losses import Counts
 from slimepo.types import LossOutput
 
 
@@ -84,3 +86,26 @@ def side_tokens(batch: PairBatch) -> dict[str, int]:
     """Response tokens of a batch by side; known without looking at the device."""
     counts = dict(zip(batch["sides"], map(sum, batch["response_tokens"]), strict=True))
     return {"chosen": counts.get("chosen", 0), "rejected": counts.get("rejected", 0)}
+
+
+def pair_counts(batches: Sequence[PairBatch], accelerator: Any = None) -> Counts:
+    """Pairs and response tokens of a step's micro-batches; over all ranks where their accelerator is given."""
+    tokens = [side_tokens(batch) for batch in batches]
+    pairs = sum(batch["pairs"] for batch in batches)
+    local = Counts(pairs, sum(t["chosen"] for t in tokens), sum(t["rejected"] for t in tokens))
+    if accelerator is None or accelerator.num_processes == 1:
+        return local
+    # Counts of a step are far below 2**24, so float32 holds them exactly on every device.
+    counts = torch.tensor(local, dtype=torch.float32, device=accelerator.device)
+    return Counts(*accelerator.reduce(counts, "sum").tolist())
+
+
+def non_finite_rows(batches: Sequence[PairBatch], outputs: Sequence[LossOutput]) -> list[str]:
+    """Ids of the rows whose loss is not finite, or a token-averaged part of it."""
+    bad: list[str] = []
+    for batch, output in zip(batches, outputs, strict=True):
+        finite = torch.isfinite(output.loss)
+        for sums in output.token_loss.values():
+            finite = finite & torch.isfinite(sums)
+        bad += [row for row, ok in zip(batch["row_ids"], finite.tolist(), strict=True) if not ok]
+    return bad

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.utils import find_adapter_config_file
 
 from slimepo.errors import InputError
 
@@ -41,6 +42,19 @@ def load_config(name: str) -> PreTrainedConfig:
     """The configuration of a model from a folder or a Hub id."""
     try:
         return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def check_model(name: str) -> None:
+    """Look for a model, or an adapter of one, without loading its weights.
+
+    Raises:
+        InputError: there is none, or it cannot be reached.
+    """
+    try:
+        if find_adapter_config_file(name) is None:
+            AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise InputError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
 

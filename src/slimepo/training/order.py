@@ -1,9 +1,12 @@
-"""Which rows make an optimizer step, and which of them a rank takes."""
+"""Which rows make an optimizer step or a batch of an evaluation, and which of them a rank takes."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch.utils.data import Sampler
 
@@ -49,3 +52,48 @@ class StepSampler(Sampler[list[int]]):
         for step in range(len(self)):
             rows = order[step * self.step_size : (step + 1) * self.step_size]
             yield rows[self.rank :: self.ranks]
+
+
+def step_sampler(lengths: Sequence[int], args: Any, accelerator: Any) -> StepSampler:
+    """The sampler that the trainer's arguments ask for, for this rank."""
+    return StepSampler(
+        lengths=lengths,
+        step_size=args.train_batch_size * accelerator.num_processes,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        strategy=args.train_sampling_strategy,
+        drop_last=args.dataloader_drop_last,
+        rank=accelerator.process_index,
+        ranks=accelerator.num_processes,
+    )
+
+
+def rows_read(sampler: StepSampler, max_steps: int, epochs: float) -> list[int]:
+    """The rows that a run reads on all its ranks, in the order of the data set.
+
+    Args:
+        sampler: that of the run.
+        max_steps: its steps, where that is positive; `epochs` decides otherwise, as in transformers' Trainer.
+        epochs: its epochs, which may be a part of one.
+    """
+    steps = max_steps if max_steps > 0 else math.ceil(epochs * len(sampler))
+    read: set[int] = set()
+    for epoch in range(math.ceil(steps / max(len(sampler), 1))):
+        if len(read) == len(sampler.lengths):
+            break
+        in_order = replace(sampler, rank=0, ranks=1, epoch=epoch)
+        for rows in itertools.islice(in_order, steps - epoch * len(sampler)):
+            read.update(rows)
+    return sorted(read)
+
+
+def shared_chunks(
+    lengths: Sequence[int], size: int, rank: int, ranks: int
+) -> Iterator[tuple[Sequence[int], int]]:
+    """One rank's chunks of at most `size` rows, longest first, each with weight 1.
+
+    A rank left without a chunk is given the last one with weight 0: its sums need the same names as the others'.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+    chunks = [order[start : start + size] for start in range(0, len(order), size)]
+    for mine in range(rank, math.ceil(len(chunks) / ranks) * ranks, ranks):
+        yield chunks[min(mine, len(chunks) - 1)], int(mine < len(chunks))

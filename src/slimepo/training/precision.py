@@ -1,4 +1,4 @@
-"""One precision for everything that is measured, whatever training runs in."""
+"""What training computes in, and one precision for everything that is measured, whatever that is."""
 
 from __future__ import annotations
 
@@ -32,3 +32,8 @@ def measuring(model: nn.Module) -> Iterator[Callable[..., Any]]:
             yield plain_forward(model)
     finally:
         model.train(training)
+
+
+def compute_dtype(args: Any) -> torch.dtype | None:
+    """What training with these arguments computes in, where that is not the weights' dtype."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None

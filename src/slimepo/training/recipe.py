@@ -14,6 +14,9 @@ from slimepo.evaluation.settings import Evaluation
 from slimepo.settings import Settings, read_mapping, set_key, validate
 from slimepo.training.pace import MonitorSettings
 
+# Where reference log-probs come from, if from no other model; see slimepo.training.reference.
+REFERENCE_SOURCES = ("auto", "adapters-off", "copy", "cache")
+
 
 class RandomModel(Settings):
     """A new model with random weights; every further key is a size of transformers' configuration."""
@@ -64,11 +67,12 @@ class Stage(Settings):
 
     It starts from the model that the stage before it exported, or the one named by `start`, so that several
     objectives can be compared from one. `reference` says where the log-probs of the reference model come from, for an
-    objective that reads such: auto, adapters-off, copy, cache, or the folder or Hub id of another model. `batch_size`
-    is pairs a step over all devices (judged answers for an objective that takes those), `micro_batch_size` pairs in
-    memory at once on each. `activation_checkpointing`: with `layers` a layer's activations are computed again in the
-    backward pass, with `offload` its input waits in CPU memory meanwhile. `monitor` is true, false, or settings of the
-    displacement monitor. `args` takes any other argument of transformers' TrainingArguments.
+    objective that reads such: auto, adapters-off, copy, cache, or another model, which is a stage before this one, a
+    folder or a Hub id. `batch_size` is pairs a step over all devices (judged answers for an objective that takes
+    those), `micro_batch_size` pairs in memory at once on each. `activation_checkpointing`: with `layers` a layer's
+    activations are computed again in the backward pass, with `offload` its input waits in CPU memory meanwhile.
+    `monitor` is true, false, or settings of the displacement monitor. `args` takes any other argument of transformers'
+    TrainingArguments.
     """
 
     loss: str
@@ -142,12 +146,17 @@ class Recipe(Settings):
                 raise ValueError(f"two stages are named {name!r}; give each a name of its own")
             if not name or "/" in name or name.startswith("."):
                 raise ValueError(f"{name!r} cannot be a stage's name: it names a folder")
+            if name in REFERENCE_SOURCES:
+                raise ValueError(f"{name!r} cannot be a stage's name: it is a word for `reference`")
         for place, stage in enumerate(self.stages):
-            if stage.start is not None and stage.start not in names[:place]:
-                before = ", ".join(names[:place]) or "none"
-                raise ValueError(
-                    f"stage {stage.name!r}: start {stage.start!r} is no stage before it (there are: {before})"
-                )
+            # A reference that is no stage's name is another model.
+            asked = {"start": stage.start, "reference": stage.reference if stage.reference in names else None}
+            for key, wanted in asked.items():
+                if wanted is not None and wanted not in names[:place]:
+                    before = ", ".join(names[:place]) or "none"
+                    raise ValueError(
+                        f"stage {stage.name!r}: {key} {wanted!r} is no stage before it (there are: {before})"
+                    )
             if stage.part not in self.parts:
                 raise ValueError(
                     f"stage {stage.name!r}: no part {stage.part!r} in data.parts ({', '.join(self.parts)})"
@@ -159,6 +168,11 @@ class Recipe(Settings):
         if isinstance(self.model, RandomModel) and self.tokenizer is None:
             raise ValueError("a random model needs a tokenizer: give tokenizer: FOLDER-or-Hub-id")
         return self
+
+    def before(self, stage: Stage) -> list[str]:
+        """Names of the stages before this one."""
+        names = [each.name for each in self.stages]
+        return names[: names.index(stage.name)]
 
     @property
     def parts(self) -> dict[str, float]:

@@ -16,10 +16,19 @@ from slimepo.data.split import fingerprint, row_hash, split
 from slimepo.data.tokenize import TokenizedPair, tokenize
 from slimepo.errors import InputError
 from slimepo.evaluation.stages import check_evaluations, clear_evaluations, evaluate_stage
+from slimepo.losses.table import nearest
 from slimepo.settings import dump
 from slimepo.training.folder import MARKER, is_main_process, read_json, versions, write_json, write_text
+from slimepo.training.models import check_model
 from slimepo.training.recipe import Data, RandomModel, Recipe, Stage
-from slimepo.training.stage import StageRows, failure_on_record, run_stage, stage_arguments
+from slimepo.training.reference import SOURCES
+from slimepo.training.stage import (
+    StageRows,
+    exported_model,
+    failure_on_record,
+    run_stage,
+    stage_arguments,
+)
 from slimepo.types import Preference
 
 if TYPE_CHECKING:
@@ -50,6 +59,8 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
     check_evaluations(recipe, out)
     results: list[dict[str, Any]] = []
     pending = [stage for stage in recipe.stages if read_json(out / stage.name / "stage.json") is None]
+    for stage in pending:
+        check_reference(recipe, stage)
     if pending:
         data = load_data(recipe)
         tokenizer = recipe_tokenizer(recipe)
@@ -71,12 +82,30 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
             folder = out / stage.name
             with failure_on_record(folder):
                 results.append(run_stage(recipe, stage, base, rows, tokenizer, ends, folder, console))
-        # Absolute: adapters name their base, wherever they are loaded from.
-        base = exported[stage.name] = str((out / stage.name / "model").resolve())
+        base = exported[stage.name] = str(exported_model(out / stage.name))
         failed += evaluate_stage(recipe, stage.name, out, console)
     if failed:
         raise failed[0]
     return results
+
+
+def check_reference(recipe: Recipe, stage: Stage) -> None:
+    """Refuse, before anything trains, a reference that is nothing.
+
+    Raises:
+        InputError: it is no source, no stage before this one and no model that can be found.
+    """
+    before = recipe.before(stage)
+    if stage.reference in (*SOURCES, *before):
+        return
+    try:
+        check_model(stage.reference)
+    except InputError as error:
+        raise InputError(
+            f"stage {stage.name!r}: reference {stage.reference!r} is none of {', '.join(SOURCES)}, no stage before it "
+            f"({', '.join(before) or 'there is none'}){nearest(stage.reference, [*before, *SOURCES])}, and as another "
+            f"model: {error}"
+        ) from error
 
 
 def check_folder(recipe: Recipe, out: Path, restart: bool) -> None:

@@ -69,7 +69,8 @@ def run_stage(
     A stage that was interrupted goes on from its last complete checkpoint and ends in the same weights.
     """
     started = time.time()
-    trainer = stage_trainer(recipe, stage, base, rows, tokenizer, folder, callbacks)
+    progress = TrainingProgress(console, stage.name)
+    trainer = stage_trainer(recipe, stage, base, rows, tokenizer, folder, [*callbacks, progress])
     _announce(trainer, stage.name, console)
     if is_main_process():
         remove_unfinished_checkpoints(folder / "checkpoints")
@@ -78,7 +79,7 @@ def run_stage(
     if checkpoint is not None:
         console.print(f"{stage.name}: going on from {checkpoint.name}", highlight=False)
     before = _scores(trainer.model, rows.heldout, console, "held-out pairs before")
-    _train(trainer, recipe.seed, checkpoint, TrainingProgress(console, stage.name))
+    _train(trainer, recipe.seed, checkpoint, progress)
     after = _scores(trainer.model, rows.heldout, console, "held-out pairs after")
     result = {
         "name": stage.name,
@@ -133,7 +134,6 @@ def _train(
     trainer: PreferenceTrainer, seed: int, checkpoint: Path | None, progress: TrainingProgress
 ) -> None:
     """Train from the checkpoint, or from the start."""
-    trainer.add_callback(progress)
     if trainer.monitor is not None:
         trainer.monitor.record.say = progress.warn
     try:
@@ -244,7 +244,7 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         "output_dir": str(folder / "checkpoints"),
         "loss": stage.loss,
         "loss_options": stage.loss_options,
-        "reference": stage.reference,
+        "reference": _reference(recipe, stage, folder),
         "learning_rate": stage.learning_rate,
         "num_train_epochs": stage.epochs,
         "max_steps": SMOKE_STEPS if recipe.smoke else stage.max_steps,
@@ -271,6 +271,18 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         return PreferenceConfig(**(values | stage.args))
     except (TypeError, ValueError) as error:
         raise InputError(f"stage {stage.name!r}: {error}") from error
+
+
+def _reference(recipe: Recipe, stage: Stage, folder: Path) -> str:
+    """What the trainer is told: the model that a stage before exported, or what the recipe says."""
+    if stage.reference not in recipe.before(stage):
+        return stage.reference
+    return str(exported_model(folder.parent / stage.reference))
+
+
+def exported_model(folder: Path) -> Path:
+    """Where a stage with this folder leaves its model; absolute, as adapters name their base."""
+    return (folder / "model").resolve()
 
 
 def device_share(stage: Stage, smoke: bool = False) -> int:

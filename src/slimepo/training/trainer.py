@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -18,28 +19,28 @@ from slimepo.data.batch import PairBatch, StepCollator, length
 from slimepo.data.chat import load_tokenizer
 from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError, NonFiniteLossError
-from slimepo.losses import Counts, bind, find_objective, step_loss
-from slimepo.losses.dpo import log_ratios
+from slimepo.losses import bind, find_objective, step_loss
 from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, OffloadCheckpoints, TrainingProgress
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
 from slimepo.training.datasets import tokenized
 from slimepo.training.layout import choose_layout, verify_logps
 from slimepo.training.logps import policy_logps
-from slimepo.training.metrics import MetricSums, side_tokens
+from slimepo.training.metrics import MetricSums, non_finite_rows, pair_counts
 from slimepo.training.models import load_model
 from slimepo.training.monitor import DisplacementMonitor
 from slimepo.training.offload import activations
-from slimepo.training.order import StepSampler
+from slimepo.training.order import StepSampler, rows_read, shared_chunks, step_sampler
 from slimepo.training.pace import monitor_settings
-from slimepo.training.precision import measuring
+from slimepo.training.precision import compute_dtype, measuring
 from slimepo.training.prepare import prepared, refuse_sharding, whole_steps
 from slimepo.training.reference import (
     Reference,
     choose_reference,
     frozen,
+    mismatched_log_ratios,
     reference_logps,
-    with_reference,
 )
+from slimepo.training.reference_cache import with_reference
 from slimepo.types import LossOutput, PairLogps
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class PreferenceTrainer(Trainer):
             data_collator=StepCollator(
                 args.micro_batch_size or 1,
                 self.sides,
-                _pad_id(processing_class),
+                getattr(processing_class, "pad_token_id", None) or 0,
                 max_tokens=args.max_tokens_per_batch,
             ),
             train_dataset=tokenized(train_dataset, processing_class, args, self.objective),
@@ -109,7 +110,7 @@ class PreferenceTrainer(Trainer):
         if args.verify_model:
             verify_logps(self.model)
         self.layout, self.layout_reason = choose_layout(
-            self.model, args.layout, self.sides, args.attention, _autocast(args)
+            self.model, args.layout, self.sides, args.attention, compute_dtype(args)
         )
         self.activations = activations(args)
         self.data_collator = replace(self.data_collator, layout=self.layout)
@@ -130,16 +131,7 @@ class PreferenceTrainer(Trainer):
         """Steps of the epoch, of which this rank takes its share; a step is a list of micro-batches."""
         if self.train_dataset is None:
             raise InputError("there is nothing to train on: give train_dataset")
-        args, ranks = self.args, self.accelerator.num_processes
-        sampler = StepSampler(
-            lengths=[length(row, self.sides) for row in self.train_dataset],
-            step_size=args.train_batch_size * ranks,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            strategy=args.train_sampling_strategy,
-            drop_last=args.dataloader_drop_last,
-            rank=self.accelerator.process_index,
-            ranks=ranks,
-        )
+        sampler = self._sampler()
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EpochOfSampler):
                 callback.sampler = sampler
@@ -147,8 +139,8 @@ class PreferenceTrainer(Trainer):
             self.train_dataset,
             batch_sampler=sampler,
             collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
         )
 
     def training_step(
@@ -160,16 +152,17 @@ class PreferenceTrainer(Trainer):
         """
         self._window = self._window or MetricSums()
         model.train()
-        counts = self._global_counts(inputs)
+        counts = pair_counts(inputs, self.accelerator)
         weight = self.accelerator.num_processes if inputs else 0
         batches = self._prepare_inputs(inputs or self._spare)
         divergence = self._step_divergence(batches, weight=int(weight > 0))
+        references = self._references(batches)
         losses, outputs = [], []
-        for i, batch in enumerate(batches):
+        for i, (batch, reference) in enumerate(zip(batches, references, strict=True)):
             last = i == len(batches) - 1
             self.accelerator.gradient_state._set_sync_gradients(last)
             with nullcontext() if last else self.accelerator.no_sync(model):
-                output = self._objective(model, batch, self._reference(batch), divergence)
+                output = self._objective(model, batch, reference, divergence)
                 loss = step_loss(output, counts) * weight
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
@@ -190,8 +183,9 @@ class PreferenceTrainer(Trainer):
     ) -> Any:
         """The loss of one batch taken alone: its mean over the pairs in it."""
         divergence = self._step_divergence([inputs])
-        output = self._objective(model, inputs, self._reference(inputs), divergence)
-        loss = step_loss(output, _counts([inputs]))
+        (reference,) = self._references([inputs])
+        output = self._objective(model, inputs, reference, divergence)
+        loss = step_loss(output, pair_counts([inputs]))
         return (loss, output) if return_outputs else loss
 
     def evaluate(
@@ -222,9 +216,13 @@ class PreferenceTrainer(Trainer):
         """
         rows, sums = self._rows(rows), MetricSums()
         with measuring(self.model) as forward:
-            divergence = self._divergence(forward, self._eval_batches(rows))
-            for batch, weight in self._eval_batches(rows):
-                reference = reference_logps(self.reference, batch) if self.reference else None
+            each = self._eval_batches(rows)
+            # Read twice then: for the divergence, and for the loss.
+            batches = list(each) if self.objective.mismatched else each
+            divergence = self._divergence(forward, batches)
+            for batch, weight in batches:
+                batch = self._prepare_inputs(batch)
+                reference = reference_logps(self.reference, [batch])[0] if self.reference else None
                 sums.add(batch, self._objective(forward, batch, reference, divergence), weight)
         return sums.reduced(self.accelerator).means()
 
@@ -250,11 +248,17 @@ class PreferenceTrainer(Trainer):
             )
         return norm
 
+    def _sampler(self) -> StepSampler:
+        lengths = [length(row, self.sides) for row in self.train_dataset]
+        return step_sampler(lengths, self.args, self.accelerator)
+
     def _rows(self, dataset: Any) -> Any:
         if isinstance(dataset, Mapping):
             return {name: self._rows(part) for name, part in dataset.items()}
         rows = tokenized(dataset, self.processing_class, self.args, self.objective)
-        if self.reference is None or not self.reference.cached or not rows or rows[0].reference is not None:
+        if self.reference is None or not self.reference.cached or rows is None:
+            return rows
+        if all(row.reference is not None for row in rows):
             return rows
         # Once training has begun, the model that they would have to be scored with has changed.
         begun = self.state.global_step > 0 or self.is_in_train
@@ -268,13 +272,15 @@ class PreferenceTrainer(Trainer):
         reference = choose_reference(
             self.model, self.args.reference, self.layout, self.processing_class, **options
         )
-        if reference.cached and self.train_dataset:
-            self.train_dataset = self._with_reference(
-                self.train_dataset, reference, self.accelerator.autocast
-            )
-        elif self.train_dataset:
+        if self.train_dataset:
             # Rows that another trainer had bring its reference's log-probs with them.
             self.train_dataset = [replace(row, reference=None) for row in self.train_dataset]
+        if self.train_dataset and reference.cached:
+            read = rows_read(self._sampler(), self.args.max_steps, self.args.num_train_epochs)
+            rows = [self.train_dataset[i] for i in read]
+            known = self._with_reference(rows, reference, self.accelerator.autocast)
+            for i, row in zip(read, known, strict=True):
+                self.train_dataset[i] = row
         return reference
 
     def _with_reference(
@@ -283,20 +289,23 @@ class PreferenceTrainer(Trainer):
         reference: Reference,
         precision: Callable[[], AbstractContextManager[Any]],
     ) -> list[TokenizedPair]:
-        rows, cached = with_reference(
-            rows, reference, self.model, self.data_collator, precision, self.accelerator
-        )
-        logger.info(
-            "reference log-probs of %d rows %s", len(rows), "from the cache" if cached else "computed"
-        )
+        callbacks = self.callback_handler.callbacks if self.accelerator.is_main_process else []
+        shown = next((c for c in callbacks if isinstance(c, TrainingProgress)), None)
+        started = time.monotonic()
+        with shown.counted("reference log-probs") if shown else nullcontext() as report:
+            rows, cached = with_reference(
+                rows, reference, self.model, self.data_collator, precision, self.accelerator, report
+            )
+        how = "from the cache" if cached else f"computed in {time.monotonic() - started:,.0f} s"
+        (shown.say if shown else logger.info)(f"reference log-probs of {len(rows):,} rows {how}")
         return rows
 
-    def _reference(self, batch: PairBatch) -> PairLogps | None:
-        """Reference log-probs of a batch, in the precision that training computes in."""
+    def _references(self, batches: Sequence[PairBatch]) -> Sequence[PairLogps | None]:
+        """Reference log-probs of each batch, in the precision that training computes in."""
         if self.reference is None:
-            return None
+            return [None] * len(batches)
         with self.accelerator.autocast():
-            return reference_logps(self.reference, batch)
+            return reference_logps(self.reference, batches)
 
     def _step_divergence(self, batches: Sequence[PairBatch], weight: int = 1) -> Tensor | None:
         """The divergence of a step's batches, in the precision that training computes in."""
@@ -310,28 +319,17 @@ class PreferenceTrainer(Trainer):
         """Mean log-ratio of the mismatched answers of weighted batches, over all ranks; None where none is read."""
         if not self.objective.mismatched or self.reference is None:
             return None
-        parts = []
-        for batch, weight in batches:
-            other = batch["mismatched"]
-            if other is None:
-                raise InputError(f"row {batch['row_ids'][0]} has no mismatched answer")
-            policy, reference = policy_logps(forward, other), reference_logps(self.reference, other)
-            ratios = log_ratios(policy, reference).chosen
-            parts.append(weight * torch.stack([ratios.sum(), torch.full_like(ratios[0], len(ratios))]))
-        total, count = self.accelerator.reduce(torch.stack(parts).sum(dim=0), "sum")
+        sums = mismatched_log_ratios(forward, self.reference, batches, self.args.device)
+        total, count = self.accelerator.reduce(sums, "sum")
         mean: Tensor = total / count.clamp(min=1)
         return mean
 
     def _eval_batches(self, rows: Sequence[TokenizedPair]) -> Iterator[tuple[PairBatch, int]]:
         """This rank's batches of rows, each with weight 1; weight 0 where it only keeps the others company."""
-        size, ranks = self.args.eval_batch_size, self.accelerator.num_processes
-        ordered = sorted(rows, key=lambda row: length(row, self.sides), reverse=True)
-        chunks = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-        for first in range(0, len(chunks), ranks):
-            # A rank left without a chunk scores the last one with weight 0: its sums need the same names.
-            mine = first + self.accelerator.process_index
-            batch = self._prepare_inputs(self.data_collator.batch(chunks[min(mine, len(chunks) - 1)]))
-            yield batch, int(mine < len(chunks))
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        lengths = [length(row, self.sides) for row in rows]
+        for chunk, weight in shared_chunks(lengths, self.args.eval_batch_size, rank, ranks):
+            yield self.data_collator.batch([rows[i] for i in chunk]), weight
 
     def _objective(
         self, forward: Any, batch: PairBatch, reference: PairLogps | None, divergence: Tensor | None
@@ -341,22 +339,8 @@ class PreferenceTrainer(Trainer):
             return self.loss_function(policy, reference, divergence)
         return self.loss_function(policy, reference)
 
-    def _global_counts(self, batches: list[PairBatch]) -> Counts:
-        local = _counts(batches)
-        if self.accelerator.num_processes == 1:
-            return local
-        # Counts of a step are far below 2**24, so float32 holds them exactly on every device.
-        counts = torch.tensor(local, dtype=torch.float32, device=self.args.device)
-        return Counts(*self.accelerator.reduce(counts, "sum").tolist())
-
     def _stop_on_non_finite(self, batches: list[PairBatch], outputs: list[LossOutput]) -> None:
-        bad = [
-            row
-            for batch, output in zip(batches, outputs, strict=True)
-            for row, ok in zip(batch["row_ids"], _finite_rows(output), strict=True)
-            if not ok
-        ]
-        rows = ", ".join(bad) or "of another rank"
+        rows = ", ".join(non_finite_rows(batches, outputs)) or "of another rank"
         raise NonFiniteLossError(
             f"the loss is not finite at step {self.state.global_step + 1}; rows: {rows}. "
             "Look at these rows, or lower the learning rate"
@@ -377,26 +361,3 @@ def _monitors(args: PreferenceConfig, given: Sequence[TrainerCallback]) -> list[
     if settings is None or any(isinstance(callback, DisplacementMonitor) for callback in given):
         return []
     return [DisplacementMonitor(settings, args.output_dir or ".")]
-
-
-def _autocast(args: PreferenceConfig) -> torch.dtype | None:
-    """What training computes in, where that is not the weights' dtype."""
-    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-
-
-def _counts(batches: Sequence[PairBatch]) -> Counts:
-    tokens = [side_tokens(batch) for batch in batches]
-    pairs = sum(batch["pairs"] for batch in batches)
-    return Counts(pairs, sum(t["chosen"] for t in tokens), sum(t["rejected"] for t in tokens))
-
-
-def _finite_rows(output: LossOutput) -> list[bool]:
-    finite = torch.isfinite(output.loss)
-    for sums in output.token_loss.values():
-        finite = finite & torch.isfinite(sums)
-    return [bool(ok) for ok in finite]
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase | None) -> int:
-    pad = getattr(tokenizer, "pad_token_id", None)
-    return 0 if pad is None else pad

@@ -1,0 +1,44 @@
+"""How far work before training is: a bar in a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Report = Callable[[int, int], None]
+
+# Seconds between two plain lines.
+EVERY = 10.0
+
+
+@contextmanager
+def counted(console: Console, what: str) -> Iterator[Report]:
+    """Inside, the yielded function takes what is done and the total, and shows them; the bar is gone afterwards."""
+    if not console.is_terminal:
+        yield _lines(console, what)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=console, transient=True) as bar:
+        # Without a total the bar says that something is under way.
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _lines(console: Console, what: str) -> Report:
+    shown = monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal shown
+        now = monotonic()
+        if now - shown >= EVERY:
+            shown = now
+            console.print(f"{what}: {done:,}/{total:,}", highlight=False, soft_wrap=True)
+
+    return report

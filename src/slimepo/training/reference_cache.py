@@ -1,0 +1,236 @@
+"""Log-probs of a reference computed before training, and the folder in which they are kept for the next run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from slimepo.data.batch import StepCollator, given_sides, length
+from slimepo.data.tokenize import TokenizedPair
+from slimepo.errors import InputError
+from slimepo.training.folder import cache_folder
+from slimepo.training.layout import to_device
+from slimepo.training.logps import causal_lm, policy_logps
+from slimepo.training.progress import Report
+from slimepo.training.reference import OF_ADAPTERS, Forward, Reference, device_of
+
+# Rows that are cut into batches together; packing takes the square of their number.
+_CUT_AT_ONCE = 512
+# Changes when what a cache file holds changes.
+_CACHE_VERSION = 1
+
+Known = dict[str, np.ndarray]
+
+
+def with_reference(
+    rows: Sequence[TokenizedPair],
+    reference: Reference,
+    model: nn.Module,
+    collator: StepCollator,
+    precision: Callable[[], AbstractContextManager[Any]],
+    accelerator: Any,
+    report: Report | None = None,
+) -> tuple[list[TokenizedPair], bool]:
+    """The rows with their reference log-probs, and whether these came from the cache.
+
+    Every rank computes a share; the main process writes the file, and keeps the folder within
+    SLIMEPO_REFERENCE_CACHE_GIB (10) by removing the files used longest ago. `model` names the weights in the file's
+    key; `precision` is the autocast that they are computed under, which is to be the one that reads them; `report` is
+    told how many of this rank's rows are done, and of how many.
+
+    Raises:
+        InputError: the folder cannot be written, its limit is no number, or a file in it is damaged.
+    """
+    if not rows:
+        return [], False
+    folder, limit = cache_folder("reference"), _limit()
+    kind = device_of(model).type
+    with precision():
+        autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
+    path: Path | None = None
+    if accelerator.is_main_process:
+        # The key reads every weight; only the process that has the file needs it.
+        path = folder / f"{_key(model, reference, rows, autocast)}.npy"
+    known = _broadcast(_read(path, rows) if path else None, accelerator)
+    cached = known is not None
+    if known is None:
+        if path is not None:
+            _make_folder(folder)
+        mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
+        with precision(), reference.forward() as forward:
+            computed = _compute([rows[i] for i in mine], forward, collator, device_of(model), report)
+        everyone = _gather(dict(zip(mine, computed, strict=True)), accelerator)
+        known = [everyone[i] for i in range(len(rows))]
+        if path is not None:
+            _write(path, known)
+            _make_room(path, limit)
+    return [replace(row, reference=logps) for row, logps in zip(rows, known, strict=True)], cached
+
+
+def _compute(
+    rows: Sequence[TokenizedPair],
+    forward: Forward,
+    collator: StepCollator,
+    device: torch.device,
+    report: Report | None,
+) -> list[Known]:
+    """Log-probs of every response of each row, and of its mismatched answer."""
+    result: list[Known] = [{} for _ in rows]
+    done = 0
+    for index in _batches(rows, collator):
+        batch = to_device(collator.batch([rows[i] for i in index]), device)
+        for part, name in ((batch, None), (batch["mismatched"], "mismatched")):
+            if part is None:
+                continue
+            flat = policy_logps(forward, part)
+            for side in part["sides"]:
+                values, mask = getattr(flat, side).float().cpu(), getattr(flat, f"{side}_mask").cpu()
+                for place, row in enumerate(index):
+                    if mask[place].any():
+                        result[row][name or side] = values[place][mask[place]].numpy()
+        done += len(index)
+        if report is not None:
+            report(done, len(rows))
+    return result
+
+
+def _batches(rows: Sequence[TokenizedPair], collator: StepCollator) -> Iterator[list[int]]:
+    """Which rows are computed together: those of similar length, no more than a micro-batch of training holds."""
+    order = sorted(range(len(rows)), key=lambda i: length(rows[i], collator.sides), reverse=True)
+    for start in range(0, len(order), _CUT_AT_ONCE):
+        part = order[start : start + _CUT_AT_ONCE]
+        for index in collator.cut([rows[i] for i in part]):
+            yield [part[i] for i in index]
+
+
+def _key(model: nn.Module, reference: Reference, rows: Sequence[TokenizedPair], precision: str) -> str:
+    """What the log-probs are a function of: weights and configuration of the reference, token ids, precision."""
+    digest = hashlib.blake2b(digest_size=16)
+    config = causal_lm(model).config.to_dict()
+    for name in (
+        "_name_or_path",
+        "transformers_version",
+        "_attn_implementation",
+        "attn_implementation",
+        "dtype",
+    ):
+        config.pop(name, None)
+    digest.update(json.dumps([_CACHE_VERSION, precision, config], sort_keys=True, default=str).encode())
+    for name, tensor in model.state_dict().items():
+        if reference.without_adapters and any(part in name for part in OF_ADAPTERS):
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
+    for row in rows:
+        parts = [
+            row.prompt,
+            row.chosen,
+            row.rejected,
+            row.prompt[:0] if row.mismatched is None else row.mismatched,
+        ]
+        for part in parts:
+            digest.update(len(part).to_bytes(4, "little"))
+            digest.update(np.ascontiguousarray(part, dtype="<i4").data)
+    return digest.hexdigest()
+
+
+def _names(row: TokenizedPair) -> list[tuple[str, int]]:
+    """The responses of a row in the order in which a cache file holds them, and their lengths."""
+    names = [(side, len(getattr(row, side))) for side in given_sides(row)]
+    return names if row.mismatched is None else [*names, ("mismatched", len(row.mismatched))]
+
+
+def _read(path: Path, rows: Sequence[TokenizedPair]) -> list[Known] | None:
+    try:
+        flat = np.load(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete it") from error
+    # A cache that may only be read keeps no order of use.
+    with suppress(OSError):
+        os.utime(path)
+    if len(flat) != sum(size for row in rows for _, size in _names(row)):
+        raise InputError(f"{path} is damaged: it holds another number of log-probs; delete it")
+    known, start = [], 0
+    for row in rows:
+        of_row: Known = {}
+        for name, size in _names(row):
+            of_row[name] = flat[start : start + size]
+            start += size
+        known.append(of_row)
+    return known
+
+
+def _make_folder(folder: Path) -> None:
+    """Make sure that what is about to be computed can be kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            f"the cache of reference log-probs cannot be written ({error}); set SLIMEPO_CACHE to another folder"
+        ) from error
+
+
+def _write(path: Path, known: Sequence[Known]) -> None:
+    flat = np.concatenate([values for of_row in known for values in of_row.values()])
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
+        np.save(file, flat)
+    os.replace(file.name, path)
+
+
+def _make_room(newest: Path, limit: float) -> None:
+    """Remove the files used longest ago until no more than `limit` bytes are left; `newest` stays in any case."""
+    uses = []
+    for path in newest.parent.glob("*.npy"):
+        # Another run may make room at the same time.
+        with suppress(FileNotFoundError):
+            facts = path.stat()
+            uses.append((facts.st_mtime_ns, facts.st_size, path))
+    held = 0
+    for _, size, path in sorted(uses, reverse=True):
+        held += size
+        if held > limit and path != newest:
+            path.unlink(missing_ok=True)
+
+
+def _limit() -> float:
+    """Bytes that the cache may hold."""
+    given = os.environ.get("SLIMEPO_REFERENCE_CACHE_GIB", "10")
+    try:
+        gib = float(given)
+    except ValueError:
+        gib = math.nan
+    if not gib >= 0:
+        raise InputError(f"SLIMEPO_REFERENCE_CACHE_GIB is {given!r}: give a number of GiB")
+    return gib * 2**30
+
+
+def _gather(part: dict[int, Known], accelerator: Any) -> dict[int, Known]:
+    if accelerator.num_processes == 1:
+        return part
+    from accelerate.utils import gather_object
+
+    return {index: known for of_rank in gather_object([part]) for index, known in of_rank.items()}
+
+
+def _broadcast(known: list[Known] | None, accelerator: Any) -> list[Known] | None:
+    if accelerator.num_processes == 1:
+        return known
+    from accelerate.utils import broadcast_object_list
+
+    (known,) = broadcast_object_list([known])
+    return known
