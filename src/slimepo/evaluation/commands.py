@@ -48,7 +48,8 @@ def _command(benchmark: Benchmark) -> Callable[..., None]:
         chosen = _steps(steps or [])
         from rich.console import Console
 
-        from slimepo.evaluation.bench_runs import make_job, run_benchmark
+        from slimepo.evaluation.bench_runs import run_benchmark
+        from slimepo.evaluation.job import make_job
 
         run_benchmark(make_job(settings, model, out, name), Console(), chosen, dry_run=dry_run)
 

@@ -62,7 +62,8 @@ def evaluate_stage(recipe: Recipe, stage: str, out: Path, console: Console) -> l
         return []
     failed: list[Exception] = []
     for entry in entries:
-        from slimepo.evaluation.bench_runs import make_job, run_benchmark
+        from slimepo.evaluation.bench_runs import run_benchmark
+        from slimepo.evaluation.job import make_job
 
         console.print(f"{stage}: {entry.benchmark}", markup=False, highlight=False)
         try:
