@@ -12,13 +12,14 @@ from slimepo.evaluation.bench_alpaca import load_alpaca_eval
 from slimepo.evaluation.bench_arena import ArenaHard, load_arena_hard, need_tokenizer
 from slimepo.evaluation.bench_mt import load_mt_bench
 from slimepo.evaluation.endpoint import api_key
-from slimepo.evaluation.job import Job, say
+from slimepo.evaluation.job import Job, file_label, say
 from slimepo.evaluation.job_answers import known_answers, write_answers
 from slimepo.evaluation.job_judgments import calls_of, canaries_of, judge_answers, judge_of
 from slimepo.evaluation.job_scores import score_job
 from slimepo.evaluation.judge import Judge, estimate_line, missing
 from slimepo.evaluation.kind import Kind
 from slimepo.evaluation.libraries import need_libraries
+from slimepo.evaluation.locks import locked
 from slimepo.evaluation.requests import Scores
 from slimepo.evaluation.rows import Row
 from slimepo.evaluation.settings import Evaluation
@@ -70,13 +71,16 @@ def run_benchmark(
     if judged and "score" in steps and isinstance(kind, ArenaHard):
         need_tokenizer(kind, known_answers(job, kind))
     if "answer" in steps:
-        write_answers(job, kind, console)
+        with locked(job.out, f"{kind.folder}--{job.name}", console):
+            write_answers(job, kind, console)
     if judge is None:
         say(console, "no --judge: answers only")
         return []
-    if "judge" in steps:
-        judge_answers(job, kind, judge, console)
-    return score_job(job, kind, judge, console) if "score" in steps else []
+    # A judge's replies, and MT-Bench's judgments, are in one file for all models.
+    with locked(job.out, file_label(judge.name), console):
+        if "judge" in steps:
+            judge_answers(job, kind, judge, console)
+        return score_job(job, kind, judge, console) if "score" in steps else []
 
 
 def _dry_run(job: Job, kind: Kind, judge: Judge | None, steps: Sequence[Step], console: Console) -> None:
