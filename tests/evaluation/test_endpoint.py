@@ -234,3 +234,19 @@ def test_a_server_of_one_model_needs_no_name(mock: MockJudge) -> None:
     mock.models = ("a", "b")
     with pytest.raises(InputError, match="serves a, b: give NAME@"):
         asyncio.run(names())
+
+
+@pytest.mark.parametrize(
+    "text", ["localhost:8000/v1", "m@127.0.0.1:8000", "m@ftp://h/v1", "htp://user:secret@h"]
+)
+def test_an_address_without_http_is_no_models_name(text: str) -> None:
+    with pytest.raises(InputError, match="begins with http:// or https://") as caught:
+        parse_endpoint(text)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt-4o", "ft:gpt-4o-2024-08-06:org::abc123", "llama3.1:70b", "org/model", "a@b"]
+)
+def test_names_of_models_may_hold_colons(name: str) -> None:
+    assert parse_endpoint(name) == Endpoint(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -33,8 +33,10 @@ STEPS: tuple[Step, ...] = ("answer", "judge", "score")
 GUESSED_CHARACTERS = 2000
 
 
-def load_benchmark(settings: Evaluation, out: Path, *, judged: bool) -> Kind:
+def load_benchmark(settings: Evaluation, out: Path, *, judged: bool, awaited: Collection[str] = ()) -> Kind:
     """Fetch and read what a benchmark needs, the judge's part (prompts, references, baselines) only where `judged`.
+
+    A baseline that is `awaited` need not have answered yet.
 
     Raises:
         InputError: a file cannot be had, is not the pinned one, or names what is not there.
@@ -42,8 +44,8 @@ def load_benchmark(settings: Evaluation, out: Path, *, judged: bool) -> Kind:
     if settings.benchmark == "mt-bench":
         return load_mt_bench(settings, judged)
     if settings.benchmark == "arena-hard":
-        return load_arena_hard(settings, out, judged)
-    return load_alpaca_eval(settings, out, judged)
+        return load_arena_hard(settings, out, judged, awaited)
+    return load_alpaca_eval(settings, out, judged, awaited)
 
 
 def run_benchmark(

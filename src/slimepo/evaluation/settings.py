@@ -28,7 +28,9 @@ class Evaluation(Settings):
 
     benchmark: Benchmark
     judge: str | None = Field(
-        None, description="NAME (OpenAI's API), NAME@URL, the URL of a server of one model, or hf:PATH."
+        None,
+        min_length=1,
+        description="NAME (OpenAI's API), NAME@URL, the URL of a server of one model, or hf:PATH.",
     )
     key_variable: str | None = Field(
         None, description="The environment variable with the judge's key (OpenAI's API: OPENAI_API_KEY)."
