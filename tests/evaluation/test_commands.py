@@ -107,7 +107,12 @@ def test_a_dry_run_makes_no_call(mock: MockJudge, answered: list[object]) -> Non
             ["alpaca-eval", "--judge", "m@http://u:p@h/v1", "--data-dir", "DATA"],
             "without user, password or query",
         ),
-        (["mt-bench", "--data-dir", "/nowhere"], "no mt_bench/question.jsonl in it"),
+        (["mt-bench", "--data-dir", "/nowhere"], "--data-dir /nowhere: no such folder"),
+        (["mt-bench", "--data-dir", "/"], "no mt_bench/question.jsonl in it"),
+        (
+            ["arena-hard", "--category", "hard", "--data-dir", "DATA"],
+            "no category 'hard'; it has hard_prompt, creative_writing",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(arguments: list[str], words: str, tmp_path: Path, shared_data: Path) -> None:

@@ -180,6 +180,11 @@ def test_the_ways_to_name_an_endpoint() -> None:
     assert parse_endpoint("gpt-4") == Endpoint("gpt-4")
     assert parse_endpoint("a/b@http://h:1/v1/", "K") == Endpoint("a/b", "http://h:1/v1", "K")
     assert parse_endpoint("https://h/v1", "K") == Endpoint("", "https://h/v1", "K")
+    assert [parse_endpoint(text).name for text in ("m", "m@http://h", "http://h")] == [
+        "m",
+        "m@http://h",
+        "http://h",
+    ]
     assert is_endpoint("x@https://h/v1")
     assert is_endpoint("http://h/v1")
     assert not is_endpoint("runs/a@b/model")

@@ -1,7 +1,9 @@
 """A model's answers on disk: upstream's format, and never two models' or two settings' in one file."""
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from slimepo.evaluation.bench_answers import OURS
 from slimepo.evaluation.bench_runs import load_benchmark, run_benchmark
 from slimepo.evaluation.job import Job
 from slimepo.evaluation.rows import read_rows
-from tests.evaluation.conftest import QUESTIONS, one_file
+from tests.evaluation.conftest import QUESTIONS, one_file, printed
 
 
 def test_the_answers_file_of_mt_bench_is_fastchats(job: Callable[..., Job], console: Console) -> None:
@@ -71,3 +73,28 @@ def test_answers_are_judged_and_scored_with_the_settings_that_made_them(
         with pytest.raises(InputError, match="answered with max_new_tokens 12, now it is 1024"):
             run_benchmark(job("mt-bench", "ours", max_new_tokens=None), console, [step])
     assert one_file(this.out / "scores", "*.json").exists()
+
+
+def test_a_model_that_is_none_is_named_and_leaves_nothing(
+    job: Callable[..., Job], console: Console, tmp_path: Path
+) -> None:
+    this = job("mt-bench", judge=None)
+    (tmp_path / "run" / "sft").mkdir(parents=True)
+    for model, words in (
+        (tmp_path / "nowhere", "nowhere' cannot be loaded"),
+        (tmp_path / "run" / "sft", "sft holds neither a model (config.json) nor an adapter"),
+        (tmp_path / "run", f"it is a run: give one of its stages, such as {tmp_path / 'run' / 'sft'}"),
+    ):
+        with pytest.raises(InputError, match=re.escape(words)):
+            run_benchmark(replace(this, model=str(model)), console)
+        (tmp_path / "run" / "sft" / "stage.json").write_text("{}")
+    assert not this.out.exists()
+
+
+def test_where_the_output_is_a_file_each_line_says_something(
+    job: Callable[..., Job], console: Console
+) -> None:
+    run_benchmark(job("mt-bench"), console)
+    lines = printed(console).splitlines()
+    assert lines[0].startswith("answers: 3 questions")
+    assert all(line.strip() for line in lines)

@@ -111,7 +111,7 @@ def test_what_is_missing_shows_before_training(
         ({"judge": ""}, "judge: String should have at least 1 character"),
         ({"judge": "hf:"}, "the judge hf: names no model"),
         ({"judge": "hf:no/where"}, "mt-bench: model 'no/where' cannot be loaded"),
-        ({"judge": "hf:EMPTY"}, "/empty' cannot be loaded"),
+        ({"judge": "hf:EMPTY"}, "empty holds neither a model (config.json) nor an adapter"),
         ({"judge": "hf:WEIGHTLESS"}, "weightless: no weights in"),
         ({"judge": "hf:RUN/slime", "stages": ["sft", "slime"]}, "run/slime' cannot be loaded"),
         ({"judge": "m@localhost:8000/v1"}, "an endpoint's URL begins with http:// or https://"),

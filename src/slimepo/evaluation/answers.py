@@ -39,9 +39,21 @@ class ChatModel:
 
 
 def model_folder(name: str) -> Path:
-    """Where the model of a name is: a stage of a run stands for the model in it; a Hub id stays as it is."""
-    inner = Path(name) / "model"
-    return inner if (inner / "config.json").exists() else Path(name)
+    """Where the model of a name is: a stage of a run stands for the model in it; a Hub id stays as it is.
+
+    Raises:
+        InputError: a folder is there, and no model in it.
+    """
+    folder = Path(name)
+    if (folder / "model" / "config.json").exists():
+        return folder / "model"
+    if folder.is_dir() and not any((folder / f"{kind}config.json").exists() for kind in ("", "adapter_")):
+        stages = sorted(path.parent for path in folder.glob("*/stage.json"))
+        hint = f"; it is a run: give one of its stages, such as {stages[-1]}" if stages else ""
+        raise InputError(
+            f"{name} holds neither a model (config.json) nor an adapter (adapter_config.json){hint}"
+        )
+    return folder
 
 
 def load_chat_model(name: str) -> ChatModel:
@@ -143,7 +155,7 @@ def answer_prompts(
     loaded = load_chat_model(model)
     start: list[Message] = [Message(role="system", content=system)] if system else []
     messages = [start + prompt for prompt in prompts]
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("answers", total=len(prompts))
         completions = generate(
             loaded.model,

@@ -132,9 +132,13 @@ def load_arena_hard(
 ) -> ArenaHard:
     rules, data_dir = settings.rules, settings.data_dir
     asked = fetch(f"arena_hard/{rules}/question.jsonl", data_dir=data_dir)
-    rows = [r for r in read_rows(asked.file) if settings.category in (None, r["category"])]
+    rows = read_rows(asked.file)
+    known = list(dict.fromkeys(str(row["category"]) for row in rows))
+    rows = [row for row in rows if settings.category in (None, row["category"])]
     if not rows:
-        raise InputError(f"Arena-Hard {rules} has no category {settings.category!r}")
+        raise InputError(
+            f"Arena-Hard {rules} has no category {settings.category!r}; it has {', '.join(known)}"
+        )
     questions = [
         Question(
             arena_hard.question_id(row),

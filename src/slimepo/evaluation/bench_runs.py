@@ -73,8 +73,7 @@ def run_benchmark(
     if judged and "score" in steps and isinstance(kind, ArenaHard):
         need_tokenizer(kind, known_answers(job, kind))
     if "answer" in steps:
-        with locked(job.out, f"{kind.folder}--{job.name}", console):
-            write_answers(job, kind, console)
+        write_answers(job, kind, console)
     if judge is None:
         say(console, "no --judge: answers only")
         return []

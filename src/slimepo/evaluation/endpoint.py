@@ -41,7 +41,7 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        return f"{self.model}@{self.base_url}" if self.base_url else self.model
+        return "@".join(part for part in (self.model, self.base_url) if part)
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,9 @@ class ChatClient:
         if status and status not in _RETRIED and status < 500:
             raise CallFailed(reason, status, stops=status in _STOPS_THE_RUN)
         if attempt == self.retries.attempts:
-            raise CallFailed(f"{reason} (gave up after {attempt} attempts)", status)
+            raise CallFailed(
+                f"{reason} (gave up after {attempt} attempt{'s' if attempt > 1 else ''})", status
+            )
         told = retry_after(headers)
         if told is not None and told > _LONGEST_WAIT_S:
             raise CallFailed(f"{reason} (the server asks to wait {told:.0f} s)", status, stops=True)

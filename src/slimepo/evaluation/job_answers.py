@@ -11,6 +11,7 @@ from slimepo.evaluation.bench_answers import OURS, answer_questions, same_questi
 from slimepo.evaluation.job import Job, answers_path, replace_rows, say
 from slimepo.evaluation.journal import read_journal
 from slimepo.evaluation.kind import Kind
+from slimepo.evaluation.locks import locked
 from slimepo.evaluation.requests import sha256_of
 from slimepo.evaluation.rows import Row, read_rows
 
@@ -42,20 +43,21 @@ def write_answers(job: Job, kind: Kind, console: Console) -> None:
             retries=job.retries,
             batch_rows=settings.batch_rows,
         )
-        answer_questions(
-            kind.questions,
-            answerer,
-            path,
-            lambda question, turns, how: kind.answer_row(job.name, question, turns, how),
-            kind.id_of,
-            console,
-            system=settings.system,
-            seed=settings.seed,
-        )
-        if kind.answers_list:
-            # AlpacaEval's own file is one JSON list; the journal beside it, which it names, is what a run goes on from.
-            plain = [{**row, OURS: path.name} for row in read_journal(path)]
-            replace_rows(path.with_suffix(".json"), plain)
+        with locked(job.out, f"{kind.folder}--{job.name}", console):
+            answer_questions(
+                kind.questions,
+                answerer,
+                path,
+                lambda question, turns, how: kind.answer_row(job.name, question, turns, how),
+                kind.id_of,
+                console,
+                system=settings.system,
+                seed=settings.seed,
+            )
+            if kind.answers_list:
+                # AlpacaEval's own file is one JSON list; a run goes on from the journal beside it, which it names.
+                plain = [{**row, OURS: path.name} for row in read_journal(path)]
+                replace_rows(path.with_suffix(".json"), plain)
     rows = answers_of(job, kind)
     say(console, f"{summary_line(rows)} -> {path}")
 

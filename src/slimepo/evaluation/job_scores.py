@@ -99,20 +99,18 @@ def unofficial(settings: Evaluation) -> tuple[str, ...]:
 
 def show_scores(found: Sequence[Scores], console: Console) -> None:
     """Every measure with its interval, and what has no score."""
-    from rich.markup import escape
     from rich.table import Table
 
     for scores in found:
         category = scores.identity.settings.get("category")
         title = f"{scores.identity.benchmark}{f' {category}' if category else ''}: {scores.model}"
-        table = Table(
-            "measure", f"value ({scores.unit})", "interval", "n", title=escape(title), title_justify="left"
-        )
+        table = Table("measure", f"value ({scores.unit})", "interval", "n")
         for name, measure in scores.measures.items():
             interval = "" if measure.lower is None else f"{measure.lower:.2f} to {measure.upper:.2f}"
             if measure.standard_error is not None:
                 interval = f"± {measure.standard_error:.2f} (s.e.)"
             table.add_row(name, f"{measure.value:.2f}", interval, str(measure.n))
+        say(console, title)
         console.print(table)
         baseline = f", against {scores.identity.baseline}" if scores.identity.baseline else ""
         say(console, f"judge {scores.identity.judge}{baseline}")

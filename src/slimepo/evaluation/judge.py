@@ -258,7 +258,7 @@ def _ask_endpoint(
     from rich.progress import Progress
 
     assert judge.endpoint is not None
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("judging", total=len(to_make))
         return asyncio.run(_all_calls(judge.endpoint, to_make, calls, keep, lambda: progress.advance(task)))
 
@@ -316,7 +316,7 @@ def _ask_local(
     model = open_hf(judge.local)
     errors: dict[str, str] = {}
     items = list(to_make.items())
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("judging", total=len(items))
         for start in range(0, len(items), model.chunk):
             chunk = items[start : start + model.chunk]

@@ -76,7 +76,9 @@ def given_baseline(
     if place is None and text in awaited:
         return text, []
     if place is None:
-        raise InputError(f"--baseline {text}: neither a file nor a model with answers in {folder}")
+        raise InputError(
+            f"--baseline {text}: neither a file nor a model with answers in {folder}; let it answer first"
+        )
     rows = read_rows(place)
     # Upstream's answers of 2024 say `model_id`.
     names = sorted({str(row.get(key) or row.get("model_id")) for row in rows})

@@ -173,6 +173,8 @@ def fetch(*paths: str, data_dir: Path | str | None = None) -> Fetched:
         file, content = _read(folder / path)
         if file is not None:
             return _checked(SOURCES[path], content, file, str(file))
+    if data_dir is not None and not folder.is_dir():
+        raise InputError(f"--data-dir {data_dir}: no such folder")
     if data_dir is not None:
         raise InputError(
             f"--data-dir {data_dir}: no {' or '.join(paths)} in it (plain or .gz); "
