@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import filelock
 import pytest
 from rich.console import Console
 
@@ -56,6 +57,17 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, console: Co
         pytest.raises(InputError, match=r"--out .*file cannot be written: Not a directory"),
         locked(tmp_path / "file", "x", console),
     ):
+        pass
+
+
+def test_a_file_system_without_locks_is_one_line(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with pytest.raises(InputError, match="cannot be written: no flock here"), locked(tmp_path, "x", console):
         pass
 
 

@@ -21,7 +21,7 @@ def locked(out: Path, label: str, console: Console) -> Iterator[None]:
     """Hold the lock of this name in `out`; where another process has it, say so and wait until it is done.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or its file system has no locks.
     """
     from filelock import FileLock, Timeout
 
@@ -36,8 +36,10 @@ def locked(out: Path, label: str, console: Console) -> Iterator[None]:
             )
             console.print(words, markup=False, highlight=False, soft_wrap=True)
             lock.acquire()
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written: {error.strerror or error}") from error
+    except (OSError, NotImplementedError) as error:
+        # NotImplementedError: a file system without locks.
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--out {out} cannot be written: {reason}") from error
     try:
         yield
     finally:
