@@ -200,6 +200,9 @@ def quickstart(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Every learning rate of the recipe's longer list.")
     ] = False,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="So many seeds, on one page: medians and spreads.")
+    ] = 1,
     out: Annotated[Path, typer.Option("--out", help="Where the table and the page go.")] = Path(
         "runs/quickstart"
     ),
@@ -209,14 +212,14 @@ def quickstart(
     from slimepo.playground.settings import load_quickstart
 
     recipe = load_quickstart(overrides or [], objective or [], sweep=sweep)
-    from slimepo.playground.quickstart import run_quickstart
-    from slimepo.report.quickstart import quickstart_source
+    from slimepo.playground.quickstart import run_seeds
+    from slimepo.report.folders import read_source
     from slimepo.report.tables import results_in_terminal
     from slimepo.training.folder import cache_folder
 
     console = _console()
-    result = run_quickstart(recipe, out, console, cache=None if no_cache else cache_folder("playground"))
-    console.print(results_in_terminal(result, quickstart_source(out, result).records))
+    folders = run_seeds(recipe, seeds, out, console, cache=None if no_cache else cache_folder("playground"))
+    console.print(results_in_terminal([read_source(folder) for folder in folders]))
     console.print(f"page: {out / 'page.html'}", highlight=False, soft_wrap=True)
 
 

@@ -63,7 +63,7 @@ def test_a_pair_is_a_preference_in_messages() -> None:
     assert pairs[0].prompt == [{"role": "user", "content": "Add 2 and 3."}]
     assert pairs[0].chosen == [{"role": "assistant", "content": "5"}]
     assert pairs[0].rejected == [{"role": "assistant", "content": "4"}]
-    assert pairs[0].source == "playground:add:pair"
+    assert pairs[0].source == "playground:add|2|3:pair"
 
 
 def test_samples_that_do_not_match_the_tasks_are_refused() -> None:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from slimepo.errors import InputError
-from slimepo.playground.quickstart import build_world, run_quickstart, sft_key
+from slimepo.playground.quickstart import build_world, run_quickstart, run_seeds, sft_key
 from slimepo.playground.settings import load_quickstart
 from slimepo.playground.world import demonstrations
 
@@ -52,7 +52,11 @@ def test_it_leaves_a_table_a_page_and_the_numbers(first: tuple[dict[str, Any], P
         assert run["curve"]
         assert set(run["distributions"]) == {"margin", "rejected_tokens", "answer_lengths"}
         assert sum(run["distributions"]["answer_lengths"]["after"]) == result["heldout_prompts"]
-        assert run["monitor"][0]["kind"] == "start"
+        start, *_, end = run["monitor"]
+        assert (start["kind"], end["kind"]) == ("start", "end")
+        assert start["rows"]["heldout"], "the monitor is given the held-out pairs"
+        answers = next(line for line in run["monitor"] if line["kind"] == "generation")
+        assert answers["valid"] is not None, "and the world's checker of forms"
     assert "slime 1e-3" in (out / "page.html").read_text()
 
 
@@ -98,6 +102,18 @@ def test_any_other_objective_runs_when_it_is_asked_for(cache: Path) -> None:
     assert set(names) == {"sft on chosen", "kto", "slime/without-hard"}
     assert all(run["error"] is None for run in result["runs"])
     assert len({run["steps"] for run in result["runs"]}) == 1
+
+
+def test_several_seeds_share_a_page(cache: Path) -> None:
+    out = cache / "seeds"
+    recipe = load_quickstart([*SMALL, "seed=4"], ["slime"])
+    folders = run_seeds(recipe, 2, out, Console(quiet=True), cache=cache / "models")
+    assert folders == [out / "seed-4", out / "seed-5"]
+    first, second = (json.loads((folder / "quickstart.json").read_text()) for folder in folders)
+    assert (first["seed"], second["seed"]) == (4, 5)
+    assert first["runs"][0]["before"] != second["runs"][0]["before"], "another seed is another SFT model"
+    assert "slime 1e-4 (2 seeds)" in (out / "table.md").read_text()
+    assert "slime 1e-4 (2 seeds)" in (out / "page.html").read_text()
 
 
 def test_a_run_that_breaks_is_a_result_too(cache: Path) -> None:

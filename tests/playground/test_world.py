@@ -58,7 +58,7 @@ def test_demonstrations_are_noisy_in_the_given_shares() -> None:
     for task, row in zip(tasks, rows, strict=True):
         verdict = check(task, row.chosen[0]["content"])
         kind = "right" if verdict.correct else "slip" if verdict.valid else "malformed"
-        assert row.source == f"playground:{task.family}:{kind}"
+        assert row.source == f"playground:{task.key}:{kind}"
         assert row.prompt == [{"role": "user", "content": task.prompt}]
         assert row.chosen[0]["role"] == "assistant"
         assert row.rejected == []

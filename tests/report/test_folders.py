@@ -267,3 +267,6 @@ def test_a_folder_of_runs_is_not_taken_for_its_scores(make_run: MakeRun) -> None
     write_json(run / "eval" / "scores" / "a.json", {"scores": [scores_row("ours", 10.0)]})
     with pytest.raises(InputError, match=f"a folder of runs; name them, such as {run}, or {run.parent}/"):
         read_source(run.parent)
+    write_json(tmp_path / "quickstart" / "seed-0" / "quickstart.json", {})
+    with pytest.raises(InputError, match="a folder of runs; name them, such as .*seed-0"):
+        read_source(tmp_path / "quickstart")

@@ -122,7 +122,7 @@ def test_the_results_are_those_of_the_files(everything: list[Path], whole: str) 
     assert row["chosen fell, %"] == f"{100 * done['chosen_fell']:.1f}" == "61.5"
     assert row["under floor, %"] == "40.0"
     # Three seeds: median, lowest and highest.
-    assert rows["slime (3 seeds)"]["chosen, nats/token"] == "-0.51 → -0.76 (-0.86 to -0.66)"
+    assert rows["slime (3 seeds)"]["chosen, nats/token"] == "-0.51 → -0.76 (-0.35 to -0.15)"
 
 
 def test_speed_memory_and_drops_are_those_of_the_files(whole: str) -> None:
@@ -259,7 +259,7 @@ def test_no_key_of_a_quickstart_is_needed(result: dict[str, Any], value: Any) ->
             container[key] = value
         report = of_quickstart(broken)
         report_markdown(report)
-        results_in_terminal(broken, report.sources[0].records)
+        results_in_terminal(report.sources)
         told(report)
         if value == "absent" and (container is broken or container is broken.get("runs", [0])[0]):
             Tags(report_page(report))
@@ -373,20 +373,35 @@ def test_quickstarts_of_several_seeds_are_bands(result: dict[str, Any], tmp_path
     assert [group.label for group in report.groups] == ["slime 1e-4 (3 seeds)", "dpo 1e-4 (3 seeds)"]
     page = report_page(report)
     row = table_with(page, "exact match, %")["slime 1e-4 (3 seeds)"]
-    assert row["exact match, %"] == "50.0 → 51.0 (50.0 to 52.0)"
+    assert row["exact match, %"] == "50.0 → 51.0 (+0.0 to +2.0)"
 
 
 def test_the_terminal_table_fits_100_columns(result: dict[str, Any]) -> None:
     name = "[bold]simpo gamma 20 at 1e-4[/nonsense]"
     result["runs"] = [*result["runs"], quickstart_run("simpo", 1e-4, 0.5, name=name)]
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(results_in_terminal(result, of_quickstart(result).sources[0].records))
+    console.print(results_in_terminal(of_quickstart(result).sources))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100
     assert "…" not in text
     assert "50.0 → 56.0" in text
     assert "[bold]simpo" in text.replace("\n", "")
     assert "simpo 1e-3 stopped: the loss is not finite at step 12" in text
+
+
+def test_with_several_seeds_the_terminal_has_the_spread_below_the_median(
+    result: dict[str, Any], tmp_path: Path
+) -> None:
+    for seed in (0, 1, 2):
+        runs = [quickstart_run("slime", 1e-4, 0.5 + seed / 100), quickstart_run("dpo", 1e-4, 0.4)]
+        write_json(tmp_path / f"seed-{seed}" / "quickstart.json", result | {"seed": seed, "runs": runs})
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(results_in_terminal(read_report(sorted(tmp_path.iterdir())).sources))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 100
+    assert "50.0 → 51.0" in text
+    assert "(+0.0 to +2.0)" in text
+    assert "smallest and the largest change since a seed's own start" in text
 
 
 def test_many_runs_and_long_curves_stay_small(result: dict[str, Any]) -> None:

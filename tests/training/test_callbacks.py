@@ -15,6 +15,7 @@ STEP: dict[str, Any] = {
 PROBE = {
     "monitor/heldout/chosen_change": -0.02,
     "monitor/heldout/chosen_fell": 0.34,
+    "monitor/heldout/chosen_pairs": 64,
     "monitor/train/chosen_change": 0.1,
 }
 
@@ -47,11 +48,15 @@ def test_a_step_in_one_line() -> None:
 
 def test_the_monitors_figures_are_a_second_line_and_prefer_held_out_pairs() -> None:
     _, line = log_lines(STEP | PROBE)
-    assert line == "since step 0: chosen answers held out -0.020 nats per token, 34% fell"
-    trained = {"monitor/train/chosen_change": 0.1, "monitor/train/chosen_fell": 0.2}
+    assert line == "since step 0: chosen answers held out -0.020 nats per token, 34% of 64 fell"
+    trained = {
+        "monitor/train/chosen_change": 0.1,
+        "monitor/train/chosen_fell": 0.2,
+        "monitor/train/chosen_pairs": 12,
+    }
     assert (
         log_lines(STEP | trained)[1]
-        == "since step 0: chosen answers trained on +0.100 nats per token, 20% fell"
+        == "since step 0: chosen answers trained on +0.100 nats per token, 20% of 12 fell"
     )
 
 

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
+from slimepo.evaluation.pairs import PairScores
 from slimepo.training.displacement import (
     BINS,
     PerPair,
     SideScores,
     figures,
     looping,
+    of_scores,
     repeated,
     shares_of_norms,
 )
@@ -28,6 +30,7 @@ REJECTED = side([-1.0, -1.0], [-2.0, -2.0], [-4.0], entropy=0.7)  # -1, -2, -4
 def test_a_first_probe_has_moved_nothing() -> None:
     found = figures(CHOSEN, REJECTED, None, 1.25, (0.0, 1.0, 2.0))
     assert found["chosen_change"] == found["rejected_change"] == found["chosen_fell"] == 0
+    assert found["chosen_pairs"] == 3
     assert found["chosen"] == pytest.approx(-4 / 3, abs=1e-6)
     assert found["rejected"] == pytest.approx(-7 / 3, abs=1e-6)
     # Margins: -0.5, 1.5, 2.
@@ -52,6 +55,24 @@ def test_changes_are_against_the_start_pair_by_pair() -> None:
     assert found["rejected_fell"] == pytest.approx(2 / 3, abs=1e-6)
 
 
+def test_whole_sets_of_which_there_are_log_probs_alone() -> None:
+    rejected = [np.array([-1.0, -2.0]), np.array([-3.0])]
+    start = PairScores(np.array([-1.0, -0.5]), np.array([-1.5, -3.0]), rejected)
+    now = PairScores(np.array([-1.5, -1.5]), np.array([-1.5, -3.0]), [rejected[0] - 1, rejected[1]])
+    found = of_scores(now, start, 1.25)
+    # Falls of 0.5 and 1.
+    assert found["chosen_change"] == -0.75
+    assert found["chosen_change_error"] == pytest.approx(0.25, abs=1e-6)
+    assert (found["chosen_fell"], found["chosen_pairs"], found["chosen"]) == (1.0, 2, -1.5)
+    assert (of_scores(start, start, 1.25)["rejected_below_floor"], found["rejected_below_floor"]) == (
+        0.75,
+        1.0,
+    )
+    assert found["rejected_p5"] == pytest.approx(-3.0)
+    demonstrations = PairScores(np.array([-1.0]), np.zeros(0), [])
+    assert of_scores(demonstrations, demonstrations, 1.25)["rejected_p5"] is None
+
+
 def test_a_side_that_is_not_there_has_no_figures() -> None:
     """A demonstration has no rejected answer; a judged answer has one of the two."""
     found = figures(CHOSEN, side([], [], []), None, 1.25, (0.0,))
@@ -61,6 +82,7 @@ def test_a_side_that_is_not_there_has_no_figures() -> None:
     assert found["chosen"] == pytest.approx(-4 / 3, abs=1e-6)
     judged = figures(side([-1.0], []), side([], [-3.0]), None, 1.25, (0.0,))
     assert (judged["chosen"], judged["rejected"], judged["margin"]) == (-1.0, -3.0, None)
+    assert (judged["pairs"], judged["chosen_pairs"]) == (2, 1)
     assert judged["per_pair"] == {"chosen": [-1.0, None], "rejected": [None, -3.0]}
 
 

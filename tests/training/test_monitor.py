@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel, TrainerCallback, set_seed
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from slimepo.data.chat import chat_format
 from slimepo.data.tokenize import TokenizedPair, tokenize
 from slimepo.errors import InputError
+from slimepo.evaluation.pairs import PairScores, score_pairs
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.playground.world import assistant_turn, demonstrations, make_tasks, user_turn
 from slimepo.training.config import PreferenceConfig
@@ -83,7 +85,7 @@ def healthy(world: Any, tmp_path_factory: pytest.TempPathFactory) -> PreferenceT
 
 def of_kind(made: PreferenceTrainer, kind: str) -> list[dict[str, Any]]:
     assert made.monitor is not None
-    return [line for line in json_lines(made.monitor.path) if line["kind"] == kind]
+    return [line for line in json_lines(made.monitor.record.path) if line["kind"] == kind]
 
 
 class TestWarnings:
@@ -97,7 +99,7 @@ class TestWarnings:
         assert first["message"] in caplog.text
         assert of_kind(made, "end")[0]["warnings"][0] == "unlearning"
         assert made.monitor is not None
-        kept = made.monitor.summary()
+        kept = made.monitor.record.summary()
         assert kept is not None
         assert kept["facts"][0].startswith("Warning: chosen answers")
         assert made.state.global_step == 24, "nobody asked for the run to be stopped"
@@ -106,7 +108,7 @@ class TestWarnings:
         assert of_kind(healthy, "warning") == []
         assert len(of_kind(healthy, "probe")) >= 3
         assert healthy.monitor is not None
-        kept = healthy.monitor.summary()
+        kept = healthy.monitor.record.summary()
         assert kept is not None
         assert (kept["warnings"], kept["stopped"], len(kept["facts"])) == ([], None, 3)
 
@@ -114,8 +116,11 @@ class TestWarnings:
         made = run(tmp_path, world, monitor={"every": 4, "stop_on": ["unlearning"]}, **UNLEARNING)
         assert made.state.global_step == 4
         assert made.monitor is not None
-        assert made.monitor.stopped is not None
-        assert (made.monitor.stopped["step"], made.monitor.stopped["warning"]) == (4, "unlearning")
+        assert made.monitor.record.stopped is not None
+        assert (made.monitor.record.stopped["step"], made.monitor.record.stopped["warning"]) == (
+            4,
+            "unlearning",
+        )
         (end,) = of_kind(made, "end")
         assert (end["reason"], end["step"]) == ("stopped", 4)
         assert of_kind(made, "generation")[-1]["step"] == 4
@@ -131,6 +136,65 @@ class TestWarnings:
         made = run(tmp_path, world, monitor={"every": 4, "stop_on": ["entropy"]}, max_steps=8, **UNLEARNING)
         assert [w["warning"] for w in of_kind(made, "warning")][:1] == ["unlearning"]
         assert made.state.global_step == 8
+
+
+class TestSecondLook:
+    def test_where_the_sample_looks_bad_more_pairs_are_asked(self, world: Any, tmp_path: Path) -> None:
+        """The budget pays for 8 pairs of each set here, and for 41 more that are scored when they are needed."""
+        made = run(tmp_path, world, monitor={"budget": 0.2}, **UNLEARNING)
+        start, probes = of_kind(made, "start")[0], of_kind(made, "probe")
+        assert (len(start["rows"]["heldout"]), len(start["reserve"])) == (8, 41)
+        assert len(probes[0]["reserve"]) == 41
+        looks = [probe for probe in probes if "second_look" in probe]
+        assert len(looks) == 1, "a warning that is on needs no second look to stay on"
+        found = looks[0]["second_look"]
+        assert (found["set"], found["chosen_pairs"]) == ("heldout", 49)
+        by_id = {row.row_id: row for row in world[2]}
+        rows = [by_id[name] for name in (*start["rows"]["heldout"], *start["reserve"])]
+        if looks[0]["step"] == made.state.global_step:
+            change = score_pairs(made.model, rows).chosen - score_pairs(world[0], rows).chosen
+            assert found["chosen_change"] == pytest.approx(change.mean(), abs=1e-5)
+        assert looks[0]["step"] == of_kind(made, "warning")[0]["step"]
+
+    def test_a_healthy_run_never_needs_it(self, world: Any, tmp_path: Path) -> None:
+        made = run(tmp_path, world, monitor={"budget": 0.2}, **HEALTHY)
+        assert not any("second_look" in probe for probe in of_kind(made, "probe"))
+
+
+class TestConclusion:
+    """A stage scores all held-out pairs before and after training; the monitor's last word is of these."""
+
+    def scores(self, change: float) -> PairScores:
+        return PairScores(np.linspace(-1, 0, 500) + change, np.full(500, -2.0), [np.full(3, -2.0)] * 500)
+
+    def test_what_the_sample_has_missed_is_said_at_the_end(self, world: Any, tmp_path: Path) -> None:
+        made = run(tmp_path, world, max_steps=2, **HEALTHY)
+        assert made.monitor is not None
+        assert of_kind(made, "warning") == []
+        made.monitor.conclude(self.scores(0), self.scores(-0.4))
+        (warned,) = of_kind(made, "warning")
+        assert (warned["step"], warned["set"], warned["stops"]) == (2, "heldout", False)
+        assert "0.4 nats per token less likely" in warned["message"]
+        assert "100% of 500 pairs" in warned["message"]
+        assert of_kind(made, "end")[0]["warnings"] == ["unlearning"]
+        kept = made.monitor.record.summary()
+        assert kept is not None
+        assert kept["facts"][0].startswith("Warning: chosen answers held out")
+
+    def test_what_the_sample_was_wrong_about_is_taken_back(self, world: Any, tmp_path: Path) -> None:
+        made = run(tmp_path, world, max_steps=2, **HEALTHY)
+        assert made.monitor is not None
+        made.monitor.conclude(self.scores(0), self.scores(-0.4))
+        made.monitor.conclude(self.scores(0), self.scores(0.1))
+        assert [line["state"] for line in of_kind(made, "warning")] == ["on", "off"]
+        assert of_kind(made, "end")[0]["warnings"] == []
+
+    def test_unlearning_of_the_rows_trained_on_is_not(self, world: Any, tmp_path: Path) -> None:
+        made = run(tmp_path, (world[0], world[1], []), **UNLEARNING)
+        assert made.monitor is not None
+        assert of_kind(made, "end")[0]["warnings"][0] == "unlearning"
+        made.monitor.conclude(self.scores(0), self.scores(0.1))
+        assert "unlearning" in of_kind(made, "end")[0]["warnings"]
 
 
 class TestFile:
@@ -158,8 +222,6 @@ class TestFile:
     def test_the_figures_of_the_end_are_those_of_the_trained_model(
         self, world: Any, healthy: PreferenceTrainer
     ) -> None:
-        from slimepo.evaluation.pairs import score_pairs
-
         made = healthy
         by_id = {row.row_id: row for row in world[2]}
         rows = [by_id[name] for name in of_kind(made, "start")[0]["rows"]["heldout"]]
@@ -281,7 +343,7 @@ class TestResume:
         made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
         assert made.state.global_step == 9
         assert made.monitor is not None
-        assert made.monitor.stopped is not None
+        assert made.monitor.record.stopped is not None
 
 
 class TestObjectives:

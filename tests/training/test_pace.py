@@ -9,6 +9,7 @@ from slimepo.training.pace import (
     StepClock,
     answer_length,
     monitor_settings,
+    reserve_size,
     sample_size,
 )
 
@@ -53,6 +54,13 @@ class TestPace:
         # 10 s - 5 s - 4 s for the last one leave 1 s, not enough for another of 4 s.
         assert pace.gap(1.0) == 888
 
+    def test_what_is_done_once_is_spent_but_not_foretold(self) -> None:
+        """The first probe scores the reserve as well."""
+        pace = Pace(0.01, 0, 0, 1000)
+        pace.note(0, 4.0, again=1.0)
+        # 10 s - 4 s - 1 s for the last one leave five.
+        assert (pace.spent, pace.gap(1.0)) == (4.0, 167)
+
     def test_after_a_resume_the_rest_of_the_run_is_a_run_of_its_own(self) -> None:
         steps = probes(Pace(0.01, 2, 600, 1000, last=600), 1.0, 1.0)
         assert (steps[0], steps[-1]) == (600, 1000)
@@ -64,16 +72,31 @@ class TestPace:
 
 class TestSample:
     def test_it_is_as_large_as_the_run_pays_for(self) -> None:
-        # 2 % * 0.5 * 10,000 pairs * 2 forward passes = 200 pairs, over 6 probes of 2 sets.
-        assert sample_size(settings(), 10_000) == 16
-        assert sample_size(settings(), 1_000_000) == 64
-        assert sample_size(settings(), 100) == 8
+        # 2 % * 0.65 * 10,000 pairs * 2 forward passes = 260 pairs, three quarters of them for 5 probes of each set.
+        assert sample_size(settings(), 10_000, sets=2) == 19
+        assert sample_size(settings(), 5_000, sets=1) == 19
+        assert sample_size(settings(), 1_000_000, sets=2) == 64
+        assert sample_size(settings(), 100, sets=2) == 8
 
     def test_a_small_sample_that_is_asked_for_is_not_made_larger(self) -> None:
-        assert sample_size(settings(pairs=4), 100) == 4
+        assert sample_size(settings(pairs=4), 100, sets=2) == 4
 
     def test_with_a_given_distance_it_is_as_asked(self) -> None:
-        assert sample_size(settings(pairs=40, every=5), 100) == 40
+        assert sample_size(settings(pairs=40, every=5), 100, sets=2) == 40
+
+
+class TestReserve:
+    def test_it_fills_the_sample_up_to_what_was_asked_for(self) -> None:
+        assert reserve_size(settings(), 10_000, 19) == 64 - 19
+        assert reserve_size(settings(pairs=30), 10_000, 19) == 0, "11 pairs beside 19 would settle nothing"
+
+    def test_it_is_what_a_quarter_of_scoring_pays_for(self) -> None:
+        # 26 scored pairs, a quarter of which pays for 10 at 0.6 of a pair each.
+        assert reserve_size(settings(), 1_000, 8) == 10
+        assert reserve_size(settings(), 500, 8) == 0
+
+    def test_with_a_given_distance_there_is_none(self) -> None:
+        assert reserve_size(settings(every=5), 10_000, 19) == 0
 
 
 class TestAnswerLength:
@@ -81,7 +104,7 @@ class TestAnswerLength:
         assert answer_length(settings(), 256, 100_000, 0.1, 0.03) == 256
 
     def test_a_short_run_has_the_power_of_two_that_it_pays_for(self) -> None:
-        # 2,000 pairs * 2 * 0.1 s = 400 s, of which 2 % * 0.3 = 2.4 s: three answers of 40 tokens at 20 ms.
+        # 2,000 pairs * 2 * 0.1 s = 400 s, of which 2 % * 0.2 = 1.6 s: two answers of 40 tokens at 20 ms.
         assert answer_length(settings(), 256, 2_000, 0.1, 0.02) == 32
         assert answer_length(settings(), 24, 2_000, 0.1, 0.02) == 24
         assert answer_length(settings(), 256, 10, 0.1, 0.02) == 16

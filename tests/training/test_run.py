@@ -26,6 +26,7 @@ from slimepo.training.recipe import load_recipe
 from slimepo.training.run import run_recipe
 from slimepo.training.stage import StageRows, stage_trainer
 from slimepo.training.summary import print_summary
+from slimepo.training.trainer import PreferenceTrainer
 from tests.training.conftest import random_rows
 
 CLI = [sys.executable, "-m", "slimepo.cli"]
@@ -124,6 +125,20 @@ def test_a_run_that_breaks_says_why_and_may_be_given_again(world: Path, tmp_path
     assert "not finite" in record.note
     run_recipe(load_recipe(world / "recipe.yaml"), out, console(), restart=True)
     assert read_source(out).records[0].state == "finished"
+
+
+def test_so_does_one_that_runs_out_of_memory(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(PreferenceTrainer, "training_step", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        run_recipe(load_recipe(world / "recipe.yaml"), tmp_path / "run", console())
+    (record,) = read_source(tmp_path / "run").records
+    assert record.state == "failed"
+    assert "tried to allocate 2.00 GiB" in record.note
 
 
 def test_done_stages_are_skipped(world: Path, finished: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 from slimepo.training.verdicts import Verdict, answers_fact, facts, heldout_facts, judge_answers, judge_pairs
 
 START = {
-    "chosen": -0.5, "chosen_change": 0.0, "chosen_change_error": 0.0, "chosen_fell": 0.0, "accuracy": 0.6,
-    "margin": 0.2, "rejected_below_floor": 0.2, "rejected_p5": -2.0, "entropy": 0.5,
+    "chosen": -0.5, "chosen_pairs": 64, "chosen_change": 0.0, "chosen_change_error": 0.0, "chosen_fell": 0.0,
+    "accuracy": 0.6, "margin": 0.2, "rejected_below_floor": 0.2, "rejected_p5": -2.0, "entropy": 0.5,
 }  # fmt: skip
 
 
@@ -36,7 +36,7 @@ class TestUnlearning:
         assert found.holds
         assert found.message == (
             "chosen answers trained on are 0.8 nats per token less likely than at the start on average, and less "
-            "likely in 61% of pairs: unlearning"
+            "likely in 61% of 64 pairs: unlearning"
         )
 
     @pytest.mark.parametrize(
@@ -60,6 +60,11 @@ class TestUnlearning:
         assert (found.holds, found.rows) == (True, "heldout")
         assert "held out" in found.message
         assert "outside the training rows" in found.message
+
+    def test_the_set_with_more_pairs_is_named(self) -> None:
+        both = self.fell(0.3)
+        assert verdict("unlearning", heldout=both, **both).rows == "train"
+        assert verdict("unlearning", heldout=both, **both | {"chosen_pairs": 11}).rows == "heldout"
 
     def test_rows_without_a_chosen_answer_say_nothing(self) -> None:
         nothing = dict.fromkeys(("chosen_change", "chosen_change_error", "chosen_fell"))

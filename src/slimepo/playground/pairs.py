@@ -67,10 +67,15 @@ def pairs_from_samples(
                 user_turn(task),
                 assistant_turn(chosen),
                 assistant_turn(rejected),
-                source=f"playground:{task.family}:pair",
+                source=pair_source(task),
             )
         )
     return pairs, PairStats(len(tasks), len(pairs), gold_chosen, invalid_rejected, all_right, no_sample)
+
+
+def pair_source(task: Task) -> str:
+    """What a task's pair is called; tasks that differ in wording alone share it."""
+    return f"playground:{task.key}:pair"
 
 
 def _most_frequent(texts: Sequence[str]) -> str:

@@ -12,7 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    set_seed,
+)
 
 from slimepo.data.chat import ChatFormat, chat_format, encode_prompt
 from slimepo.data.split import fingerprint
@@ -23,15 +29,18 @@ from slimepo.evaluation.pairs import PairScores, chosen_fell, distributions, his
 from slimepo.losses import find_objective, hyperparameters, slime
 from slimepo.playground.families import Task
 from slimepo.playground.measure import measure
-from slimepo.playground.pairs import PairStats, pairs_from_samples
+from slimepo.playground.pairs import PairStats, pair_source, pairs_from_samples
 from slimepo.playground.settings import ObjectiveRuns, QuickstartRecipe
 from slimepo.playground.tasks import check
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.playground.world import demonstrations, make_tasks, user_turn
+from slimepo.settings import validate
 from slimepo.training.callbacks import TrainingProgress
 from slimepo.training.config import PreferenceConfig
-from slimepo.training.folder import json_lines, replace_folder, versions, write_json
+from slimepo.training.folder import replace_folder, versions, write_json
 from slimepo.training.models import random_config, random_model
+from slimepo.training.monitor import DisplacementMonitor
+from slimepo.training.pace import MonitorSettings
 from slimepo.training.trainer import PreferenceTrainer
 from slimepo.types import Preference
 
@@ -126,6 +135,27 @@ def run_quickstart(
     return result
 
 
+def run_seeds(
+    recipe: QuickstartRecipe, seeds: int, out: Path, console: Console, *, cache: Path | None
+) -> list[Path]:
+    """The quickstart with `seeds` seeds, from the recipe's on, each in a folder of its own; these are returned.
+
+    `page.html` and `table.md` in `out` are of all of them: another seed is another world, SFT model and set of pairs.
+    """
+    from slimepo.report.page import write_report
+
+    if seeds == 1:
+        run_quickstart(recipe, out, console, cache=cache)
+        return [out]
+    folders = []
+    for seed in range(recipe.seed, recipe.seed + seeds):
+        console.print(f"seed {seed}", style="bold", highlight=False)
+        folders.append(out / f"seed-{seed}")
+        run_quickstart(recipe.model_copy(update={"seed": seed}), folders[-1], console, cache=cache)
+    write_report(folders, out / "page.html", out / "table.md")
+    return folders
+
+
 def build_world(recipe: QuickstartRecipe) -> Playground:
     """Tasks of the recipe's seed; no held-out problem is among those trained on, whatever its wording."""
     tokenizer = build_tokenizer()
@@ -157,7 +187,7 @@ def sft_model(
         loss="sft", loss_options=sft.loss_options, learning_rate=sft.learning_rate, max_steps=sft.steps,
         per_device_train_batch_size=sft.batch_size, seed=recipe.seed, **(_ALWAYS | {"logging_steps": 250} | sft.args),
     )  # fmt: skip
-    _train(model, tokenize(rows, world.chat, pairs=False).rows, "SFT", args, console)
+    _train(model, world, tokenize(rows, world.chat, pairs=False).rows, "SFT", args, console)
     if folder is not None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent))
@@ -220,17 +250,21 @@ def one_run(
         "error": None,
     }
     started = time.perf_counter()
-    try:
-        history, watched = _train(model, start.train, name, args, console)
-    except NonFiniteLossError as error:
-        console.print(f"{name}: {error}", style="red", highlight=False)
-        return run | {"error": str(error), "seconds": time.perf_counter() - started}, None
-    run["seconds"] = time.perf_counter() - started
+    with tempfile.TemporaryDirectory() as folder:
+        monitor = _monitor(world, start, Path(folder))
+        try:
+            history = _train(model, world, start.train, name, args, console, monitor)
+        except NonFiniteLossError as error:
+            console.print(f"{name}: {error}", style="red", highlight=False)
+            seconds = time.perf_counter() - started
+            return run | {"error": str(error), "seconds": seconds, "monitor": monitor.record.lines}, None
+        run["seconds"] = time.perf_counter() - started
+        answers = greedy_answers(recipe, world, model)
+        scores = score_pairs(model, start.heldout, batch_size=64)
+        monitor.conclude(start.scores, scores)
     run["curve"] = [line for line in history if "loss" in line]
-    run["monitor"] = watched
+    run["monitor"] = monitor.record.lines
     run["steps"] = run["curve"][-1]["step"]
-    answers = greedy_answers(recipe, world, model)
-    scores = score_pairs(model, start.heldout, batch_size=64)
     run["after"] = _figures(world, answers, scores)
     run["chosen_fell"] = chosen_fell(start.scores, scores)
     lengths = histogram(start.answers.lengths, answers.lengths)
@@ -250,21 +284,41 @@ def greedy_answers(recipe: QuickstartRecipe, world: Playground, model: PreTraine
     return Answers([_text(world, c) for (c,) in completions], ended, lengths)
 
 
+def _monitor(world: Playground, start: Start, folder: Path) -> DisplacementMonitor:
+    """A monitor with the world's held-out pairs and its checker of answers."""
+    tasks = {pair_source(task): task for task in world.heldout}
+
+    def valid(row_id: str, text: str) -> bool:
+        return check(tasks[row_id], text).valid
+
+    return DisplacementMonitor(
+        validate(MonitorSettings, {}, "monitor"), folder, heldout=start.heldout, valid=valid
+    )
+
+
 def _train(
-    model: PreTrainedModel, rows: list[TokenizedPair], title: str, args: PreferenceConfig, console: Console
-) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Train `model` in place and return the log lines and the monitor's; nothing is left on disk."""
+    model: PreTrainedModel,
+    world: Playground,
+    rows: list[TokenizedPair],
+    title: str,
+    args: PreferenceConfig,
+    console: Console,
+    *watching: TrainerCallback,
+) -> list[dict[str, Any]]:
+    """Train `model` in place and return the log lines; nothing is left on disk."""
     set_seed(args.seed)
     progress = TrainingProgress(console, title)
     with tempfile.TemporaryDirectory() as folder:
         args.output_dir = folder
         try:
-            trainer = PreferenceTrainer(model=model, args=args, train_dataset=rows, callbacks=[progress])
+            trainer = PreferenceTrainer(
+                model=model, args=args, train_dataset=rows, processing_class=world.tokenizer,
+                callbacks=[progress, *watching],
+            )  # fmt: skip
             trainer.train()
         finally:
             progress.close()
-        watched = json_lines(Path(folder) / "monitor.jsonl")
-    return list(trainer.state.log_history), watched
+    return list(trainer.state.log_history)
 
 
 def _figures(world: Playground, answers: Answers, scores: PairScores) -> dict[str, float]:

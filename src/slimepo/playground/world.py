@@ -65,7 +65,7 @@ def demonstrations(
 def _demonstration(task: Task, rng: Random, shares: tuple[float, float, float]) -> Preference:
     (kind,) = rng.choices(("right", "slip", "malformed"), weights=shares)
     answer = task.gold if kind == "right" else (slip if kind == "slip" else malformed)(task, rng)
-    return Preference(user_turn(task), assistant_turn(answer), [], source=f"playground:{task.family}:{kind}")
+    return Preference(user_turn(task), assistant_turn(answer), [], source=f"playground:{task.key}:{kind}")
 
 
 def user_turn(task: Task) -> list[Message]:

@@ -65,7 +65,7 @@ def read_source(path: Path) -> Source:
         return replace(quickstart_source(path, read_json(path / "quickstart.json")), scores=scores)
     if (path / MARKER).exists():
         return replace(_run_source(path), scores=scores)
-    runs = sorted(marker.parent for marker in path.glob(f"*/{MARKER}"))
+    runs = sorted(file.parent for name in (MARKER, "quickstart.json") for file in path.glob(f"*/{name}"))
     if runs:
         raise InputError(f"report {path}: a folder of runs; name them, such as {runs[0]}, or {path}/*")
     if scores:

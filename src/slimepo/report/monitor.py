@@ -72,7 +72,7 @@ def _gone(watched: Sequence[Any], warning: dict[str, Any]) -> float | None:
             and line.get("warning") == warning.get("warning")
         ],
     )
-    return next((step for step in steps if step is not None and came is not None and step > came), None)
+    return next((step for step in steps if step is not None and came is not None and step >= came), None)
 
 
 def monitor_distributions(watched: Sequence[Any]) -> dict[str, Distribution]:

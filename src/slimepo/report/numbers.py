@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -25,15 +26,25 @@ def after(group: Group, key: str, form: str, scale: float = 1.0) -> str:
 
 
 def change(group: Group, key: str, form: str, scale: float = 1.0) -> str:
-    """A held-out figure before and after training: `-0.41 → -0.39`."""
-    was = group.spread(lambda record: record.before.get(key) if key in record.after else None)
-    now = after(group, key, form, scale)
-    return now if was is None else f"{_rounded(scale * was.median, form)} → {now}"
+    """A held-out figure before and after training: `-0.41 → -0.39`.
+
+    With several seeds the medians, and in brackets the smallest and the largest change, for a seed is compared with its
+    own start: `-0.41 → -0.39 (+0.01 to +0.03)`.
+    """
+    both = [r for r in group.records if key in r.before and key in r.after]
+    if not both:
+        return after(group, key, form, scale)
+    was, now = [scale * r.before[key] for r in both], [scale * r.after[key] for r in both]
+    medians = " → ".join(_rounded(statistics.median(values), form) for values in (was, now))
+    changes = [b - a for a, b in zip(was, now, strict=True)]
+    if len(both) == 1:
+        return medians
+    return f"{medians} ({_rounded(min(changes), f'+{form}')} to {_rounded(max(changes), f'+{form}')})"
 
 
 def _rounded(value: float, form: str) -> str:
     """As `form` says, and never -0.00."""
-    return format(value, f"z{form}")
+    return format(value, f"+z{form[1:]}" if form.startswith("+") else f"z{form}")
 
 
 def percent(share: float, digits: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,6 +61,9 @@ _TERMINAL_NOTES = (
     "rep.: answers that loop; fell: pairs whose chosen answer became less likely",
     "floor: rejected tokens under the floor of SLIME's rejected term",
 )
+_SEEDS_NOTE = (
+    "several seeds: medians; in brackets the smallest and the largest change since a seed's own start"
+)
 
 
 def results(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
@@ -83,20 +86,21 @@ def results(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
     return Table(("run", *(COLUMNS[at].head for at in kept)), lines)
 
 
-def results_in_terminal(result: Mapping[str, Any], records: Sequence[Record]) -> TerminalTable:
-    """A quickstart's results for a terminal of 100 columns or more."""
+def results_in_terminal(sources: Sequence[Source]) -> TerminalTable:
+    """The results of a quickstart, or of several with other seeds, for a terminal of 100 columns or more."""
     from rich import box
     from rich.table import Table as TerminalTable
     from rich.text import Text
 
-    groups = group_records(records)
+    groups = group_records([record for source in sources for record in source.records])
     controls = [group.label for group in groups if group.first.loss == "sft"]
     notes = [f"{group.label} {trouble(group)}" for group in groups if trouble(group)]
     notes += [f"{', '.join(controls)}: the control, plain SFT on the chosen answers"] if controls else []
+    several = any(len(group.records) > 1 for group in groups)
     table = TerminalTable(
-        title=Text(str(result.get("title") or "slimepo quickstart")),
+        title=Text(str(sources[0].quickstart.get("title") or "slimepo quickstart")),
         title_justify="left",
-        caption=Text("\n".join([*notes, *_TERMINAL_NOTES])),
+        caption=Text("\n".join([*notes, *_TERMINAL_NOTES, *([_SEEDS_NOTE] if several else [])])),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -106,14 +110,19 @@ def results_in_terminal(result: Mapping[str, Any], records: Sequence[Record]) ->
     table.add_column("run", overflow="fold", min_width=10)
     for column in columns:
         table.add_column(column.short, justify="right", no_wrap=True)
-    start, best = _start(start_figures(result)), best_group(groups)
+    start, best = start_group(sources), best_group(groups)
     for group in [*([start] if start else []), *groups]:
         cells = [column.cell(group) for column in columns]
         cells = ["stopped", *cells[1:]] if trouble(group) else cells
-        table.add_row(
-            *(Text(cell) for cell in (group.label, *cells)), style="bold" if group is best else None
-        )
+        row = map(Text, (group.label, *map(_narrow, cells)))
+        table.add_row(*row, style="bold" if group is best else None)
     return table
+
+
+def _narrow(cell: str) -> str:
+    """A cell without its spread over seeds; that of a change stands below it."""
+    median, bracket, spread = cell.partition(" (")
+    return f"{median}\n({spread}" if bracket and "→" in median else median
 
 
 def objective_note(group: Group) -> str:
@@ -156,14 +165,8 @@ def exact_match(group: Group) -> Any:
 def start_group(sources: Sequence[Source]) -> Group | None:
     """The SFT models that quickstarts began with, as a group of their own."""
     quickstarts = [source.quickstart for source in sources if source.kind == "quickstart"]
-    figures = [start_figures(result) for result in quickstarts]
-    return _start(*(each for each in figures if each))
-
-
-def _start(*figures: Mapping[str, float]) -> Group | None:
-    records = [
-        Record(SFT_START, "", "", "", after=dict(each), seed=at) for at, each in enumerate(figures) if each
-    ]
+    figures = [figures for result in quickstarts if (figures := start_figures(result))]
+    records = [Record(SFT_START, "", "", "", after=dict(each), seed=at) for at, each in enumerate(figures)]
     return Group(SFT_START, "", tuple(records)) if records else None
 
 

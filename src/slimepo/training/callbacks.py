@@ -183,11 +183,11 @@ def log_lines(logs: dict[str, Any]) -> list[str]:
     change = logs.get(f"monitor/{name}/chosen_change")
     if change is None:
         return [" · ".join(parts)]
-    fell = logs[f"monitor/{name}/chosen_fell"]
+    fell, pairs = (logs[f"monitor/{name}/chosen_{key}"] for key in ("fell", "pairs"))
     words = "held out" if name == "heldout" else "trained on"
     return [
         " · ".join(parts),
-        f"since step 0: chosen answers {words} {change:+.3f} nats per token, {fell:.0%} fell",
+        f"since step 0: chosen answers {words} {change:+.3f} nats per token, {fell:.0%} of {pairs:,} fell",
     ]
 
 

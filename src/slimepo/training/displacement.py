@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from slimepo.evaluation.pairs import PairScores
 
 FloatArray = NDArray[np.float64]
 
@@ -17,8 +20,8 @@ _LONGEST_BLOCK, _LOOP_COPIES, _NGRAM = 16, 5, 4
 
 
 _FLAT = (
-    "chosen", "rejected", "margin", "accuracy", "chosen_change", "rejected_change", "chosen_fell", "rejected_fell",
-    "rejected_below_floor", "rejected_p1", "rejected_p5", "entropy", "entropy_rejected", "hit",
+    "chosen_pairs", "chosen", "rejected", "margin", "accuracy", "chosen_change", "rejected_change", "chosen_fell",
+    "rejected_fell", "rejected_below_floor", "rejected_p1", "rejected_p5", "entropy", "entropy_rejected", "hit",
 )  # fmt: skip
 _FLAT_ANSWERS = ("length", "finished", "repeated", "looping", "valid")
 
@@ -70,14 +73,13 @@ def figures(
     below = np.array([(t < -threshold).mean() for t in rejected.logps if len(t)])
     return {
         "pairs": len(w),
+        "chosen_pairs": int((~np.isnan(w)).sum()),
         "chosen": mean(w),
         "rejected": mean(l),
         "margin": mean(margin),
         "accuracy": share(margin > 0, margin),
-        "chosen_change": mean(change_w),
+        **fall(change_w),
         "rejected_change": mean(change_l),
-        "chosen_change_error": standard_error(change_w),
-        "chosen_fell": share(change_w < 0, change_w),
         "rejected_fell": share(change_l < 0, change_l),
         "past_margin": [share(margin >= m if m else margin > 0, margin) for m in margins],
         "rejected_below_floor": mean(below),
@@ -88,6 +90,28 @@ def figures(
         "entropy_rejected": mean(np.concatenate([*rejected.entropy, np.zeros(0)])),
         "hit": mean(np.concatenate([*chosen.hit, np.zeros(0)])),
         "per_pair": per_pair(w, l),
+    }
+
+
+def fall(change: FloatArray) -> dict[str, float | None]:
+    """How far chosen answers have moved, `[pairs]` with NaN where there is none, and how sure that is."""
+    return {
+        "chosen_change": mean(change),
+        "chosen_change_error": standard_error(change),
+        "chosen_fell": share(change < 0, change),
+    }
+
+
+def of_scores(scores: PairScores, start: PairScores, threshold: float) -> dict[str, Any]:
+    """What can be told of pairs of which there are log-probs alone: the fall, and the floor under rejected tokens."""
+    change = scores.chosen - start.chosen
+    tokens = [t for t in scores.rejected_tokens if len(t)]
+    return {
+        "chosen_pairs": int((~np.isnan(change)).sum()),
+        "chosen": mean(scores.chosen),
+        **fall(change),
+        "rejected_below_floor": mean(np.array([(t < -threshold).mean() for t in tokens])),
+        "rejected_p5": percentile(np.concatenate([*tokens, np.zeros(0)]), 5),
     }
 
 

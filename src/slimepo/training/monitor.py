@@ -6,7 +6,6 @@ ends in the same weights as one without. docs/monitor.md says how to read what i
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +18,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError
 from slimepo.losses import hyperparameters, slime
-from slimepo.training.displacement import BINS, figures, flat_answers, flat_figures, shares_of_norms
-from slimepo.training.folder import json_lines, write_text
+from slimepo.training.displacement import (
+    BINS,
+    SideScores,
+    flat_answers,
+    flat_figures,
+    of_scores,
+)
+from slimepo.training.monitor_record import FILE, VERSION, MonitorRecord
+from slimepo.training.monitor_sample import draw_sample, reserve_means, sample_figures, second_look
 from slimepo.training.pace import (
     GENERATION_SHARE,
     SCORING_SHARE,
@@ -29,26 +35,22 @@ from slimepo.training.pace import (
     Pace,
     StepClock,
     answer_length,
-    sample_size,
 )
 from slimepo.training.probe import (
     end_token,
     entanglement,
-    gradient_norms,
     greedy_answers,
     prompts_for,
-    sample,
     score_sample,
 )
-from slimepo.training.verdicts import Verdict, judge_answers, judge_pairs, three_facts
+from slimepo.training.verdicts import judge_answers, judge_pairs, looks_fallen
 
 if TYPE_CHECKING:
+    from slimepo.evaluation.pairs import PairScores
     from slimepo.training.trainer import PreferenceTrainer
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
-FILE = "monitor.jsonl"
 _TRIED_TOKENS = 8
 
 
@@ -74,12 +76,9 @@ class DisplacementMonitor(TrainerCallback):
         valid: Callable[[str, str], bool] | None = None,
         say: Callable[[str], None] = logger.warning,
     ) -> None:
-        self.settings, self.path = settings, Path(folder) / FILE
-        self.heldout, self.valid, self.say = heldout, valid, say
-        self.stopped: dict[str, Any] | None = None
-        self.lines: list[dict[str, Any]] = []
+        self.settings, self.heldout, self.valid = settings, heldout, valid
+        self.record = MonitorRecord(Path(folder) / FILE, say)
         self._trainer: PreferenceTrainer | None = None
-        self._on: dict[Kind, bool] = {}
         self._start: dict[str, Any] | None = None
         self._start_answers: dict[str, Any] | None = None
         self._unlogged: dict[str, float] = {}
@@ -93,21 +92,24 @@ class DisplacementMonitor(TrainerCallback):
         unlogged, self._unlogged = self._unlogged, {}
         return unlogged
 
-    def summary(self, heldout: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-        """What is worth keeping in the stage's record: warnings, why it stopped, the cost, three facts.
+    def conclude(self, before: PairScores, after: PairScores) -> None:
+        """Judge the run once more by all held-out pairs, where they were scored before and after it anyway.
 
-        heldout: that record's own figures of all held-out pairs, which the facts are then of; else of the sample.
+        What the sample was too small for is said here, and what it was wrong about is taken back.
         """
-        if not self.lines:
-            return None
-        raised = [x for x in self.lines if x["kind"] == "warning" and x["state"] == "on"]
-        ends = [x for x in self.lines if x["kind"] == "end"]
-        return {
-            "warnings": [{k: x[k] for k in ("step", "warning", "set", "message")} for x in raised],
-            "stopped": self.stopped,
-            "share": ends[-1]["share"] if ends else None,
-            "facts": three_facts(self.lines, heldout),
-        }
+        probes = self.record.of_kind("probe")
+        if self._start is None or not probes:
+            return
+        unknown = {"entropy": None, "chosen": None}
+        now, start = (
+            {
+                "train": probe["train"],
+                "heldout": unknown | (probe["heldout"] or {}) | of_scores(scores, before, self._threshold),
+            }
+            for probe, scores in ((probes[-1], after), (self._start, before))
+        )
+        verdicts = judge_pairs(now, start, self.record.on)
+        self.record.warn_after_the_end(probes[-1]["step"], verdicts)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -115,18 +117,15 @@ class DisplacementMonitor(TrainerCallback):
         if not state.is_world_process_zero:
             return
         started = time.perf_counter()
-        self.stopped, self._on = None, {}
+        self.record.clear()
         self._clock = StepClock(state.global_step, started)
         self._prepare(state)
         budget, first, last = self.settings.budget, state.global_step, state.max_steps
         self._scoring = Pace(budget * SCORING_SHARE, 1, first, last, self.settings.every, last=first)
         self._generation = Pace(
-            budget * GENERATION_SHARE, 1, first, last, self.settings.generate_every, last=first
+            budget * GENERATION_SHARE, 0, first, last, self.settings.generate_every, last=first
         )
-        # A run that goes on has not ended, whatever was written when it was stopped.
-        lines = json_lines(self.path) if first else []
-        kept = [line for line in lines if line["step"] <= first and line["kind"] != "end"]
-        self.lines = []
+        kept = self.record.up_to(first) if first else []
         if self._goes_on(kept):
             self._take_up(kept, state)
         else:
@@ -141,7 +140,7 @@ class DisplacementMonitor(TrainerCallback):
             per_step = self._clock.per_step(step, now)
             if per_step is not None or step >= state.max_steps or self.settings.every is not None:
                 self._measure(state, per_step or 0.0)
-        stop = self.stopped is not None
+        stop = self.record.stopped is not None
         if self.settings.stop_on and self._watched.accelerator.num_processes > 1:
             # The other ranks have measured nothing, and must leave the loop at the same step.
             flag = torch.tensor(float(stop), device=args.device)
@@ -163,18 +162,17 @@ class DisplacementMonitor(TrainerCallback):
         if self._prompts and self._generation.last < state.global_step:
             self._generate(state, self._generation)
         self._clock.own(time.perf_counter() - started)
-        counted = [x["kind"] for x in self.lines]
-        self._write(
+        self.record.append(
             {
                 "kind": "end",
                 "step": state.global_step,
-                "reason": "stopped" if self.stopped else "finished",
+                "reason": "stopped" if self.record.stopped else "finished",
                 "seconds": round(self._clock.spent, 3),
                 "train_seconds": round(training, 3),
                 "share": round(self._clock.spent / training, 4),
-                "probes": counted.count("probe"),
-                "generations": counted.count("generation"),
-                "warnings": [kind for kind, on in self._on.items() if on],
+                "probes": len(self.record.of_kind("probe")),
+                "generations": len(self.record.of_kind("generation")),
+                "warnings": self.record.holding(),
             }
         )
 
@@ -188,16 +186,14 @@ class DisplacementMonitor(TrainerCallback):
         """Draw the sample and the prompts, both functions of the rows and the seed alone."""
         trainer, settings, seed = self._watched, self.settings, self._watched.args.seed
         pairs = state.max_steps * trainer.args.train_batch_size * trainer.accelerator.num_processes
-        self._trained_pairs, size = pairs, sample_size(settings, pairs)
-        rows = {"train": trainer.train_dataset, "heldout": self._heldout_rows()}
-        self._rows = {name: sample(of, size, seed) for name, of in rows.items()}
-        self._end = end_token(self._rows["train"])
-        asked = rows["heldout"] or rows["train"]
+        heldout = self._heldout_rows()
+        self._sample = draw_sample(trainer.train_dataset, heldout, settings, pairs, seed)
+        self._trained_pairs, rows = pairs, self._sample.rows
+        self._end = end_token(rows["train"])
+        asked = heldout or trainer.train_dataset
         count = settings.prompts if self._end is not None else 0
         self._prompts = prompts_for(asked, count, seed) if count else []
-        longest = max(
-            (len(a) for of in self._rows.values() for r in of for a in (r.chosen, r.rejected)), default=1
-        )
+        longest = max((len(a) for of in rows.values() for r in of for a in (r.chosen, r.rejected)), default=1)
         self._max_new_tokens = min(settings.max_new_tokens, 2 * longest)
         options = hyperparameters(slime) | (self._slime_options() or {})
         self._threshold: float = options["threshold"]
@@ -220,22 +216,21 @@ class DisplacementMonitor(TrainerCallback):
         """A new file, and where everything stands before the first step (or where a lost record begins again)."""
         trainer, prompts = self._watched, self._prompts
         if state.global_step:
-            self.say(
-                f"the figures of step 0 are not in {self.path}, or of other pairs: changes are counted from step "
-                f"{state.global_step}"
+            self.record.say(
+                f"the figures of step 0 are not in {self.record.path}, or of other pairs: changes are counted from "
+                f"step {state.global_step}"
             )
-        write_text(self.path, "")
         decode = self._decode()
-        self._write(
+        self.record.begin(
             {
                 "kind": "start",
                 "step": state.global_step,
                 "version": VERSION,
                 "loss": trainer.args.loss,
-                "name": self.path.parent.name,
+                "name": self.record.path.parent.name,
                 "threshold": self._threshold,
                 "margins": self._margins,
-                "rows": {name: [row.row_id for row in rows] for name, rows in self._rows.items()},
+                **self._sample.ids,
                 "bins": list(BINS),
                 "prompts": [
                     {
@@ -265,71 +260,57 @@ class DisplacementMonitor(TrainerCallback):
         if not self._prompts or self._answers(_TRIED_TOKENS) is None:
             return
         per_token = (_now(self._watched.args.device) - started) / _TRIED_TOKENS
-        per_pair = self._scoring.spent / sum(map(len, self._rows.values()))
+        per_pair = self._scoring.spent / self._sample.cost
         self._max_new_tokens = answer_length(
             self.settings, self._max_new_tokens, self._trained_pairs, per_pair, per_token
         )
-        self.lines[0]["max_new_tokens"] = self._max_new_tokens
-        self._rewrite()
+        self.record.lines[0]["max_new_tokens"] = self._max_new_tokens
+        self.record.rewrite()
 
     def _goes_on(self, kept: list[dict[str, Any]]) -> bool:
         """Whether these lines are of this run's sample and begin with its figures of step 0."""
-        rows = {name: [row.row_id for row in rows] for name, rows in self._rows.items()}
         kinds = [line["kind"] for line in kept]
         same = kinds[:2] == ["start", "probe"] and kept[0].get("version") == VERSION
-        return same and kept[0]["rows"] == rows
+        ids = self._sample.ids
+        return same and {key: kept[0].get(key) for key in ids} == ids
 
     def _take_up(self, kept: list[dict[str, Any]], state: TrainerState) -> None:
         """Go on behind the checkpoint: the start is what the file says it was, not where the run is resumed."""
-        self.lines = kept
-        probes = [line for line in kept if line["kind"] == "probe"]
-        answers = [line for line in kept if line["kind"] == "generation"]
+        self.record.take_up(kept)
+        probes, answers = self.record.of_kind("probe"), self.record.of_kind("generation")
         self._since, self._start = probes[0]["since"], probes[0]
         self._start_answers = answers[0] if answers else None
         # Without answers at the start the model could give none.
         self._prompts = self._prompts if answers else []
         self._scoring.done = max(len(probes) - 1, 0)
         self._generation.done = max(len(answers) - 1, 0)
-        self._on = {line["warning"]: line["state"] == "on" for line in kept if line["kind"] == "warning"}
-        self.stopped = next((_stop(line) for line in kept if line.get("stops")), None)
         self._max_new_tokens = kept[0]["max_new_tokens"]
-        self._rewrite()
-        self._write({"kind": "resume", "step": state.global_step})
+        self.record.append({"kind": "resume", "step": state.global_step})
 
     def _measure(self, state: TrainerState, per_step: float) -> None:
-        started, before = time.perf_counter(), len(self.lines)
+        started, before = time.perf_counter(), len(self.record.lines)
         if self._scoring.due(state.global_step, per_step):
             self._probe(state, self._scoring)
         if self._prompts and self._generation.due(state.global_step, per_step):
             self._generate(state, self._generation)
-        if len(self.lines) > before:
+        if len(self.record.lines) > before:
             self._clock.own(time.perf_counter() - started)
 
     def _probe(self, state: TrainerState, pace: Pace) -> None:
         """Score the sample, write its figures and judge them."""
-        trainer = self._watched
+        trainer, of = self._watched, self._sample
         training = self._clock.training(time.perf_counter())
         started = _now(trainer.args.device)
-        line: dict[str, Any] = {"train": None, "heldout": None, "gradient_share": None, "gradient_norm": None}
-        # Both sets in one go: what a small model's forward pass costs is mostly overhead.
-        every = [row for rows in self._rows.values() for row in rows]
-        chosen, rejected = score_sample(trainer.model, every, trainer.data_collator, self._batch_size())
-        first = 0
-        for name, rows in self._rows.items():
-            if not rows:
-                continue
-            part, first = slice(first, first + len(rows)), first + len(rows)
-            scores = (chosen.part(part), rejected.part(part))
-            before = self._start[name]["per_pair"] if self._start else None
-            line[name] = figures(*scores, before, self._threshold, self._margins)
-            options = self._slime_options()
-            if name == "train" and options is not None:
-                norms = gradient_norms(slime, options, *scores)
-                line["gradient_norm"] = {term: round(norm, 9) for term, norm in norms.items()}
-                line["gradient_share"] = shares_of_norms(norms)
+        options = self._slime_options()
+        line = sample_figures(of, self._score, self._start, self._threshold, self._margins, options)
         line["entanglement"] = self._entanglement()
+        again = _now(trainer.args.device) - started
+        if of.reserve and self._start is None:
+            line["reserve"] = reserve_means(of, self._score).tolist()
+        elif of.reserve and self._looks_different(line):
+            line["second_look"] = second_look(of, self._score, line, self._start or line)
         seconds = _now(trainer.args.device) - started
-        pace.note(state.global_step, seconds)
+        pace.note(state.global_step, seconds, again)
         line = {
             "kind": "probe",
             "step": state.global_step,
@@ -339,21 +320,32 @@ class DisplacementMonitor(TrainerCallback):
             "since": self._since,
             **line,
         }
-        self._write(line)
+        self.record.append(line)
         if self._start is None:
             self._start = line
         self._unlogged |= flat_figures(line)
-        sets = ("train", "heldout")
-        verdicts = judge_pairs({s: line[s] for s in sets}, {s: self._start[s] for s in sets}, self._on)
-        self._warn(state, verdicts)
+        now, start = ({name: probe[name] for name in of.rows} for probe in (line, self._start))
+        if "second_look" in line:
+            now[of.reserve_set] = now[of.reserve_set] | line["second_look"]
+        self.record.warn(state.global_step, judge_pairs(now, start, self.record.on), self._stop_on(state))
 
-    def _batch_size(self) -> int:
-        """Pairs of one forward pass: without gradients at least as many fit as train at once."""
-        args = self._watched.args
-        return max(int(args.eval_batch_size), args.micro_batch_size or 1)
+    def _score(self, rows: Sequence[TokenizedPair]) -> tuple[SideScores, SideScores]:
+        """Score rows with the policy as it is; at least as many at once as train at once fit without gradients."""
+        trainer = self._watched
+        batch_size = max(int(trainer.args.eval_batch_size), trainer.args.micro_batch_size or 1)
+        return score_sample(trainer.model, rows, trainer.data_collator, batch_size)
+
+    def _looks_different(self, line: Mapping[str, Any]) -> bool:
+        """Whether the sample alone would have unlearning come on, or go off again."""
+        on = self.record.on.get("unlearning", False)
+        return looks_fallen(line[self._sample.reserve_set], on) != on
+
+    def _stop_on(self, state: TrainerState) -> list[Kind]:
+        """The warnings that end the run; none after the last step, when there is nothing left to stop."""
+        return self.settings.stop_on if state.global_step < state.max_steps else []
 
     def _entanglement(self) -> dict[str, Any] | None:
-        pairs = [row for row in self._rows["train"] if len(row.chosen) and len(row.rejected)]
+        pairs = [row for row in self._sample.rows["train"] if len(row.chosen) and len(row.rejected)]
         pairs = pairs[: self.settings.entanglement]
         return entanglement(self._watched.model, pairs) if pairs else None
 
@@ -367,11 +359,12 @@ class DisplacementMonitor(TrainerCallback):
         seconds = _now(trainer.args.device) - started
         pace.note(state.global_step, seconds)
         line = {"kind": "generation", "step": state.global_step, "seconds": round(seconds, 4), **answers}
-        self._write(line)
+        self.record.append(line)
         if self._start_answers is None:
             self._start_answers = line
         self._unlogged |= flat_answers(line)
-        self._warn(state, [judge_answers(line, self._start_answers, self._on)])
+        verdict = judge_answers(line, self._start_answers, self.record.on)
+        self.record.warn(state.global_step, [verdict], self._stop_on(state))
 
     def _answers(self, max_new_tokens: int) -> dict[str, Any] | None:
         """Greedy answers to the prompts; None from a model that cannot generate, which is then not asked again."""
@@ -381,51 +374,13 @@ class DisplacementMonitor(TrainerCallback):
             return greedy_answers(model, self._prompts, self._end, max_new_tokens, decode, self.valid)
         except InputError as error:
             # A model without a key-value cache trains all the same.
-            self.say(f"no generation probe: {error}")
+            self.record.say(f"no generation probe: {error}")
             self._prompts = []
             return None
 
     def _decode(self) -> Callable[[Sequence[int]], str] | None:
         tokenizer = self._watched.processing_class
         return None if tokenizer is None else lambda ids: str(tokenizer.decode(list(ids)))
-
-    def _warn(self, state: TrainerState, verdicts: Sequence[Verdict]) -> None:
-        """Report what has come on or gone off, and stop the run where that was asked for."""
-        for verdict in verdicts:
-            if verdict.holds == self._on.get(verdict.kind, False):
-                continue
-            self._on[verdict.kind] = verdict.holds
-            # After the last step there is nothing left to stop.
-            ended = state.global_step >= state.max_steps
-            stops = verdict.holds and verdict.kind in self.settings.stop_on and not ended
-            message = verdict.message if verdict.holds else f"{verdict.kind}: no longer so"
-            self._write(
-                {
-                    "kind": "warning",
-                    "step": state.global_step,
-                    "warning": verdict.kind,
-                    "state": "on" if verdict.holds else "off",
-                    "set": verdict.rows,
-                    "message": message,
-                    "stops": stops,
-                }
-            )
-            self.say(f"step {state.global_step}: {message}{'; the run stops here' if stops else ''}")
-            if stops and self.stopped is None:
-                self.stopped = _stop(self.lines[-1])
-
-    def _rewrite(self) -> None:
-        write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines))
-
-    def _write(self, line: dict[str, Any]) -> None:
-        self.lines.append(line)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def _stop(line: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of the warning that ends a run."""
-    return {key: line[key] for key in ("step", "warning", "message")}
 
 
 def _now(device: torch.device) -> float:

@@ -13,17 +13,21 @@ from slimepo.settings import Settings, validate
 
 Kind = Literal["unlearning", "floor", "repetition", "entropy"]
 
-# Shares of the budget. Generation goes token by token, so that few prompts cost as much as many scored pairs. The rest
-# is for drawing the sample and for probes that take longer than the one before.
-SCORING_SHARE, GENERATION_SHARE = 0.5, 0.3
-# The sample is as large as lets this many probes be paid for: the first, the last and four between.
-_PLANNED_PROBES = 6
+# Shares of the budget. Likelihood falls long before answers break, so that most goes to scoring. The rest is for
+# drawing the sample and for probes that take longer than the one before.
+SCORING_SHARE, GENERATION_SHARE = 0.65, 0.2
+# The part of scoring that pays for the reserve's first look.
+_RESERVE_SHARE = 0.25
+# What a pair's chosen answer costs by itself: the prompt is computed for both.
+CHOSEN_SHARE = 0.6
+# The sample is as large as lets this many probes be paid for: the first, the last and three between.
+_PLANNED_PROBES = 5
 _FEWEST_PAIRS = 8
 _MOST_PROBES = 50
 # The first step of a run compiles and allocates; its time says nothing about the others.
 _UNTIMED_STEPS = 1
-# Greedy answers at the start, once between and at the end.
-_PLANNED_GENERATIONS = 3
+# Greedy answers at the start and at the end.
+_PLANNED_GENERATIONS = 2
 _FEWEST_TOKENS = 16
 
 
@@ -59,8 +63,8 @@ def monitor_settings(value: bool | Mapping[str, Any] | MonitorSettings) -> Monit
     return validate(MonitorSettings, {} if value is True else value, "monitor")
 
 
-def sample_size(settings: MonitorSettings, trained_pairs: float) -> int:
-    """Pairs of each set (training, held-out) that are scored, for a run over `trained_pairs` pairs in all.
+def sample_size(settings: MonitorSettings, trained_pairs: float, sets: int) -> int:
+    """Pairs of each of `sets` (training, held-out) that are scored, for a run over `trained_pairs` pairs in all.
 
     A training pair is taken to cost two forward passes, one of them backward: it is three where every weight needs a
     gradient, but a small model's forward pass is mostly overhead. No fewer than 8: the figures of fewer pairs say
@@ -68,8 +72,23 @@ def sample_size(settings: MonitorSettings, trained_pairs: float) -> int:
     """
     if settings.every is not None:
         return settings.pairs
-    affordable = settings.budget * SCORING_SHARE * trained_pairs * 2
-    return min(settings.pairs, max(_FEWEST_PAIRS, int(affordable / (2 * _PLANNED_PROBES))))
+    affordable = _affordable(settings, trained_pairs) * (1 - _RESERVE_SHARE)
+    return min(settings.pairs, max(_FEWEST_PAIRS, int(affordable / (sets * _PLANNED_PROBES))))
+
+
+def reserve_size(settings: MonitorSettings, trained_pairs: float, size: int) -> int:
+    """Further pairs whose chosen answers alone are kept for a second look, where the sample is smaller than asked for.
+
+    None where the run pays for fewer than the sample has: they would settle nothing.
+    """
+    affordable = int(_affordable(settings, trained_pairs) * _RESERVE_SHARE / CHOSEN_SHARE)
+    more = min(settings.pairs - size, affordable)
+    return more if settings.every is None and more >= size else 0
+
+
+def _affordable(settings: MonitorSettings, trained_pairs: float) -> float:
+    """Scored pairs that the run's budget for scoring pays for."""
+    return settings.budget * SCORING_SHARE * trained_pairs * 2
 
 
 def answer_length(
@@ -114,11 +133,12 @@ class Pace:
     done: int = 0  # between the first and the last
     last: int = 0  # the step of the latest probe
 
-    def note(self, step: int, seconds: float) -> None:
-        """A probe was made at `step`."""
+    def note(self, step: int, seconds: float, again: float | None = None) -> None:
+        """A probe was made at `step`; `again`: the seconds of it that the next one will take too, else all."""
         self.done += self.first_step < step < self.last_step
+        again = seconds if again is None else again
         # A fast one after a slow one may have been luck.
-        self.cost = max(seconds, (self.cost + seconds) / 2)
+        self.cost = max(again, (self.cost + again) / 2)
         self.spent, self.last = self.spent + seconds, step
 
     def due(self, step: int, seconds_per_step: float) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,9 +78,10 @@ def run_stage(
     checkpoint = last_checkpoint(folder / "checkpoints")
     if checkpoint is not None:
         console.print(f"{stage.name}: going on from {checkpoint.name}", highlight=False)
-    before = _scores(trainer.model, rows.heldout, console, "held-out pairs before")
-    _train(trainer, recipe.seed, checkpoint, folder, TrainingProgress(console, stage.name))
-    after = _scores(trainer.model, rows.heldout, console, "held-out pairs after")
+    with _failure_on_record(trainer, folder):
+        before = _scores(trainer.model, rows.heldout, console, "held-out pairs before")
+        _train(trainer, recipe.seed, checkpoint, TrainingProgress(console, stage.name))
+        after = _scores(trainer.model, rows.heldout, console, "held-out pairs after")
     result = {
         "name": stage.name,
         "loss": stage.loss,
@@ -91,7 +93,9 @@ def run_stage(
     }
     if before is not None and after is not None:
         result["heldout"] = _heldout(before, after, stage)
-    result["monitor"] = trainer.monitor.summary(result.get("heldout")) if trainer.monitor else None
+        if trainer.monitor is not None:
+            trainer.monitor.conclude(before, after)
+    result["monitor"] = trainer.monitor.record.summary(result.get("heldout")) if trainer.monitor else None
     if is_main_process():
         if before is not None and after is not None:
             write_json(folder / "distributions.json", distributions(before, after))
@@ -113,21 +117,29 @@ def _announce(trainer: PreferenceTrainer, name: str, console: Console) -> None:
         console.print(f"{name}: activations {trainer.activations}", highlight=False)
 
 
+@contextmanager
+def _failure_on_record(trainer: PreferenceTrainer, folder: Path) -> Iterator[None]:
+    """A run that breaks, by whatever error, leaves the reason for the report."""
+    try:
+        yield
+    except Exception as error:
+        if is_main_process():
+            told = str(error) if isinstance(error, InputError | NonFiniteLossError) else repr(error)
+            write_json(folder / "error.json", {"error": told, "step": trainer.state.global_step})
+        raise
+
+
 def _train(
-    trainer: PreferenceTrainer, seed: int, checkpoint: Path | None, folder: Path, progress: TrainingProgress
+    trainer: PreferenceTrainer, seed: int, checkpoint: Path | None, progress: TrainingProgress
 ) -> None:
-    """Train from the checkpoint, or from the start; a run that breaks leaves the reason for the report."""
+    """Train from the checkpoint, or from the start."""
     trainer.add_callback(progress)
     if trainer.monitor is not None:
-        trainer.monitor.say = progress.warn
+        trainer.monitor.record.say = progress.warn
     try:
         # Scoring used no randomness that training needs, but the start must not depend on that.
         set_seed(seed)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except NonFiniteLossError as error:
-        if is_main_process():
-            write_json(folder / "error.json", {"error": str(error), "step": trainer.state.global_step})
-        raise
     finally:
         progress.close()
 

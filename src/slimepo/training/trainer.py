@@ -124,7 +124,7 @@ class PreferenceTrainer(Trainer):
         if self.monitor is not None:
             self.monitor.attach(self)
             if shown and watching:
-                self.monitor.say = shown[0].warn
+                self.monitor.record.say = shown[0].warn
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Steps of the epoch, of which this rank takes its share; a step is a list of micro-batches."""

@@ -60,10 +60,15 @@ def judge_pairs(
             if figures is not None and (before := start.get(name)) is not None
         ]
         if found:
-            # Of two sets that hold the one trained on is the plainer case, and comes first.
-            verdict = next((v for v in found if v.holds), found[0])
+            # Of two sets the one with more pairs tells more; of equal ones that trained on is the plainer case.
+            holding = [verdict for verdict in found if verdict.holds]
+            verdict = max(holding, key=lambda v: _pairs(now[v.rows or ""]), default=found[0])
             verdicts.append(_of_heldout_alone(verdict, now) if kind == "unlearning" else verdict)
     return verdicts
+
+
+def _pairs(figures: Figures | None) -> int:
+    return figures["chosen_pairs"] if figures else 0
 
 
 def _of_heldout_alone(verdict: Verdict, now: Mapping[str, Figures | None]) -> Verdict:
@@ -78,14 +83,21 @@ def _unlearning(rows: str, now: Figures, start: Figures, on: bool) -> Verdict:
     change, error, fell = now["chosen_change"], now["chosen_change_error"], now["chosen_fell"]
     if change is None:
         return Verdict("unlearning", False, rows, "")
-    enough = change <= -FELL_OFF if on else change <= -FELL_ON and fell >= FELL_SHARE
     # Of one pair no spread is known.
-    holds = enough and (on or (error is not None and change + FELL_ERRORS * error < 0))
+    holds = looks_fallen(now, on) and (on or (error is not None and change + FELL_ERRORS * error < 0))
     message = (
         f"chosen answers {WORDS[rows]} are {-change:.2g} nats per token less likely than at the start on "
-        f"average, and less likely in {fell:.0%} of pairs: unlearning"
+        f"average, and less likely in {fell:.0%} of {now['chosen_pairs']:,} pairs: unlearning"
     )
     return Verdict("unlearning", holds, rows, message)
+
+
+def looks_fallen(now: Figures, on: bool) -> bool:
+    """Whether chosen answers have fallen as far as unlearning asks for, chance left aside."""
+    change, fell = now["chosen_change"], now["chosen_fell"]
+    if change is None:
+        return False
+    return bool(change <= -FELL_OFF if on else change <= -FELL_ON and fell >= FELL_SHARE)
 
 
 def _floor(rows: str, now: Figures, start: Figures, on: bool) -> Verdict:

@@ -1,0 +1,82 @@
+"""The monitor's file: what is kept of it on resume, and when a warning is reported."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slimepo.training.folder import json_lines
+from slimepo.training.monitor_record import MonitorRecord
+from slimepo.training.verdicts import Verdict
+
+FALLEN = Verdict("unlearning", True, "heldout", "chosen answers are less likely: unlearning")
+RECOVERED = Verdict("unlearning", False, "heldout", "")
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> MonitorRecord:
+    said: list[str] = []
+    made = MonitorRecord(tmp_path / "monitor.jsonl", said.append)
+    made.begin({"kind": "start", "step": 0})
+    return made
+
+
+def end(step: int) -> dict[str, Any]:
+    return {"kind": "end", "step": step, "share": 0.01, "warnings": []}
+
+
+def states(record: MonitorRecord) -> list[tuple[int, str]]:
+    return [(line["step"], line["state"]) for line in record.of_kind("warning")]
+
+
+class TestWarnings:
+    def test_each_is_reported_when_it_comes_and_when_it_goes(self, record: MonitorRecord) -> None:
+        for step, verdict in enumerate([RECOVERED, FALLEN, FALLEN, RECOVERED, FALLEN], 1):
+            record.warn(step, [verdict], ())
+        assert states(record) == [(2, "on"), (4, "off"), (5, "on")]
+        assert record.holding() == ["unlearning"]
+        assert json_lines(record.path) == record.lines
+
+    def test_the_first_that_may_stops_the_run(self, record: MonitorRecord) -> None:
+        record.warn(3, [FALLEN], ["floor"])
+        assert record.stopped is None
+        record.warn(4, [RECOVERED], ["unlearning"])
+        assert record.stopped is None, "what goes off stops nothing"
+        record.warn(5, [FALLEN], ["unlearning"])
+        assert record.stopped == {"step": 5, "warning": "unlearning", "message": FALLEN.message}
+
+    def test_after_the_end_the_last_line_is_still_the_end_and_names_what_holds(
+        self, record: MonitorRecord
+    ) -> None:
+        record.append(end(9))
+        record.warn_after_the_end(9, [FALLEN])
+        lines = json_lines(record.path)
+        assert [line["kind"] for line in lines] == ["start", "warning", "end"]
+        assert lines[-1]["warnings"] == ["unlearning"]
+        assert lines[-1]["share"] == 0.01
+        record.warn_after_the_end(9, [RECOVERED])
+        assert json_lines(record.path)[-1]["warnings"] == []
+
+
+class TestResume:
+    def test_lines_behind_the_checkpoint_and_the_end_are_dropped(self, record: MonitorRecord) -> None:
+        record.warn(4, [FALLEN], ["unlearning"])
+        record.append(end(4))
+        record.warn(8, [RECOVERED], ())
+        again = MonitorRecord(record.path)
+        again.take_up(again.up_to(4))
+        assert [line["kind"] for line in json_lines(record.path)] == ["start", "warning"]
+        assert again.holding() == ["unlearning"]
+        assert again.stopped is not None
+        assert again.stopped["step"] == 4
+
+    def test_training_again_forgets_the_first_time(self, record: MonitorRecord) -> None:
+        record.warn(4, [FALLEN], ["unlearning"])
+        record.clear()
+        assert (record.lines, record.holding(), record.stopped) == ([], [], None)
+        record.begin({"kind": "start", "step": 0})
+        assert len(json_lines(record.path)) == 1
+
+
+def test_without_a_line_there_is_no_summary(tmp_path: Path) -> None:
+    assert MonitorRecord(tmp_path / "monitor.jsonl").summary() is None

@@ -1,0 +1,101 @@
+"""Which pairs the monitor scores, and the second look at more of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slimepo.data.tokenize import TokenizedPair
+from slimepo.training.displacement import SideScores
+from slimepo.training.monitor_sample import (
+    MonitorSample,
+    draw_sample,
+    reserve_means,
+    sample_figures,
+    second_look,
+)
+from slimepo.training.pace import MonitorSettings, monitor_settings
+from tests.training.conftest import random_rows
+
+TRAIN, HELDOUT = random_rows(200), random_rows(120, seed=5)
+
+
+def settings(**values: Any) -> MonitorSettings:
+    made = monitor_settings(values)
+    assert made is not None
+    return made
+
+
+def scored(shift: float = 0.0) -> Any:
+    """A policy that finds every token of a row as likely as the row's first chosen token says, plus `shift`."""
+
+    def score(rows: Sequence[TokenizedPair]) -> tuple[SideScores, SideScores]:
+        def side(name: str) -> SideScores:
+            tokens = [
+                np.full(len(getattr(row, name)), -float(row.chosen[0]) + shift, dtype=np.float64)
+                for row in rows
+            ]
+            return SideScores(tokens, tokens, tokens)
+
+        return side("chosen"), side("rejected")
+
+    return score
+
+
+class TestDrawing:
+    def test_both_sets_have_as_many_and_the_held_out_one_a_reserve(self) -> None:
+        # A run over 6,000 pairs: 156 scored pairs, 117 of them for 5 probes of both sets, 39 for the reserve's start.
+        found = draw_sample(TRAIN, HELDOUT, settings(), 6_000, seed=0)
+        assert {name: len(rows) for name, rows in found.rows.items()} == {"train": 11, "heldout": 11}
+        assert (found.reserve_set, len(found.reserve)) == ("heldout", 53)
+        assert found.cost == pytest.approx(22 + 0.6 * 53)
+        names = {row.row_id for row in HELDOUT}
+        drawn = [row.row_id for row in (*found.rows["heldout"], *found.reserve)]
+        assert set(drawn) <= names
+        assert len(set(drawn)) == 64, "no pair is in both"
+
+    def test_without_held_out_rows_the_reserve_is_of_the_training_rows(self) -> None:
+        found = draw_sample(TRAIN, [], settings(), 3_000, seed=0)
+        assert found.rows["heldout"] == []
+        assert found.reserve_set == "train"
+        assert found.reserve
+
+    def test_a_large_sample_needs_none_and_a_very_short_run_cannot_pay_for_one(self) -> None:
+        assert draw_sample(TRAIN, HELDOUT, settings(), 1_000_000, seed=0).reserve == []
+        assert draw_sample(TRAIN, HELDOUT, settings(), 200, seed=0).reserve == []
+        assert draw_sample(TRAIN, HELDOUT, settings(every=10), 6_000, seed=0).reserve == []
+
+    def test_it_depends_on_the_rows_and_the_seed_and_not_on_their_order(self) -> None:
+        one = draw_sample(TRAIN, HELDOUT, settings(), 6_000, seed=0)
+        assert draw_sample(TRAIN[::-1], HELDOUT[::-1], settings(), 6_000, seed=0).ids == one.ids
+        assert draw_sample(TRAIN, HELDOUT, settings(), 6_000, seed=1).ids != one.ids
+
+
+class TestSecondLook:
+    @pytest.fixture
+    def drawn(self) -> MonitorSample:
+        return draw_sample(TRAIN, HELDOUT, settings(), 6_000, seed=0)
+
+    def test_it_is_of_the_sample_and_the_reserve_together(self, drawn: MonitorSample) -> None:
+        start = sample_figures(drawn, scored(), None, 1.25, (0.0, 1.0, 1.5), None)
+        start["reserve"] = reserve_means(drawn, scored()).tolist()
+        now = sample_figures(drawn, scored(-0.25), start, 1.25, (0.0, 1.0, 1.5), None)
+        assert now["heldout"]["chosen_change"] == pytest.approx(-0.25)
+        found = second_look(drawn, scored(-1.0), now, start)
+        assert (found["set"], found["chosen_pairs"], found["chosen_fell"]) == ("heldout", 64, 1.0)
+        # 11 pairs of the sample, scored before, fell by 0.25, the 53 of the reserve by 1.
+        assert found["chosen_change"] == pytest.approx(-(11 * 0.25 + 53) / 64, abs=1e-6)
+        changes = np.array([-0.25] * 11 + [-1.0] * 53)
+        assert found["chosen_change_error"] == pytest.approx(changes.std(ddof=1) / 8, abs=1e-6)
+
+    def test_the_reserve_is_asked_for_chosen_answers_alone(self, drawn: MonitorSample) -> None:
+        asked: list[TokenizedPair] = []
+
+        def score(rows: Sequence[TokenizedPair]) -> Any:
+            asked.extend(rows)
+            return scored()(rows)
+
+        reserve_means(drawn, score)
+        assert [row.row_id for row in asked] == [row.row_id for row in drawn.reserve]
+        assert all(len(row.rejected) == 0 < len(row.chosen) for row in asked)
