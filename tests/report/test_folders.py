@@ -262,11 +262,11 @@ def test_scores_may_be_given_by_their_own_folder(tmp_path: Path) -> None:
     ]
 
 
-def test_a_folder_of_runs_is_not_taken_for_its_scores(make_run: MakeRun) -> None:
+def test_a_folder_of_runs_is_not_taken_for_its_scores(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("a")
     write_json(run / "eval" / "scores" / "a.json", {"scores": [scores_row("ours", 10.0)]})
     with pytest.raises(InputError, match=f"a folder of runs; name them, such as {run}, or {run.parent}/"):
         read_source(run.parent)
     write_json(tmp_path / "quickstart" / "seed-0" / "quickstart.json", {})
-    with pytest.raises(InputError, match="a folder of runs; name them, such as .*seed-0"):
+    with pytest.raises(InputError, match=r"a folder of runs; name them, such as .*seed-0"):
         read_source(tmp_path / "quickstart")
