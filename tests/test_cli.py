@@ -155,6 +155,7 @@ def test_prompts_from_standard_input(model: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("> Add") == 2
+    assert result.stderr == ""
     assert "no prompt" in slimepo("generate", "--model", model, stdin="").stderr
 
 

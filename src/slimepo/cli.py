@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -52,7 +53,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    _quiet_libraries()
 
 
 @app.command()
@@ -92,7 +93,6 @@ def plan(
     from slimepo.training.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], smoke=smoke)
-    _quiet_libraries()
     from slimepo.training.plan import find_device, plan_recipe, plan_rows, print_plan
 
     device = find_device(gpu)
@@ -212,7 +212,6 @@ def quickstart(
     from slimepo.playground.settings import load_quickstart
 
     recipe = load_quickstart(overrides or [], objective or [], sweep=sweep)
-    _quiet_libraries()
     from slimepo.playground.quickstart import run_seeds
     from slimepo.report.folders import read_source
     from slimepo.report.tables import results_in_terminal
@@ -293,7 +292,6 @@ def main() -> NoReturn:
 
 
 def _run(recipe: Any, out: Path, restart: bool) -> None:
-    _quiet_libraries()
     from slimepo.training.run import run_recipe
     from slimepo.training.summary import print_summary
 
@@ -331,13 +329,14 @@ def _is_main_process() -> bool:
 
 
 def _quiet_libraries() -> None:
-    """Leave the terminal to our own lines: transformers' loading bars and hints say nothing a user needs here."""
-    from transformers.utils import logging
+    """Leave the terminal to our own lines: transformers' loading bars and hints say nothing a user needs here.
 
+    By its variables, which it reads when a command first imports it; those that the user has set count.
+    """
     # peft reads an attribute that transformers has renamed.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -7,6 +7,8 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from slimepo.data.chat import encode_responses, render_prompt, render_response
+
 SPECIALS = ("<unk>", "<s>", "</s>", "<end>")
 
 # Writes <s>, then a line per turn; the turn ends in <end> and a line break that is never generated.
@@ -47,3 +49,8 @@ def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()
+
+
+def encode_response(chat, prompt, response):
+    """The ids that are trained on when `response` stands behind `prompt`."""
+    return encode_responses(chat, [render_response(chat, prompt, render_prompt(chat, prompt), response)])[0]

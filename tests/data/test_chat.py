@@ -14,12 +14,12 @@ from slimepo.data.chat import (
     RowRefused,
     chat_format,
     encode_prompt,
-    encode_response,
     load_tokenizer,
 )
 from slimepo.data.read import read_rows
 from slimepo.data.tokenize import tokenize
 from slimepo.errors import InputError
+from tests.data.conftest import encode_response
 
 
 def user(text):

@@ -81,9 +81,8 @@ def test_requests_and_preferences_are_the_published_ones(
     assert [sum(r.swapped for r in requests), sum(not r.swapped for r in requests)] == [403, 399]
     replies = {}
     for request in requests:
-        logprobs = alpaca_eval.recorded_logprobs(annotations[int(request.question_id)])
-        assert logprobs is not None
-        replies[request.key] = [JudgeReply("m", logprobs)]
+        (first,) = annotations[int(request.question_id)]["raw_completion"]["logprobs"]["content"]
+        replies[request.key] = [JudgeReply("m", {t["token"]: t["logprob"] for t in first["top_logprobs"]})]
     rows = alpaca_eval.annotation_rows(ours, baseline, replies, "weighted_alpaca_eval_gpt4_turbo")
     assert len(rows) == 805
     for row, theirs in zip(rows, annotations, strict=True):
@@ -138,9 +137,11 @@ def test_published_weights_give_the_published_win_rates(
 ) -> None:
     with (folder / "instruction_difficulty_recovered.csv").open() as file:
         difficulty = np.array([float(row["instruction_difficulty"]) for row in csv.DictReader(file)])
+    names = ("np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)")
     with (folder / "glm_weights_length_controlled_v1_6models.csv").open() as file:
         for row in csv.DictReader(file):
-            assert alpaca_length.published_win_rate(row, difficulty) == pytest.approx(
+            shares = alpaca_length.predictions([float(row[name]) for name in names], difficulty)
+            assert 100 * shares.mean() == pytest.approx(
                 float(leaderboard[row[""]]["length_controlled_winrate"]), abs=1e-6
             )
 

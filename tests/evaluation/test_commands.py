@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from slimepo.evaluation.commands import app
+from slimepo.evaluation.settings import Evaluation
 from tests.evaluation.conftest import KEY
 from tests.evaluation.mock_judge import Fail, MockJudge, Say
 
@@ -104,7 +107,12 @@ def test_a_dry_run_makes_no_call(mock: MockJudge, answered: list[object]) -> Non
             ["alpaca-eval", "--judge", "m@http://u:p@h/v1", "--data-dir", "DATA"],
             "without user, password or query",
         ),
-        (["mt-bench", "--data-dir", "/nowhere"], "no mt_bench/question.jsonl in it"),
+        (["mt-bench", "--data-dir", "/nowhere"], "--data-dir /nowhere: no such folder"),
+        (["mt-bench", "--data-dir", "/"], "no mt_bench/question.jsonl in it"),
+        (
+            ["arena-hard", "--category", "hard", "--data-dir", "DATA"],
+            "no category 'hard'; it has hard_prompt, creative_writing",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(arguments: list[str], words: str, tmp_path: Path, shared_data: Path) -> None:
@@ -113,3 +121,31 @@ def test_wrong_input_is_one_line(arguments: list[str], words: str, tmp_path: Pat
     assert result.returncode == 2
     assert words in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("benchmark", ["mt-bench", "arena-hard", "alpaca-eval"])
+def test_every_setting_is_an_option_with_its_own_help_and_default(benchmark: str) -> None:
+    options = {option.name: option for option in get_command(app).commands[benchmark].params}
+    settings = {name: field for name, field in Evaluation.model_fields.items() if name in options}
+    assert set(Evaluation.model_fields) - set(settings) == {"benchmark", "stages"}
+    assert set(options) - set(settings) == {"steps", "model", "out", "name", "dry_run"}
+    for name, field in settings.items():
+        assert options[name].opts == [f"--{name.replace('_', '-')}"]
+        assert options[name].default == field.default
+        assert field.description
+        assert options[name].help.startswith(field.description)
+
+
+def test_help_shows_choices_and_defaults_and_no_option_of_another_benchmark() -> None:
+    text = " ".join(slimepo("eval", "mt-bench", "--help").stdout.replace("│", " ").split())
+    assert "What runs a local model. (one of auto, hf, vllm; default: auto)" in text
+    assert "Seed of sampled answers. (default: 0)" in text
+    assert "--references" in text
+    assert not any(option in text for option in ("--rules", "--category", "--style-control", "--baseline"))
+
+
+def test_an_option_on_the_command_line_counts(answered: list[object]) -> None:
+    result = slimepo(
+        "eval", "mt-bench", *answered, "--name", "new", "--dry-run", "--max-new-tokens", 7, "--limit", 3
+    )
+    assert "answers: 3 questions, 3 to answer in 6 turns, at most 42 tokens" in result.stdout

@@ -180,6 +180,11 @@ def test_the_ways_to_name_an_endpoint() -> None:
     assert parse_endpoint("gpt-4") == Endpoint("gpt-4")
     assert parse_endpoint("a/b@http://h:1/v1/", "K") == Endpoint("a/b", "http://h:1/v1", "K")
     assert parse_endpoint("https://h/v1", "K") == Endpoint("", "https://h/v1", "K")
+    assert [parse_endpoint(text).name for text in ("m", "m@http://h", "http://h")] == [
+        "m",
+        "m@http://h",
+        "http://h",
+    ]
     assert is_endpoint("x@https://h/v1")
     assert is_endpoint("http://h/v1")
     assert not is_endpoint("runs/a@b/model")
@@ -234,3 +239,19 @@ def test_a_server_of_one_model_needs_no_name(mock: MockJudge) -> None:
     mock.models = ("a", "b")
     with pytest.raises(InputError, match="serves a, b: give NAME@"):
         asyncio.run(names())
+
+
+@pytest.mark.parametrize(
+    "text", ["localhost:8000/v1", "m@127.0.0.1:8000", "m@ftp://h/v1", "htp://user:secret@h"]
+)
+def test_an_address_without_http_is_no_models_name(text: str) -> None:
+    with pytest.raises(InputError, match="begins with http:// or https://") as caught:
+        parse_endpoint(text)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt-4o", "ft:gpt-4o-2024-08-06:org::abc123", "llama3.1:70b", "org/model", "a@b"]
+)
+def test_names_of_models_may_hold_colons(name: str) -> None:
+    assert parse_endpoint(name) == Endpoint(name)

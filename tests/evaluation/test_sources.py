@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from slimepo.errors import InputError
-from slimepo.evaluation import sources
 from slimepo.evaluation.sources import SOURCES, Source, fetch, git_blob_id
+from slimepo.training.folder import cache_folder
 
 QUESTIONS = "mt_bench/question.jsonl"
 CONTENT = b'{"question_id": 1}\n'
@@ -124,7 +124,7 @@ def test_where_files_may_stand_for_each_other_the_first_that_is_there_is_taken(s
 def test_what_no_repository_has_is_asked_for(pinned: Path) -> None:
     with pytest.raises(InputError, match="is in no repository"):
         fetch("alpaca_eval/df_gamed_surrogate.csv")
-    assert sources.cache_folder() == pinned
+    assert cache_folder("eval") == pinned
 
 
 def test_a_broken_packed_file_is_named(pinned: Path, tmp_path: Path) -> None:

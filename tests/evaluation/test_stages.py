@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from slimepo.errors import InputError
-from slimepo.playground.tokenizer import build_tokenizer
+from slimepo.errors import InputError, UnscoredError
+from slimepo.playground.tokenizer import CHAT_TEMPLATE, build_tokenizer
 from slimepo.training.recipe import Recipe, make_recipe
 from slimepo.training.run import run_recipe
 from tests.evaluation.conftest import printed
 from tests.evaluation.mock_judge import Fail, MockJudge
 
+HARD = {"benchmark": "arena-hard", "category": "hard_prompt"}
 SIZES = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -101,6 +103,85 @@ def test_what_is_missing_shows_before_training(
     with pytest.raises(InputError, match="environment variable OPENAI_API_KEY"):
         run_recipe(recipe(judge="gpt-4"), tmp_path / "run", console)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"judge": ""}, "judge: String should have at least 1 character"),
+        ({"judge": "hf:"}, "the judge hf: names no model"),
+        ({"judge": "hf:no/where"}, "mt-bench: model 'no/where' cannot be loaded"),
+        ({"judge": "hf:EMPTY"}, "empty holds neither a model (config.json) nor an adapter"),
+        ({"judge": "hf:WEIGHTLESS"}, "weightless: no weights in"),
+        ({"judge": "hf:RUN/slime", "stages": ["sft", "slime"]}, "run/slime' cannot be loaded"),
+        ({"judge": "m@localhost:8000/v1"}, "an endpoint's URL begins with http:// or https://"),
+        ({"judge": "m@http://localhost:8000/v1", "key_variable": "NO_KEY"}, "environment variable NO_KEY"),
+        ({"system": "Be brief."}, "the playground knows the roles user and assistant, not system"),
+        ({"judge": "hf:SYSTEMLESS"}, "the playground knows the roles user and assistant, not system"),
+        ({"baseline": "nobody", **HARD}, "--baseline nobody: neither a file nor a model with answers in"),
+        ({"baseline": "run-sft", "stages": ["sft"], **HARD}, "--baseline run-sft: neither"),
+        ({"baseline": "PAIRS", **HARD}, "its rows must name one model"),
+    ],
+)
+def test_a_judge_or_baseline_that_is_none_shows_before_training(
+    recipe: Callable[..., Recipe], tmp_path: Path, console: Console, changes: dict[str, Any], words: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    build_tokenizer().save_pretrained(tmp_path / "weightless")
+    (tmp_path / "weightless" / "config.json").write_text('{"model_type": "llama"}')
+    shutil.copytree(tmp_path / "weightless", tmp_path / "systemless")
+    (tmp_path / "systemless" / "model.safetensors").write_bytes(b"")
+    places = {
+        "SYSTEMLESS": "systemless",
+        "EMPTY": "empty",
+        "WEIGHTLESS": "weightless",
+        "RUN": "run",
+        "PAIRS": "pairs.jsonl",
+    }
+    for name, place in places.items():
+        for key in ("judge", "baseline"):
+            if key in changes:
+                changes = {**changes, key: changes[key].replace(name, str(tmp_path / place))}
+    with pytest.raises(InputError, match=re.escape(words)) as caught:
+        run_recipe(recipe(**changes), tmp_path / "run", console)
+    assert "evaluate" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_judges_file_shows_before_training_also_where_the_baseline_is_ones_own(
+    recipe: Callable[..., Recipe], tmp_path: Path, console: Console, shared_data: Path
+) -> None:
+    folder = tmp_path / "data" / "arena_hard" / "v2.0"
+    folder.mkdir(parents=True)
+    shutil.copy(shared_data / "eval" / "arena_hard" / "v2.0" / "question.jsonl.gz", folder)
+    made = recipe(baseline="run-sft", data_dir=str(tmp_path / "data"), **HARD)
+    answers = made.evaluate[0].model_copy(update={"judge": None, "baseline": None, "stages": ["sft"]})
+    made = made.model_copy(update={"evaluate": [answers, *made.evaluate]})
+    with pytest.raises(InputError, match=r"arena-hard: .*no arena_hard/config/judge_utils\.py"):
+        run_recipe(made, tmp_path / "run", console)
+
+
+def test_a_stage_of_the_run_may_be_the_baseline_and_the_judge(
+    recipe: Callable[..., Recipe], mock: MockJudge, tmp_path: Path, console: Console
+) -> None:
+    own_judge = recipe(baseline="run-sft", judge=f"hf:{tmp_path / 'run' / 'sft'}", max_unscored=1, **HARD)
+    mocked = recipe(baseline="run-sft", max_unscored=1, **HARD)
+    answers = mocked.evaluate[0].model_copy(update={"judge": None, "baseline": None, "stages": ["sft"]})
+    made = mocked.model_copy(update={"evaluate": [answers, *mocked.evaluate, *own_judge.evaluate]})
+    # A judge is given a system message, which the world's own template refuses.
+    with pytest.raises(InputError, match="not system"):
+        run_recipe(made, tmp_path / "run", console)
+    assert not (tmp_path / "run").exists()
+    template = tmp_path / "any-role.jinja"
+    template.write_text(CHAT_TEMPLATE.replace("message['role'] == 'user'", "message['role'] != 'assistant'"))
+    made = made.model_copy(update={"chat_template": str(template)})
+    # Both were found; this judge's context holds no such prompt.
+    with pytest.raises(UnscoredError, match=r"hf:run-sft@\w+: the prompt of \d+ tokens fills its context"):
+        run_recipe(made, tmp_path / "run", console)
+    scored = [json.loads(path.read_text()) for path in (tmp_path / "run" / "eval" / "scores").iterdir()]
+    assert {score["scores"][0]["identity"]["baseline"] for score in scored} == {"run-sft"}
+    assert mock.calls
 
 
 @pytest.mark.parametrize(

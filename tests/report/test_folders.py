@@ -249,3 +249,24 @@ def test_nested_settings_are_flat() -> None:
 )
 def test_numbers_are_written_short(value: float | None, words: str) -> None:
     assert short_number(value) == words
+
+
+def test_scores_may_be_given_by_their_own_folder(tmp_path: Path) -> None:
+    write_json(tmp_path / "eval" / "scores" / "a.json", {"scores": [scores_row("ours", 10.0)]})
+    write_json(tmp_path / "scores" / "scores" / "b.json", {"scores": [scores_row("theirs", 10.0)]})
+    given = [tmp_path / "eval", tmp_path / "eval" / "scores", tmp_path / "scores"]
+    assert [[s.model for file in read_source(path).scores for s in file.scores] for path in given] == [
+        ["ours"],
+        ["ours"],
+        ["theirs"],
+    ]
+
+
+def test_a_folder_of_runs_is_not_taken_for_its_scores(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("a")
+    write_json(run / "eval" / "scores" / "a.json", {"scores": [scores_row("ours", 10.0)]})
+    with pytest.raises(InputError, match=f"a folder of runs; name them, such as {run}, or {run.parent}/"):
+        read_source(run.parent)
+    write_json(tmp_path / "quickstart" / "seed-0" / "quickstart.json", {})
+    with pytest.raises(InputError, match=r"a folder of runs; name them, such as .*seed-0"):
+        read_source(tmp_path / "quickstart")

@@ -29,6 +29,7 @@ from tests.report.conftest import (
     Tags,
     quickstart_result,
     quickstart_run,
+    scores_row,
     write_evaluation,
     write_json,
     write_run,
@@ -299,6 +300,14 @@ def test_a_page_that_cannot_be_written_is_named(make_run: MakeRun, tmp_path: Pat
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file.*--out says where the page goes"):
         report_command([make_run("a")], tmp_path / "file" / "page.html", Console(quiet=True))
+
+
+def test_a_page_of_scores_alone_counts_scores(tmp_path: Path) -> None:
+    rows = [scores_row("ours", 10.0), scores_row("ours", 11.0, "other"), scores_row("theirs", 12.0)]
+    write_json(tmp_path / "scores" / "a.json", {"scores": rows})
+    report = read_report([tmp_path])
+    assert report.counted == "3 scores of 2 models"
+    assert '<p class="lead">3 scores of 2 models</p>' in report_page(report)
 
 
 def test_the_command_says_where_the_page_is(make_run: MakeRun, tmp_path: Path) -> None:

@@ -344,9 +344,3 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[li
 def encode_prompt(chat: ChatFormat, messages: Sequence[Message]) -> list[int]:
     """The ids that generation starts from: one prompt, with the generation prompt. Raises RowRefused."""
     return encode_prompts(chat, [render_prompt(chat, messages)])[0]
-
-
-def encode_response(chat: ChatFormat, prompt: Sequence[Message], response: Sequence[Message]) -> list[int]:
-    """The trained ids of `response` behind `prompt`, the end-of-turn token last. Raises RowRefused."""
-    text = render_response(chat, prompt, render_prompt(chat, prompt), response)
-    return encode_responses(chat, [text])[0]

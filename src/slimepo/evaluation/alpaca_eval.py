@@ -182,15 +182,6 @@ def _preference(row: Row, other: Row, reply: JudgeReply | None) -> tuple[float |
     return value, extra
 
 
-def recorded_logprobs(row: Row) -> dict[str, float] | None:
-    """Token to log-probability from an annotation's raw completion (the OpenAI choice), or None where it has none."""
-    try:
-        tokens = row["raw_completion"]["logprobs"]["content"][0]["top_logprobs"]
-    except (KeyError, IndexError, TypeError):
-        return None
-    return {t["token"]: t["logprob"] for t in tokens}
-
-
 def score(
     rows: Sequence[Row], *, length_data: LengthData | None = None, prompts: str | None = None
 ) -> dict[str, Scores]:

@@ -17,7 +17,7 @@ Source: tatsu-lab/alpaca_eval at cd543a1, metrics/glm_winrate.py, length_control
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,12 +110,6 @@ def predictions(weights: Sequence[float] | Floats, difficulty: Floats) -> Floats
     """Win probabilities [instructions] at equal length from (length, difficulty, constant) weights."""
     result: Floats = 1 / (1 + np.exp(-(weights[1] * difficulty + weights[2])))
     return result
-
-
-def published_win_rate(weights: Mapping[str, Any], difficulty: Floats) -> float:
-    """The length-controlled win rate, in percent, from a row of upstream's file of published weights."""
-    names = ("np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)")
-    return 100 * float(predictions([float(weights[name]) for name in names], difficulty).mean())
 
 
 def fit_weights(features: Floats, target: Floats, weight: Floats) -> Floats:

@@ -88,12 +88,13 @@ def show_basics(figures: dict[str, Any], console: Console) -> None:
     """A table of the figures."""
     from rich.table import Table
 
-    table = Table("measure", "value", title=str(figures["model"]), title_justify="left")
+    table = Table("measure", "value")
     for name, value in figures.items():
         if isinstance(value, float):
             table.add_row(name, f"{value:.4g}")
         elif isinstance(value, int):
             table.add_row(name, str(value))
+    console.print(str(figures["model"]), markup=False, highlight=False, soft_wrap=True)
     console.print(table)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,9 @@ class AlpacaEval:
         return [row for row in self.baseline if row["instruction"] in wanted]
 
 
-def load_alpaca_eval(settings: Evaluation, out: Path, judged: bool) -> AlpacaEval:
+def load_alpaca_eval(
+    settings: Evaluation, out: Path, judged: bool, awaited: Collection[str] = ()
+) -> AlpacaEval:
     data_dir = settings.data_dir
     asked = fetch(BASELINE, data_dir=data_dir)
     rows = read_rows(asked.file)[: settings.limit]
@@ -126,6 +128,7 @@ def load_alpaca_eval(settings: Evaluation, out: Path, judged: bool) -> AlpacaEva
             "generator",
             questions,
             lambda row: str(field(row, "instruction", "an AlpacaEval output")),
+            awaited,
         )
         variant = variant_of(settings, name)
     return AlpacaEval(

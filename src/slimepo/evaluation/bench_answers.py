@@ -62,7 +62,7 @@ def answer_questions(
         _same_way(row, how, path)
     same_questions(questions, rows, path)
     failures: list[str] = []
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("answers", total=len(questions))
         for start in range(0, len(questions), answerer.chunk):
             chunk = questions[start : start + answerer.chunk]
@@ -81,9 +81,8 @@ def answer_questions(
             rows |= {id_of(row): row for row in made}
             progress.advance(task, len(missing))
     if failures:
-        raise InputError(
-            f"{len(failures)} answers could not be had ({failures[0]}); the others are in {path}: run again"
-        )
+        kept = f"; the others are in {path}" if rows else ""
+        raise InputError(f"{len(failures)} answers could not be had ({failures[0]}){kept}: run again")
     return [rows[question.id] for question in questions]
 
 

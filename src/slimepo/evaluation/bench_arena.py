@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,12 +127,18 @@ class ArenaHard:
         return [100 * battle.outcome for battle in battles_of(row, self.rules)[0]]
 
 
-def load_arena_hard(settings: Evaluation, out: Path, judged: bool) -> ArenaHard:
+def load_arena_hard(
+    settings: Evaluation, out: Path, judged: bool, awaited: Collection[str] = ()
+) -> ArenaHard:
     rules, data_dir = settings.rules, settings.data_dir
     asked = fetch(f"arena_hard/{rules}/question.jsonl", data_dir=data_dir)
-    rows = [r for r in read_rows(asked.file) if settings.category in (None, r["category"])]
+    rows = read_rows(asked.file)
+    known = list(dict.fromkeys(str(row["category"]) for row in rows))
+    rows = [row for row in rows if settings.category in (None, row["category"])]
     if not rows:
-        raise InputError(f"Arena-Hard {rules} has no category {settings.category!r}")
+        raise InputError(
+            f"Arena-Hard {rules} has no category {settings.category!r}; it has {', '.join(known)}"
+        )
     questions = [
         Question(
             arena_hard.question_id(row),
@@ -156,7 +162,7 @@ def load_arena_hard(settings: Evaluation, out: Path, judged: bool) -> ArenaHard:
     files = [asked, prompts, config]
     if settings.baseline is not None:
         folder = answers / "model_answer"
-        own = given_baseline(settings.baseline, folder, "model", questions, arena_hard.question_id)
+        own = given_baseline(settings.baseline, folder, "model", questions, arena_hard.question_id, awaited)
         baselines = dict.fromkeys(categories, own)
         variant = variant_of(settings, own[0])
     else:

@@ -2,105 +2,88 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+
+from slimepo.evaluation.settings import ONLY, Benchmark, Evaluation
+from slimepo.settings import validate
 
 app = typer.Typer(
     no_args_is_help=True, help="Score a model: MT-Bench, Arena-Hard, AlpacaEval, or without a judge."
 )
 
-_BENCHMARKS = {
+_BENCHMARKS: dict[Benchmark, str] = {
     "mt-bench": "MT-Bench: 80 questions of two turns, graded 1 to 10.",
     "arena-hard": "Arena-Hard: answers compared with a baseline's in both orders (--rules v2.0, or v0.1).",
     "alpaca-eval": "AlpacaEval 2: win rate against gpt-4-1106-preview, raw and length-controlled.",
 }
 
 
-def _benchmark(
-    context: typer.Context,
-    steps: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[STEP]...", help="answer, judge, score; all three without any."),
-    ] = None,
-    *,
-    model: Annotated[
-        str, typer.Option(help="A model folder, an adapter, a stage of a run, a Hub id, or NAME@URL.")
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", help="Answers, judgments and scores go there, for all models.")
-    ],
-    judge: Annotated[
-        str | None,
-        typer.Option(help="NAME (OpenAI's API), NAME@URL, the URL of a server of one model, or hf:PATH."),
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="The model's name in files and tables.")] = None,
-    baseline: Annotated[
-        str | None, typer.Option(help="An answers file, or the name of a model that has answered in --out.")
-    ] = None,
-    rules: Annotated[str | None, typer.Option(help="Arena-Hard: v2.0 or v0.1.")] = None,
-    category: Annotated[
-        str | None, typer.Option(help="Arena-Hard v2.0: hard_prompt or creative_writing.")
-    ] = None,
-    style_control: Annotated[
-        str | None, typer.Option(help="Arena-Hard v2.0: published (50 steps, as upstream) or converged.")
-    ] = None,
-    references: Annotated[str | None, typer.Option(help="MT-Bench: gpt-4 or gpt-4-1106-preview.")] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="A folder with the benchmarks' files, for work without a network.")
-    ] = None,
-    key_variable: Annotated[
-        str | None,
-        typer.Option(help="The environment variable with the judge's key (OpenAI's API: OPENAI_API_KEY)."),
-    ] = None,
-    model_key_variable: Annotated[
-        str | None, typer.Option(help="The same for a model behind an endpoint.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="The first questions only (unofficial).")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Instead of the benchmark's own.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Instead of the benchmark's own.")] = None,
-    system: Annotated[str | None, typer.Option(help="A system message for the model.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of sampled answers (default: 0).")] = None,
-    backend: Annotated[str | None, typer.Option(help="auto, hf or vllm.")] = None,
-    batch_rows: Annotated[int | None, typer.Option(help="Answers written side by side.")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Calls under way at once (default: 8).")] = None,
-    attempts: Annotated[
-        int | None, typer.Option(help="Attempts a call before it is given up (default: 8).")
-    ] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds for one attempt (default: 180).")] = None,
-    price_prompt: Annotated[
-        float | None, typer.Option(help="The judge's price, US dollars per million tokens.")
-    ] = None,
-    price_completion: Annotated[float | None, typer.Option(help="The same for what it writes.")] = None,
-    max_unscored: Annotated[
-        float | None, typer.Option(help="The share of items without a score that is borne (default: 0.05).")
-    ] = None,
-    canaries: Annotated[
-        bool,
-        typer.Option("--canaries", help="Judge answers that deserve nothing too, and say what they got."),
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count calls and tokens; make none.")] = False,
-) -> None:
-    given = {key: value for key, value in locals().items() if value is not None and key not in _NOT_SETTINGS}
-    # The same function is all three commands: they differ in their names only.
-    given["benchmark"] = context.command.name
-    from rich.console import Console
+def _command(benchmark: Benchmark) -> Callable[..., None]:
+    """A benchmark's command: what is written out here, and an option for each of the settings."""
 
-    from slimepo.evaluation.settings import Evaluation
-    from slimepo.settings import validate
+    def command(
+        steps: Annotated[
+            list[str] | None,
+            typer.Argument(metavar="[STEP]...", help="answer, judge, score; all three without any."),
+        ] = None,
+        *,
+        model: Annotated[
+            str, typer.Option(help="A model folder, an adapter, a stage of a run, a Hub id, or NAME@URL.")
+        ],
+        out: Annotated[
+            Path, typer.Option("--out", help="Answers, judgments and scores go there, for all models.")
+        ],
+        name: Annotated[str | None, typer.Option(help="The model's name in files and tables.")] = None,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Count calls and tokens; make none.")
+        ] = False,
+        **options: Any,
+    ) -> None:
+        settings = validate(Evaluation, {"benchmark": benchmark, **options}, f"eval {benchmark}")
+        chosen = _steps(steps or [])
+        from rich.console import Console
 
-    settings = validate(Evaluation, given, f"eval {context.command.name}")
-    chosen = _steps(steps or [])
-    from slimepo.evaluation.bench_runs import make_job, run_benchmark
+        from slimepo.evaluation.bench_runs import run_benchmark
+        from slimepo.evaluation.job import make_job
 
-    run_benchmark(make_job(settings, model, out, name), Console(), chosen, dry_run=dry_run)
+        run_benchmark(make_job(settings, model, out, name), Console(), chosen, dry_run=dry_run)
+
+    signature = inspect.signature(command, eval_str=True)
+    *own, _ = signature.parameters.values()
+    asked = [_option(name, benchmark) for name in Evaluation.model_fields if name not in _NO_OPTIONS]
+    command.__signature__ = signature.replace(parameters=[*own, *asked])  # type: ignore[attr-defined]
+    return command
 
 
-_NOT_SETTINGS = ("context", "steps", "model", "out", "name", "dry_run")
+_NO_OPTIONS = ("benchmark", "stages")
 
-for _name, _help in _BENCHMARKS.items():
-    app.command(_name, help=_help)(_benchmark)
+
+def _option(name: str, benchmark: Benchmark) -> inspect.Parameter:
+    """A setting as typer takes it; what another benchmark's is stays out of the help, and is refused by name."""
+    field = Evaluation.model_fields[name]
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    words = [f"one of {', '.join(choices)}"] if choices else []
+    words += [] if field.default is None or field.default is False else [f"default: {field.default}"]
+    option = typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=" ".join([field.description or "", f"({'; '.join(words)})" if words else ""]).strip(),
+        show_default=False,
+        hidden=benchmark not in ONLY.get(name, (benchmark,)),
+    )
+    # Which of its choices a text is, the settings themselves say, in one line.
+    annotation: Any = str if choices else field.annotation
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[annotation, option]
+    )
+
+
+for _benchmark, _help in _BENCHMARKS.items():
+    app.command(_benchmark, help=_help)(_command(_benchmark))
 
 
 @app.command()

@@ -41,7 +41,7 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        return f"{self.model}@{self.base_url}" if self.base_url else self.model
+        return "@".join(part for part in (self.model, self.base_url) if part)
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,12 @@ def parse_endpoint(text: str, key_variable: str | None = None) -> Endpoint:
     name is at OPENAI_BASE_URL where that is set, and says so, because another server is another judge.
 
     Raises:
-        InputError: the URL holds a password or a query, which may be a key; the message does not repeat it.
+        InputError: the URL holds a password or a query, which may be a key, or is none of HTTP's; the message does
+            not repeat it.
     """
     match = re.fullmatch(r"(?:(.*?)@)?(https?://.*)", text)
+    if match is None and re.search(r"://|(^|@)[\w.-]+:\d{4,5}(/|$)", text):
+        raise InputError("an endpoint's URL begins with http:// or https://: give NAME@http://HOST:PORT/PATH")
     name, url = (match[1] or "", match[2]) if match else (text, os.environ.get("OPENAI_BASE_URL", "").strip())
     if not url:
         return Endpoint(name, "", key_variable or _OPENAI_KEY)
@@ -251,7 +254,9 @@ class ChatClient:
         if status and status not in _RETRIED and status < 500:
             raise CallFailed(reason, status, stops=status in _STOPS_THE_RUN)
         if attempt == self.retries.attempts:
-            raise CallFailed(f"{reason} (gave up after {attempt} attempts)", status)
+            raise CallFailed(
+                f"{reason} (gave up after {attempt} attempt{'s' if attempt > 1 else ''})", status
+            )
         told = retry_after(headers)
         if told is not None and told > _LONGEST_WAIT_S:
             raise CallFailed(f"{reason} (the server asks to wait {told:.0f} s)", status, stops=True)

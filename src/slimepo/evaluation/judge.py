@@ -17,10 +17,12 @@ from slimepo.evaluation.endpoint import (
     Endpoint,
     Reply,
     Retries,
+    api_key,
     parse_endpoint,
 )
 from slimepo.evaluation.journal import append, read_journal
 from slimepo.evaluation.requests import JudgeReply, JudgeRequest, sha256_of
+from slimepo.types import Message
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +32,9 @@ LOCAL = "hf:"
 CHARACTERS_PER_TOKEN = 4
 # That many calls given up with not one reply: the endpoint is not there, or takes no such request.
 _FAILURES_TO_STOP = 5
+
+# Every benchmark's prompts have a system message; not every chat template takes one.
+PROBE = [Message(role="system", content="You are a judge."), Message(role="user", content="Which is better?")]
 
 FollowUp = Callable[[JudgeRequest, Sequence[JudgeReply]], JudgeRequest | None]
 
@@ -112,6 +117,7 @@ def open_judge(text: str, key_variable: str | None = None, retries: Retries | No
     if text.startswith(LOCAL):
         from slimepo.evaluation.answerers import model_name, weights_hash
 
+        check_judge(text)
         place = text.removeprefix(LOCAL)
         weights = weights_hash(place)
         # Two folders of one name are two judges.
@@ -122,6 +128,24 @@ def open_judge(text: str, key_variable: str | None = None, retries: Retries | No
     if not endpoint.model:
         endpoint = replace(endpoint, model=asyncio.run(_served_model(endpoint, retries or Retries())))
     return Judge(endpoint.name, endpoint)
+
+
+def check_judge(text: str, key_variable: str | None = None) -> None:
+    """Nothing, where a judge can be had as far as can be known before it is asked, or loaded.
+
+    Raises:
+        InputError: there is no such local model or it takes no system message, the URL is none, or the variable with
+            the key is not set.
+    """
+    if not text.startswith(LOCAL):
+        api_key(parse_endpoint(text, key_variable))
+    elif not text.removeprefix(LOCAL):
+        raise InputError(f"the judge {LOCAL} names no model: give {LOCAL}FOLDER or {LOCAL}HUB-ID")
+    else:
+        from slimepo.evaluation.answerers import prompt_ids
+        from slimepo.evaluation.answers import model_chat
+
+        prompt_ids(model_chat(text.removeprefix(LOCAL)), PROBE)
 
 
 async def _served_model(endpoint: Endpoint, retries: Retries) -> str:
@@ -234,7 +258,7 @@ def _ask_endpoint(
     from rich.progress import Progress
 
     assert judge.endpoint is not None
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("judging", total=len(to_make))
         return asyncio.run(_all_calls(judge.endpoint, to_make, calls, keep, lambda: progress.advance(task)))
 
@@ -292,7 +316,7 @@ def _ask_local(
     model = open_hf(judge.local)
     errors: dict[str, str] = {}
     items = list(to_make.items())
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("judging", total=len(items))
         for start in range(0, len(items), model.chunk):
             chunk = items[start : start + model.chunk]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,17 +57,28 @@ class Kind(Protocol):
 
 
 def given_baseline(
-    text: str, folder: Path, key: str, questions: Sequence[Question], id_of: Callable[[Row], str]
+    text: str,
+    folder: Path,
+    key: str,
+    questions: Sequence[Question],
+    id_of: Callable[[Row], str],
+    awaited: Collection[str] = (),
 ) -> tuple[str, list[dict[str, Any]]]:
     """Name and rows of `--baseline`: an answers file, or a model that has answered in the same folder.
+
+    A model that is `awaited` may answer later and has no rows yet.
 
     Raises:
         InputError: there is neither, the rows name no model, or answers to some questions are missing.
     """
     places = [Path(text), folder / f"{text}.jsonl", folder / text / "model_outputs.json"]
     place = next((path for path in places if path.is_file()), None)
+    if place is None and text in awaited:
+        return text, []
     if place is None:
-        raise InputError(f"--baseline {text}: neither a file nor a model with answers in {folder}")
+        raise InputError(
+            f"--baseline {text}: neither a file nor a model with answers in {folder}; let it answer first"
+        )
     rows = read_rows(place)
     # Upstream's answers of 2024 say `model_id`.
     names = sorted({str(row.get(key) or row.get("model_id")) for row in rows})

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from slimepo.errors import InputError
+from slimepo.training.folder import cache_folder
 
 _GITHUB = "https://raw.githubusercontent.com"
 _FASTCHAT = f"{_GITHUB}/lm-sys/FastChat/0e6d3e4beaab66f4d3f93db72541a4abab8af28d/fastchat/llm_judge/data"
@@ -159,14 +160,6 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def cache_folder() -> Path:
-    """Where fetched files are kept: SLIMEPO_CACHE, else the user's cache folder."""
-    base = os.environ.get("SLIMEPO_CACHE")
-    if base:
-        return Path(base) / "eval"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "slimepo" / "eval"
-
-
 def fetch(*paths: str, data_dir: Path | str | None = None) -> Fetched:
     """The first of `paths` (keys of SOURCES that may stand for each other) that can be had, checked.
 
@@ -175,11 +168,13 @@ def fetch(*paths: str, data_dir: Path | str | None = None) -> Fetched:
     Raises:
         InputError: the content has another hash than the pinned one (with the file's name), or there is no content.
     """
-    folder = Path(data_dir) if data_dir is not None else cache_folder()
+    folder = Path(data_dir) if data_dir is not None else cache_folder("eval")
     for path in paths:
         file, content = _read(folder / path)
         if file is not None:
             return _checked(SOURCES[path], content, file, str(file))
+    if data_dir is not None and not folder.is_dir():
+        raise InputError(f"--data-dir {data_dir}: no such folder")
     if data_dir is not None:
         raise InputError(
             f"--data-dir {data_dir}: no {' or '.join(paths)} in it (plain or .gz); "

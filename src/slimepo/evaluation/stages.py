@@ -27,28 +27,68 @@ def evaluations_of(recipe: Recipe, stage: str) -> list[Evaluation]:
 
 
 def check_evaluations(recipe: Recipe, out: Path) -> None:
-    """Fetch every file and look for every library and key before anything is trained.
+    """Fetch every file and look for every library, judge, baseline and key before anything is trained.
 
     Raises:
-        InputError: a library is missing, a benchmark's file cannot be had, or a judge has no key.
+        InputError: a library is missing, a benchmark's file cannot be had, a judge has no key or is no model, or a
+            baseline neither has answered nor will have by then.
     """
     if recipe.smoke or _several_processes():
         return
+    for place, entry in enumerate(recipe.evaluate):
+        try:
+            _check_entry(recipe, place, out)
+        except InputError as error:
+            raise InputError(f"evaluate: {entry.benchmark}: {error}") from error
+
+
+def _check_entry(recipe: Recipe, place: int, out: Path) -> None:
+    from slimepo.data.chat import chat_format
+    from slimepo.evaluation.answerers import prompt_ids
     from slimepo.evaluation.bench_arena import ArenaHard, need_tokenizer
     from slimepo.evaluation.bench_runs import STEPS, load_benchmark
-    from slimepo.evaluation.endpoint import api_key, parse_endpoint
-    from slimepo.evaluation.judge import LOCAL
+    from slimepo.evaluation.judge import PROBE, check_judge
     from slimepo.evaluation.libraries import need_libraries
+    from slimepo.training.run import recipe_tokenizer
 
-    for entry in recipe.evaluate:
-        need_libraries(entry, "", STEPS)
-        # A baseline of one's own may be a model that an earlier stage is still to make.
-        judged = entry.judge is not None and entry.baseline is None
-        kind = load_benchmark(entry, out / EVAL_FOLDER, judged=judged)
-        if entry.judge is not None and isinstance(kind, ArenaHard):
-            need_tokenizer(kind, {})
-        if entry.judge is not None and not entry.judge.startswith(LOCAL):
-            api_key(parse_endpoint(entry.judge, entry.key_variable))
+    entry = recipe.evaluate[place]
+    need_libraries(entry, "", STEPS)
+    awaited = _answered_before(recipe, place, out)
+    kind = load_benchmark(entry, out / EVAL_FOLDER, judged=entry.judge is not None, awaited=awaited)
+    own_judge = entry.judge is not None and _is_to_be_trained(recipe, entry, entry.judge, out)
+    if entry.system or own_judge:
+        prompt_ids(chat_format(recipe_tokenizer(recipe), recipe.template_options), PROBE)
+    if entry.judge is not None and not own_judge:
+        check_judge(entry.judge, entry.key_variable)
+    if entry.judge is not None and isinstance(kind, ArenaHard):
+        need_tokenizer(kind, {})
+
+
+def _first_run(recipe: Recipe, entry: Evaluation) -> int:
+    """The place of the stage after which an entry runs first."""
+    return next(i for i, stage in enumerate(recipe.stages) if entry in evaluations_of(recipe, stage.name))
+
+
+def _answered_before(recipe: Recipe, place: int, out: Path) -> list[str]:
+    """The models of this run that the list lets answer the same questions before the entry at `place` first runs."""
+    entry = recipe.evaluate[place]
+    first = (_first_run(recipe, entry), place)
+    return [
+        f"{out.resolve().name}-{stage.name}"
+        for i, stage in enumerate(recipe.stages)
+        for j, other in enumerate(recipe.evaluate)
+        if (other.benchmark, other.rules) == (entry.benchmark, entry.rules)
+        and other in evaluations_of(recipe, stage.name)
+        and (i, j) < first
+    ]
+
+
+def _is_to_be_trained(recipe: Recipe, entry: Evaluation, judge: str, out: Path) -> bool:
+    """Whether a local judge is a stage of this run that is trained by the time that it judges, and not there yet."""
+    place = Path(judge.removeprefix("hf:")).resolve()
+    trained = recipe.stages[: _first_run(recipe, entry) + 1]
+    folders = [(out / stage.name).resolve() for stage in trained]
+    return not place.exists() and any(place in (folder, folder / "model") for folder in folders)
 
 
 def evaluate_stage(recipe: Recipe, stage: str, out: Path, console: Console) -> list[Exception]:
@@ -62,7 +102,8 @@ def evaluate_stage(recipe: Recipe, stage: str, out: Path, console: Console) -> l
         return []
     failed: list[Exception] = []
     for entry in entries:
-        from slimepo.evaluation.bench_runs import make_job, run_benchmark
+        from slimepo.evaluation.bench_runs import run_benchmark
+        from slimepo.evaluation.job import make_job
 
         console.print(f"{stage}: {entry.benchmark}", markup=False, highlight=False)
         try:

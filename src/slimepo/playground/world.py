@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from random import Random
 
@@ -77,8 +76,3 @@ def user_turn(task: Task) -> list[Message]:
 def assistant_turn(answer: str) -> list[Message]:
     """An answer as the response of a conversation."""
     return [Message(role="assistant", content=answer)]
-
-
-def family_counts(tasks: Sequence[Task]) -> dict[str, int]:
-    """How many tasks each family has."""
-    return dict(Counter(task.family for task in tasks))

@@ -65,6 +65,9 @@ def read_source(path: Path) -> Source:
         return replace(quickstart_source(path, read_json(path / "quickstart.json")), scores=scores)
     if (path / MARKER).exists():
         return replace(_run_source(path), scores=scores)
+    runs = sorted(file.parent for name in (MARKER, "quickstart.json") for file in path.glob(f"*/{name}"))
+    if runs:
+        raise InputError(f"report {path}: a folder of runs; name them, such as {runs[0]}, or {path}/*")
     if scores:
         return Source(path, "evaluation", scores=scores)
     if (path.parent / MARKER).exists():
@@ -75,15 +78,15 @@ def read_source(path: Path) -> Source:
 
 
 def read_scores(path: Path) -> tuple[Scored, ...]:
-    """Every `scores/*.json` in a folder or one or two levels under it.
+    """Every `scores/*.json` in a folder or one or two levels under it, or where the folder is `scores` itself.
 
     Raises:
         InputError: one holds scores that are not as `slimepo eval` writes them.
     """
+    patterns = ["scores/*.json", "*/scores/*.json", "*/*/scores/*.json"]
+    patterns += ["*.json"] if path.name == "scores" else []
     found = []
-    for file in sorted(
-        {*path.glob("scores/*.json"), *path.glob("*/scores/*.json"), *path.glob("*/*/scores/*.json")}
-    ):
+    for file in sorted({file for pattern in patterns for file in path.glob(pattern)}):
         record = mapping(read_json(file))
         rows = [row for row in map(mapping, record.get("scores") or ()) if row]
         if rows:

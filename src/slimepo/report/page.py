@@ -60,6 +60,19 @@ class Report:
         """Runs on the page, each seed counted."""
         return sum(len(group.records) for group in self.groups)
 
+    @property
+    def counted(self) -> str:
+        """How many runs are on the page; where there is none, how many scores of how many models."""
+        models = {score.model for column in score_columns(self.sources) for score in column.scores}
+        scores = sum(len(column.scores) for column in score_columns(self.sources))
+        if self.runs or not scores:
+            return _plural(self.runs, "run")
+        return f"{_plural(scores, 'score')} of {_plural(len(models), 'model')}"
+
+
+def _plural(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
 
 def read_report(paths: Sequence[Path]) -> Report:
     """Read every folder.
@@ -110,8 +123,7 @@ def report_command(paths: Sequence[Path], out: Path | None, console: Console) ->
     report = write_report(paths, page)
     unfinished = sum(record.state != "finished" for group in report.groups for record in group.records)
     note = f", {unfinished} not to the end" if unfinished else ""
-    runs = f"{report.runs} run{'' if report.runs == 1 else 's'}"
-    console.print(f"{runs}{note}: {page}", highlight=False, soft_wrap=True)
+    console.print(f"{report.counted}{note}: {page}", highlight=False, soft_wrap=True)
     console.print(f"tables in Markdown: {page.with_suffix('.md')}", highlight=False, soft_wrap=True)
 
 
