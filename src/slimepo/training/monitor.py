@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from slimepo.evaluation.pairs import PairScores
     from slimepo.training.trainer import PreferenceTrainer
 
-_TRIED_TOKENS = 8
+_TRIED_TOKENS = 4
 
 
 class DisplacementMonitor(TrainerCallback):

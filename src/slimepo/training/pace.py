@@ -15,13 +15,13 @@ Kind = Literal["unlearning", "floor", "repetition", "entropy"]
 
 # Shares of the budget. Likelihood falls long before answers break, so that most goes to scoring. The rest is for
 # drawing the sample and for probes that take longer than the one before.
-SCORING_SHARE, GENERATION_SHARE = 0.65, 0.2
+SCORING_SHARE, GENERATION_SHARE = 0.5, 0.2
 # The part of scoring that pays for the reserve's first look.
-_RESERVE_SHARE = 0.25
+_RESERVE_SHARE = 0.3
 # What a pair's chosen answer costs by itself: the prompt is computed for both.
 CHOSEN_SHARE = 0.6
-# The sample is as large as lets this many probes be paid for: the first, the last and three between.
-_PLANNED_PROBES = 5
+# The sample is as large as lets this many probes be paid for: the first, the last and two between.
+_PLANNED_PROBES = 4
 FEWEST_PAIRS = 8
 _MOST_PROBES = 50
 # The first step of a run compiles and allocates; its time says nothing about the others.
