@@ -158,20 +158,20 @@ class TestWarnings:
 
 
 class TestSecondLook:
-    """The budget pays for 8 pairs of each set here, and for a reserve of 41 that is scored when it is needed."""
+    """The budget pays for 8 pairs of each set here, and for a reserve of 38 that is scored when it is needed."""
 
     BUDGET: ClassVar = {"budget": 0.2, "prompts": 0}
 
     def test_where_the_sample_looks_bad_more_pairs_are_asked(self, world: Any, tmp_path: Path) -> None:
         made = run(tmp_path, world, monitor=self.BUDGET, **UNLEARNING)
         start, probes = of_kind(made, "start")[0], of_kind(made, "probe")
-        assert (len(start["rows"]["heldout"]), len(start["reserve"])) == (8, 41)
-        assert len(probes[0]["reserve"]) == 41
+        assert (len(start["rows"]["heldout"]), len(start["reserve"])) == (8, 38)
+        assert len(probes[0]["reserve"]) == 38
         (look,) = (probe for probe in probes if "second_look" in probe)
-        assert (look["second_look"]["set"], look["second_look"]["chosen_pairs"]) == ("heldout", 49)
+        assert (look["second_look"]["set"], look["second_look"]["chosen_pairs"]) == ("heldout", 46)
         warned = next(w for w in of_kind(made, "warning") if w["set"] == "heldout")
         assert warned["step"] == look["step"]
-        assert "of 49 pairs" in warned["message"]
+        assert "of 46 pairs" in warned["message"]
 
     def test_a_healthy_run_never_needs_it(self, world: Any, tmp_path: Path) -> None:
         made = run(tmp_path, world, monitor=self.BUDGET, **HEALTHY)

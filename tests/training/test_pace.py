@@ -72,9 +72,9 @@ class TestPace:
 
 class TestSample:
     def test_it_is_as_large_as_the_run_pays_for(self) -> None:
-        # 2 % * 0.65 * 10,000 pairs * 2 forward passes = 260 pairs, three quarters of them for 5 probes of each set.
-        assert sample_size(settings(), 10_000, sets=2) == 19
-        assert sample_size(settings(), 5_000, sets=1) == 19
+        # 2 % * 0.5 * 10,000 pairs * 2 forward passes = 200 scored pairs, 140 of them for 4 probes of each set.
+        assert sample_size(settings(), 10_000, sets=2) == 17
+        assert sample_size(settings(), 5_000, sets=1) == 17
         assert sample_size(settings(), 1_000_000, sets=2) == 64
         assert sample_size(settings(), 100, sets=2) == 8
 
@@ -87,16 +87,16 @@ class TestSample:
 
 class TestReserve:
     def test_it_fills_the_sample_up_to_what_was_asked_for(self) -> None:
-        assert reserve_size(settings(), 10_000, 19) == 64 - 19
-        assert reserve_size(settings(pairs=30), 10_000, 19) == 0, "11 pairs beside 19 would settle nothing"
+        assert reserve_size(settings(), 10_000, 17) == 64 - 17
+        assert reserve_size(settings(pairs=30), 10_000, 17) == 0, "13 pairs beside 17 would settle nothing"
 
-    def test_it_is_what_a_quarter_of_scoring_pays_for(self) -> None:
-        # 26 scored pairs, a quarter of which pays for 10 at 0.6 of a pair each.
+    def test_it_is_what_three_tenths_of_scoring_pay_for(self) -> None:
+        # 20 scored pairs, 6 of which pay for 10 chosen answers at 0.6 of a pair each.
         assert reserve_size(settings(), 1_000, 8) == 10
         assert reserve_size(settings(), 500, 8) == 0
 
     def test_with_a_given_distance_there_is_none(self) -> None:
-        assert reserve_size(settings(every=5), 10_000, 19) == 0
+        assert reserve_size(settings(every=5), 10_000, 17) == 0
 
 
 class TestAnswerLength:

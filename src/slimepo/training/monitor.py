@@ -27,6 +27,7 @@ from slimepo.training.displacement import (
 from slimepo.training.monitor_record import FILE, VERSION, MonitorRecord
 from slimepo.training.monitor_sample import draw_sample, reserve_means, sample_figures, second_look
 from slimepo.training.pace import (
+    CHOSEN_SHARE,
     GENERATION_SHARE,
     SCORING_SHARE,
     Kind,
@@ -174,7 +175,9 @@ class DisplacementMonitor(TrainerCallback):
     def _prepare(self, state: TrainerState) -> None:
         """Draw the sample and the prompts, both functions of the rows and the seed alone."""
         trainer, settings, seed = self._watched, self.settings, self._watched.args.seed
-        pairs = state.max_steps * trainer.args.train_batch_size * trainer.accelerator.num_processes
+        rows_read = state.max_steps * trainer.args.train_batch_size * trainer.accelerator.num_processes
+        one_answer = trainer.objective.judged or len(trainer.sides) == 1
+        pairs = rows_read * (CHOSEN_SHARE if one_answer else 1)
         heldout = self._heldout_rows()
         self._sample = draw_sample(trainer.train_dataset, heldout, settings, pairs, seed)
         self._trained_pairs, rows = pairs, self._sample.rows

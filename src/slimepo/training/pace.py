@@ -18,7 +18,7 @@ Kind = Literal["unlearning", "floor", "repetition", "entropy"]
 SCORING_SHARE, GENERATION_SHARE = 0.5, 0.2
 # The part of scoring that pays for the reserve's first look.
 _RESERVE_SHARE = 0.3
-# What a pair's chosen answer costs by itself: the prompt is computed for both.
+# What a pair costs of which one answer is read: the prompt is computed for both.
 CHOSEN_SHARE = 0.6
 # The sample is as large as lets this many probes be paid for: the first, the last and two between.
 _PLANNED_PROBES = 4
