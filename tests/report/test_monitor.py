@@ -1,10 +1,15 @@
 """The monitor's warnings as the page tells them."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from slimepo.report.findings import findings
 from slimepo.report.monitor import warnings_of
+from slimepo.report.page import read_report
+from tests.report.conftest import write_run
 
 
 def line(step: int, state: str, rows: str = "heldout") -> dict[str, Any]:
@@ -50,3 +55,15 @@ def test_without_the_file_the_stage_s_record_tells() -> None:
         ("low", False, None),
         ("less likely", True, 12),
     ]
+
+
+def test_the_page_s_first_words_are_the_last_on_what_was_warned_of_first(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "slime-run", watched=True)
+    (stage,) = {path.parent for path in folder.glob("*/monitor.jsonl")}
+    floor = line(8, "on") | {"warning": "floor", "message": "low"}
+    end = {"kind": "end", "step": 8}
+    lines = [{"kind": "start", "step": 0}, line(4, "on"), line(8, "on"), floor, end]
+    (stage / "monitor.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    report = read_report([folder])
+    (monitor,) = (found for found in findings(report.groups, report.sources) if found.head == "Monitor")
+    assert monitor.lines == ("slime-run: step 8, at step 8 (and 2 more)",)

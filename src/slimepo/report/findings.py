@@ -53,12 +53,12 @@ def _warnings(groups: Sequence[Group]) -> Finding | None:
     for group in groups:
         for record in group.records:
             if record.warnings:
-                first, more = record.warnings[0], len(record.warnings) - 1
-                step = "" if first.step is None else f"step {first.step:.0f}, "
-                gone = "" if first.gone is None else f" (gone at step {first.gone:.0f})"
-                lines.append(
-                    f"{record.name}: {step}{first.text}{gone}{f' (and {more} more)' if more else ''}"
-                )
+                # The last word on what was warned of first: it is of the most pairs, where a stage had held-out ones.
+                told = [w for w in record.warnings if w.kind == record.warnings[0].kind][-1]
+                step = "" if told.step is None else f"step {told.step:.0f}, "
+                gone = "" if told.gone is None else f" (gone at step {told.gone:.0f})"
+                more = len(record.warnings) - 1
+                lines.append(f"{record.name}: {step}{told.text}{gone}{f' (and {more} more)' if more else ''}")
     if not lines and not any(record.monitor for group in groups for record in group.records):
         return None
     return Finding("Monitor", "It warned of:" if lines else "It warned of nothing.", tuple(lines))

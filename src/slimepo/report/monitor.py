@@ -42,27 +42,24 @@ def warnings_of(watched: Sequence[Any], done: dict[str, Any]) -> tuple[Warned, .
     """Every time a warning came on, from the file, else from stage.json."""
     lines = [line for line in map(mapping, watched) if line.get("kind") == "warning"]
     if not lines:
-        return tuple(
-            _kept(mapping(line), done) for line in mapping(done.get("monitor")).get("warnings") or ()
-        )
+        kept, stopped = mapping(done.get("monitor")), mapping(mapping(done.get("monitor")).get("stopped"))
+        told = [mapping(line) for line in kept.get("warnings") or ()]
+        return tuple(_warned(line, _same(line, stopped), number(line.get("gone"))) for line in told)
     return tuple(
-        Warned(
-            number(line.get("step")), _words(line), line.get("stops") is True, _gone(lines[at + 1 :], line)
-        )
+        _warned(line, line.get("stops") is True, _gone(lines[at + 1 :], line))
         for at, line in enumerate(lines)
         if line.get("state") != "off"
     )
 
 
-def _kept(line: dict[str, Any], done: dict[str, Any]) -> Warned:
-    """A warning as stage.json has it."""
-    stopped = mapping(mapping(done.get("monitor")).get("stopped"))
-    stops = bool(stopped) and all(line.get(key) == stopped.get(key) for key in ("step", "warning"))
-    return Warned(number(line.get("step")), _words(line), stops, number(line.get("gone")))
+def _warned(line: dict[str, Any], stops: bool, gone: float | None) -> Warned:
+    words, kind = str(line.get("message") or line.get("warning") or ""), str(line.get("warning") or "")
+    return Warned(number(line.get("step")), words, stops, gone, kind)
 
 
-def _words(line: dict[str, Any]) -> str:
-    return str(line.get("message") or line.get("warning") or "")
+def _same(line: dict[str, Any], stopped: dict[str, Any]) -> bool:
+    """Whether a warning is the one that ended the run."""
+    return bool(stopped) and all(line.get(key) == stopped.get(key) for key in ("step", "warning", "message"))
 
 
 def _gone(later: Sequence[dict[str, Any]], warning: dict[str, Any]) -> float | None:

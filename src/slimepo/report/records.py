@@ -30,12 +30,13 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Warned:
-    """What the monitor said, and at which step; `stopped` where it ended the run, `gone` the step where it was over."""
+    """What the monitor said, of which kind and when; `stopped` where it ended the run, `gone` when it was over."""
 
     step: float | None
     text: str
     stopped: bool = False
     gone: float | None = None
+    kind: str = ""
 
 
 @dataclass(frozen=True)
