@@ -78,7 +78,10 @@ def test_restarting_answers_again_but_asks_only_what_is_new(
     run_recipe(recipe(), out, console)
     answers = out / "eval" / "mt_bench" / "model_answer" / "run-slime.jsonl"
     before = answers.stat().st_mtime_ns
+    # As `slimepo report RUN/eval` leaves it.
+    (out / "eval" / "report.html").write_text("a page of what is thrown away")
     run_recipe(recipe(), out, console, restart=True)
+    assert not (out / "eval" / "report.html").exists()
     assert answers.stat().st_mtime_ns > before
     # The same seed trains the same model, which says the same: every verdict is in the cache.
     assert len(mock.calls) == 4

@@ -19,7 +19,7 @@ def line(step: int, state: str, rows: str = "heldout") -> dict[str, Any]:
         "warning": "unlearning",
         "state": state,
         "set": rows,
-        "message": f"at step {step}",
+        "message": f"fallen by {step}",
     }
 
 
@@ -63,7 +63,9 @@ def test_the_page_s_first_words_are_the_last_on_what_was_warned_of_first(tmp_pat
     floor = line(8, "on") | {"warning": "floor", "message": "low"}
     end = {"kind": "end", "step": 8}
     lines = [{"kind": "start", "step": 0}, line(4, "on"), line(8, "on"), floor, end]
+    gone = [line(2, "on", "train"), line(3, "off", "train")]
+    lines[1:1] = gone
     (stage / "monitor.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     report = read_report([folder])
     (monitor,) = (found for found in findings(report.groups, report.sources) if found.head == "Monitor")
-    assert monitor.lines == ("slime-run: step 8, at step 8 (and 2 more)",)
+    assert monitor.lines == ("slime-run: from step 4 on; at step 8 fallen by 8 (and 2 more)",)

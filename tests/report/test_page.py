@@ -404,6 +404,20 @@ def test_with_several_seeds_the_terminal_has_the_spread_below_the_median(
     assert "smallest and the largest change since a seed's own start" in text
 
 
+def test_a_seed_that_failed_does_not_hide_the_others_in_the_terminal(
+    result: dict[str, Any], tmp_path: Path
+) -> None:
+    for seed in (0, 1, 2):
+        failed = {"error": "the loss is not finite at step 3", "after": {}} if seed == 2 else {}
+        runs = [quickstart_run("slime", 1e-4, 0.5 + seed / 100) | failed]
+        write_json(tmp_path / f"seed-{seed}" / "quickstart.json", result | {"seed": seed, "runs": runs})
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(results_in_terminal(read_report(sorted(tmp_path.iterdir())).sources))
+    text = console.export_text()
+    assert "50.0 → 50.5" in text
+    assert "seed 2 stopped: the loss is not finite at step 3" in " ".join(text.split())
+
+
 def test_many_runs_and_long_curves_stay_small(result: dict[str, Any]) -> None:
     long = [{"step": step, "logps/chosen": -math.sqrt(step), "logps/rejected": -step} for step in range(5000)]
     result["runs"] = [

@@ -228,6 +228,7 @@ class TestSecondLook:
         (end,) = of_kind(made, "end")
         assert end["train_seconds"] > probes[0]["train_seconds"]
         assert {p["since"] for p in probes} == {0}
+        assert 5 not in [p["step"] for p in probes], "a probe is not due at once, as if it cost nothing"
 
 
 class TestLastWord:
@@ -246,6 +247,16 @@ class TestLastWord:
         assert "0.4 nats per token less likely" in warned["message"]
         assert "100% of 500 pairs" in warned["message"]
         assert of_kind(made, "end")[0]["warnings"] == ["unlearning"]
+
+    def test_what_the_sample_said_does_not_lower_the_bar(self, world: Any, tmp_path: Path) -> None:
+        """A fall of 0.06 keeps a warning on that is on, and brings none on."""
+        made = run(tmp_path, world, monitor={"every": 4, "pairs": 8}, **UNLEARNING)
+        assert made.monitor is not None
+        made.monitor.conclude(self.scores(0), self.scores(-0.06))
+        last = [w for w in of_kind(made, "warning") if (w["warning"], w["set"]) == ("unlearning", "heldout")][
+            -1
+        ]
+        assert last["state"] == "off"
 
     def test_what_the_sample_was_wrong_about_is_taken_back(self, world: Any, tmp_path: Path) -> None:
         made = run(tmp_path, world, monitor={"every": 4, "pairs": 8}, **UNLEARNING)
@@ -306,6 +317,10 @@ class TestFile:
         assert line["monitor/gradient_share/distance"] == last["gradient_share"]["distance"]
         assert line["monitor/generation/finished"] == of_kind(made, "generation")[-1]["finished"]
         assert all(isinstance(v, (int, float)) for k, v in line.items() if k.startswith("monitor/"))
+
+    def test_answers_are_generated_at_the_steps_that_were_asked_for(self, world: Any, tmp_path: Path) -> None:
+        made = run(tmp_path, world, monitor={"generate_every": 1}, max_steps=3, **HEALTHY)
+        assert [line["step"] for line in of_kind(made, "generation")] == [0, 1, 2, 3]
 
     def test_gradients_of_pairs_are_compared_on_request(self, world: Any, tmp_path: Path) -> None:
         made = run(tmp_path, world, monitor={"every": 2, "entanglement": 3}, max_steps=2, **HEALTHY)

@@ -86,6 +86,14 @@ class TestLastWord:
         assert kept is not None
         assert [(line["set"], line["gone"]) for line in kept["warnings"]] == [("heldout", 9), ("train", None)]
 
+    def test_a_warning_is_kept_once_with_its_last_words(self, record: MonitorRecord) -> None:
+        record.warn(5, [FALLEN], ())
+        record.conclude(9, [replace(FALLEN, message="of all 500 pairs")], 500)
+        kept = record.summary()
+        assert kept is not None
+        (warned,) = kept["warnings"]
+        assert (warned["step"], warned["message"], warned["gone"]) == (5, "of all 500 pairs", None)
+
     def test_what_was_never_said_is_not_taken_back(self, record: MonitorRecord) -> None:
         record.conclude(9, [RECOVERED], 500)
         assert record.of_kind("warning") == []

@@ -31,7 +31,7 @@ def made(tmp_path: Path, model: Any = None, *, lora: bool = False, **options: An
         output_dir=str(tmp_path), loss="dpo", learning_rate=1e-2, logging_steps=1, save_strategy="no", max_steps=2,
         per_device_train_batch_size=4, disable_tqdm=True,
     )  # fmt: skip
-    rows = options.pop("rows", None) or random_rows(8)
+    rows, heldout = options.pop("rows", None) or random_rows(8), options.pop("eval_dataset", None)
     model = model or tiny_model()
     # Adapters are made at random.
     torch.manual_seed(0)
@@ -39,6 +39,7 @@ def made(tmp_path: Path, model: Any = None, *, lora: bool = False, **options: An
         model=model,
         args=PreferenceConfig(**(values | options)),
         train_dataset=rows,
+        eval_dataset=heldout,
         peft_config=lora_config(r=4, alpha=8) if lora else None,
     )
 
@@ -432,6 +433,11 @@ class TestCache:
         assert [figures[f"eval_rewards/{side}"] for side in ("chosen", "rejected")] == pytest.approx(
             [0, 0], abs=1e-6
         )
+
+    def test_rows_that_another_trainer_had_leave_its_reference_there(self, tmp_path: Path) -> None:
+        one = made(tmp_path, tiny_model(seed=3), reference="cache", eval_dataset=random_rows(5, seed=4))
+        other = made(tmp_path, tiny_model(), reference="cache", eval_dataset=one.eval_dataset)
+        assert other.evaluate()["eval_rewards/chosen"] == pytest.approx(0, abs=1e-6)
 
     def test_rows_for_evaluation_have_theirs_from_the_start(self, tmp_path: Path) -> None:
         rows = random_rows(3, seed=4)

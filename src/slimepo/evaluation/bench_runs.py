@@ -77,6 +77,8 @@ def run_benchmark(
     if judge is None:
         say(console, "no --judge: answers only")
         return []
+    if not {"judge", "score"} & set(steps):
+        return []
     # A judge's replies, and MT-Bench's judgments, are in one file for all models.
     with locked(job.out, file_label(judge.name), console):
         if "judge" in steps:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimepo.errors import InputError, UnscoredError
+from slimepo.evaluation.locks import LOCKS
 from slimepo.evaluation.settings import Evaluation
 
 if TYPE_CHECKING:
@@ -120,7 +121,9 @@ def clear_evaluations(out: Path) -> None:
     """Throw away a run's answers, judgments and scores; what judges replied stays: it is paid for, and still true."""
     folder = out / EVAL_FOLDER
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name != JUDGE_CALLS:
+        if path.is_file():
+            path.unlink()
+        elif path.name not in (JUDGE_CALLS, LOCKS):
             shutil.rmtree(path)
 
 

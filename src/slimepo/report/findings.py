@@ -9,7 +9,7 @@ from typing import NamedTuple
 from slimepo.report.groups import Group, Spread, by_rate
 from slimepo.report.numbers import count, percent
 from slimepo.report.quickstart import start_figures
-from slimepo.report.records import Record, Source, number, short_number
+from slimepo.report.records import Record, Source, Warned, number, short_number
 from slimepo.report.tables import best_group, exact_match, start_group, trouble
 
 _CONTROL = "plain SFT on the chosen answers"
@@ -53,15 +53,24 @@ def _warnings(groups: Sequence[Group]) -> Finding | None:
     for group in groups:
         for record in group.records:
             if record.warnings:
-                # The last word on what was warned of first: it is of the most pairs, where a stage had held-out ones.
-                told = [w for w in record.warnings if w.kind == record.warnings[0].kind][-1]
-                step = "" if told.step is None else f"step {told.step:.0f}, "
-                gone = "" if told.gone is None else f" (gone at step {told.gone:.0f})"
-                more = len(record.warnings) - 1
-                lines.append(f"{record.name}: {step}{told.text}{gone}{f' (and {more} more)' if more else ''}")
+                lines.append(f"{record.name}: {_worst(record.warnings)}")
     if not lines and not any(record.monitor for group in groups for record in group.records):
         return None
     return Finding("Monitor", "It warned of:" if lines else "It warned of nothing.", tuple(lines))
+
+
+def _worst(warnings: Sequence[Warned]) -> str:
+    """The last words on the first warning that held to the end, or on the first, and how many there are beside it."""
+    found: dict[tuple[str, str], list[Warned]] = {}
+    for warned in warnings:
+        found.setdefault((warned.kind, warned.rows), []).append(warned)
+    told = next((each for each in found.values() if each[-1].gone is None), next(iter(found.values())))
+    first, last = told[0], told[-1]
+    step = "" if first.step is None else f"step {first.step:.0f}, "
+    if first.step is not None and last.step is not None and first.step != last.step:
+        step = f"from step {first.step:.0f} on; at step {last.step:.0f} "
+    gone = "" if last.gone is None else f" (gone at step {last.gone:.0f})"
+    return f"{step}{last.text}{gone}{f' (and {len(found) - 1} more)' if len(found) > 1 else ''}"
 
 
 def _best_match(groups: Sequence[Group], start: Spread | None) -> Finding | None:

@@ -54,7 +54,7 @@ def warnings_of(watched: Sequence[Any], done: dict[str, Any]) -> tuple[Warned, .
 
 def _warned(line: dict[str, Any], stops: bool, gone: float | None) -> Warned:
     words, kind = str(line.get("message") or line.get("warning") or ""), str(line.get("warning") or "")
-    return Warned(number(line.get("step")), words, stops, gone, kind)
+    return Warned(number(line.get("step")), words, stops, gone, kind, str(line.get("set") or ""))
 
 
 def _same(line: dict[str, Any], stopped: dict[str, Any]) -> bool:

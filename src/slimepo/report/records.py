@@ -37,6 +37,7 @@ class Warned:
     stopped: bool = False
     gone: float | None = None
     kind: str = ""
+    rows: str = ""
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,8 @@ def results_in_terminal(sources: Sequence[Source]) -> TerminalTable:
     start, best = start_group(sources), best_group(groups)
     for group in [*([start] if start else []), *groups]:
         cells = [column.cell(group) for column in columns]
-        cells = ["stopped", *cells[1:]] if trouble(group) else cells
+        # Of several seeds the others may have figures.
+        cells = ["stopped", *cells[1:]] if trouble(group) and cells[0] == ABSENT else cells
         row = map(Text, (group.label, *map(_narrow, cells)))
         table.add_row(*row, style="bold" if group is best else None)
     return table

@@ -98,7 +98,8 @@ class DisplacementMonitor(TrainerCallback):
         if self._start is None:
             return
         now, start = (of_scores(scores, before, self._threshold) for scores in (after, before))
-        verdicts = judge_pairs({"heldout": now}, {"heldout": start}, self.record.on, ("unlearning", "floor"))
+        # Without the mild thresholds of a warning that is on: what the sample said has no say here.
+        verdicts = judge_pairs({"heldout": now}, {"heldout": start}, {}, ("unlearning", "floor"))
         self.record.conclude(self.record.of_kind("probe")[-1]["step"], verdicts, now["chosen_pairs"])
 
     def on_train_begin(
@@ -128,7 +129,9 @@ class DisplacementMonitor(TrainerCallback):
         if state.is_world_process_zero:
             now, step = time.perf_counter(), state.global_step
             per_step = self._clock.per_step(step, now)
-            if per_step is not None or step >= state.max_steps or self.settings.every is not None:
+            settings = self.settings
+            asked = settings.every is not None or settings.generate_every is not None
+            if per_step is not None or step >= state.max_steps or asked:
                 self._measure(state, per_step or 0.0)
         stop = self.record.stopped is not None
         if self.settings.stop_on and self._watched.accelerator.num_processes > 1:
@@ -276,8 +279,9 @@ class DisplacementMonitor(TrainerCallback):
         self._prompts = self._prompts if answers else []
         self._clock.carried = probes[-1]["train_seconds"]
         self._clock.spent = sum(line["seconds"] for line in (*probes, *answers))
-        self._scoring.done = max(len(probes) - 1, 0)
+        self._scoring.done, self._scoring.cost = max(len(probes) - 1, 0), probes[-1]["seconds"]
         self._generation.done = max(len(answers) - 1, 0)
+        self._generation.cost = answers[-1]["seconds"] if answers else 0.0
         self._max_new_tokens = kept[0]["max_new_tokens"]
         self.record.append({"kind": "resume", "step": state.global_step})
 
@@ -301,8 +305,8 @@ class DisplacementMonitor(TrainerCallback):
         again = _now(trainer.args.device) - started
         if sampled.reserve and self._start is None:
             line["reserve"] = reserve_means(sampled, self._score).tolist()
-        elif sampled.reserve and self._looks_different(line):
-            line["second_look"] = second_look(sampled, self._score, line, self._start or line)
+        elif sampled.reserve and self._start is not None and self._looks_different(line):
+            line["second_look"] = second_look(sampled, self._score, line, self._start)
         seconds = _now(trainer.args.device) - started
         pace.note(state.global_step, seconds, again)
         line = {

@@ -91,10 +91,10 @@ class MonitorRecord:
         ends = [self.lines.pop()] if self.lines[-1]["kind"] == "end" else []
         said = [(line["step"], line["message"]) for line in self.of_kind("warning")]
         for verdict in verdicts:
-            if verdict.holds and (step, verdict.message) not in said:
-                self._report(step, verdict, verdict.message, stops=False)
-            elif verdict.holds:
-                continue  # a run that was killed behind its last step has said so before
+            if verdict.holds:
+                # A run that was killed behind its last step has said so before.
+                if (step, verdict.message) not in said:
+                    self._report(step, verdict, verdict.message, stops=False)
             elif self.on.get((verdict.kind, verdict.rows), False):
                 self._report(
                     step, verdict, f"{verdict.kind}: not so of all {pairs:,} held-out pairs", stops=False
@@ -133,21 +133,24 @@ class MonitorRecord:
         }
 
     def _raised(self) -> list[dict[str, Any]]:
-        """Every warning that came on, and the step at which it was `gone` again."""
+        """Every warning that came on, in its last words, and the step at which it was `gone` again."""
         raised: list[dict[str, Any]] = []
         for line in self.of_kind("warning"):
-            if line["state"] == "on":
+            open_ones = [
+                earlier
+                for earlier in raised
+                if (earlier["warning"], earlier["set"], earlier["gone"])
+                == (line["warning"], line["set"], None)
+            ]
+            if line["state"] == "off":
+                for earlier in open_ones:
+                    earlier["gone"] = line["step"]
+            elif open_ones:
+                open_ones[-1]["message"] = line["message"]
+            else:
                 raised.append(
                     {key: line[key] for key in ("step", "warning", "set", "message")} | {"gone": None}
                 )
-                continue
-            for earlier in raised:
-                if (earlier["warning"], earlier["set"], earlier["gone"]) == (
-                    line["warning"],
-                    line["set"],
-                    None,
-                ):
-                    earlier["gone"] = line["step"]
         return raised
 
 

@@ -48,7 +48,8 @@ class MonitorSample:
     @property
     def cost(self) -> float:
         """What the first probe costs, in scored pairs."""
-        return sum(map(len, self.rows.values())) + CHOSEN_SHARE * len(self.reserve)
+        both = [len(row.chosen) > 0 and len(row.rejected) > 0 for rows in self.rows.values() for row in rows]
+        return sum(1 if pair else CHOSEN_SHARE for pair in both) + CHOSEN_SHARE * len(self.reserve)
 
 
 def draw_sample(
@@ -66,7 +67,6 @@ def draw_sample(
     reserve_set = "heldout" if heldout else "train"
     further = [row for row in rows[reserve_set][len(first[reserve_set]) :] if len(row.chosen)]
     reserve = further[: reserve_size(settings, trained_pairs, size)]
-    # Fewer than the sample has would settle nothing.
     return MonitorSample(first, reserve if len(reserve) >= size else [], reserve_set)
 
 

@@ -68,7 +68,7 @@ def sample_size(settings: MonitorSettings, trained_pairs: float, sets: int) -> i
 
     A training pair is taken to cost two forward passes, one of them backward: it is three where every weight needs a
     gradient, but a small model's forward pass is mostly overhead. No fewer than 8: the figures of fewer pairs say
-    nothing, so that a run over fewer than about 3,000 pairs spends more than the budget.
+    nothing, so that a run over fewer than about 4,600 pairs (2,300 with one set) spends more than the budget.
     """
     if settings.every is not None:
         return settings.pairs
@@ -79,7 +79,7 @@ def sample_size(settings: MonitorSettings, trained_pairs: float, sets: int) -> i
 def reserve_size(settings: MonitorSettings, trained_pairs: float, size: int) -> int:
     """Further pairs whose chosen answers alone are kept for a second look, where the sample is smaller than asked for.
 
-    0 where the run pays for fewer than the sample has: they would settle nothing.
+    As in `draw_sample`, none are better than fewer than the sample has: these would settle nothing.
     """
     affordable = int(_affordable(settings, trained_pairs) * _RESERVE_SHARE / CHOSEN_SHARE)
     more = min(settings.pairs - size, affordable)

@@ -187,7 +187,7 @@ def _make_folder(folder: Path) -> None:
 
 def _write(path: Path, known: Sequence[Known]) -> None:
     flat = np.concatenate([values for of_row in known for values in of_row.values()])
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npy", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
         np.save(file, flat)
     os.replace(file.name, path)
 

@@ -115,7 +115,7 @@ class PreferenceTrainer(Trainer):
         self.activations = activations(args)
         self.data_collator = replace(self.data_collator, layout=self.layout)
         self.reference = self._open_reference()
-        self.eval_dataset = self._rows(eval_dataset)
+        self.eval_dataset = self._rows(eval_dataset, fresh=True)
         # A rank without rows in a short last step still takes part in it, with weight 0.
         self._spare = self.data_collator(self.train_dataset[:1]) if self.train_dataset else []
         self._window: MetricSums | None = None
@@ -252,10 +252,13 @@ class PreferenceTrainer(Trainer):
         lengths = [length(row, self.sides) for row in self.train_dataset]
         return step_sampler(lengths, self.args, self.accelerator)
 
-    def _rows(self, dataset: Any) -> Any:
+    def _rows(self, dataset: Any, fresh: bool = False) -> Any:
+        """Tokenised rows with what the reference says of them; `fresh`: whatever another trainer's has said."""
         if isinstance(dataset, Mapping):
-            return {name: self._rows(part) for name, part in dataset.items()}
+            return {name: self._rows(part, fresh) for name, part in dataset.items()}
         rows = tokenized(dataset, self.processing_class, self.args, self.objective)
+        if fresh and rows is not None:
+            rows = [replace(row, reference=None) for row in rows]
         if self.reference is None or not self.reference.cached or rows is None:
             return rows
         if all(row.reference is not None for row in rows):
