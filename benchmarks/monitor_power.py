@@ -51,7 +51,8 @@ class Truth(TrainerCallback):  # type: ignore[misc]
     """Scores all rows of both sets eight times a run."""
 
     def __init__(self, model: PreTrainedModel, rows: dict[str, list[TokenizedPair]]) -> None:
-        self.model, self.rows, self.found = model, rows, {}  # type: ignore[var-annotated]
+        self.model, self.rows = model, rows
+        self.found: dict[str, FloatArray] = {}
         self.start = {name: score_pairs(model, of, 64).chosen for name, of in rows.items()}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

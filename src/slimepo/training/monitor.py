@@ -151,9 +151,9 @@ class DisplacementMonitor(TrainerCallback):
         training = max(self._clock.training(started), 1e-9)
         # A run that ends early, by whatever callback, has its last figures too.
         if self._scoring.last < state.global_step:
-            self._probe(state, self._scoring)
+            self._probe(state)
         if self._prompts and self._generation.last < state.global_step:
-            self._generate(state, self._generation)
+            self._generate(state)
         self._clock.own(time.perf_counter() - started)
         self.record.append(
             {
@@ -243,10 +243,10 @@ class DisplacementMonitor(TrainerCallback):
             }
         )
         self._since, self._start, self._start_answers = state.global_step, None, None
-        self._probe(state, self._scoring)
+        self._probe(state)
         self._fit_answers()
         if self._prompts:
-            self._generate(state, self._generation)
+            self._generate(state)
         self._unlogged = {}
 
     def _fit_answers(self) -> None:
@@ -288,13 +288,13 @@ class DisplacementMonitor(TrainerCallback):
     def _measure(self, state: TrainerState, per_step: float) -> None:
         started, before = time.perf_counter(), len(self.record.lines)
         if self._scoring.due(state.global_step, per_step):
-            self._probe(state, self._scoring)
+            self._probe(state)
         if self._prompts and self._generation.due(state.global_step, per_step):
-            self._generate(state, self._generation)
+            self._generate(state)
         if len(self.record.lines) > before:
             self._clock.own(time.perf_counter() - started)
 
-    def _probe(self, state: TrainerState, pace: Pace) -> None:
+    def _probe(self, state: TrainerState) -> None:
         """Score the sample, write its figures and judge them."""
         trainer, sampled = self._watched, self._sample
         training = self._clock.training(time.perf_counter())
@@ -308,7 +308,7 @@ class DisplacementMonitor(TrainerCallback):
         elif sampled.reserve and self._start is not None and self._looks_different(line):
             line["second_look"] = second_look(sampled, self._score, line, self._start)
         seconds = _now(trainer.args.device) - started
-        pace.note(state.global_step, seconds, again)
+        self._scoring.note(state.global_step, seconds, again)
         line = {
             "kind": "probe",
             "step": state.global_step,
@@ -348,7 +348,7 @@ class DisplacementMonitor(TrainerCallback):
         pairs = pairs[: self.settings.entanglement]
         return entanglement(self._watched.model, pairs) if pairs else None
 
-    def _generate(self, state: TrainerState, pace: Pace) -> None:
+    def _generate(self, state: TrainerState) -> None:
         """Answer the prompts greedily, write the answers and judge them."""
         trainer = self._watched
         started = _now(trainer.args.device)
@@ -356,7 +356,7 @@ class DisplacementMonitor(TrainerCallback):
         if answers is None:
             return
         seconds = _now(trainer.args.device) - started
-        pace.note(state.global_step, seconds)
+        self._generation.note(state.global_step, seconds)
         line = {"kind": "generation", "step": state.global_step, "seconds": round(seconds, 4), **answers}
         self.record.append(line)
         if self._start_answers is None:
