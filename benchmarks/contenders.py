@@ -14,7 +14,7 @@ from benchmarks import peers
 from benchmarks.peers import PeerAbsentError, Setup, Step
 from slimepo import kernels
 from slimepo.errors import InputError
-from slimepo.training import logps
+from slimepo.model import logps
 from slimepo.training.config import SLIMEConfig
 from slimepo.training.trainer import PreferenceTrainer
 

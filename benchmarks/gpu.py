@@ -36,7 +36,7 @@ from benchmarks.worker import be_quiet, worker_context
 from slimepo.errors import InputError
 from slimepo.kernels import linear_logps
 from slimepo.losses import bind
-from slimepo.training.adapters import lora_config, untie_head
+from slimepo.model.adapters import lora_config, untie_head
 from slimepo.types import PairLogps
 
 RESULTS = Path(__file__).parent / "results"

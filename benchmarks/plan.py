@@ -114,8 +114,8 @@ def recipe_values(case: Case, model: Path) -> dict[str, Any]:
 
 def compare(case: Case, allocator: str = "exact") -> dict[str, int]:
     """Estimated bytes by part and together, and measured ones, from a process of its own."""
-    from slimepo.training.plan import PARTS, find_device, plan_recipe
-    from slimepo.training.recipe import make_recipe
+    from slimepo.pipeline.recipe import make_recipe
+    from slimepo.plan.plan import PARTS, find_device, plan_recipe
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
@@ -157,8 +157,8 @@ def _trainer(values: dict[str, Any], config: dict[str, Any], folder: Path) -> An
 
     from benchmarks.worker import be_quiet
     from slimepo.data.tokenize import TokenizedPair
-    from slimepo.training.recipe import make_recipe
-    from slimepo.training.stage import lora, stage_arguments
+    from slimepo.pipeline.recipe import make_recipe
+    from slimepo.pipeline.stage import lora, stage_arguments
     from slimepo.training.trainer import PreferenceTrainer
 
     be_quiet()

@@ -1,7 +1,9 @@
 """What every test may use: the shared real data where it is there, and single-threaded, offline torch."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,3 +30,11 @@ def shared_data() -> Path:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing that a test keeps between runs lands in, or comes from, the user's own cache."""
     os.environ["SLIMEPO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def rows() -> Callable[..., list[Any]]:
+    """Makes tokenised pairs of unequal lengths."""
+    from tests.tiny import random_rows
+
+    return random_rows

@@ -9,7 +9,7 @@ from typing import get_type_hints
 import pytest
 
 from slimepo.playground.tokenizer import build_tokenizer
-from tests.training.conftest import tiny_model
+from tests.tiny import tiny_model
 
 
 def slimepo(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -35,7 +35,7 @@ def pairs(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("code", ["import slimepo", "import slimepo.cli", "import slimepo.training.recipe"])
+@pytest.mark.parametrize("code", ["import slimepo", "import slimepo.cli", "import slimepo.pipeline.recipe"])
 def test_a_light_start(code: str) -> None:
     check = f"{code}; import sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0

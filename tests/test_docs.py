@@ -9,7 +9,7 @@ import pytest
 import slimepo
 from slimepo.losses import LOSSES, hyperparameters
 from slimepo.playground.tokenizer import build_tokenizer
-from tests.training.conftest import tiny_model
+from tests.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -74,7 +74,7 @@ def test_what_a_page_points_to_is_there(page: Path) -> None:
 
 
 def test_every_recipe_is_valid() -> None:
-    from slimepo.training.recipe import load_recipe
+    from slimepo.pipeline.recipe import load_recipe
 
     for path in (ROOT / "recipes").glob("*.yaml"):
         assert load_recipe(path).stages

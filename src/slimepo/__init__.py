@@ -22,26 +22,26 @@ _HOME = {
     "PreferenceTrainer": "slimepo.training.trainer",
     "SLIMEConfig": "slimepo.training.config",
     "SLIMETrainer": "slimepo.training.trainer",
-    "export_model": "slimepo.training.export",
-    "generate": "slimepo.evaluation.generate",
+    "export_model": "slimepo.pipeline.export",
+    "generate": "slimepo.model.generate",
     "linear_logps": "slimepo.kernels",
-    "lora_config": "slimepo.training.adapters",
+    "lora_config": "slimepo.model.adapters",
     "read_rows": "slimepo.data.read",
-    "run_recipe": "slimepo.training.run",
-    "score_pairs": "slimepo.evaluation.pairs",
+    "run_recipe": "slimepo.pipeline.run",
+    "score_pairs": "slimepo.model.score",
 }
 
 if TYPE_CHECKING:
     from slimepo.data.read import read_rows
     from slimepo.errors import InputError, NonFiniteLossError
-    from slimepo.evaluation.generate import generate
-    from slimepo.evaluation.pairs import score_pairs
     from slimepo.kernels import linear_logps
     from slimepo.losses import LOSSES
-    from slimepo.training.adapters import lora_config
+    from slimepo.model.adapters import lora_config
+    from slimepo.model.generate import generate
+    from slimepo.model.score import score_pairs
+    from slimepo.pipeline.export import export_model
+    from slimepo.pipeline.run import run_recipe
     from slimepo.training.config import PreferenceConfig, SLIMEConfig
-    from slimepo.training.export import export_model
-    from slimepo.training.run import run_recipe
     from slimepo.training.trainer import PreferenceTrainer, SLIMETrainer
     from slimepo.types import LossOutput, PairLogps, Preference
 

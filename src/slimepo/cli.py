@@ -11,8 +11,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from slimepo.cli_eval import app as eval_app
 from slimepo.errors import InputError, NonFiniteLossError, UnscoredError
-from slimepo.evaluation.commands import app as eval_app
 
 app = typer.Typer(
     name="slimepo",
@@ -70,7 +70,7 @@ def run(
     restart: Restart = False,
 ) -> None:
     """Run a recipe: every stage in turn. The same command goes on where an interrupted run stopped."""
-    from slimepo.training.recipe import load_recipe
+    from slimepo.pipeline.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], smoke=smoke)
     _run(loaded, out or Path("runs") / (recipe.stem + ("-smoke" if smoke else "")), restart)
@@ -90,10 +90,10 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
 ) -> None:
     """Parameters, peak memory by part and the largest token budget of every stage; loads no weights."""
-    from slimepo.training.recipe import load_recipe
+    from slimepo.pipeline.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], smoke=smoke)
-    from slimepo.training.plan import find_device, plan_recipe, plan_rows, print_plan
+    from slimepo.plan.plan import find_device, plan_recipe, plan_rows, print_plan
 
     device = find_device(gpu)
     plans = plan_recipe(loaded, device)
@@ -127,7 +127,7 @@ def train(
     restart: Restart = False,
 ) -> None:
     """Train one stage: one model, one file of pairs, one objective (keys of a stage, such as learning_rate=1e-6)."""
-    from slimepo.training.recipe import one_stage_recipe
+    from slimepo.pipeline.recipe import one_stage_recipe
 
     recipe = one_stage_recipe(model, data, loss, overrides or [])
     _run(recipe, out or Path("runs") / f"{Path(model).name}-{recipe.stages[0].name}", restart)
@@ -143,7 +143,7 @@ def export(
 ) -> None:
     """Merge a checkpoint's adapter into its model and write a folder that any transformers user can load."""
     from slimepo.data.chat import chat_format
-    from slimepo.training.export import export_model, load_checkpoint, newest
+    from slimepo.pipeline.export import export_model, load_checkpoint, newest
 
     if to.exists() and any(to.iterdir()):
         raise InputError(f"{to} is not empty; give a new folder")
@@ -212,10 +212,10 @@ def quickstart(
     from slimepo.playground.settings import load_quickstart
 
     recipe = load_quickstart(overrides or [], objective or [], sweep=sweep)
+    from slimepo.pipeline.folder import cache_folder
     from slimepo.playground.quickstart import run_seeds
     from slimepo.report.folders import read_source
     from slimepo.report.tables import results_in_terminal
-    from slimepo.training.folder import cache_folder
 
     console = _console()
     folders = run_seeds(recipe, seeds, out, console, cache=None if no_cache else cache_folder("playground"))
@@ -264,7 +264,7 @@ def data_check(
     ] = False,
 ) -> None:
     """Counts, lengths, drops by reason and duplicates of a file of pairs, as training would see it."""
-    from slimepo.data.check import check_data
+    from slimepo.data.inspect import check_data
 
     check_data(
         source, model, _console(), chat_template=chat_template, template_options=_options(template_option or []),
@@ -292,8 +292,8 @@ def main() -> NoReturn:
 
 
 def _run(recipe: Any, out: Path, restart: bool) -> None:
-    from slimepo.training.run import run_recipe
-    from slimepo.training.summary import print_summary
+    from slimepo.pipeline.console import print_summary
+    from slimepo.pipeline.run import run_recipe
 
     console = _console()
     try:
@@ -323,7 +323,7 @@ def _console() -> Any:
 
 
 def _is_main_process() -> bool:
-    from slimepo.training.folder import is_main_process
+    from slimepo.pipeline.folder import is_main_process
 
     return is_main_process()
 

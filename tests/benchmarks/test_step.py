@@ -10,8 +10,8 @@ from benchmarks.record import append_csv
 from benchmarks.rows import Lengths, benchmark_rows, cut_vocabulary, equal_rows, mean_lengths, tiny_rows
 from benchmarks.worker import random_model
 from slimepo.data.batch import collate_packed
-from slimepo.training.attention import install
-from slimepo.training.logps import install_logps, policy_logps
+from slimepo.model.attention.interface import install
+from slimepo.model.logps import install_logps, policy_logps
 
 MODEL = step.TINY | {"vocab_size": 97}
 

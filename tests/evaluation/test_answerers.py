@@ -25,7 +25,7 @@ from slimepo.evaluation.answerers import (
     weights_hash,
 )
 from slimepo.evaluation.answers import load_chat_model
-from slimepo.evaluation.endpoint import Retries
+from slimepo.evaluation.judge.client import Retries
 from tests.evaluation.mock_judge import Fail, MockJudge, Say
 
 GREEDY = [

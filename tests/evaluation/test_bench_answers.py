@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 
 from slimepo.errors import InputError
-from slimepo.evaluation import mt_bench
 from slimepo.evaluation.answerers import Ask, Turn
 from slimepo.evaluation.bench_answers import (
     OURS,
@@ -19,6 +18,7 @@ from slimepo.evaluation.bench_answers import (
     question_seed,
     summary_line,
 )
+from slimepo.evaluation.benchmarks import mt_bench
 
 QUESTIONS = [
     Question(str(n), {"question_id": n}, [f"first {n}", f"second {n}"], 0.7 if n % 2 else 0.0, 50)

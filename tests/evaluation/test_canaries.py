@@ -1,6 +1,6 @@
 """Answers that deserve nothing, and how their results are said."""
 
-from slimepo.evaluation import arena_hard, mt_bench
+from slimepo.evaluation.benchmarks import arena_hard, mt_bench
 from slimepo.evaluation.canaries import (
     CanaryResult,
     canary_answers,

@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 
 from slimepo.errors import InputError
-from slimepo.evaluation import mt_bench
 from slimepo.evaluation.bench_answers import OURS
-from slimepo.evaluation.bench_runs import load_benchmark, run_benchmark
+from slimepo.evaluation.benchmarks import mt_bench
 from slimepo.evaluation.job import Job
 from slimepo.evaluation.rows import read_rows
+from slimepo.evaluation.run import load_benchmark, run_benchmark
 from tests.evaluation.conftest import QUESTIONS, one_file, printed
 
 

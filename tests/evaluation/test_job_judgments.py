@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from slimepo.errors import UnscoredError
-from slimepo.evaluation.bench_runs import load_benchmark, run_benchmark
 from slimepo.evaluation.job import Job
 from slimepo.evaluation.rows import read_rows
+from slimepo.evaluation.run import load_benchmark, run_benchmark
 from tests.evaluation.conftest import QUESTIONS, one_file, printed
 from tests.evaluation.mock_judge import MockJudge, Say
 

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from slimepo.errors import InputError, UnscoredError
-from slimepo.evaluation import bench_arena
-from slimepo.evaluation.bench_runs import STEPS, run_benchmark
+from slimepo.evaluation.benchmarks import bench_arena
 from slimepo.evaluation.job import Job
+from slimepo.evaluation.run import STEPS, run_benchmark
 from tests.evaluation.conftest import one_file, printed
 from tests.evaluation.mock_judge import Fail, MockJudge, Say
 

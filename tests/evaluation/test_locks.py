@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 from slimepo.errors import InputError
-from slimepo.evaluation.bench_runs import run_benchmark
 from slimepo.evaluation.job import Job, file_label
 from slimepo.evaluation.locks import locked
 from slimepo.evaluation.rows import read_rows
+from slimepo.evaluation.run import run_benchmark
 from tests.evaluation.conftest import one_file, printed
 from tests.evaluation.mock_judge import MockJudge
 

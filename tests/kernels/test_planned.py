@@ -8,7 +8,7 @@ from slimepo import kernels
 from slimepo.kernels import linear_logps
 from slimepo.kernels.planned import planned_linear_logps
 from slimepo.kernels.sweep import Tiling
-from slimepo.training.tracker import MemoryTracker
+from slimepo.plan.tracker import MemoryTracker
 from tests.kernels.problems import problem
 
 TILE = Tiling(rows=64, columns=256, keep=2**14)

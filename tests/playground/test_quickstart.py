@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from slimepo.errors import InputError
+from slimepo.monitor.callback import DisplacementMonitor
 from slimepo.playground.quickstart import build_world, run_quickstart, run_seeds, sft_key
 from slimepo.playground.settings import load_quickstart
 from slimepo.playground.world import demonstrations
-from slimepo.training.monitor import DisplacementMonitor
 
 SMALL = [
     "world.demonstrations=300",

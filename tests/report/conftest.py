@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from slimepo.evaluation.mt_bench import CATEGORIES
+from slimepo.evaluation.benchmarks.mt_bench import CATEGORIES
 from slimepo.report.records import short_number
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from slimepo.evaluation.mt_bench import CATEGORIES
+from slimepo.evaluation.benchmarks.mt_bench import CATEGORIES
 from slimepo.report.benchmarks import benchmark_table, canary_table, category_tables, score_columns
 from slimepo.report.page import read_report, report_markdown, report_page
 from slimepo.report.records import Source

@@ -16,7 +16,7 @@ import torch
 
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.trainer import PreferenceTrainer
-from tests.training.conftest import random_rows, tiny_model
+from tests.tiny import random_rows, tiny_model
 
 out, share, strategy = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 rows, model = random_rows(17), tiny_model()

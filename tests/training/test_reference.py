@@ -17,13 +17,13 @@ from transformers import PreTrainedTokenizerFast
 
 from slimepo.data.batch import StepCollator
 from slimepo.errors import InputError
+from slimepo.model.adapters import lora_config
 from slimepo.training import reference as reference_module
-from slimepo.training.adapters import lora_config
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.reference import choose_reference, reference_logps
 from slimepo.training.trainer import PreferenceTrainer
 from slimepo.types import PairLogps
-from tests.training.conftest import VOCABULARY, random_rows, tiny_model
+from tests.tiny import VOCABULARY, random_rows, tiny_model
 
 
 def made(tmp_path: Path, model: Any = None, *, lora: bool = False, **options: Any) -> PreferenceTrainer:

@@ -15,12 +15,12 @@ from datasets import Dataset
 
 from slimepo.data.batch import StepCollator
 from slimepo.errors import InputError, NonFiniteLossError
+from slimepo.model.adapters import lora_config
 from slimepo.playground.tokenizer import build_tokenizer
-from slimepo.training.adapters import lora_config
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
-from slimepo.training.order import StepSampler
+from slimepo.training.steps import StepSampler
 from slimepo.training.trainer import PreferenceTrainer, SLIMETrainer
-from tests.training.conftest import random_rows, tiny_model
+from tests.tiny import random_rows, tiny_model
 
 
 def trainer(tmp_path: Path, model: Any = None, rows: Any = None, **options: Any) -> PreferenceTrainer:
@@ -74,7 +74,7 @@ class TestBatchLayout:
     def test_the_loss_is_the_objective_over_plain_log_probs(self, tmp_path: Path) -> None:
         from slimepo.losses import sft
         from slimepo.types import PairLogps
-        from tests.training.test_logps import plain_logps
+        from tests.model.test_logps import plain_logps
 
         rows, model = random_rows(5), tiny_model()
         made = trainer(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from slimepo.errors import InputError
 from slimepo.evaluation.answers import ChatModel, load_chat_model, model_folder
-from slimepo.evaluation.endpoint import (
+from slimepo.evaluation.judge.client import (
     CallFailed,
     ChatClient,
     ChatRequest,
@@ -127,7 +127,7 @@ class HFModel:
         return load_chat_model(self.name)
 
     def answer(self, asks: Sequence[Ask], advance: Callable[[int], None]) -> list[Turn]:
-        from slimepo.evaluation.generate import generate
+        from slimepo.model.generate import generate
 
         context = _context(self.loaded.model.config)
         prompts = [prompt_ids(self.loaded.chat, ask.messages) for ask in asks]
@@ -221,7 +221,7 @@ class VLLMModel:
     def loaded(self) -> ChatModel:
         """Template and tokenizer, with the engine for a model."""
         from slimepo.data.chat import chat_format, load_tokenizer
-        from slimepo.training.folder import read_json
+        from slimepo.pipeline.folder import read_json
 
         folder = model_folder(self.name)
         tokenizer = load_tokenizer(str(folder))
@@ -231,7 +231,7 @@ class VLLMModel:
         return ChatModel(engine, tokenizer, chat, frozenset({chat.end_id}))
 
     def answer(self, asks: Sequence[Ask], advance: Callable[[int], None]) -> list[Turn]:
-        from slimepo.training.models import load_config
+        from slimepo.model.load import load_config
 
         context = _context(load_config(str(model_folder(self.name))))
         prompts = [prompt_ids(self.loaded.chat, ask.messages) for ask in asks]
@@ -336,7 +336,7 @@ def weights_hash(model: str) -> str:
     """
     folder = model_folder(model)
     if not folder.is_dir():
-        from slimepo.training.models import load_config
+        from slimepo.model.load import load_config
 
         return f"commit {getattr(load_config(model), '_commit_hash', None) or 'unknown'}"
     digest = hashlib.sha256()

@@ -65,9 +65,9 @@ def load_chat_model(name: str) -> ChatModel:
     import torch
 
     from slimepo.data.chat import load_tokenizer
+    from slimepo.model.load import load_model
+    from slimepo.pipeline.export import load_checkpoint, merge
     from slimepo.training.config import computes_in_bf16
-    from slimepo.training.export import load_checkpoint, merge
-    from slimepo.training.models import load_model
 
     folder = model_folder(name)
     dtype = torch.bfloat16 if computes_in_bf16() else torch.float32
@@ -93,8 +93,8 @@ def model_chat(name: str) -> ChatFormat:
         InputError: there is no such model, a folder has no weights, or its chat template cannot be used.
     """
     from slimepo.data.chat import load_tokenizer
-    from slimepo.training.folder import read_json
-    from slimepo.training.models import load_config
+    from slimepo.model.load import load_config
+    from slimepo.pipeline.folder import read_json
 
     folder = model_folder(name)
     adapter = read_json(folder / "adapter_config.json") or {}
@@ -109,7 +109,7 @@ def model_chat(name: str) -> ChatFormat:
 
 def _chat(folder: Path, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
     from slimepo.data.chat import chat_format
-    from slimepo.training.folder import read_json
+    from slimepo.pipeline.folder import read_json
 
     settings = read_json(folder / "slimepo.json") or {}
     return chat_format(tokenizer, settings.get("template_options"))
@@ -150,7 +150,7 @@ def answer_prompts(
     from rich.progress import Progress
 
     from slimepo.data.chat import encode_prompt
-    from slimepo.evaluation.generate import generate
+    from slimepo.model.generate import generate
 
     loaded = load_chat_model(model)
     start: list[Message] = [Message(role="system", content=system)] if system else []

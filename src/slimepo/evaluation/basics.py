@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from slimepo.evaluation.answers import ChatModel
-    from slimepo.evaluation.generate import Completion
+    from slimepo.model.generate import Completion
     from slimepo.types import Message, Preference
 
 _REPEATED = 4
@@ -111,7 +111,7 @@ def _pair_figures(
     loaded: ChatModel, pairs: Sequence[Preference], max_length: int, console: Console
 ) -> dict[str, Any]:
     from slimepo.data.tokenize import tokenize
-    from slimepo.evaluation.pairs import score_pairs
+    from slimepo.model.score import score_pairs
 
     rows = tokenize(pairs, loaded.chat, max_length=max_length).rows
     if not rows:
@@ -157,7 +157,7 @@ def _answers(
 ) -> list[Completion]:
     """Greedy answers, one a prompt."""
     from slimepo.evaluation.answerers import prompt_ids
-    from slimepo.evaluation.generate import generate
+    from slimepo.model.generate import generate
 
     with console.status("answering prompts"):
         completions = generate(

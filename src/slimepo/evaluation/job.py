@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from slimepo.errors import InputError
 from slimepo.evaluation.answerers import model_name
-from slimepo.evaluation.endpoint import Retries
-from slimepo.evaluation.judge import Judge, Prices
-from slimepo.evaluation.kind import Kind
+from slimepo.evaluation.benchmarks.base import Kind
+from slimepo.evaluation.judge.client import Retries
+from slimepo.evaluation.judge.many import Judge, Prices
 from slimepo.evaluation.rows import Row, write_rows
 from slimepo.evaluation.settings import Evaluation
 

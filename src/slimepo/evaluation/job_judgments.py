@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from slimepo.evaluation.answerers import Turn
 from slimepo.evaluation.bench_answers import OURS
+from slimepo.evaluation.benchmarks.base import Kind
 from slimepo.evaluation.canaries import canary_answers, canary_places
 from slimepo.evaluation.job import Job, canary_path, file_label, judgments_path, replace_rows, say
 from slimepo.evaluation.job_answers import answer_hashes, answers_of
-from slimepo.evaluation.judge import Calls, Judge, judge_all, open_judge
-from slimepo.evaluation.kind import Kind
+from slimepo.evaluation.judge.many import Calls, Judge, judge_all, open_judge
 from slimepo.evaluation.rows import Row, read_rows
-from slimepo.evaluation.stages import JUDGE_CALLS
+from slimepo.pipeline.evaluate import JUDGE_CALLS
 
 if TYPE_CHECKING:
     from rich.console import Console

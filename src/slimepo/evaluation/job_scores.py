@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from slimepo.errors import InputError, UnscoredError
 from slimepo.evaluation.bench_answers import OURS
+from slimepo.evaluation.benchmarks.base import Kind
 from slimepo.evaluation.canaries import CanaryResult, canary_answers, canary_result, canary_words
 from slimepo.evaluation.job import Job, canary_path, judgments_path, say, score_path
 from slimepo.evaluation.job_answers import answer_hashes, answers_of
-from slimepo.evaluation.judge import Judge
-from slimepo.evaluation.kind import Kind
-from slimepo.evaluation.requests import Scores, most_common, refuse_unscored, scores_row, sha256_of
+from slimepo.evaluation.judge.many import Judge
+from slimepo.evaluation.judge.request import Scores, most_common, refuse_unscored, scores_row, sha256_of
 from slimepo.evaluation.rows import Row, read_rows
 from slimepo.evaluation.settings import Evaluation
-from slimepo.training.folder import versions, write_json
+from slimepo.pipeline.folder import versions, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,8 +6,8 @@ import importlib.util
 from collections.abc import Sequence
 
 from slimepo.errors import InputError
-from slimepo.evaluation.endpoint import is_endpoint
-from slimepo.evaluation.judge import LOCAL
+from slimepo.evaluation.judge.client import is_endpoint
+from slimepo.evaluation.judge.many import LOCAL
 from slimepo.evaluation.settings import Evaluation
 
 

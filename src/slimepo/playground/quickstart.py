@@ -23,9 +23,13 @@ from slimepo.data.chat import ChatFormat, chat_format, encode_prompt
 from slimepo.data.split import fingerprint
 from slimepo.data.tokenize import TokenizedPair, tokenize
 from slimepo.errors import NonFiniteLossError
-from slimepo.evaluation.generate import Completion, generate
-from slimepo.evaluation.pairs import PairScores, chosen_fell, distributions, histogram, score_pairs, summary
 from slimepo.losses import find_objective, hyperparameters, slime
+from slimepo.model.generate import Completion, generate
+from slimepo.model.load import random_config, random_model
+from slimepo.model.score import PairScores, chosen_fell, distributions, histogram, score_pairs, summary
+from slimepo.monitor.callback import DisplacementMonitor
+from slimepo.monitor.settings import MonitorSettings
+from slimepo.pipeline.folder import replace_folder, versions, write_json
 from slimepo.playground.families import Task
 from slimepo.playground.measure import measure
 from slimepo.playground.pairs import PairStats, pair_source, pairs_from_samples
@@ -36,10 +40,6 @@ from slimepo.playground.world import demonstrations, make_tasks, user_turn
 from slimepo.settings import validate
 from slimepo.training.callbacks import TrainingProgress
 from slimepo.training.config import PreferenceConfig
-from slimepo.training.folder import replace_folder, versions, write_json
-from slimepo.training.models import random_config, random_model
-from slimepo.training.monitor import DisplacementMonitor
-from slimepo.training.pace import MonitorSettings
 from slimepo.training.trainer import PreferenceTrainer
 from slimepo.types import Preference
 

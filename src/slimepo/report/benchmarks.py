@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from slimepo.evaluation import mt_bench
+from slimepo.evaluation.benchmarks import mt_bench
 from slimepo.evaluation.canaries import CanaryResult, canary_words
-from slimepo.evaluation.requests import Identity, Scores
-from slimepo.evaluation.requests import columns as split_columns
+from slimepo.evaluation.judge.request import Identity, Scores
+from slimepo.evaluation.judge.request import columns as split_columns
 from slimepo.report.numbers import count
 from slimepo.report.records import ABSENT, Scored, Source, number, unique
 from slimepo.report.tables import Line, Table

@@ -9,7 +9,8 @@ from typing import Any
 
 from slimepo.errors import InputError
 from slimepo.evaluation.canaries import CanaryResult
-from slimepo.evaluation.requests import scores_of_row
+from slimepo.evaluation.judge.request import scores_of_row
+from slimepo.pipeline.folder import MARKER, json_lines, last_checkpoint, read_json
 from slimepo.report.monitor import monitor_distributions, monitor_lines, monitor_samples, warnings_of
 from slimepo.report.quickstart import quickstart_source
 from slimepo.report.records import (
@@ -26,7 +27,6 @@ from slimepo.report.records import (
     unique,
 )
 from slimepo.settings import read_mapping
-from slimepo.training.folder import MARKER, json_lines, last_checkpoint, read_json
 
 # Keys that say what a stage is called or stands behind, not what it did.
 _NO_SETTINGS = ("seed", "name", "start")

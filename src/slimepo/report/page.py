@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
+from slimepo.pipeline.folder import write_text
 from slimepo.report import tables
 from slimepo.report.benchmarks import (
     ScoreColumn,
@@ -30,7 +31,6 @@ from slimepo.report.quickstart import start_figures
 from slimepo.report.radar import model_styles, radar_panels
 from slimepo.report.records import ABSENT, Answer, Sample, Source, mapping, numbers
 from slimepo.report.shapes import distribution_panels, family_panels
-from slimepo.training.folder import write_text
 
 if TYPE_CHECKING:
     from markupsafe import Markup

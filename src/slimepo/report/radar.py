@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from slimepo.evaluation.mt_bench import CATEGORIES, category_table
+from slimepo.evaluation.benchmarks.mt_bench import CATEGORIES, category_table
 from slimepo.report.benchmarks import ScoreColumn
 from slimepo.report.figures import COLOURS, INK, LINES, MARKERS, WIDE, Panel, Style, figure_of, styles, svg
 from slimepo.report.groups import Group

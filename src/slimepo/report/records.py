@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slimepo.evaluation.canaries import CanaryResult
-from slimepo.evaluation.requests import Scores
+from slimepo.evaluation.judge.request import Scores
 
 ABSENT = "–"
 State = Literal["finished", "stopped", "unfinished", "failed"]

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from slimepo.training.folder import json_lines, write_text
-from slimepo.training.offload import Offload, offload_checkpoints, offloads
-from slimepo.training.progress import Report, counted
+from slimepo.model.offload import Offload, offload_checkpoints, offloads
+from slimepo.pipeline.folder import json_lines, write_text
+from slimepo.terminal import Report, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from slimepo.training.order import StepSampler
+    from slimepo.training.steps import StepSampler
 
 
 # SLIME's, in the order of its equation.

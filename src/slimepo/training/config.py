@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from slimepo.data.batch import LAYOUTS
 from slimepo.errors import InputError
 from slimepo.losses import bind, find_objective, hyperparameters, slime
-from slimepo.training.pace import monitor_settings
+from slimepo.monitor.settings import monitor_settings
 
 ATTENTIONS = ("auto", "side_by_side", "one_by_one", "flex", "varlen")
 CHECKPOINTING = ("none", "layers", "offload")
@@ -62,7 +62,7 @@ class PreferenceConfig(TrainingArguments):
     activation_checkpointing: bool | str | None = None
     # TRL's name for what `offload` turns on.
     activation_offloading: bool = False
-    # The displacement monitor: true, false, or keys of slimepo.training.pace.MonitorSettings.
+    # The displacement monitor: true, false, or keys of slimepo.monitor.settings.MonitorSettings.
     monitor: bool | dict[str, Any] = True
     # Pairs of a step on each device; None: per_device_train_batch_size * gradient_accumulation_steps. The last
     # micro-batch of a step may be short.

@@ -10,10 +10,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from slimepo.errors import InputError
-from slimepo.training.adapters import add_adapter, keep_trained_in_float32
+from slimepo.model.adapters import add_adapter, keep_trained_in_float32
+from slimepo.model.load import check_embeddings
+from slimepo.model.logps import causal_lm, install_logps
 from slimepo.training.config import PreferenceConfig
-from slimepo.training.logps import causal_lm, install_logps
-from slimepo.training.models import check_embeddings
 
 
 def prepared(

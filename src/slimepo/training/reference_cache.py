@@ -20,10 +20,10 @@ from torch import nn
 from slimepo.data.batch import StepCollator, given_sides, length
 from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError
-from slimepo.training.folder import cache_folder
-from slimepo.training.layout import to_device
-from slimepo.training.logps import causal_lm, policy_logps
-from slimepo.training.progress import Report
+from slimepo.model.logps import causal_lm, policy_logps
+from slimepo.model.tryout import to_device
+from slimepo.pipeline.folder import cache_folder
+from slimepo.terminal import Report
 from slimepo.training.reference import OF_ADAPTERS, Forward, Reference, device_of
 
 # Rows that are cut into batches together; packing takes the square of their number.

@@ -20,18 +20,17 @@ from slimepo.data.chat import load_tokenizer
 from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.losses import bind, find_objective, step_loss
+from slimepo.model.load import load_model
+from slimepo.model.logps import policy_logps
+from slimepo.model.modes import compute_dtype, measuring
+from slimepo.model.offload import activations
+from slimepo.model.tryout import choose_layout, verify_logps
+from slimepo.monitor.callback import DisplacementMonitor
+from slimepo.monitor.settings import monitor_settings
 from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, OffloadCheckpoints, TrainingProgress
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
-from slimepo.training.datasets import tokenized
-from slimepo.training.layout import choose_layout, verify_logps
-from slimepo.training.logps import policy_logps
+from slimepo.training.dataset import tokenized
 from slimepo.training.metrics import MetricSums, non_finite_rows, pair_counts
-from slimepo.training.models import load_model
-from slimepo.training.monitor import DisplacementMonitor
-from slimepo.training.offload import activations
-from slimepo.training.order import StepSampler, rows_read, shared_chunks, step_sampler
-from slimepo.training.pace import monitor_settings
-from slimepo.training.precision import compute_dtype, measuring
 from slimepo.training.prepare import prepared, refuse_sharding, whole_steps
 from slimepo.training.reference import (
     Reference,
@@ -41,6 +40,7 @@ from slimepo.training.reference import (
     reference_logps,
 )
 from slimepo.training.reference_cache import with_reference
+from slimepo.training.steps import StepSampler, rows_read, shared_chunks, step_sampler
 from slimepo.types import LossOutput, PairLogps
 
 logger = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ class PreferenceTrainer(Trainer):
     def score(self, rows: Sequence[TokenizedPair]) -> dict[str, float]:
         """Mean loss and metrics of the current model on tokenised rows, over all ranks.
 
-        In the precision of `slimepo.training.precision.measuring`, so that figures compare before and after.
+        In the precision of `slimepo.model.modes.measuring`, so that figures compare before and after.
         """
         rows, sums = self._rows(rows), MetricSums()
         with measuring(self.model) as forward:

@@ -1,0 +1,125 @@
+"""`slimepo eval ...`: the benchmarks and the measures without a judge."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+
+from slimepo.evaluation.settings import ONLY, Benchmark, Evaluation
+from slimepo.settings import validate
+
+app = typer.Typer(
+    no_args_is_help=True, help="Score a model: MT-Bench, Arena-Hard, AlpacaEval, or without a judge."
+)
+
+_BENCHMARKS: dict[Benchmark, str] = {
+    "mt-bench": "MT-Bench: 80 questions of two turns, graded 1 to 10.",
+    "arena-hard": "Arena-Hard: answers compared with a baseline's in both orders (--rules v2.0, or v0.1).",
+    "alpaca-eval": "AlpacaEval 2: win rate against gpt-4-1106-preview, raw and length-controlled.",
+}
+
+
+def _command(benchmark: Benchmark) -> Callable[..., None]:
+    """A benchmark's command: what is written out here, and an option for each of the settings."""
+
+    def command(
+        steps: Annotated[
+            list[str] | None,
+            typer.Argument(metavar="[STEP]...", help="answer, judge, score; all three without any."),
+        ] = None,
+        *,
+        model: Annotated[
+            str, typer.Option(help="A model folder, an adapter, a stage of a run, a Hub id, or NAME@URL.")
+        ],
+        out: Annotated[
+            Path, typer.Option("--out", help="Answers, judgments and scores go there, for all models.")
+        ],
+        name: Annotated[str | None, typer.Option(help="The model's name in files and tables.")] = None,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Count calls and tokens; make none.")
+        ] = False,
+        **options: Any,
+    ) -> None:
+        settings = validate(Evaluation, {"benchmark": benchmark, **options}, f"eval {benchmark}")
+        chosen = _steps(steps or [])
+        from rich.console import Console
+
+        from slimepo.evaluation.job import make_job
+        from slimepo.evaluation.run import run_benchmark
+
+        run_benchmark(make_job(settings, model, out, name), Console(), chosen, dry_run=dry_run)
+
+    signature = inspect.signature(command, eval_str=True)
+    *own, _ = signature.parameters.values()
+    asked = [_option(name, benchmark) for name in Evaluation.model_fields if name not in _NO_OPTIONS]
+    command.__signature__ = signature.replace(parameters=[*own, *asked])  # type: ignore[attr-defined]
+    return command
+
+
+_NO_OPTIONS = ("benchmark", "stages")
+
+
+def _option(name: str, benchmark: Benchmark) -> inspect.Parameter:
+    """A setting as typer takes it; what another benchmark's is stays out of the help, and is refused by name."""
+    field = Evaluation.model_fields[name]
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    words = [f"one of {', '.join(choices)}"] if choices else []
+    words += [] if field.default is None or field.default is False else [f"default: {field.default}"]
+    option = typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=" ".join([field.description or "", f"({'; '.join(words)})" if words else ""]).strip(),
+        show_default=False,
+        hidden=benchmark not in ONLY.get(name, (benchmark,)),
+    )
+    # Which of its choices a text is, the settings themselves say, in one line.
+    annotation: Any = str if choices else field.annotation
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[annotation, option]
+    )
+
+
+for _benchmark, _help in _BENCHMARKS.items():
+    app.command(_benchmark, help=_help)(_command(_benchmark))
+
+
+@app.command()
+def basics(
+    model: Annotated[str, typer.Option(help="A model folder, an adapter, a stage of a run, or a Hub id.")],
+    data: Annotated[str, typer.Option(help="Held-out pairs: a file, a folder or a Hub id.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Write the figures there as JSON too.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which split of a Hub or saved data set.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many pairs.")] = 200,
+    samples: Annotated[int, typer.Option(min=0, help="Prompts that are answered (greedy).")] = 64,
+    tasks: Annotated[int, typer.Option(min=0, help="Tasks of the built-in world that are answered.")] = 110,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens of prompt and response together.")] = 2048,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Answers written side by side.")] = 32,
+) -> None:
+    """Without a judge: preference accuracy, perplexity, verifiable tasks, and how generations end, repeat and vary."""
+    from rich.console import Console
+
+    from slimepo.evaluation.basics import measure_basics, show_basics
+    from slimepo.pipeline.folder import write_json
+
+    console = Console()
+    figures = measure_basics(
+        model, data, console, split=split, limit=limit, samples=samples, tasks=tasks, max_new_tokens=max_new_tokens,
+        max_length=max_length, batch_rows=batch_rows,
+    )  # fmt: skip
+    show_basics(figures, console)
+    if out is not None:
+        write_json(out, figures)
+
+
+def _steps(names: list[str]) -> Any:
+    from slimepo.errors import InputError
+
+    known = ("answer", "judge", "score")
+    for name in names:
+        if name not in known:
+            raise InputError(f"unknown step {name!r}; the steps are {', '.join(known)}")
+    return tuple(step for step in known if step in names) or known

@@ -1,0 +1,310 @@
+"""What `slimepo data check` says about a file: counts, lengths, drops, duplicates, and rows with their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from slimepo.data.chat import MALFORMED_ROW, ChatFormat, chat_format, load_tokenizer
+from slimepo.data.read import Rows, read_rows
+from slimepo.data.rows import as_preference
+from slimepo.data.split import PAPER_SPLIT, fingerprint, prompt_hash, row_hash, split
+from slimepo.data.tokenize import DROP_REASONS, Drop, Ids, Tokenized, TokenizedPair, tokenize
+from slimepo.types import Preference, Unpaired
+
+_PERCENTILES = (0, 5, 50, 95, 99, 100)
+_BINS = 12
+_BAR = 40
+
+
+@dataclass(frozen=True)
+class DropCount:
+    """How many rows one reason cost, and the first of them."""
+
+    count: int
+    place: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The lengths of one part of the rows in tokens; `histogram` counts the rows between `edges`."""
+
+    total: int
+    mean: float
+    percentiles: dict[int, int]
+    edges: list[int]
+    histogram: list[int]
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What `check` found. `rows` counts everything read, `kept` what can be trained on.
+
+    The length fields are empty (and `kept` is what was readable) where no tokenizer was given.
+    """
+
+    name: str
+    format: str
+    rows: int
+    kept: int
+    cut: int
+    drops: dict[str, DropCount]
+    duplicate_rows: int
+    duplicate_prompts: int
+    parts: dict[str, int]
+    fingerprint: str
+    lengths: dict[str, Lengths] = field(default_factory=dict)
+    trained_tokens: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def check(
+    rows: Rows,
+    chat: ChatFormat | None = None,
+    *,
+    name: str = "",
+    max_length: int = 2048,
+    max_prompt_length: int | None = None,
+    cut: bool = False,
+    fractions: Mapping[str, float] = PAPER_SPLIT,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[DataReport, list[TokenizedPair]]:
+    """The report on rows that were read, and the tokenised rows (none without `chat`).
+
+    Duplicates count the rows beyond the first of their kind. `parts` counts the readable rows in each part
+    of the split.
+    """
+    records: list[Preference | Unpaired] = [*rows.preferences, *rows.unpaired]
+    drops = [Drop(MALFORMED_ROW, place, reason) for place, reason in rows.malformed]
+    tokens = Tokenized([], [], [])
+    if chat is not None:
+        pairs = bool(rows.unpaired) or any(row.rejected for row in rows.preferences)
+        tokens = tokenize(
+            [*rows.preferences, *map(as_preference, rows.unpaired)],
+            chat,
+            max_length=max_length,
+            max_prompt_length=max_prompt_length,
+            cut=cut,
+            progress=progress,
+            pairs=pairs,
+            one_sided=bool(rows.unpaired),
+        )
+    parts = _split_counts(rows, fractions, seed)
+    report = DataReport(
+        name=name,
+        format=rows.format,
+        rows=len(records) + len(drops),
+        kept=len(records) if chat is None else len(tokens.rows),
+        cut=len(tokens.cut),
+        drops=count_drops([*drops, *tokens.drops]),
+        duplicate_rows=len(records) - len({row_hash(row) for row in records}),
+        duplicate_prompts=len(records) - len({prompt_hash(row.prompt) for row in records}),
+        parts=parts,
+        fingerprint=fingerprint(records),
+        lengths=_all_lengths(tokens.rows, unpaired=bool(rows.unpaired)),
+        trained_tokens=sum(len(row.chosen) + len(row.rejected) for row in tokens.rows),
+        notes=chat.notes if chat is not None else (),
+    )
+    return report, tokens.rows
+
+
+def _split_counts(rows: Rows, fractions: Mapping[str, float], seed: int) -> dict[str, int]:
+    paired, unpaired = split(rows.preferences, fractions, seed), split(rows.unpaired, fractions, seed)
+    return {part: len(paired[part]) + len(unpaired[part]) for part in fractions}
+
+
+def count_drops(drops: Iterable[Drop]) -> dict[str, DropCount]:
+    """The drops by reason, in the order of DROP_REASONS, each with its first example."""
+    counted: dict[str, DropCount] = {}
+    for drop in drops:
+        first = counted.get(drop.reason, DropCount(0, drop.source, drop.detail))
+        counted[drop.reason] = DropCount(first.count + 1, first.place, first.detail)
+    return {reason: counted[reason] for reason in DROP_REASONS if reason in counted}
+
+
+def _all_lengths(rows: Sequence[TokenizedPair], unpaired: bool) -> dict[str, Lengths]:
+    if not rows:
+        return {}
+    sides: dict[str, list[Ids]] = {"prompt": [row.prompt for row in rows]}
+    if unpaired:
+        sides["response"] = [row.chosen if len(row.chosen) else row.rejected for row in rows]
+    else:
+        sides["chosen"] = [row.chosen for row in rows]
+        if any(len(row.rejected) for row in rows):
+            sides["rejected"] = [row.rejected for row in rows]
+    return {side: _lengths([len(ids) for ids in values]) for side, values in sides.items()}
+
+
+def _lengths(lengths: list[int]) -> Lengths:
+    values = np.asarray(lengths)
+    at = np.percentile(values, _PERCENTILES, method="nearest")
+    # Round edges; the last bin takes what lies beyond the 99th percentile, so that one giant does not flatten all.
+    step = max(1, int(np.ceil(np.percentile(values, 99) / (_BINS - 1))))
+    edges = [step * index for index in range(_BINS + 1)]
+    bins = np.minimum(values // step, _BINS - 1)
+    return Lengths(
+        total=int(values.sum()),
+        mean=float(values.mean()),
+        percentiles={p: int(v) for p, v in zip(_PERCENTILES, at, strict=True)},
+        edges=edges,
+        histogram=[int(n) for n in np.bincount(bins, minlength=_BINS)],
+    )
+
+
+# --- printing ----------------------------------------------------------------------------------------
+
+
+def print_report(report: DataReport, console: Console) -> None:
+    """Print the report as tables and small histograms."""
+    console.print(_summary_table(report))
+    if report.drops:
+        console.print(drop_table(report.drops))
+    if report.lengths:
+        console.print(_length_table(report.lengths))
+        for side, lengths in report.lengths.items():
+            _print_histogram(side, lengths, console)
+    for note in report.notes:
+        console.print(Text(f"note: {note}"))
+
+
+def _summary_table(report: DataReport) -> Table:
+    table = Table(title=Text(report.name) if report.name else None, title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    shown = {
+        "format": report.format,
+        "rows read": f"{report.rows:,}",
+        "rows kept": f"{report.kept:,}",
+        "rows cut to fit": f"{report.cut:,}" if report.cut else "",
+        "rows left out": f"{report.rows - report.kept:,}",
+        "duplicate rows": f"{report.duplicate_rows:,}",
+        "duplicate prompts": f"{report.duplicate_prompts:,}",
+        "trained tokens": f"{report.trained_tokens:,}" if report.lengths else "",
+        **{f"split: {name}": f"{count:,}" for name, count in report.parts.items()},
+        "fingerprint": report.fingerprint,
+    }
+    for what, value in shown.items():
+        if value:
+            table.add_row(what, Text(value))
+    return table
+
+
+def drop_table(drops: Mapping[str, DropCount]) -> Table:
+    """The rows left out, by reason, as a rich table."""
+    table = Table(title="rows left out", title_justify="left")
+    table.add_column("reason", no_wrap=True)
+    table.add_column("rows", justify="right")
+    table.add_column("the first of them", overflow="fold")
+    for reason, drop in drops.items():
+        table.add_row(
+            reason, f"{drop.count:,}", Text(f"{drop.place}: {drop.detail}" if drop.detail else drop.place)
+        )
+    return table
+
+
+def _length_table(lengths: Mapping[str, Lengths]) -> Table:
+    table = Table(title="length in tokens", title_justify="left")
+    table.add_column("part")
+    names = {0: "min", 50: "median", 100: "max"}
+    for heading in ["mean", *(names.get(p, f"{p} %") for p in _PERCENTILES), "all together"]:
+        table.add_column(heading, justify="right")
+    for side, each in lengths.items():
+        cells = [f"{each.percentiles[p]:,}" for p in _PERCENTILES]
+        table.add_row(side, f"{each.mean:,.1f}", *cells, f"{each.total:,}")
+    return table
+
+
+def _print_histogram(side: str, lengths: Lengths, console: Console) -> None:
+    console.print(Text(f"{side}: rows by length"), style="bold")
+    most = max(lengths.histogram)
+    last = len(lengths.histogram) - 1
+    for index, count in enumerate(lengths.histogram):
+        start, end = lengths.edges[index], lengths.edges[index + 1] - 1
+        label = f"{start}+" if index == last else f"{start}-{end}" if end > start else str(start)
+        bar = "#" * max(round(_BAR * count / most), 1 if count else 0)
+        console.print(Text(f"{label:>12} {count:>7,} {bar}"))
+
+
+def show_rows(rows: Sequence[TokenizedPair], chat: ChatFormat, n: int, console: Console) -> None:
+    """Print the first `n` rows as the model reads them, special tokens included, the trained tokens marked.
+
+    Trained tokens are green; where the console has no colour they stand between ⟦ and ⟧.
+    """
+    coloured = console.color_system is not None and not console.no_color
+    special = set(chat.tokenizer.all_special_ids) | set(chat.tokenizer.added_tokens_decoder)
+    for row in rows[:n]:
+        console.print(Text(f"--- {row.row_id}", style="bold"))
+        for side, ids in (("chosen", row.chosen), ("rejected", row.rejected)):
+            if not len(ids):
+                continue
+            console.print(Text(f"{side}: {len(row.prompt)} prompt tokens, {len(ids)} trained", style="bold"))
+            shown = Text()
+            _append(shown, chat, row.prompt, special, "dim" if coloured else "")
+            shown.append("" if coloured else "⟦")
+            _append(shown, chat, ids, special, "green" if coloured else "")
+            shown.append("" if coloured else "⟧")
+            console.print(shown, soft_wrap=True)
+
+
+def _append(shown: Text, chat: ChatFormat, ids: Ids, special: set[int], style: str) -> None:
+    """Add the text of some tokens; each special token by itself and, where there is colour, reversed."""
+    for run, is_special in _runs(ids, special):
+        text = chat.tokenizer.decode(run, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        shown.append(str(text), style=f"{style} reverse" if is_special and style else style)
+
+
+def _runs(ids: Ids, special: set[int]) -> Iterable[tuple[list[int], bool]]:
+    run: list[int] = []
+    for token in ids.tolist():
+        if token not in special:
+            run.append(token)
+            continue
+        if run:
+            yield run, False
+        yield [token], True
+        run = []
+    if run:
+        yield run, False
+
+
+def check_data(
+    source: str,
+    model: str,
+    console: Console,
+    *,
+    chat_template: str | None = None,
+    template_options: Mapping[str, object] | None = None,
+    format: str = "auto",
+    split: str | None = None,
+    max_length: int = 2048,
+    max_prompt_length: int | None = None,
+    show: int = 0,
+    seed: int = 0,
+    skip_bad_rows: bool = False,
+) -> DataReport:
+    """Read, tokenise and describe a source as `slimepo data check` prints it; InputError as `read_rows` has it."""
+    from rich.progress import Progress
+
+    rows = read_rows(source, format=format, split=split, skip_bad_rows=skip_bad_rows)
+    chat = chat_format(load_tokenizer(model, chat_template), template_options)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("tokenising", total=None)
+        report, kept = check(
+            rows,
+            chat,
+            name=source,
+            max_length=max_length,
+            max_prompt_length=max_prompt_length,
+            seed=seed,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    print_report(report, console)
+    show_rows(kept, chat, show, console)
+    return report

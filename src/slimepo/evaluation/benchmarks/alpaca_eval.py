@@ -1,0 +1,277 @@
+"""AlpacaEval 2: judge prompt, preferences from log-probabilities, raw and length-controlled win rates.
+
+805 instructions; a judge sees the outputs of baseline and model, named m and M in an order drawn from the instruction,
+and answers with one of the two letters. What counts is not the letter but the share p of m in the probabilities of m
+and M: the preference is 2 - p, or 1 + p where the model's output was shown first, from 1 (baseline better) to 2 (model
+better). The win rate is the mean of preference - 1; `alpaca_length` has the length-controlled one.
+
+The official judge prompt is one text in ChatML that is split into messages after the outputs are filled in. It is
+followed to the byte, also where an output holds ChatML's own marks; nothing in it is neutralised.
+
+Source: tatsu-lab/alpaca_eval at cd543a1, weighted_alpaca_eval_gpt4_turbo (Dubois et al., arXiv 2404.04475).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from slimepo.errors import InputError, UnscoredError
+from slimepo.evaluation.benchmarks.alpaca_length import LengthData, length_controlled
+from slimepo.evaluation.benchmarks.bootstrap import standard_error
+from slimepo.evaluation.judge.request import (
+    Identity,
+    JudgeReply,
+    JudgeRequest,
+    Measure,
+    Sampling,
+    Scores,
+    Unscored,
+    sha256_of,
+)
+from slimepo.evaluation.rows import Row, field, need
+from slimepo.types import Message
+
+BENCHMARK = "alpaca-eval-2"
+TEMPLATE = "alpaca_eval_clf"
+JUDGE_SAMPLING = Sampling(temperature=1.0, max_tokens=1, top_logprobs=5)
+UNOFFICIAL_BINARY = "preferences from the judge's letter, without log-probabilities: unofficial"
+
+
+def is_swapped(instruction: str) -> bool:
+    """Whether the judge sees the model's output before the baseline's: a coin seeded with the instruction."""
+    return random.Random(f"is_switched_outputs{instruction}0").choices([False, True])[0]
+
+
+def fill_template(template: str, instruction: str, first: str, second: str) -> tuple[Message, ...]:
+    """The judge's messages: the ChatML template with `{instruction}`, `{output_1}`, `{output_2}` filled, then split.
+
+    Each placeholder is replaced where it first occurs, in the order in which the template names them, as upstream.
+
+    Raises:
+        InputError: the template is not ChatML, or a placeholder is missing or repeated.
+    """
+    texts = {"instruction": instruction, "output_1": first, "output_2": second}
+    names = re.findall(r"{([^ \s]+?)}", template)
+    if sorted(names) != sorted(texts):
+        raise InputError(f"the AlpacaEval prompt must name {', '.join(texts)} once each; it names {names}")
+    for name in names:
+        template = template.replace("{" + name + "}", texts[name], 1)
+    template = template.strip()
+    if not (template.startswith("<|im_start|>") and template.endswith("<|im_end|>")):
+        raise InputError("the AlpacaEval prompt must begin with <|im_start|> and end with <|im_end|>")
+    messages = []
+    for part in template.split("<|im_start|>")[1:]:
+        role, _, rest = part.partition("\n")
+        messages.append(Message(role=role.strip(), content=rest.split("<|im_end|>", 1)[0].strip()))
+    return tuple(messages)
+
+
+def judge_requests(outputs: Sequence[Row], baseline: Sequence[Row], *, template: str) -> list[JudgeRequest]:
+    """One judge call for each instruction, from rows of model_outputs files; identical outputs need none.
+
+    Raises:
+        InputError: the files do not hold the same instructions.
+    """
+    requests = []
+    for position, (row, other) in enumerate(_pairs(outputs, baseline)):
+        if row["output"] == other["output"]:
+            continue
+        swapped = is_swapped(row["instruction"])
+        shown = (row["output"], other["output"]) if swapped else (other["output"], row["output"])
+        requests.append(
+            JudgeRequest(
+                BENCHMARK,
+                str(row["generator"]),
+                str(position),
+                "",
+                TEMPLATE,
+                fill_template(template, row["instruction"], *shown),
+                JUDGE_SAMPLING,
+                baseline=str(other["generator"]),
+                category=other.get("dataset"),
+                swapped=swapped,
+            )
+        )
+    return requests
+
+
+def _pairs(outputs: Sequence[Row], baseline: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """The model's and the baseline's row of each instruction, in the baseline's order."""
+    row_of = {field(row, "instruction", "an AlpacaEval output"): row for row in outputs}
+    for row in [*outputs, *baseline]:
+        field(row, "output", f"the AlpacaEval output of {row.get('generator')}")
+    missing = [row["instruction"] for row in baseline if row["instruction"] not in row_of]
+    if missing or len(row_of) != len(baseline):
+        raise InputError(
+            f"model and baseline do not answer the same instructions ({len(row_of)} and {len(baseline)}"
+            + (f"; the model lacks {missing[0][:60]!r})" if missing else ")")
+        )
+    return [(row_of[row["instruction"]], row) for row in baseline]
+
+
+def parse_logprobs(top_logprobs: Mapping[str, float], swapped: bool) -> float | Unscored:
+    """The preference, 1 to 2, from log-probabilities (nats) of the judge's first token.
+
+    Equation: p = exp(m) / (exp(m) + exp(M)); 2 - p, or 1 + p where swapped. A missing one of the two counts as 0.
+    """
+    m, other = top_logprobs.get("m", -math.inf), top_logprobs.get("M", -math.inf)
+    largest = max(m, other)
+    if not math.isfinite(largest):
+        return Unscored("neither m nor M among the judge's likeliest tokens")
+    weight = math.exp(m - largest)
+    share = weight / (weight + math.exp(other - largest))
+    return 1 + share if swapped else 2 - share
+
+
+def parse_letter(text: str, swapped: bool) -> float | Unscored:
+    """1.0 or 2.0 from the letter alone, for a judge without log-probabilities; quotes may be around it."""
+    letter = text.strip().strip("\"'`.* \n")
+    if letter not in ("m", "M"):
+        return Unscored("the judge's answer is neither m nor M" if letter else "the judge said nothing")
+    return 1.0 if (letter == "m") != swapped else 2.0
+
+
+def annotation_rows(
+    outputs: Sequence[Row], baseline: Sequence[Row], replies: Mapping[str, Sequence[JudgeReply]], judge: str
+) -> list[dict[str, Any]]:
+    """Rows of upstream's annotations file, one for each instruction, in the baseline's order.
+
+    Without a preference the row has None, and says why under `unscored`. `binary` marks one read from the letter.
+    """
+    rows = []
+    for position, (row, other) in enumerate(_pairs(outputs, baseline)):
+        key = "/".join((BENCHMARK, str(row["generator"]), str(position), ""))
+        reply = replies[key][-1] if replies.get(key) else None
+        preference, extra = _preference(row, other, reply)
+        rows.append(
+            {
+                "instruction": row["instruction"],
+                "output_1": other["output"],
+                "generator_1": other["generator"],
+                "dataset": other.get("dataset"),
+                "output_2": row["output"],
+                "generator_2": row["generator"],
+                "annotator": judge,
+                "preference": preference,
+                "raw_completion": (reply.choice or {"text": reply.text}) if reply else None,
+                **extra,
+            }
+        )
+    return rows
+
+
+def _preference(row: Row, other: Row, reply: JudgeReply | None) -> tuple[float | None, dict[str, Any]]:
+    if row["output"] == other["output"]:
+        return 1.5, {}
+    if reply is None or reply.error:
+        return None, {"unscored": (reply.error if reply else None) or "not judged"}
+    swapped = is_swapped(row["instruction"])
+    binary = reply.top_logprobs is None
+    value = (
+        parse_letter(reply.text, swapped)
+        if reply.top_logprobs is None
+        else parse_logprobs(reply.top_logprobs, swapped)
+    )
+    extra = {"binary": True} if binary else {}
+    if isinstance(value, Unscored):
+        return None, extra | {"unscored": value.reason}
+    return value, extra
+
+
+def score(
+    rows: Sequence[Row], *, length_data: LengthData | None = None, prompts: str | None = None
+) -> dict[str, Scores]:
+    """The scores, in percent, of every model (`generator_2`) in rows of annotations.
+
+    Measures: "win_rate" and, with `length_data`, "length_controlled" (the headline of AlpacaEval 2), both with standard
+    errors; "discrete_win_rate" (each preference rounded, draws as half); "average_length" (characters of the outputs).
+    The rows of a model must stand in the order of the benchmark: difficulties go by position.
+
+    Raises:
+        InputError: annotators or baselines of one model are mixed.
+        UnscoredError: a model has no preference at all.
+    """
+    names = ("generator_1", "generator_2", "annotator", "preference", "output_1", "output_2")
+    need(rows, names, "AlpacaEval annotation")
+    models = list(dict.fromkeys(str(row["generator_2"]) for row in rows))
+    return {
+        m: _score_model(m, [r for r in rows if str(r["generator_2"]) == m], length_data, prompts)
+        for m in models
+    }
+
+
+def _score_model(model: str, rows: Sequence[Row], data: LengthData | None, prompts: str | None) -> Scores:
+    for name in ("annotator", "generator_1"):
+        values = sorted({str(row.get(name)) for row in rows})
+        if len(values) > 1:
+            raise InputError(
+                f"annotations of {model} differ in their {name} ({', '.join(values)}); score them apart"
+            )
+    preferences = [_number(row.get("preference")) for row in rows]
+    valid = [p - 1 for p in preferences if not math.isnan(p)]
+    if not valid:
+        raise UnscoredError(f"no annotation of {model} holds a preference from 1 to 2")
+    unscored = tuple(
+        Unscored(str(row.get("unscored") or "no preference from 1 to 2"), str(i))
+        for i, (row, p) in enumerate(zip(rows, preferences, strict=True))
+        if math.isnan(p)
+    )
+    lengths = [len(row["output_2"]) for row in rows]
+    measures = {
+        "win_rate": _percent(valid),
+        "discrete_win_rate": _percent([0.5 if p == 0.5 else float(round(p)) for p in valid]),
+        "average_length": Measure(sum(lengths) / len(lengths), len(lengths)),
+    }
+    notes: tuple[str, ...] = (UNOFFICIAL_BINARY,) if any(row.get("binary") for row in rows) else ()
+    if data is not None:
+        controlled = _controlled(rows, preferences, data)
+        if isinstance(controlled, Unscored):
+            notes += (f"no length-controlled win rate: {controlled.reason}",)
+        else:
+            measures["length_controlled"] = _percent(controlled)
+        if len(rows) != len(data.difficulty):
+            notes += (f"{len(rows)} of {len(data.difficulty)} instructions; difficulties go by position",)
+    return Scores(
+        model,
+        Identity(
+            BENCHMARK,
+            str(rows[0].get("annotator")),
+            "length_controlled_v1" if "length_controlled" in measures else "raw",
+            prompts,
+            str(rows[0].get("generator_1")),
+            sha256_of([row["instruction"] for row in rows]) if "instruction" in rows[0] else None,
+        ),
+        headline="length_controlled" if "length_controlled" in measures else "win_rate",
+        unit="%",
+        measures=measures,
+        scored=len(valid),
+        unscored=unscored,
+        official=not notes,
+        notes=notes,
+    )
+
+
+def _controlled(
+    rows: Sequence[Row], preferences: Sequence[float], data: LengthData
+) -> list[float] | Unscored:
+    if rows[0]["generator_1"] == rows[0]["generator_2"]:
+        return [0.5] * len(rows)  # The baseline against itself, by definition.
+    differences = [len(row["output_1"]) - len(row["output_2"]) for row in rows]
+    return length_controlled(preferences, differences, data)
+
+
+def _number(preference: Any) -> float:
+    """A preference as a number: 0 is an old way to write a draw; anything outside 1 to 2 is NaN."""
+    value = math.nan if preference is None else float(preference)
+    value = 1.5 if value == 0 else value
+    return value if 1 <= value <= 2 else math.nan
+
+
+def _percent(shares: Sequence[float]) -> Measure:
+    return Measure(
+        100 * math.fsum(shares) / len(shares), len(shares), standard_error=100 * standard_error(shares)
+    )

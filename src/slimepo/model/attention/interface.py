@@ -1,0 +1,123 @@
+"""Attention for packed rows, through transformers' own extension point.
+
+`install` registers attention functions under the names `slimepo_...` and lets a model use one. A call that carries
+`packing` is computed group by group, along the path of that name; any other call goes where it went before.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from slimepo.data.packing import Packing
+from slimepo.model.attention.flex import flex
+from slimepo.model.attention.sdpa import AttentionCall, attend, by_length, one_by_one, side_by_side
+from slimepo.model.attention.varlen import HALF, missing, varlen
+
+PATHS: dict[str, Callable[[AttentionCall], Tensor]] = {
+    "by_length": by_length,
+    "side_by_side": side_by_side,
+    "one_by_one": one_by_one,
+    "flex": flex,
+    "varlen": varlen,
+}
+
+_PREFIX = "slimepo_"
+
+_no_mask: ContextVar[bool] = ContextVar("slimepo_no_mask", default=False)
+
+
+def install(model: PreTrainedModel, path: str = "by_length") -> None:
+    """Let `model` attend along `path`; raises ValueError where it does not take such functions."""
+    name = f"{_PREFIX}{path}"
+    AttentionInterface.register(name, functools.partial(packed_attention, path=path))
+    AttentionMaskInterface.register(name, _mask)
+    model.set_attn_implementation(name)
+
+
+def path_of(model: PreTrainedModel) -> str:
+    """The path along which `install` lets `model` attend."""
+    name: str = model.config._attn_implementation
+    return name.removeprefix(_PREFIX)
+
+
+@contextmanager
+def packed_rows() -> Iterator[None]:
+    """Inside, no mask is built: `packing` says all that attention has to know."""
+    token = _no_mask.set(True)
+    try:
+        yield
+    finally:
+        _no_mask.reset(token)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    packing: Packing | None = None,
+    path: str = "by_length",
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it: query `[1, heads, T, D]` to output `[1, T, heads, D]`."""
+    if packing is None:
+        if softcap is None:
+            return sdpa_attention_forward(  # type: ignore[no-any-return]
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+            )
+        # transformers leaves the mask out where plain causal attention says it all.
+        call = AttentionCall(query, key, value, None, dropout, scaling, None, softcap)  # type: ignore[arg-type]
+        return attend(call, attention_mask).transpose(1, 2), None
+    call = AttentionCall(query, key, value, packing, dropout, scaling, sliding_window, softcap)
+    return attend_along(path, call), None
+
+
+def attend_along(path: str, call: AttentionCall) -> Tensor:
+    """The call along `path`, or side by side where the path's kernel does not take it (a float32 evaluation, say)."""
+    if path in ("flex", "varlen"):
+        call = _in_one_dtype(call)
+        if obstacle(path, call) is not None:
+            path = "side_by_side"
+    return PATHS[path](call)
+
+
+def obstacle(path: str, call: AttentionCall) -> str | None:
+    """Why `path` cannot compute such calls; None where it can."""
+    dtype, device, head = call.query.dtype, call.query.device.type, call.query.shape[-1]
+    if path == "flex" and call.dropout:
+        return "FlexAttention has no dropout"
+    if path == "flex" and device == "cpu" and torch.is_grad_enabled():
+        return "FlexAttention has no backward pass on a CPU"
+    if path == "varlen" and device != "cuda":
+        return "variable-length flash attention needs a CUDA device"
+    if path == "varlen" and (head % 8 or head > 256):
+        return f"flash attention takes heads of up to 256 numbers, a multiple of 8, not {head}"
+    if path in ("flex", "varlen") and device == "cuda" and dtype not in HALF:
+        return f"{path} computes in bfloat16 or float16, not {dtype}".replace("torch.", "")
+    return missing(call.dropout, call.softcap) if path == "varlen" else None
+
+
+def _in_one_dtype(call: AttentionCall) -> AttentionCall:
+    """Under autocast some architectures hand over float32 queries with bfloat16 values; these kernels take one."""
+    device = call.query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else call.value.dtype
+    return call._replace(query=call.query.to(dtype), key=call.key.to(dtype), value=call.value.to(dtype))
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    return None if _no_mask.get() else sdpa_mask(*args, **kwargs)

@@ -1,0 +1,162 @@
+"""Per-token log-probs of response tokens, computed inside the model's own forward.
+
+Hidden states are selected before the head, so that prompt and padding never meet the vocabulary. Because it
+all happens inside the outermost module's forward, wrappers (DDP, FSDP, DeepSpeed, autocast, peft) see an
+ordinary call: parameters are gathered and gradients reduced as usual.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from slimepo.data.batch import PairBatch, pair_logps
+from slimepo.errors import InputError
+from slimepo.kernels import TokenStats, linear_logps, linear_logps_stats
+from slimepo.kernels.naive import adjust, gather_logps
+from slimepo.kernels.passes import Adjustment
+from slimepo.model.attention.interface import packed_rows
+from slimepo.types import PairLogps
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside peft's wrappers."""
+    inner: Any = model
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    if not isinstance(inner, PreTrainedModel) or inner.get_output_embeddings() is None:
+        raise InputError(f"{type(inner).__name__} is not a transformers causal language model")
+    return inner
+
+
+def install_logps(model: nn.Module) -> None:
+    """Let `model(input_ids, predict_at=..., targets=...)` return log-probs `[N]`; other calls stay as they are.
+
+    With `stats=True` it returns `slimepo.kernels.TokenStats`, which has the entropy and the hit of each token too.
+
+    Doing it again changes nothing, so that what accelerate has put around the forward meanwhile stays.
+    """
+    inner: Any = causal_lm(model)
+    if getattr(inner, "_gives_logps", False):
+        return
+    # A bound method, not a closure: a deep copy of the model then calls the copy and not this one.
+    model_class: Any = type(inner)
+    inner.forward = types.MethodType(_forward_of(model_class), inner)
+    inner._gives_logps = True
+
+
+def plain_forward(model: nn.Module) -> Callable[..., Any]:
+    """The model's forward, log-probs included, without what accelerate has put around it."""
+    inner: Any = causal_lm(model)
+    model_class: Any = type(inner)
+    if inner is model:
+        return functools.partial(_forward_of(model_class), inner)
+    return functools.partial(type(model).forward, model)
+
+
+def policy_logps(forward: Callable[..., Any], batch: PairBatch) -> PairLogps:
+    """Log-probs of the batch's response tokens; `forward` is a model that has `install_logps` behind it."""
+    return pair_logps(forward(**_inputs(batch)), batch)
+
+
+def token_stats(forward: Callable[..., Any], batch: PairBatch) -> TokenStats:
+    """Log-probs, entropies and hits of the batch's response tokens, flat `[N]`, in the order of `targets`."""
+    stats: TokenStats = forward(**_inputs(batch), stats=True)
+    return stats
+
+
+def _inputs(batch: PairBatch) -> dict[str, Any]:
+    inputs: dict[str, Any] = {
+        "input_ids": batch["input_ids"],
+        "predict_at": batch["predict_at"],
+        "targets": batch["targets"],
+    }
+    if batch["packing"] is not None:
+        inputs |= {"position_ids": batch["packing"]["position_ids"], "packing": batch["packing"]}
+    return inputs
+
+
+@functools.cache
+def _forward_of(model_class: Any) -> Callable[..., Any]:
+    original = model_class.forward
+
+    # `wraps` keeps the signature, which transformers inspects to decide what generation may pass.
+    @functools.wraps(original)
+    def forward(
+        self: PreTrainedModel,
+        *args: Any,
+        predict_at: Tensor | None = None,
+        targets: Tensor | None = None,
+        stats: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        if predict_at is None or targets is None:
+            return original(self, *args, **kwargs)
+        inputs = {name: value for name, value in kwargs.items() if value is not None}
+        with packed_rows() if "packing" in inputs else nullcontext():
+            hidden = self.base_model(*args, **inputs, use_cache=False).last_hidden_state
+        selected_NH = hidden.reshape(-1, hidden.shape[-1])[predict_at]
+        return (_head_stats if stats else head_logps)(self, selected_NH, targets)
+
+    return forward
+
+
+def head_logps(
+    model: PreTrainedModel,
+    hidden_NH: Tensor,
+    targets_N: Tensor,
+    fused: Callable[..., Tensor] = linear_logps,
+) -> Tensor:
+    """Log-probs `[N]` of the targets from selected hidden states, through the head that is active now.
+
+    `fused` takes the arguments of `linear_logps`; what only plans memory computes no logits.
+    """
+    head = _active(model.get_output_embeddings())
+    after = _adjustment(model)
+    if type(head) is nn.Linear:
+        return fused(hidden_NH, head.weight, targets_N, head.bias, softcap=after.softcap, scale=after.scale)
+    # A head that is more than one matrix (LoRA on it, quantised weights) projects by itself.
+    return gather_logps(adjust(head(hidden_NH), after.softcap, after.scale), targets_N)
+
+
+def _head_stats(model: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor) -> TokenStats:
+    """What `head_logps` gives, with the entropy and the hit of each token."""
+    head = _active(model.get_output_embeddings())
+    after = _adjustment(model)
+    if type(head) is nn.Linear:
+        return linear_logps_stats(
+            hidden_NH, head.weight, targets_N, head.bias, softcap=after.softcap, scale=after.scale
+        )
+    raw_NV = head(hidden_NH)
+    logits_NV = adjust(raw_NV, after.softcap, after.scale)
+    entropy_N = torch.special.entr(logits_NV.detach().softmax(dim=-1)).sum(dim=-1)
+    # From the raw logits: a soft cap makes large ones equal.
+    hit_N = raw_NV.gather(1, targets_N[:, None]).squeeze(1) == raw_NV.amax(dim=-1)
+    return TokenStats(gather_logps(logits_NV, targets_N), entropy_N, hit_N)
+
+
+def _active(head: Any) -> nn.Module:
+    """The module that computes the logits now: peft keeps the original head beside the one in training."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    if not isinstance(head, ModulesToSaveWrapper):
+        return head  # type: ignore[no-any-return]
+    active = [name for name in head.active_adapters if name in head.modules_to_save]
+    if head.disable_adapters or not active:
+        return head.original_module  # type: ignore[no-any-return]
+    return head.modules_to_save[active[0]]  # type: ignore[no-any-return]
+
+
+def _adjustment(model: PreTrainedModel) -> Adjustment:
+    """What the architecture does to the logits after its head."""
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    divide = getattr(config, "logits_scaling", None) or 1.0
+    return Adjustment(getattr(config, "final_logit_softcapping", None), scale / divide)

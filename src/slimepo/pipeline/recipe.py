@@ -1,0 +1,247 @@
+"""Recipes: what a run does, as one YAML file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+
+from slimepo.errors import InputError
+from slimepo.evaluation.settings import Evaluation
+from slimepo.monitor.settings import MonitorSettings
+from slimepo.settings import Settings, read_mapping, set_key, validate
+
+# Where reference log-probs come from, if from no other model; see slimepo.training.reference.
+REFERENCE_SOURCES = ("auto", "adapters-off", "copy", "cache")
+
+
+class RandomModel(Settings):
+    """A new model with random weights; every further key is a size of transformers' configuration."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    init: Literal["random"]
+    architecture: str
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Adapter(Settings):
+    """LoRA with the paper's table as defaults (see `slimepo.model.adapters.lora_config`)."""
+
+    r: int = Field(64, ge=1)
+    alpha: float = Field(128, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: list[str] | str | None = None
+    train_head: bool = True
+
+
+class Data(Settings):
+    """Where the pairs come from and how they are split.
+
+    `path` is a file, a folder or a Hub id; `heldout` another one whose rows are only scored. Without it the
+    part named heldout is held out.
+    """
+
+    path: str
+    split: str | None = None
+    format: str = "auto"
+    limit: int | None = Field(None, ge=1)
+    skip_bad_rows: bool = False
+    heldout: str | None = None
+    heldout_split: str | None = None
+    heldout_limit: int | None = Field(1000, ge=1)
+    parts: dict[str, float] | None = None
+    max_length: int = Field(2048, ge=2)
+    max_prompt_length: int | None = Field(None, ge=1)
+    cut_long_responses: bool = False
+
+
+class Stage(Settings):
+    """One objective trained on one part of the data.
+
+    It starts from the model that the stage before it exported, or the one named by `start`, so that several
+    objectives can be compared from one. `reference` says where the log-probs of the reference model come from, for an
+    objective that reads such: auto, adapters-off, copy, cache, or another model, which is a stage before this one, a
+    folder or a Hub id. `batch_size` is pairs a step over all devices (judged answers for an objective that takes
+    those), `micro_batch_size` pairs in memory at once on each. `activation_checkpointing`: with `layers` a layer's
+    activations are computed again in the backward pass, with `offload` its input waits in CPU memory meanwhile.
+    `monitor` is true, false, or settings of the displacement monitor. `args` takes any other argument of transformers'
+    TrainingArguments.
+    """
+
+    loss: str
+    name: str = ""
+    loss_options: dict[str, Any] = Field(default_factory=dict)
+    part: str = ""
+    start: str | None = None
+    reference: str = "auto"
+    learning_rate: float = Field(gt=0)
+    epochs: float = Field(gt=0)
+    max_steps: int = Field(-1, ge=-1)
+    batch_size: int = Field(64, ge=1)
+    micro_batch_size: int = Field(4, ge=1)
+    activation_checkpointing: Literal["none", "layers", "offload"] = "none"
+    save_every: float = Field(0.1, gt=0)
+    monitor: bool | MonitorSettings = True
+    args: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _papers_optimisation(cls, values: Any) -> Any:
+        """SFT: 2e-4, 3 epochs, on the SFT part; preferences: 5e-7, 1 epoch, on the preference part."""
+        if not isinstance(values, Mapping):
+            return values
+        sft = values.get("loss") == "sft"
+        defaults: dict[str, Any] = {"learning_rate": 2e-4 if sft else 5e-7, "epochs": 3 if sft else 1}
+        # A user's own objective, package.module:function, lends its stage the function's name; a preset both names.
+        name = str(values.get("loss", "")).rpartition(":")[2].replace("/", "-")
+        defaults |= {"part": "sft" if sft else "preference", "name": name}
+        return {**defaults, **values}
+
+
+def _none_word(value: Any) -> Any:
+    return None if value == "none" else value
+
+
+class Recipe(Settings):
+    """A pipeline: one model, one data set, stages that each start from what the one before made.
+
+    `adapter` is LoRA for a pretrained model and nothing (full fine-tuning) for a random one, unless given;
+    the word `none` means full fine-tuning. `dtype` is that of the frozen weights (auto: bfloat16 under an adapter
+    where the device computes in it), `export_dtype` that of exported models: a bfloat16 export rounds away most of
+    what a small learning rate has changed. `evaluate` lists benchmarks that run after a stage.
+    """
+
+    model: str | RandomModel
+    data: Data
+    stages: list[Stage] = Field(min_length=1)
+    tokenizer: str | None = None
+    chat_template: str | None = None
+    template_options: dict[str, Any] = Field(default_factory=dict)
+    adapter: Annotated[Adapter | None, BeforeValidator(_none_word)] = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    export_dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = Field(0, ge=0)
+    smoke: bool = False
+    evaluate: list[Evaluation] = Field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapter_by_model(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "adapter" not in values:
+            return {**values, "adapter": {} if isinstance(values.get("model"), str) else None}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two stages are named {name!r}; give each a name of its own")
+            if not name or "/" in name or name.startswith("."):
+                raise ValueError(f"{name!r} cannot be a stage's name: it names a folder")
+            if name in REFERENCE_SOURCES:
+                raise ValueError(f"{name!r} cannot be a stage's name: it is a word for `reference`")
+        for place, stage in enumerate(self.stages):
+            # A reference that is no stage's name is another model.
+            asked = {"start": stage.start, "reference": stage.reference if stage.reference in names else None}
+            for key, wanted in asked.items():
+                if wanted is not None and wanted not in names[:place]:
+                    before = ", ".join(names[:place]) or "none"
+                    raise ValueError(
+                        f"stage {stage.name!r}: {key} {wanted!r} is no stage before it (there are: {before})"
+                    )
+            if stage.part not in self.parts:
+                raise ValueError(
+                    f"stage {stage.name!r}: no part {stage.part!r} in data.parts ({', '.join(self.parts)})"
+                )
+        for evaluation in self.evaluate:
+            unknown = [name for name in evaluation.stages if name not in names]
+            if unknown:
+                raise ValueError(f"evaluate: there is no stage {unknown[0]!r}; there are: {', '.join(names)}")
+        if isinstance(self.model, RandomModel) and self.tokenizer is None:
+            raise ValueError("a random model needs a tokenizer: give tokenizer: FOLDER-or-Hub-id")
+        return self
+
+    def before(self, stage: Stage) -> list[str]:
+        """Names of the stages before this one."""
+        names = [each.name for each in self.stages]
+        return names[: names.index(stage.name)]
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The parts of the split: as given, or the paper's one third to two for `sft` and `preference`.
+
+        A recipe whose stages use one part gives it everything. One row in a hundred is held out, unless other
+        rows are.
+        """
+        if self.data.parts is not None:
+            return self.data.parts
+        used = list(dict.fromkeys(stage.part for stage in self.stages))
+        heldout = {} if self.data.heldout else {"heldout": 0.01}
+        if len(used) == 1:
+            return {used[0]: 1 - sum(heldout.values()), **heldout}
+        return (
+            {"sft": 0.33, "preference": 0.66, **heldout} if heldout else {"sft": 1 / 3, "preference": 2 / 3}
+        )
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> Recipe:
+    """Read a recipe and set the `key=value` overrides (`stages.slime.learning_rate=1e-6`).
+
+    Raises:
+        InputError: the file, a key (with the nearest valid one) or a value is wrong; nothing is loaded yet.
+    """
+    values = read_mapping(path, "recipe")
+    # An objective of the user's own may lie beside the recipe.
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    for override in overrides:
+        set_key(values, override)
+    return make_recipe(values | ({"smoke": True} if smoke else {}), f"recipe {path}")
+
+
+def make_recipe(values: Mapping[str, Any], place: str = "recipe") -> Recipe:
+    """Check plain values against the schema, hyperparameters of the objectives included."""
+    recipe = validate(Recipe, values, place)
+    from slimepo.losses import bind
+
+    for stage in recipe.stages:
+        try:
+            bind(stage.loss, stage.loss_options)
+        except InputError as error:
+            raise InputError(f"{place}: stage {stage.name!r}: {error}") from error
+    return recipe
+
+
+def _meant(key: str, known: list[str], loss: str) -> str:
+    from slimepo.losses import find_objective, hyperparameters
+    from slimepo.losses.table import nearest
+
+    options = hyperparameters(find_objective(loss).function)
+    return f" (did you mean 'loss_options.{key}'?)" if key in options else nearest(key, known)
+
+
+def one_stage_recipe(model: str, data: str, loss: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe behind `slimepo train`: one stage on all rows but one in a hundred, which are held out.
+
+    Overrides that name a key of a stage (`learning_rate=1e-6`) set it; others set keys of the recipe.
+    """
+    values: dict[str, Any] = {"model": model, "data": {"path": data}, "stages": [{"loss": loss}]}
+    for override in overrides:
+        key = override.split("=")[0].split(".")[0]
+        in_stage = key in Stage.model_fields
+        if not in_stage and key not in Recipe.model_fields:
+            known = [*Stage.model_fields, *Recipe.model_fields]
+            raise InputError(
+                f"train: unknown key {key!r}{_meant(key, known, loss)}; known here: {', '.join(known)}"
+            )
+        set_key(values, f"stages.0.{override}" if in_stage else override)
+    return make_recipe(values, "train")

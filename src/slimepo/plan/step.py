@@ -1,0 +1,252 @@
+"""The memory of a stage's training step: its largest micro-batch, and what is held at the peak, part by part.
+
+Layers of one kind cost alike, so a deep model is worked out from a few of its layers; a test holds that to the whole.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedConfig
+
+from slimepo.data.batch import Layout, PairBatch, StepCollator
+from slimepo.data.tokenize import TokenizedPair
+from slimepo.errors import InputError
+from slimepo.losses import find_objective
+from slimepo.model.logps import causal_lm
+from slimepo.pipeline.recipe import Recipe, Stage
+from slimepo.pipeline.stage import lora, stage_arguments
+from slimepo.plan.fake_step import (
+    Checkpointing,
+    FakePolicy,
+    StepSetting,
+    fake_policy,
+    micro_batch_memory,
+    takes_packed_rows,
+)
+from slimepo.training.config import PreferenceConfig
+
+# Bytes for each parameter that trains: AdamW keeps two float32 values.
+OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "sgd": 0}
+
+# A model of few layers is worked out whole.
+_FEW_LAYERS = 4
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage's step on one device: how it is cut, and the policies that its memory is worked out from.
+
+    `depths` are policies of a few layers, each with the factor that its bytes go into the whole model's with.
+    """
+
+    setting: StepSetting
+    collator: StepCollator
+    pairs: int  # of an optimizer step
+    max_length: int
+    optimizer_bytes: int  # for each parameter that trains
+    reference_bytes: int  # of a reference model beside the policy
+    whole: FakePolicy
+    depths: list[tuple[FakePolicy, int]]
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The policy's configuration, which says whether the head is tied still."""
+        return causal_lm(self.whole.model).config
+
+    @property
+    def trained_parameters(self) -> int:
+        return sum(p.numel() for p in self.whole.model.parameters() if p.requires_grad)
+
+
+def make_step(
+    recipe: Recipe, stage: Stage, config: PreTrainedConfig, dtype: torch.dtype, *, gpu: bool
+) -> Step:
+    """The step of a stage whose model has that configuration and is loaded in `dtype`.
+
+    Raises:
+        InputError: a wrong argument, or an optimizer that cannot be planned.
+    """
+    args = _arguments(recipe, stage, gpu)
+    optimizer: Any = args.optim
+    if optimizer.value not in OPTIMIZER_BYTES:
+        known = ", ".join(OPTIMIZER_BYTES)
+        raise InputError(
+            f"stage {stage.name!r}: optim {optimizer.value} cannot be planned; these can: {known}"
+        )
+    path = _attention(args, gpu)
+    setting = StepSetting(gpu, dtype, bool(args.bf16), _checkpointing(args), path, accumulates=True)
+    sides = find_objective(stage.loss).sides
+
+    def policy(config: PreTrainedConfig) -> FakePolicy:
+        adapter = lora(recipe.adapter) if recipe.adapter else None
+        return fake_policy(copy.deepcopy(config), adapter, setting, disable_dropout=args.disable_dropout)
+
+    whole = policy(config)
+    collator = StepCollator(
+        args.per_device_train_batch_size, sides, layout=_layout(whole, args.layout, path, sides),
+        max_tokens=args.max_tokens_per_batch,
+    )  # fmt: skip
+    depths = _depths(whole, config, policy)
+    for shallow, _ in depths:
+        takes_packed_rows(shallow, path)
+    return Step(
+        setting=setting,
+        collator=collator,
+        pairs=args.pairs_per_step or 1,
+        max_length=recipe.data.max_length,
+        optimizer_bytes=OPTIMIZER_BYTES[optimizer.value],
+        reference_bytes=_reference_bytes(args, whole),
+        whole=whole,
+        depths=depths,
+    )
+
+
+def step_memory(step: Step, batch: PairBatch, *, accumulates: bool) -> dict[str, int]:
+    """Bytes by part at the peak of a training step that has this micro-batch.
+
+    `accumulates`: the step has others before it, whose gradients are there already.
+    """
+    setting = step.setting._replace(accumulates=accumulates)
+    # Gradients that grow while activations shrink are not a sum over layers: such a step goes through all of them.
+    depths = step.depths if accumulates else [(step.whole, 1)]
+    moments = (Counter[str](), Counter[str]())
+    for policy, factor in depths:
+        for moment, found in zip(moments, micro_batch_memory(policy, batch, setting), strict=True):
+            for kind, size in found.items():
+                moment[kind] += factor * size
+    worst = max(moments, key=Counter.total)
+    parts = {kind: worst[kind] for kind in ("weights", "gradients", "activations", "head")}
+    parts["weights"] += step.reference_bytes
+    return parts | {"optimizer": step.optimizer_bytes * step.trained_parameters}
+
+
+def largest_batch(step: Step) -> PairBatch:
+    """The largest micro-batch that the recipe allows, of the longest pairs."""
+    if step.collator.max_tokens is None:
+        pairs = [_pair(step.max_length - 1)] * min(step.collator.micro_batch_size, step.pairs)
+        return step.collator.batch(pairs)
+    return _batch_of(step, step.collator.max_tokens, most=step.pairs)
+
+
+def largest_budget(step: Step, usable: int) -> int:
+    """The largest `max_tokens_per_batch` whose micro-batches fit into `usable` bytes; 0 where no pair does.
+
+    Memory grows linearly from some pairs on, so that large budgets are worked out from smaller ones.
+    """
+    known: dict[int, int] = {}
+
+    def size(tokens: int) -> int:
+        if tokens not in known:
+            known[tokens] = sum(step_memory(step, _batch_of(step, tokens), accumulates=True).values())
+        return known[tokens]
+
+    one = _batch_of(step, 0)["input_ids"].numel()
+    low, high = one, 16 * one
+    if size(low) > usable:
+        return 0
+    if size(high) <= usable:
+        slope = (size(high) - size(high // 2)) / (high - high // 2)
+        return high + int((usable - size(high)) / slope)
+    for _ in range(20):
+        middle = low + int((high - low) * (usable - size(low)) / (size(high) - size(low)))
+        if middle - low < low / 100:
+            break
+        low, high = (middle, high) if size(middle) <= usable else (low, middle)
+    return low
+
+
+def _pair(response: int) -> TokenizedPair:
+    """The shortest prompt leaves the most tokens to the responses."""
+    ids = np.zeros(response, dtype=np.int32)
+    return TokenizedPair(np.zeros(1, dtype=np.int32), ids, ids, "planned")
+
+
+def _batch_of(step: Step, tokens: int, most: int | None = None) -> PairBatch:
+    """As many of the longest pairs as fit into so many tokens, at least one, and a shorter one in what is left."""
+    sides, layout = len(step.collator.sides), step.collator.layout
+    longest = step.max_length - 1
+    each = sides * (longest + 1) if layout != "shared" else sides * longest + 1
+    count = max(1, tokens // each)
+    left = tokens - count * each
+    rest = left // sides - 1 if layout != "shared" else (left - 1) // sides
+    pairs = [_pair(longest)] * count
+    if rest > 0 and layout != "padded":
+        pairs.append(_pair(rest))
+    return step.collator.batch(pairs[:most])
+
+
+def _depths(
+    whole: FakePolicy, config: PreTrainedConfig, policy: Callable[[PreTrainedConfig], FakePolicy]
+) -> list[tuple[FakePolicy, int]]:
+    """Policies with a layer of each kind, and with one more of a kind: what a layer costs is their difference."""
+    text = config.get_text_config()
+    kinds = list(getattr(text, "layer_types", None) or ["any"] * text.num_hidden_layers)
+    counts = Counter(kinds)
+    if len(kinds) <= _FEW_LAYERS + len(counts):
+        return [(whole, 1)]
+    # The last layer's kind stays last: its backward pass runs while all activations are held.
+    each = [kind for kind in counts if kind != kinds[-1]] + [kinds[-1]]
+    shapes = [([kind, *each], count - 1) for kind, count in counts.items() if count > 1]
+    shapes.append((each, 1 - sum(count for _, count in shapes)))
+    depths = [(policy(_with_layers(config, layers)), count) for layers, count in shapes]
+    # Layers may differ in what is not called a kind.
+    exact = sum(count * _parameters(shallow) for shallow, count in depths) == _parameters(whole)
+    return depths if exact else [(whole, 1)]
+
+
+def _with_layers(config: PreTrainedConfig, kinds: Sequence[str]) -> PreTrainedConfig:
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    text.num_hidden_layers = len(kinds)
+    if getattr(text, "layer_types", None):
+        text.layer_types = list(kinds)
+    return config
+
+
+def _parameters(policy: FakePolicy) -> int:
+    return sum(p.numel() for p in policy.model.parameters())
+
+
+def _layout(policy: FakePolicy, wanted: str, path: str, sides: tuple[str, ...]) -> Layout:
+    """The layout that `choose_layout` would take for all that can be told without the weights."""
+    if not takes_packed_rows(policy, path) or wanted == "padded":
+        return "padded"
+    return "packed" if wanted == "packed" or len(sides) == 1 else "shared"
+
+
+def _arguments(recipe: Recipe, stage: Stage, gpu: bool) -> PreferenceConfig:
+    """The stage's arguments, with the precision of the device planned for rather than this machine's."""
+    elsewhere = gpu and not torch.cuda.is_available()
+    given = {k: v for k, v in stage.args.items() if not (elsewhere and k in ("bf16", "fp16", "tf32"))}
+    args = stage_arguments(recipe, stage.model_copy(update={"args": given}), Path("plan"))
+    if elsewhere:
+        args.bf16 = stage.args.get("bf16", True)
+    return args
+
+
+def _reference_bytes(args: PreferenceConfig, whole: FakePolicy) -> int:
+    """Of a second model in memory: a frozen copy, or another model, which is taken to be as large as the policy."""
+    if not find_objective(args.loss).needs_reference or args.reference in ("auto", "adapters-off", "cache"):
+        return 0
+    return sum(p.numel() * p.element_size() for p in whole.model.parameters())
+
+
+def _attention(args: PreferenceConfig, gpu: bool) -> str:
+    """The attention path planned for; on a GPU the one that needs the most memory of those that may be chosen."""
+    if args.attention == "one_by_one":
+        return args.attention
+    return "side_by_side" if gpu or args.attention == "side_by_side" else "by_length"
+
+
+def _checkpointing(args: PreferenceConfig) -> Checkpointing:
+    if not args.activation_checkpointing:
+        return "none"
+    return "offload" if args.activation_offloading else "layers"

@@ -1,0 +1,295 @@
+"""Answers, judgments and scores of the tiny real Llama against the mock judge, as the command line runs them."""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from slimepo.errors import InputError, UnscoredError
+from slimepo.evaluation.bench_answers import OURS
+from slimepo.evaluation.benchmarks import bench_mt, mt_bench
+from slimepo.evaluation.job import Job
+from slimepo.evaluation.judge.request import scores_of_row
+from slimepo.evaluation.rows import read_rows
+from slimepo.evaluation.run import run_benchmark
+from slimepo.report.page import write_report
+from tests.evaluation.conftest import KEY, QUESTIONS, one_file, printed
+from tests.evaluation.mock_judge import MockJudge, Say
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "options", "calls", "measures"),
+    [
+        ("mt-bench", {}, 2 * QUESTIONS, {"overall", "turn-1", "turn-2", "category/writing"}),
+        ("mt-bench", {"references": "gpt-4-1106-preview"}, 2 * QUESTIONS, {"overall"}),
+        ("arena-hard", {"rules": "v0.1"}, 2 * QUESTIONS, {"score", "mean"}),
+        ("arena-hard", {"category": "hard_prompt"}, 2 * QUESTIONS, {"score", "mean"}),
+        ("alpaca-eval", {}, QUESTIONS, {"win_rate", "average_length"}),
+    ],
+)
+def test_answer_judge_score(
+    job: Callable[..., Job],
+    mock: MockJudge,
+    console: Console,
+    benchmark: str,
+    options: dict[str, Any],
+    calls: int,
+    measures: set[str],
+) -> None:
+    if benchmark == "arena-hard":
+        # Every game is decided, so that few questions are enough for a fit.
+        mock.script += [
+            Say("[[A>B]]"),
+            Say("[[A>B]]"),
+            Say("[[B>A]]"),
+            Say("[[B>A]]"),
+            Say("[[A=B]]"),
+            Say("[[A=B]]"),
+        ]
+    this = job(benchmark, concurrency=1, **options)
+    (scores,) = run_benchmark(this, console)
+    assert len(mock.calls) == calls
+    assert measures <= set(scores.measures)
+    assert (scores.model, scores.identity.judge) == ("babyllama-105", mock.judge)
+    assert not scores.official
+    assert "the first 3 questions only" in scores.notes
+    record = json.loads(one_file(this.out / "scores", "*.json").read_text())
+    assert scores_of_row(record["scores"][0]) == scores
+    assert record["judge"]["name"] == mock.judge
+    assert record["answers"]["made"]["backend"] == "transformers"
+    assert all(len(file["sha256"]) == 64 for file in record["files"])
+    # Again: nothing is generated or asked, and the result is the same.
+    assert run_benchmark(this, console) == [scores]
+    assert len(mock.calls) == calls
+    assert "judge: 0 calls" in printed(console)
+
+
+def test_alpaca_eval_writes_upstreams_list(
+    job: Callable[..., Job], mock: MockJudge, console: Console
+) -> None:
+    this = job("alpaca-eval")
+    (scores,) = run_benchmark(this, console)
+    folder = this.out / "alpaca_eval" / "babyllama-105"
+    outputs = json.loads((folder / "model_outputs.json").read_text())
+    assert [set(row) for row in outputs] == [
+        {"dataset", "instruction", "output", "generator", OURS}
+    ] * QUESTIONS
+    # What we add is one word a row: the official code reads the list into a table.
+    assert {row[OURS] for row in outputs} == {"model_outputs.jsonl"}
+    (annotations,) = folder.glob("*/annotations.json")
+    for row in json.loads(annotations.read_text()):
+        assert row["raw_completion"]["logprobs"]["content"][0]["top_logprobs"]
+    assert {(call["temperature"], call["max_tokens"], call["top_logprobs"]) for call in mock.calls} == {
+        (1.0, 1, 5)
+    }
+    assert 0 < scores.measures["win_rate"].value < 100
+
+
+def test_each_step_takes_up_what_the_one_before_left(
+    job: Callable[..., Job], mock: MockJudge, loads: list[str], console: Console
+) -> None:
+    this = job("mt-bench")
+    with pytest.raises(InputError, match="3 of 3 answers are missing; run the step answer"):
+        run_benchmark(this, console, ["judge"])
+    run_benchmark(this, console, ["answer"])
+    assert mock.calls == []
+    with pytest.raises(InputError, match="run the step judge"):
+        run_benchmark(this, console, ["score"])
+    loads.clear()
+    assert run_benchmark(this, console, ["judge"]) == []
+    (scores,) = run_benchmark(this, console, ["score"])
+    assert scores.scored == 6
+    assert loads == []
+
+
+def test_without_a_judge_only_answers_are_written(
+    job: Callable[..., Job], mock: MockJudge, console: Console
+) -> None:
+    this = job("arena-hard", judge=None)
+    assert run_benchmark(this, console) == []
+    assert "no --judge: answers only" in printed(console)
+    assert [path.name for path in (this.out / "arena-hard-v2.0").iterdir()] == ["model_answer"]
+    with pytest.raises(InputError, match="needs --judge"):
+        run_benchmark(this, console, ["judge"])
+
+
+def test_a_baseline_of_ones_own(
+    job: Callable[..., Job], mock: MockJudge, console: Console, tmp_path: Path
+) -> None:
+    run_benchmark(job("arena-hard", "rival", judge=None, category="creative_writing"), console)
+    this = job("arena-hard", baseline="rival", category="creative_writing")
+    # Against itself: both orders are the same prompt, which is asked once.
+    mock.script += [Say("?")] * 3
+    with pytest.raises(UnscoredError):
+        run_benchmark(this, console)
+    shutil.rmtree(this.out / "judge_calls")
+    (scores,) = run_benchmark(this, console)
+    assert scores.identity.baseline == "rival"
+    assert one_file(this.out / "scores", "*--vs-rival--*.json")
+    with pytest.raises(InputError, match="--baseline nobody: neither a file nor a model"):
+        run_benchmark(job("arena-hard", baseline="nobody"), console)
+    # Upstream's answers of 2024 call the model `model_id`.
+    rows = read_rows(this.out / "arena-hard-v2.0" / "model_answer" / "rival.jsonl")
+    old = tmp_path / "old.jsonl"
+    old.write_text("".join(json.dumps({**r, "model_id": r["model"], "model": None}) + "\n" for r in rows))
+    (same,) = run_benchmark(job("arena-hard", baseline=str(old), category="creative_writing"), console)
+    assert (same.identity.baseline, same.measures) == ("rival", scores.measures)
+    nameless = tmp_path / "nameless.jsonl"
+    nameless.write_text('{"uid": "x"}\n')
+    with pytest.raises(InputError, match="must name one model"):
+        run_benchmark(job("arena-hard", baseline=str(nameless)), console)
+
+
+def test_a_missing_official_baseline_is_found_before_anything_is_generated(
+    job: Callable[..., Job], loads: list[str], console: Console
+) -> None:
+    with pytest.raises(InputError, match=r"no arena_hard/v2\.0/answer\.gemini-2\.0-flash-001\.jsonl"):
+        run_benchmark(job("arena-hard", category="creative_writing"), console)
+    assert loads == []
+
+
+def test_a_dry_run_counts_and_makes_no_call(
+    job: Callable[..., Job], mock: MockJudge, loads: list[str], console: Console
+) -> None:
+    this = job("arena-hard", category="hard_prompt", price_prompt=2.0, price_completion=8.0)
+    assert run_benchmark(this, console, dry_run=True) == []
+    text = printed(console)
+    assert "answers: 3 questions, 3 to answer in 3 turns, at most 36 tokens" in text
+    assert "judge: 6 calls, 6 to make" in text
+    assert "at most 96,000 completion tokens" in text
+    assert "$" in text
+    assert (mock.calls, loads, this.out.exists()) == ([], [], False)
+
+
+def test_a_missing_key_shows_before_anything_is_generated(
+    job: Callable[..., Job], loads: list[str], console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(InputError, match="set the environment variable OPENAI_API_KEY"):
+        run_benchmark(job("mt-bench", judge="gpt-4"), console)
+    assert loads == []
+
+
+@pytest.mark.parametrize(
+    ("library", "benchmark", "options"),
+    [
+        ("openai", "mt-bench", {}),
+        ("sklearn", "arena-hard", {"rules": "v0.1"}),
+        ("sklearn", "alpaca-eval", {"limit": None}),
+    ],
+)
+def test_a_missing_library_shows_before_anything_is_generated(
+    job: Callable[..., Job],
+    loads: list[str],
+    mock: MockJudge,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+    library: str,
+    benchmark: str,
+    options: dict[str, Any],
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    this = job(benchmark, **options)
+    with pytest.raises(InputError, match=r"not installed: pip install 'slimepo\[eval\]'$") as caught:
+        run_benchmark(this, console)
+    assert "\n" not in str(caught.value)
+    assert (loads, mock.calls, this.out.exists()) == ([], [], False)
+
+
+def test_answers_alone_need_no_library_of_the_judge(
+    job: Callable[..., Job], console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert run_benchmark(job("arena-hard", rules="v0.1"), console, ["answer"]) == []
+
+
+def test_a_model_behind_an_endpoint_answers_and_is_judged(
+    job: Callable[..., Job], mock: MockJudge, console: Console
+) -> None:
+    local = job("mt-bench")
+    this = Job(local.settings, mock.judge, "remote", local.out)
+    (scores,) = run_benchmark(this, console)
+    assert (scores.scored, len(mock.calls)) == (6, 12)
+    assert "note: the model judges itself" in printed(console)
+    # The judge's key is no business of the model's server.
+    assert mock.keys == {"none", KEY}
+
+
+def test_a_trial_of_a_few_questions_leaves_the_whole_run_alone(
+    job: Callable[..., Job], console: Console
+) -> None:
+    for benchmark in ("mt-bench", "arena-hard", "alpaca-eval"):
+        category = {"category": "hard_prompt"} if benchmark == "arena-hard" else {}
+        this = job(benchmark, **category)
+        run_benchmark(this, console)
+        before = {path: path.read_bytes() for path in this.out.rglob("*.json*") if path.is_file()}
+        run_benchmark(job(benchmark, limit=2, **category), console)
+        changed = [path.name for path, content in before.items() if path.read_bytes() != content]
+        assert [name for name in changed if name != before_calls(this)] == []
+
+
+def before_calls(this: Job) -> str:
+    return one_file(this.out / "judge_calls", "*").name
+
+
+@pytest.mark.parametrize("benchmark", ["arena-hard", "alpaca-eval"])
+def test_a_baseline_that_lacks_answers_is_found_before_anything_is_generated(
+    job: Callable[..., Job], loads: list[str], console: Console, tmp_path: Path, benchmark: str
+) -> None:
+    path = tmp_path / "short.jsonl"
+    path.write_text(
+        '{"uid": "x", "instruction": "x", "model": "short", "generator": "short", "output": "y"}\n'
+    )
+    options = {"category": "hard_prompt"} if benchmark == "arena-hard" else {}
+    with pytest.raises(InputError, match=r"short\.jsonl: answers to 3 of 3 questions are missing"):
+        run_benchmark(job(benchmark, baseline=str(path), **options), console)
+    assert loads == []
+
+
+def test_from_answers_over_judgments_and_scores_to_the_report(
+    job: Callable[..., Job], mock: MockJudge, console: Console, tmp_path: Path
+) -> None:
+    # Questions of all eight categories, so that the page has a radar plot; the canaries answer some of them too.
+    this = job("mt-bench", canaries=True, limit=None, max_new_tokens=4)
+    scores = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_mt, "read_rows", lambda path: one_a_category(read_rows(path)))
+        for name in ("tiny", "other"):
+            run_benchmark(replace(this, name=name), console, ["answer"])
+            run_benchmark(replace(this, name=name), console, ["judge"])
+            scores += run_benchmark(replace(this, name=name), console, ["score"])
+    # Both say the same, so that the second is judged from the cache: 8 questions of two turns, three canaries.
+    assert len(mock.calls) == 2 * 8 * (1 + 3)
+    write_report([this.out], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    markdown = (tmp_path / "report.md").read_text()
+    record = json.loads(one_file(this.out / "scores", "*--tiny--*.json").read_text())
+    overall = scores[0].measures["overall"]
+    for text in (page, markdown):
+        assert f"{overall.value:.2f} [{overall.lower:.2f}, {overall.upper:.2f}]" in text
+        for canary in record["canaries"].values():
+            assert f"{canary['mean']:.2f} on average; {canary['high']} of 16 rated 7 or more" in text
+    picture = re.search(r'aria-label="(MT-Bench by category, judge mock[^"]*mean ratings[^"]*)"', page)
+    assert picture
+    for name in mt_bench.CATEGORIES:
+        assert f"{name} {scores[0].measures[f'category/{name}'].value:.2f}" in picture.group(1)
+    assert "tiny: " in picture.group(1)
+    assert "other: " in picture.group(1)
+
+
+def one_a_category(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first question of each category; other rows as they are."""
+    if not all("category" in row and "turns" in row for row in rows):
+        return rows
+    first: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        first.setdefault(row["category"], row)
+    return list(first.values())

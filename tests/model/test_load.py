@@ -1,0 +1,63 @@
+"""Models from sizes, shrunk for a smoke run, and checked against the tokenizer."""
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from slimepo.errors import InputError
+from slimepo.model.load import (
+    ARCHITECTURES,
+    check_embeddings,
+    load_model,
+    random_config,
+    random_model,
+    smoke_config,
+)
+from slimepo.playground.tokenizer import build_tokenizer
+from tests.tiny import tiny_model
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_random_model_is_the_same_for_the_same_seed(architecture: str) -> None:
+    sizes = dict(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, head_dim=16
+    )
+    config = random_config(architecture, sizes | {"num_key_value_heads": 1}, build_tokenizer())
+    one, two, other = random_model(config, 1), random_model(config, 1), random_model(config, 2)
+    assert torch.equal(one.get_input_embeddings().weight, two.get_input_embeddings().weight)
+    assert not torch.equal(one.get_input_embeddings().weight, other.get_input_embeddings().weight)
+    assert one.config.vocab_size == len(build_tokenizer())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_smoke_model_is_tiny_and_keeps_the_architecture(architecture: str) -> None:
+    big = AutoConfig.for_model(ARCHITECTURES[architecture], vocab_size=100, sliding_window=512)
+    small = smoke_config(big)
+    assert small.model_type == big.model_type
+    model = random_model(small, 0)
+    assert sum(p.numel() for p in model.parameters()) < 200_000
+    ids = torch.arange(90)[None]
+    assert model(input_ids=ids).logits.shape == (1, 90, 100)
+    if architecture == "gemma3":
+        assert len(set(small.layer_types)) == 2
+        assert small.sliding_window < 90
+
+
+def test_unknown_sizes_and_architectures_are_named() -> None:
+    with pytest.raises(InputError, match=r"no size 'hiden_size'.*hidden_size"):
+        random_config("llama", {"hiden_size": 3}, build_tokenizer())
+    with pytest.raises(InputError, match="unknown architecture 'gpt9'; give one of llama, qwen3, gemma3"):
+        random_config("gpt9", {}, build_tokenizer())
+
+
+def test_new_special_tokens_must_fit_the_embedding() -> None:
+    tokenizer = build_tokenizer()
+    with pytest.raises(InputError, match=r"tokenizer has id .* but the model has 61 embeddings"):
+        check_embeddings(tiny_model(), tokenizer)
+    check_embeddings(tiny_model(vocab_size=len(tokenizer)), tokenizer)
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line() -> None:
+    with pytest.raises(InputError, match="model 'no/where' cannot be loaded") as error:
+        load_model("no/where")
+    assert "\n" not in str(error.value)

@@ -1,0 +1,145 @@
+"""Log-probs of response tokens against a plain log_softmax over everything, per architecture and head."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+from slimepo.data.batch import collate
+from slimepo.data.tokenize import TokenizedPair
+from slimepo.errors import InputError
+from slimepo.model.adapters import add_adapter, lora_config
+from slimepo.model.logps import install_logps, policy_logps
+from slimepo.model.tryout import verify_logps
+from tests.tiny import random_rows, tiny_model
+
+ARCHITECTURES = [
+    ("llama", {}),
+    ("qwen3", {}),
+    ("gemma3_text", {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}),
+    ("gemma2", {"final_logit_softcapping": 1.5, "sliding_window": 4}),
+    ("mistral", {"sliding_window": 4}),
+    ("cohere", {"logit_scale": 0.2}),
+    ("granite", {"logits_scaling": 3.0}),
+]
+
+
+def plain_logps(model: nn.Module, pair: TokenizedPair, side: str) -> Tensor:
+    """One row at a time, no padding, all logits."""
+    response = torch.tensor(getattr(pair, side)).long()
+    ids = torch.cat([torch.tensor(pair.prompt).long(), response])[None]
+    logps = torch.log_softmax(model(input_ids=ids).logits[0].double(), dim=-1)
+    start = len(pair.prompt)
+    return logps[torch.arange(start - 1, start - 1 + len(response)), response]
+
+
+@pytest.mark.parametrize(("architecture", "sizes"), ARCHITECTURES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_equal_to_log_softmax_over_the_whole_sequence(
+    architecture: str, sizes: dict[str, object], tied: bool
+) -> None:
+    model = tiny_model(architecture, tied=tied, **sizes).double().eval()
+    pairs = random_rows(5)
+    install_logps(model)
+    verify_logps(model)
+    ours = policy_logps(model, collate(pairs))
+    for i, pair in enumerate(pairs):
+        for values, mask, side in (
+            (ours.chosen, ours.chosen_mask, "chosen"),
+            (ours.rejected, ours.rejected_mask, "rejected"),
+        ):
+            # Attention with a soft cap runs eagerly, and transformers takes its softmax in float32.
+            close = 1e-7 if architecture == "gemma2" else 1e-9
+            torch.testing.assert_close(
+                values[i][mask[i]], plain_logps(model, pair, side), rtol=close, atol=close
+            )
+
+
+@pytest.mark.parametrize("train_head", [True, False])
+def test_with_an_adapter_and_with_it_switched_off(train_head: bool) -> None:
+    base = tiny_model(tied=True)
+    reference = copy.deepcopy(base).double().eval()
+    model = add_adapter(base, lora_config(r=4, train_head=train_head)).double().eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.3)
+    install_logps(model)
+    pairs = random_rows(3)
+    ours = policy_logps(model, collate(pairs))
+    torch.testing.assert_close(ours.chosen[0][ours.chosen_mask[0]], plain_logps(model, pairs[0], "chosen"))
+    with model.disable_adapter():
+        off = policy_logps(model, collate(pairs))
+    torch.testing.assert_close(off.chosen[0][off.chosen_mask[0]], plain_logps(reference, pairs[0], "chosen"))
+    assert not torch.allclose(off.chosen, ours.chosen)
+
+
+def test_a_model_with_eyes_trains_its_text_part_alone() -> None:
+    text = tiny_model("gemma3_text").config.to_dict() | {"sliding_window": 4}
+    vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    vision |= dict(image_size=28, patch_size=14)
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=60)
+    model = add_adapter(Gemma3ForConditionalGeneration(config), lora_config(r=2)).double().train()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and "vision" in n]
+    install_logps(model)
+    pairs = random_rows(2)
+    ours = policy_logps(model, collate(pairs))
+    ours.chosen.sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    torch.testing.assert_close(ours.chosen[0][ours.chosen_mask[0]], plain_logps(model, pairs[0], "chosen"))
+
+
+def test_a_head_with_an_adapter_of_its_own_projects_by_itself() -> None:
+    config = lora_config(r=4, target_modules=["q_proj", "lm_head"], train_head=False)
+    model = add_adapter(tiny_model(), config).double().eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.3)
+    install_logps(model)
+    pairs = random_rows(2)
+    ours = policy_logps(model, collate(pairs))
+    torch.testing.assert_close(
+        ours.rejected[1][ours.rejected_mask[1]], plain_logps(model, pairs[1], "rejected")
+    )
+
+
+def test_generation_and_deep_copies_are_not_disturbed() -> None:
+    model = tiny_model().eval()
+    prompt = torch.tensor([[3, 4, 5]])
+    before = model.generate(prompt, max_new_tokens=5, do_sample=False)
+    install_logps(model)
+    assert model.generate(prompt, max_new_tokens=5, do_sample=False).tolist() == before.tolist()
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.get_output_embeddings().weight.zero_()
+    batch = collate(random_rows(2))
+    assert torch.allclose(
+        policy_logps(twin, batch).chosen.sum(), -batch_tokens(batch) * torch.log(torch.tensor(61.0))
+    )
+    assert not torch.allclose(policy_logps(model, batch).chosen, policy_logps(twin, batch).chosen)
+
+
+def batch_tokens(batch: dict[str, object]) -> int:
+    return sum(batch["response_tokens"][0])  # type: ignore[index]
+
+
+def test_a_head_that_is_not_understood_is_refused() -> None:
+    model = tiny_model()
+    forward = type(model).forward
+
+    class Odd(type(model)):  # type: ignore[misc]
+        def forward(self, *args: object, **kwargs: object) -> object:
+            output = forward(self, *args, **kwargs)
+            output.logits = 3 * output.logits
+            return output
+
+    model.__class__ = Odd
+    install_logps(model)
+    with pytest.raises(InputError, match="differ from its own logits"):
+        verify_logps(model)
+
+
+def test_a_model_without_a_head_is_refused() -> None:
+    with pytest.raises(InputError, match="not a transformers causal language model"):
+        install_logps(nn.Linear(2, 2))

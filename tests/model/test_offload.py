@@ -1,0 +1,241 @@
+"""Checkpointed activations, kept or moved: the same gradients, and what is held meanwhile."""
+
+import warnings
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from slimepo.data.batch import collate, collate_packed
+from slimepo.errors import InputError
+from slimepo.model.adapters import add_adapter, lora_config
+from slimepo.model.attention.interface import install
+from slimepo.model.logps import causal_lm, install_logps
+from slimepo.model.offload import Held, Offload, offload_checkpoints
+from slimepo.pipeline.recipe import make_recipe
+from slimepo.pipeline.stage import stage_arguments
+from slimepo.training.config import PreferenceConfig
+from slimepo.training.trainer import PreferenceTrainer
+from tests.model.attention.test_interface import in_float64, logps_and_gradients
+from tests.tiny import random_rows, tiny_model
+
+
+class Recorded(Offload):
+    """Copies at once, and writes down what it is given and what is asked back."""
+
+    def __init__(self) -> None:
+        super().__init__(stream=None, smallest_bytes=1)
+        self.packed: list[Tensor] = []
+        self.order: list[str] = []
+
+    def pack(self, tensor: Tensor) -> Tensor | Held:
+        self.packed.append(tensor)
+        self.order.append("pack")
+        return super().pack(tensor)
+
+    def unpack(self, held: Tensor | Held) -> Tensor:
+        self.order.append("unpack")
+        # A copy, so that the test fails where a layer is computed from anything else.
+        return super().unpack(held).clone()
+
+
+def model_in_float64(lora: bool, **sizes: Any) -> nn.Module:
+    model: Any = tiny_model("qwen3", num_hidden_layers=3, **sizes)
+    if lora:
+        model = add_adapter(model, lora_config(r=4))
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                nn.init.normal_(parameter, std=0.3)
+    model = in_float64(model).train()
+    install_logps(model)
+    return model
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
+@pytest.mark.parametrize("how", ["layers", "offload"])
+def test_the_same_gradients(lora: bool, layout: str, how: str) -> None:
+    model: Any = model_in_float64(lora)
+    pairs = random_rows(4)
+    if layout != "padded":
+        install(causal_lm(model))
+    batch = collate(pairs) if layout == "padded" else collate_packed(pairs, shared=layout == "shared")
+    plain = logps_and_gradients(model, batch)
+    model.activation_checkpointing_enable()
+    offload = Recorded()
+    if how == "offload":
+        offload_checkpoints(model, offload)
+    for a, b in zip(plain, logps_and_gradients(model, batch), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    layers = 3 if how == "offload" else 0
+    assert offload.order == ["pack"] * layers + ["unpack"] * layers
+    # Each layer's input, and nothing else.
+    size = batch["input_ids"].numel() * 32 * 8
+    assert [tensor.nbytes for tensor in offload.packed] == [size] * layers
+
+
+def test_what_the_hooks_hand_back_is_what_the_backward_pass_computes_from() -> None:
+    class Wrong(Recorded):
+        def unpack(self, held: Tensor | Held) -> Tensor:
+            return super().unpack(held) * 1.1
+
+    model: Any = model_in_float64(lora=False)
+    batch = collate(random_rows(4))
+    plain = logps_and_gradients(model, batch)
+    model.activation_checkpointing_enable()
+    offload_checkpoints(model, Wrong())
+    differences = [(a - b).abs().max() for a, b in zip(plain, logps_and_gradients(model, batch), strict=True)]
+    assert max(differences) > 1e-3
+
+
+def test_one_layer_ahead_is_fetched_and_nothing_is_held_afterwards() -> None:
+    offload = Offload(stream=None, smallest_bytes=1)
+    saved = [offload.pack(torch.full((3,), float(i))) for i in range(3)]
+    assert all(isinstance(held, Held) for held in saved)
+    assert offload.unpack(saved[2]).tolist() == [2.0] * 3
+    assert [held.back is not None for held in saved] == [False, True, False]
+    assert offload.unpack(saved[1]).tolist() == [1.0] * 3
+    # A second backward pass may ask again.
+    assert offload.unpack(saved[2]).tolist() == [2.0] * 3
+    known = [weakref.ref(held) for held in saved]
+    del saved
+    assert [reference() for reference in known] == [None] * 3
+    # The one before is gone: nothing to fetch ahead.
+    assert offload.unpack(offload.pack(torch.ones(3))).tolist() == [1.0] * 3
+
+
+def test_parameters_and_small_tensors_stay() -> None:
+    offload = Offload(stream=None, smallest_bytes=100)
+    small, parameter = torch.ones(5), nn.Parameter(torch.ones(100))
+    assert offload.pack(small) is small
+    assert offload.pack(parameter) is parameter
+    assert isinstance(offload.pack(torch.ones(100)), Held)
+
+
+@pytest.mark.parametrize(
+    ("given", "resolved"),
+    [
+        ({}, (False, False)),
+        ({"activation_checkpointing": "none"}, (False, False)),
+        ({"activation_checkpointing": "layers"}, (True, False)),
+        ({"activation_checkpointing": True}, (True, False)),
+        ({"activation_checkpointing": "offload"}, (True, True)),
+        ({"activation_offloading": True}, (True, True)),
+        ({"gradient_checkpointing": True}, (True, False)),
+        (
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+            (True, False),
+        ),
+        ({"gradient_checkpointing": False}, (False, False)),
+    ],
+)
+def test_every_way_of_asking_is_understood_without_a_warning(
+    given: dict[str, Any], resolved: tuple[bool, bool]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        args = PreferenceConfig(**given)
+    assert (args.activation_checkpointing, args.activation_offloading) == resolved
+    assert args.gradient_checkpointing == resolved[0]
+
+
+def test_a_stage_of_a_recipe_asks_with_the_same_words(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"model": "m", "data": {"path": "d"}}
+    for word, resolved in (("none", (False, False)), ("layers", (True, False)), ("offload", (True, True))):
+        recipe = make_recipe(values | {"stages": [{"loss": "slime", "activation_checkpointing": word}]})
+        args = stage_arguments(recipe, recipe.stages[0], tmp_path)
+        assert (args.activation_checkpointing, args.activation_offloading) == resolved
+    # The older names, in a stage's args, are not overruled by the key's default.
+    for older, resolved in (
+        ("gradient_checkpointing", (True, False)),
+        ("activation_offloading", (True, True)),
+    ):
+        recipe = make_recipe(values | {"stages": [{"loss": "slime", "args": {older: True}}]})
+        args = stage_arguments(recipe, recipe.stages[0], tmp_path)
+        assert (args.activation_checkpointing, args.activation_offloading) == resolved
+    with pytest.raises(InputError, match="activation_checkpointing"):
+        make_recipe(values | {"stages": [{"loss": "slime", "activation_checkpointing": "layer"}]})
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    with pytest.raises(
+        InputError, match="activation_checkpointing = 'layer' is unknown: give one of none, layers"
+    ):
+        PreferenceConfig(activation_checkpointing="layer")
+    with pytest.raises(InputError, match="give activation_checkpointing too"):
+        PreferenceConfig(activation_checkpointing="none", activation_offloading=True)
+    with pytest.raises(InputError, match="gradient_checkpointing asks for what"):
+        PreferenceConfig(activation_checkpointing="none", gradient_checkpointing=True)
+
+
+def losses(tmp_path: Path, how: str, lora: bool) -> tuple[list[float], PreferenceTrainer]:
+    args = PreferenceConfig(
+        output_dir=str(tmp_path), learning_rate=1e-3, max_steps=3, logging_steps=1, save_strategy="no",
+        per_device_train_batch_size=4, report_to="none", activation_checkpointing=how,
+    )  # fmt: skip
+    adapter = lora_config(r=4) if lora else None
+    trainer = PreferenceTrainer(tiny_model("qwen3"), args, random_rows(12), peft_config=adapter)
+    trainer.train()
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line], trainer
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")
+@pytest.mark.parametrize("lora", [True, False])
+def test_the_trainer_takes_the_same_steps_and_says_what_it_does(tmp_path: Path, lora: bool) -> None:
+    plain, trainer = losses(tmp_path, "none", lora)
+    assert trainer.activations == "kept"
+    for how, words in (
+        ("layers", "computed again in the backward pass"),
+        ("offload", "computed again in the backward pass (there is no CUDA device to offload from)"),
+    ):
+        again, trainer = losses(tmp_path, how, lora)
+        assert again == pytest.approx(plain, rel=1e-6)
+        assert trainer.activations == words
+        assert causal_lm(trainer.model).is_activation_checkpointing
+
+
+def test_the_trainer_moves_activations_where_there_is_a_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The road from the argument to the hooks, with a recording stand-in for the device."""
+    offload = Recorded()
+    monkeypatch.setattr("slimepo.training.callbacks.offloads", lambda args: args.activation_offloading)
+    monkeypatch.setattr("slimepo.training.callbacks.Offload", lambda _: offload)
+    monkeypatch.setattr("torch.cuda.Stream", lambda: None)
+    plain, _ = losses(tmp_path, "layers", lora=True)
+    assert offload.order == []
+    moved, _ = losses(tmp_path, "offload", lora=True)
+    assert moved == pytest.approx(plain, rel=1e-6)
+    # 3 steps of 2 layers.
+    assert offload.order == ["pack", "pack", "unpack", "unpack"] * 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_less_is_held_and_the_gradients_are_the_same_bits() -> None:
+    sizes = {"num_hidden_layers": 12, "hidden_size": 256, "head_dim": 64, "max_position_embeddings": 8192}
+
+    def run(how: str) -> tuple[int, list[Tensor]]:
+        model: Any = tiny_model("llama", **sizes).cuda().train()
+        model.activation_checkpointing_enable()
+        if how == "offload":
+            offload_checkpoints(model, Offload(torch.cuda.Stream()))
+        ids = torch.arange(4 * 4096, device="cuda").view(4, 4096) % 61
+        for _ in range(2):  # the second time pinned memory and kernels are warm
+            model.zero_grad()
+            hidden = model.model(ids, use_cache=False).last_hidden_state
+            torch.cuda.synchronize()
+            held = torch.cuda.memory_allocated()
+            hidden.square().mean().backward()
+        torch.cuda.synchronize()
+        return held, [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    kept, plain = run("layers")
+    moved, again = run("offload")
+    # Twelve inputs of 4 x 4096 x 256 float32 numbers; up to two may still be under way.
+    assert kept - moved > 9 * 4 * 4096 * 256 * 4
+    for a, b in zip(plain, again, strict=True):
+        assert torch.equal(a, b)

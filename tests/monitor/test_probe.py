@@ -1,0 +1,161 @@
+"""What the monitor measures on a model, against plain sums over its own logits and the paper's gradients."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from slimepo.data.batch import StepCollator
+from slimepo.data.tokenize import TokenizedPair
+from slimepo.losses import slime
+from slimepo.model.adapters import lora_config
+from slimepo.model.logps import install_logps
+from slimepo.model.tryout import choose_layout
+from slimepo.monitor.displacement import SideScores
+from slimepo.monitor.probe import (
+    end_token,
+    entanglement,
+    gradient_norms,
+    greedy_answers,
+    prompts_for,
+    sample,
+    score_sample,
+)
+from tests.tiny import random_rows, tiny_model
+
+
+class TestSample:
+    def test_it_is_a_function_of_content_and_seed(self) -> None:
+        rows = random_rows(40)
+        ids = [row.row_id for row in sample(rows, 8, 0)]
+        assert ids == [row.row_id for row in sample(rows[::-1], 8, 0)]
+        assert ids != [row.row_id for row in sample(rows, 8, 1)]
+        assert [row.row_id for row in sample(rows, 4, 0)] == ids[:4]
+        assert len(sample(rows, 100, 0)) == 40
+
+    def test_prompts_are_of_one_length_and_differ(self) -> None:
+        rows = random_rows(60)
+        found = prompts_for([*rows, *rows], 4, 0)
+        assert len({len(row.prompt) for row in found}) == 1
+        assert len({row.prompt.tobytes() for row in found}) == 4
+
+    def test_where_no_length_is_common_enough_any_prompts_do(self) -> None:
+        rows = [replace(row, prompt=np.arange(i + 1, dtype=np.int32)) for i, row in enumerate(random_rows(5))]
+        found = prompts_for([*rows, *rows, *rows], 4, 0)
+        assert len({row.prompt.tobytes() for row in found}) == len(found) == 4
+
+    def test_the_end_token_is_what_answers_end_in(self) -> None:
+        def row(*last: int) -> TokenizedPair:
+            w, l = (np.array([5, 6, token], dtype=np.int32) for token in last)  # noqa: E741
+            return TokenizedPair(w[:1], w, l, "row")
+
+        assert end_token([row(1, 1), row(1, 9)]) == 1
+        assert end_token([row(1, 2), row(3, 4)]) is None
+        assert end_token([]) is None
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_scores_are_those_of_the_models_own_logits(layout: str, adapter: bool) -> None:
+    from peft import get_peft_model
+
+    model = tiny_model()
+    if adapter:
+        # An adapter on the head, which then is no plain matrix.
+        model = get_peft_model(model, lora_config(4, target_modules=["q_proj", "lm_head"], train_head=False))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.1)
+    install_logps(model)
+    choose_layout(model, layout)
+    rows = random_rows(7)
+    rows[2] = replace(rows[2], rejected=rows[2].rejected[:0])
+    chosen, rejected = score_sample(model, rows, StepCollator(4, layout=layout), 3)  # type: ignore[arg-type]
+    model.eval()
+    for row, w, l, entropy, hit in zip(  # noqa: E741
+        rows, chosen.logps, rejected.logps, chosen.entropy, chosen.hit, strict=True
+    ):
+        for answer, logps in ((row.chosen, w), (row.rejected, l)):
+            assert len(logps) == len(answer)
+            if len(answer):
+                table = _table(model, row, answer)
+                np.testing.assert_allclose(logps, table[np.arange(len(answer)), answer], atol=2e-5)
+        table = _table(model, row, row.chosen)
+        np.testing.assert_allclose(entropy, -(np.exp(table) * table).sum(-1), atol=1e-5)
+        np.testing.assert_array_equal(hit, table.argmax(-1) == row.chosen)
+
+
+def _table(model: torch.nn.Module, row: TokenizedPair, answer: np.ndarray) -> np.ndarray:
+    ids = torch.from_numpy(np.concatenate([row.prompt, answer]).astype(np.int64))[None]
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, len(row.prompt) - 1 : -1]
+    table: np.ndarray = logits.double().log_softmax(-1).numpy()
+    return table
+
+
+class TestGradientNorms:
+    def side(self, *rows: list[float]) -> SideScores:
+        arrays = [np.array(row) for row in rows]
+        return SideScores(arrays, arrays, arrays)
+
+    def test_they_are_those_of_the_papers_closed_form(self) -> None:
+        """Appendix A, for one pair of two tokens a side: Delta = 1, softplus(0.75) at both rejected tokens."""
+        norms = gradient_norms(slime, {}, self.side([-0.5, -1.5]), self.side([-2.0, -2.0]))
+        assert norms["chosen"] == pytest.approx(0.1 / 2 * math.sqrt(2))
+        raised, sigmoid = math.log1p(math.exp(0.75)), 1 / (1 + math.exp(-0.75))
+        assert norms["rejected"] == pytest.approx(0.1 / 2 * 2.5 * raised**1.5 * sigmoid * math.sqrt(2))
+        # u = 0.5, v = 0.5: dL/dDelta = -(0.5 + 2.5 * 0.5 * 0.25), a quarter of which squared at each of four tokens.
+        assert norms["distance"] == pytest.approx((0.5 + 2.5 * 0.5 * 0.25) / 2 * 2)
+
+    def test_a_term_that_is_switched_off_has_none(self) -> None:
+        norms = gradient_norms(slime, {"rejected_weight": 0.0}, self.side([-1.0]), self.side([-2.0]))
+        assert norms["rejected"] == 0
+        assert norms["distance"] > 0
+
+    def test_it_works_where_gradients_are_off(self) -> None:
+        with torch.no_grad():
+            assert gradient_norms(slime, {}, self.side([-0.5]), self.side([-2.0]))["chosen"] > 0
+
+
+class TestEntanglement:
+    def test_equal_answers_are_wholly_entangled_and_no_gradient_is_left_behind(self) -> None:
+        model = tiny_model()
+        install_logps(model)
+        rows = random_rows(3)
+        rows[0] = replace(rows[0], rejected=rows[0].chosen)
+        found = entanglement(model, rows)
+        assert found["pairs"] == 3
+        assert found["ratio"][0] == pytest.approx(1, abs=1e-4)
+        assert all(p.grad is None for p in model.parameters())
+
+    def test_it_is_the_product_of_the_gradients_over_the_smaller_square(self) -> None:
+        from tests.model.test_logps import plain_logps
+
+        model, (row,) = tiny_model(), random_rows(1)
+        install_logps(model)
+        gradients = []
+        for name in ("chosen", "rejected"):
+            parameters = list(model.parameters())
+            grads = torch.autograd.grad(plain_logps(model, row, name).mean(), parameters)
+            gradients.append(torch.cat([g.flatten() for g in grads]))
+        w, l = gradients  # noqa: E741
+        expected = float(w @ l / min(w @ w, l @ l))
+        assert entanglement(model, [row])["ratio"] == [pytest.approx(expected, rel=1e-3)]
+
+
+def test_greedy_answers_are_counted_and_checked() -> None:
+    model = tiny_model()
+    install_logps(model)
+    rows = prompts_for(random_rows(40), 3, 0)
+    found = greedy_answers(model, rows, 1, 12, lambda ids: " ".join(map(str, ids)), lambda _, text: text > "")
+    assert len(found["answers"]) == 3
+    for answer in found["answers"]:
+        assert answer["tokens"] == 12 or answer["finished"]
+        assert answer["valid"] is answer["finished"]
+    assert found["finished"] == pytest.approx(sum(a["finished"] for a in found["answers"]) / 3, abs=1e-6)
+    silent = greedy_answers(model, rows, 1, 12, None, None)
+    assert silent["valid"] is None
+    assert all(a["text"] is None for a in silent["answers"])

@@ -1,0 +1,58 @@
+"""The end of a run: the table, what matters most, and where everything is."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from slimepo.pipeline.console import final_facts, print_summary
+
+HELDOUT = {
+    "pairs": 40,
+    "before": {"logps/chosen": -0.5, "logps/rejected": -0.7, "margin": 0.2, "accuracy": 0.6},
+    "after": {"logps/chosen": -0.4, "logps/rejected": -0.9, "margin": 0.5, "accuracy": 0.7},
+    "chosen_fell": 0.25,
+}
+
+
+def result(monitor: dict[str, Any] | None) -> dict[str, Any]:
+    return {"name": "slime", "steps": 12, "seconds": 61.0, "heldout": HELDOUT, "monitor": monitor}
+
+
+def printed(monitor: dict[str, Any] | None, out: Path) -> str:
+    file = io.StringIO()
+    print_summary([result(monitor)], out, Console(file=file, width=160))
+    return file.getvalue()
+
+
+def test_three_facts_and_the_places(tmp_path: Path) -> None:
+    said = printed({"warnings": [], "stopped": None, "facts": ["One.", "Two.", "Three."]}, tmp_path)
+    assert said.splitlines()[-6:] == [
+        "1. One.",
+        "2. Two.",
+        "3. Three.",
+        f"run folder: {tmp_path}",
+        f"model: {tmp_path / 'slime' / 'model'}",
+        f"report: slimepo report {tmp_path}",
+    ]
+
+
+def test_a_report_that_is_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("")
+    assert f"report: {tmp_path / 'report.html'}" in printed(None, tmp_path)
+
+
+def test_a_run_that_stopped_itself_says_why(tmp_path: Path) -> None:
+    stopped = {"step": 7, "warning": "unlearning", "message": "chosen answers fell"}
+    said = printed({"warnings": [], "stopped": stopped, "facts": []}, tmp_path)
+    assert "slime was stopped at step 7: chosen answers fell" in said
+
+
+def test_without_a_monitor_the_facts_are_of_the_held_out_pairs() -> None:
+    first, second = final_facts(result(None))
+    assert first.startswith("Chosen answers held out are 0.10 nats per token likelier than at the start; 25%")
+    assert second.startswith(
+        "The chosen answer is the likelier one in 70% of the pairs held out (60% at the start)"
+    )
+    assert final_facts({"name": "sft"}) == []

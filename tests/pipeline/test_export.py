@@ -1,0 +1,104 @@
+"""What is exported is what was trained, above all on models whose head shares the embedding's weight."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from slimepo.errors import InputError
+from slimepo.model.adapters import add_adapter, keep_trained_in_float32, lora_config, untie_head
+from slimepo.pipeline.export import export_model, load_checkpoint, newest, probe_logits
+from slimepo.playground.tokenizer import build_tokenizer
+from slimepo.training.config import PreferenceConfig
+from slimepo.training.trainer import PreferenceTrainer
+from tests.tiny import random_rows, tiny_model
+
+
+def trained(tmp_path: Path, model: Any, peft_config: Any = None) -> PreferenceTrainer:
+    args = PreferenceConfig(output_dir=str(tmp_path / "run"), learning_rate=1e-2, max_steps=3, save_steps=3)
+    made = PreferenceTrainer(model=model, args=args, train_dataset=random_rows(16), peft_config=peft_config)
+    made.train()
+    return made
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("adapter", ["lora with head", "lora", "none"])
+def test_a_reloaded_export_gives_the_trained_models_logits(
+    tmp_path: Path, architecture: str, tied: bool, adapter: str
+) -> None:
+    peft_config = None if adapter == "none" else lora_config(r=4, train_head=adapter == "lora with head")
+    made = trained(tmp_path, tiny_model(architecture, tied=tied), peft_config)
+    logits = probe_logits(made.model)
+    difference = export_model(made.model, build_tokenizer(), tmp_path / "model", {9})
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    assert (probe_logits(reloaded) - logits).abs().max() <= 1e-4
+    assert difference <= 1e-4
+    untied = not tied or adapter == "lora with head"
+    assert reloaded.config.tie_word_embeddings is not untied
+    assert (reloaded.get_output_embeddings().weight is reloaded.get_input_embeddings().weight) is not untied
+    assert 9 in GenerationConfig.from_pretrained(tmp_path / "model").eos_token_id
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lora_on_a_tied_head_is_exported_too(tmp_path: Path, dtype: torch.dtype) -> None:
+    config = lora_config(r=4, target_modules=["q_proj", "lm_head"], train_head=False)
+    made = trained(tmp_path, tiny_model(tied=True).to(dtype), config)
+    logits = probe_logits(made.model)
+    export_model(made.model, build_tokenizer(), str(tmp_path / "model"))
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    close = 1e-4 if dtype == torch.float32 else 0.05
+    assert (probe_logits(reloaded) - logits).abs().max() <= close
+
+
+def test_training_the_head_of_a_tied_model_leaves_its_embedding_alone(tmp_path: Path) -> None:
+    model = tiny_model(tied=True)
+    embedding = model.get_input_embeddings().weight.detach().clone()
+    made = trained(tmp_path, model, lora_config(r=4))
+    merged = made.model.merge_and_unload()
+    assert torch.equal(merged.get_input_embeddings().weight, embedding)
+    assert not torch.allclose(merged.get_output_embeddings().weight, embedding)
+
+
+def test_a_checkpoint_exports_to_the_same_model(tmp_path: Path) -> None:
+    base = tiny_model(tied=True)
+    base.save_pretrained(tmp_path / "base")
+    build_tokenizer().save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    made = trained(tmp_path, model, lora_config(r=4))
+    checkpoint = newest(tmp_path / "run")
+    loaded, _ = load_checkpoint(checkpoint, str(tmp_path / "base"))
+    torch.testing.assert_close(probe_logits(loaded), probe_logits(made.model), rtol=0, atol=1e-6)
+
+
+def test_untying_is_only_for_tied_models() -> None:
+    model = tiny_model(tied=False)
+    head = model.get_output_embeddings().weight
+    untie_head(model)
+    assert model.get_output_embeddings().weight is head
+
+
+def test_trained_parameters_are_kept_in_float32() -> None:
+    model = add_adapter(tiny_model().to(torch.bfloat16), lora_config(r=4))
+    dtypes = {p.requires_grad: p.dtype for p in model.parameters()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+    whole = tiny_model().to(torch.bfloat16)
+    keep_trained_in_float32(whole)
+    assert {p.dtype for p in whole.parameters()} == {torch.float32}
+
+
+def test_target_modules_that_are_not_there_are_refused() -> None:
+    with pytest.raises(InputError, match=r"adapter does not fit LlamaForCausalLM.*query_key_value"):
+        add_adapter(tiny_model(), lora_config(target_modules=["query_key_value"], train_head=False))
+
+
+@pytest.mark.parametrize("inside", [None, "checkpoints"])
+def test_a_folder_without_a_model_is_refused(tmp_path: Path, inside: str | None) -> None:
+    if inside:
+        (tmp_path / inside).mkdir()
+    with pytest.raises(InputError, match="no checkpoint, adapter or model there"):
+        newest(tmp_path)
+    with pytest.raises(InputError, match="holds neither a model"):
+        load_checkpoint(tmp_path)

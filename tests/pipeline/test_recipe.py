@@ -1,0 +1,161 @@
+"""Recipes: the paper's values as defaults, overrides, and errors that name the nearest key."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slimepo.errors import InputError
+from slimepo.pipeline.recipe import RandomModel, load_recipe, make_recipe, one_stage_recipe
+from slimepo.settings import dump, parse_value
+from slimepo.training.reference import SOURCES
+
+TEXT = """
+model: some/model
+data:
+  path: pairs.jsonl
+stages:
+  - loss: sft
+  - loss: slime
+    loss_options: {hard_margin: 2}
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(TEXT)
+    return path
+
+
+def test_defaults_are_the_papers(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    sft, slime = recipe.stages
+    assert (sft.learning_rate, sft.epochs, sft.part) == (2e-4, 3, "sft")
+    assert (slime.learning_rate, slime.epochs, slime.part) == (5e-7, 1, "preference")
+    assert recipe.adapter is not None
+    assert (recipe.adapter.r, recipe.adapter.alpha, recipe.adapter.dropout) == (64, 128, 0)
+    assert recipe.adapter.train_head
+    assert recipe.seed == 0
+    assert recipe.parts == {"sft": 0.33, "preference": 0.66, "heldout": 0.01}
+
+
+def test_overrides_find_stages_by_name_or_number(recipe_file: Path) -> None:
+    overrides = ["stages.slime.learning_rate=1e-6", "stages.0.epochs=1", "data.path=more.csv", "adapter=none"]
+    recipe = load_recipe(recipe_file, [*overrides, "stages.slime.loss_options.exponent=2"])
+    assert recipe.stages[1].learning_rate == 1e-6
+    assert recipe.stages[0].epochs == 1
+    assert recipe.data.path == "more.csv"
+    assert recipe.adapter is None
+    assert recipe.stages[1].loss_options == {"hard_margin": 2, "exponent": 2}
+
+
+def test_a_model_can_be_replaced_by_a_random_one(recipe_file: Path) -> None:
+    recipe = load_recipe(
+        recipe_file,
+        ["model.init=random", "model.architecture=llama", "model.hidden_size=8", "tokenizer=folder"],
+    )
+    assert isinstance(recipe.model, RandomModel)
+    assert recipe.model.sizes == {"hidden_size": 8}
+    assert recipe.adapter is None
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sed=1", "unknown key 'sed'; did you mean 'seed'"),
+        ("data.pth=x", "unknown key 'data.pth'; did you mean 'path'"),
+        ("stages.slime.learning_rte=1", "unknown key 'stages.1.learning_rte'; did you mean 'learning_rate'"),
+        ("adapter.rank=3", "unknown key 'adapter.rank'"),
+        ("stages.dpo.epochs=1", "there is no 'dpo'; there are: sft, slime"),
+        ("stages.slime.loss_options.hard_margn=1", "stage 'slime'.*did you mean 'hard_margin'"),
+        ("stages.slime.loss_options.exponent=0", "exponent = 0.*>= 1"),
+        ("stages.slime.loss=slimy", "unknown loss 'slimy'.*did you mean 'slime'"),
+        ("stages.slime.batch_size=0", "stages.1.batch_size: .*greater than or equal to 1"),
+        ("stages.slime.part=heldouts", "no part 'heldouts' in data.parts"),
+        ("stages.slime.name=sft", "two stages are named 'sft'"),
+        ("stages.slime.name=../x", "cannot be a stage's name"),
+        ("seed", "is not key=value"),
+        ("model.init=random", "model"),
+    ],
+)
+def test_wrong_input_is_named(recipe_file: Path, override: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load_recipe(recipe_file, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("a: [1", "line 1 is not YAML"), ("- 1", "must be a mapping"), ("seed: 0", "is missing")],
+)
+def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=words):
+        load_recipe(path)
+    with pytest.raises(InputError, match="No such file"):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+def test_the_resolved_recipe_reads_back_the_same(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    again = tmp_path / "resolved.yaml"
+    again.write_text(dump(recipe))
+    assert load_recipe(again) == recipe
+
+
+def test_numbers_without_a_point_are_numbers() -> None:
+    assert parse_value("2e-4") == 2e-4
+    assert parse_value("yes") == "yes"
+    assert parse_value("[1, a]") == [1, "a"]
+
+
+def test_one_stage_takes_keys_of_the_stage_and_of_the_recipe() -> None:
+    recipe = one_stage_recipe(
+        "m", "d.jsonl", "slime", ["learning_rate=1e-6", "loss_options.exponent=2", "seed=3"]
+    )
+    assert recipe.stages[0].learning_rate == 1e-6
+    assert recipe.stages[0].loss_options == {"exponent": 2}
+    assert recipe.seed == 3
+    assert recipe.parts == {"preference": 0.99, "heldout": 0.01}
+
+
+def test_a_random_model_needs_a_tokenizer() -> None:
+    values: dict[str, Any] = {"model": {"init": "random", "architecture": "llama"}, "data": {"path": "x"}}
+    with pytest.raises(InputError, match="needs a tokenizer"):
+        make_recipe(values | {"stages": [{"loss": "slime"}]})
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("learning_rat=1", "did you mean 'learning_rate'"),
+        ("hard_margin=2", "did you mean 'loss_options.hard_margin'"),
+    ],
+)
+def test_one_stage_names_the_nearest_key_of_stage_recipe_and_objective(override: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        one_stage_recipe("m", "d.jsonl", "slime", [override])
+
+
+def test_a_stage_may_start_from_any_stage_before_it(recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, ["stages.slime.start=sft"]).stages[1].start == "sft"
+    with pytest.raises(InputError, match=r"start 'dpo' is no stage before it \(there are: sft\)"):
+        load_recipe(recipe_file, ["stages.slime.start=dpo"])
+    with pytest.raises(InputError, match="start 'sft' is no stage before it"):
+        load_recipe(recipe_file, ["stages.sft.start=sft"])
+
+
+def test_a_reference_may_be_any_stage_before(recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, ["stages.slime.reference=sft"]).stages[1].reference == "sft"
+    named = "reference 'slime' is no stage before it"
+    with pytest.raises(InputError, match=rf"stage 'slime': {named} \(there are: sft\)"):
+        load_recipe(recipe_file, ["stages.slime.reference=slime"])
+    with pytest.raises(InputError, match=rf"stage 'sft': {named} \(there are: none\)"):
+        load_recipe(recipe_file, ["stages.sft.reference=slime"])
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_no_stage_is_named_like_a_source_of_the_reference(recipe_file: Path, name: str) -> None:
+    with pytest.raises(InputError, match=f"'{name}' cannot be a stage's name.*reference"):
+        load_recipe(recipe_file, [f"stages.sft.name={name}"])
