@@ -25,11 +25,11 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from benchmarks.record import append_csv, provenance
 from slimepo.data.tokenize import TokenizedPair, tokenize
+from slimepo.files import cache_folder
 from slimepo.model.score import score_pairs
 from slimepo.monitor.displacement import fall
 from slimepo.monitor.settings import CHOSEN_SHARE, monitor_settings, reserve_size, sample_size
 from slimepo.monitor.verdicts import judge_pairs, looks_fallen
-from slimepo.pipeline.folder import cache_folder
 from slimepo.playground.quickstart import build_world, sampled_pairs, sft_model
 from slimepo.playground.settings import load_quickstart
 from slimepo.training.config import PreferenceConfig

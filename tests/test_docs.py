@@ -58,14 +58,6 @@ def test_every_public_name_can_be_had() -> None:
         _ = slimepo.nothing_here
 
 
-def test_the_readmes_tree_shows_every_module() -> None:
-    readme = (ROOT / "README.md").read_text()
-    for path in (ROOT / "src" / "slimepo").rglob("*.py"):
-        if path.name != "__init__.py":
-            whole_folder = path.parent.name in ("playground", "report", "losses", "kernels")
-            assert path.name in readme or whole_folder, f"{path} is not in the README's tree"
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_points_to_is_there(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):

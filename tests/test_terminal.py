@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from slimepo import terminal as progress
-from slimepo.terminal import counted
+from slimepo.terminal import counted, make_console
 from slimepo.training.callbacks import TrainingProgress
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.trainer import PreferenceTrainer
@@ -16,7 +16,7 @@ from tests.tiny import random_rows, tiny_model
 
 def console(terminal: bool) -> tuple[Console, io.StringIO]:
     file = io.StringIO()
-    return Console(file=file, force_terminal=terminal, width=100, color_system=None), file
+    return make_console(file=file, force_terminal=terminal, width=100, color_system=None), file
 
 
 def count_to_four(shown: Console, monkeypatch: pytest.MonkeyPatch) -> None:

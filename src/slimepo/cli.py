@@ -143,7 +143,8 @@ def export(
 ) -> None:
     """Merge a checkpoint's adapter into its model and write a folder that any transformers user can load."""
     from slimepo.data.chat import chat_format
-    from slimepo.pipeline.export import export_model, load_checkpoint, newest
+    from slimepo.model.load import load_checkpoint
+    from slimepo.pipeline.export import export_model, newest
 
     if to.exists() and any(to.iterdir()):
         raise InputError(f"{to} is not empty; give a new folder")
@@ -172,7 +173,7 @@ def generate(
     batch_rows: Annotated[int, typer.Option(min=1, help="Answers written side by side.")] = 32,
 ) -> None:
     """Let a model answer prompts through its own chat template."""
-    from slimepo.evaluation.answers import answer_prompts, read_prompts, show_answers, write_answers
+    from slimepo.pipeline.generate import answer_prompts, read_prompts, show_answers, write_answers
 
     texts = read_prompts(prompt or [], prompts)
     answers = answer_prompts(
@@ -212,7 +213,7 @@ def quickstart(
     from slimepo.playground.settings import load_quickstart
 
     recipe = load_quickstart(overrides or [], objective or [], sweep=sweep)
-    from slimepo.pipeline.folder import cache_folder
+    from slimepo.files import cache_folder
     from slimepo.playground.quickstart import run_seeds
     from slimepo.report.folders import read_source
     from slimepo.report.tables import results_in_terminal
@@ -220,7 +221,7 @@ def quickstart(
     console = _console()
     folders = run_seeds(recipe, seeds, out, console, cache=None if no_cache else cache_folder("playground"))
     console.print(results_in_terminal([read_source(folder) for folder in folders]))
-    console.print(f"page: {out / 'page.html'}", highlight=False, soft_wrap=True)
+    console.print(f"page: {out / 'page.html'}")
 
 
 @app.command()
@@ -317,15 +318,9 @@ def _options(pairs: list[str]) -> dict[str, Any]:
 
 
 def _console() -> Any:
-    from rich.console import Console
+    from slimepo.terminal import make_console
 
-    return Console(quiet=not _is_main_process())
-
-
-def _is_main_process() -> bool:
-    from slimepo.pipeline.folder import is_main_process
-
-    return is_main_process()
+    return make_console()
 
 
 def _quiet_libraries() -> None:

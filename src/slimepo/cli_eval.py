@@ -46,12 +46,11 @@ def _command(benchmark: Benchmark) -> Callable[..., None]:
     ) -> None:
         settings = validate(Evaluation, {"benchmark": benchmark, **options}, f"eval {benchmark}")
         chosen = _steps(steps or [])
-        from rich.console import Console
-
         from slimepo.evaluation.job import make_job
         from slimepo.evaluation.run import run_benchmark
+        from slimepo.terminal import make_console
 
-        run_benchmark(make_job(settings, model, out, name), Console(), chosen, dry_run=dry_run)
+        run_benchmark(make_job(settings, model, out, name), make_console(), chosen, dry_run=dry_run)
 
     signature = inspect.signature(command, eval_str=True)
     *own, _ = signature.parameters.values()
@@ -100,12 +99,11 @@ def basics(
     batch_rows: Annotated[int, typer.Option(min=1, help="Answers written side by side.")] = 32,
 ) -> None:
     """Without a judge: preference accuracy, perplexity, verifiable tasks, and how generations end, repeat and vary."""
-    from rich.console import Console
-
     from slimepo.evaluation.basics import measure_basics, show_basics
-    from slimepo.pipeline.folder import write_json
+    from slimepo.files import write_json
+    from slimepo.terminal import make_console
 
-    console = Console()
+    console = make_console()
     figures = measure_basics(
         model, data, console, split=split, limit=limit, samples=samples, tasks=tasks, max_new_tokens=max_new_tokens,
         max_length=max_length, batch_rows=batch_rows,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import typing
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from slimepo.errors import InputError
+from slimepo.words import nearest
 
 
 class Settings(BaseModel):
@@ -114,9 +114,8 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
     known, words = _walk(model, first["loc"])
     where = ".".join(words)
     if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(words[-1], known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
-        return f"unknown key {where!r}; {hint}"
+        hint = nearest(words[-1], known) or f"; known here: {', '.join(known)}"
+        return f"unknown key {where!r}{hint}"
     if first["type"] == "missing":
         return f"{where} is missing"
     message = first["msg"].removeprefix("Value error, ")

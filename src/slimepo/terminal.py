@@ -1,11 +1,13 @@
-"""How far work before training is: a bar in a terminal, a plain line now and then elsewhere."""
+"""The one console, and how far work before training is: a bar in a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from slimepo.files import is_main_process
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,6 +18,17 @@ Report = Callable[[int, int], None]
 EVERY = 10.0
 
 
+def make_console(**options: Any) -> Console:
+    """A console that prints text as it is: brackets in it are no markup, numbers are not coloured, lines not broken.
+
+    It is silent on every rank but the main one. `options` are those of rich's Console.
+    """
+    from rich.console import Console
+
+    plain = {"markup": False, "highlight": False, "soft_wrap": True, "quiet": not is_main_process()}
+    return Console(**(plain | options))
+
+
 @contextmanager
 def counted(console: Console, what: str) -> Iterator[Report]:
     """Inside, the yielded function takes what is done and the total, and shows them; the bar is gone afterwards."""
@@ -24,7 +37,12 @@ def counted(console: Console, what: str) -> Iterator[Report]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    columns = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    ]
     with Progress(*columns, console=console, transient=True) as bar:
         # Without a total the bar says that something is under way.
         task = bar.add_task(what, total=None)
@@ -39,6 +57,6 @@ def _lines(console: Console, what: str) -> Report:
         now = monotonic()
         if now - shown >= EVERY:
             shown = now
-            console.print(f"{what}: {done:,}/{total:,}", highlight=False, soft_wrap=True)
+            console.print(f"{what}: {done:,}/{total:,}")
 
     return report

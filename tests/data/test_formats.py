@@ -281,5 +281,5 @@ def test_a_conversation_beside_answers_is_not_taken_for_a_demonstration():
 
 def test_a_misspelt_format_names_the_nearest():
     assert known_format("kto") == "kto"
-    with pytest.raises(InputError, match="Did you mean 'implicit'"):
+    with pytest.raises(InputError, match="did you mean 'implicit'"):
         known_format("implict")

@@ -3,15 +3,15 @@
 import io
 
 import pytest
-from rich.console import Console
 
 from slimepo.data.chat import chat_format, load_tokenizer
 from slimepo.data.inspect import DropCount, check, print_report, show_rows
 from slimepo.data.read import read_rows, rows_from_records
+from slimepo.terminal import make_console
 
 
 def printed(show, **options):
-    console = Console(file=io.StringIO(), width=160, **options)
+    console = make_console(file=io.StringIO(), width=160, **options)
     show(console)
     return console.file.getvalue()
 

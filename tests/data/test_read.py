@@ -171,7 +171,7 @@ def test_a_file_without_one_good_row_is_an_error_even_when_bad_rows_are_skipped(
 
 def test_a_missing_file_names_the_nearest(tmp_path):
     (tmp_path / "preferences.jsonl").write_text(LINES)
-    assert error(tmp_path / "preference.jsonl").endswith(f"; did you mean {tmp_path / 'preferences.jsonl'}?")
+    assert error(tmp_path / "preference.jsonl").endswith(" (did you mean 'preferences.jsonl'?)")
     assert "there is no folder" in error(tmp_path / "nowhere" / "x.jsonl")
 
 
@@ -181,7 +181,7 @@ def test_limit_counts_rows_and_the_format_can_be_named(tmp_path):
     assert read_rows(path, limit=2).preferences == RECORDS[:2]
     assert read_rows(path, format="explicit").preferences == RECORDS
     assert "no 'completion'" in error(path, format="kto")
-    assert "Did you mean 'explicit'" in error(path, format="explict")
+    assert "did you mean 'explicit'" in error(path, format="explict")
 
 
 def test_a_folder_of_files_is_read_split_by_split(tmp_path):

@@ -9,10 +9,11 @@ import pytest
 from rich.console import Console
 
 from slimepo.evaluation import answerers
-from slimepo.evaluation.answers import ChatModel, load_chat_model
 from slimepo.evaluation.job import Job, make_job
 from slimepo.evaluation.settings import Evaluation
+from slimepo.model.chat import ChatModel, load_chat_model
 from slimepo.settings import validate
+from slimepo.terminal import make_console
 from tests.evaluation.mock_judge import MockJudge, serve
 
 KEY = "sk-test-0123456789abcdefSECRET"
@@ -28,7 +29,7 @@ def mock(monkeypatch: pytest.MonkeyPatch) -> Iterator[MockJudge]:
 
 @pytest.fixture
 def console() -> Console:
-    return Console(file=io.StringIO(), width=200)
+    return make_console(file=io.StringIO(), width=200)
 
 
 def printed(console: Console) -> str:

@@ -24,8 +24,8 @@ from slimepo.evaluation.answerers import (
     room,
     weights_hash,
 )
-from slimepo.evaluation.answers import load_chat_model
 from slimepo.evaluation.judge.client import Retries
+from slimepo.model.chat import load_chat_model
 from tests.evaluation.mock_judge import Fail, MockJudge, Say
 
 GREEDY = [

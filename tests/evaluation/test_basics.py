@@ -10,8 +10,8 @@ from rich.console import Console
 
 from slimepo.errors import InputError
 from slimepo.evaluation.answerers import prompt_ids
-from slimepo.evaluation.answers import load_chat_model
 from slimepo.evaluation.basics import generation_measures, measure_basics, show_basics
+from slimepo.model.chat import load_chat_model
 from tests.data.conftest import encode_response
 from tests.evaluation.conftest import printed
 

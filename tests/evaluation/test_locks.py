@@ -25,7 +25,7 @@ import sys, time
 from pathlib import Path
 from rich.console import Console
 from slimepo.evaluation.locks import locked
-with locked(Path(sys.argv[1]), "x", Console()):
+with locked(Path(sys.argv[1]), "x", make_console()):
     print("held", flush=True)
     time.sleep(60)
 """

@@ -8,7 +8,7 @@ import pytest
 
 from slimepo.errors import InputError
 from slimepo.losses import LOSSES, bind, find_objective, hyperparameters, slime
-from slimepo.losses.table import nearest
+from slimepo.words import nearest
 
 
 def test_every_objective_takes_policy_and_reference_and_keywords_with_defaults() -> None:

@@ -14,12 +14,12 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from slimepo.data.chat import chat_format
 from slimepo.data.tokenize import TokenizedPair, tokenize
 from slimepo.errors import InputError
+from slimepo.files import json_lines
 from slimepo.model.load import random_config, random_model
 from slimepo.model.score import PairScores, score_pairs
 from slimepo.monitor.callback import DisplacementMonitor
 from slimepo.monitor.displacement import SideScores
 from slimepo.monitor.settings import MonitorSettings, monitor_settings
-from slimepo.pipeline.folder import json_lines
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.playground.world import assistant_turn, demonstrations, make_tasks, user_turn
 from slimepo.training.config import PreferenceConfig

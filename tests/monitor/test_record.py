@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from slimepo.files import json_lines
 from slimepo.monitor.record import MonitorRecord
 from slimepo.monitor.verdicts import Verdict
-from slimepo.pipeline.folder import json_lines
 
 FALLEN = Verdict("unlearning", True, "heldout", "chosen answers are less likely: unlearning")
 RECOVERED = Verdict("unlearning", False, "heldout", "")

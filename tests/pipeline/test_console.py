@@ -4,9 +4,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from slimepo.pipeline.console import final_facts, print_summary
+from slimepo.terminal import make_console
 
 HELDOUT = {
     "pairs": 40,
@@ -22,7 +21,7 @@ def result(monitor: dict[str, Any] | None) -> dict[str, Any]:
 
 def printed(monitor: dict[str, Any] | None, out: Path) -> str:
     file = io.StringIO()
-    print_summary([result(monitor)], out, Console(file=file, width=160))
+    print_summary([result(monitor)], out, make_console(file=file, width=160))
     return file.getvalue()
 
 

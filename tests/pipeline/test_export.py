@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from slimepo.errors import InputError
 from slimepo.model.adapters import add_adapter, keep_trained_in_float32, lora_config, untie_head
-from slimepo.pipeline.export import export_model, load_checkpoint, newest, probe_logits
+from slimepo.model.load import load_checkpoint
+from slimepo.pipeline.export import export_model, newest, probe_logits
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.trainer import PreferenceTrainer

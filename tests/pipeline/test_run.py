@@ -17,10 +17,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from slimepo.errors import InputError, NonFiniteLossError
+from slimepo.files import json_lines
 from slimepo.model.score import PairScores
 from slimepo.monitor.callback import DisplacementMonitor
 from slimepo.pipeline.console import print_summary
-from slimepo.pipeline.folder import json_lines
 from slimepo.pipeline.recipe import Recipe, load_recipe
 from slimepo.pipeline.run import run_recipe
 from slimepo.pipeline.stage import StageRows, stage_trainer
@@ -28,6 +28,7 @@ from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.playground.world import demonstrations, make_tasks
 from slimepo.report.folders import read_source
 from slimepo.settings import dump
+from slimepo.terminal import make_console
 from slimepo.training.trainer import PreferenceTrainer
 from tests.tiny import random_rows
 
@@ -64,7 +65,7 @@ stages:
 
 
 def console() -> Console:
-    return Console(quiet=True)
+    return make_console(quiet=True)
 
 
 def weights(run: Path, stage: str = "slime") -> dict[str, torch.Tensor]:
@@ -316,7 +317,7 @@ def test_a_stage_can_stop_itself_and_leaves_a_model_and_the_reason(world: Path, 
         "stages.slime.max_steps=2",
         "stages.slime.monitor=false",
     ]
-    shown = Console(record=True, file=io.StringIO(), width=200)
+    shown = make_console(record=True, file=io.StringIO(), width=200)
     results = run_recipe(load_recipe(world / "recipe.yaml", overrides), tmp_path, shown)
     first, second = (json.loads((tmp_path / name / "stage.json").read_text()) for name in ("first", "slime"))
     assert first["steps"] == first["monitor"]["stopped"]["step"] < 20
@@ -404,7 +405,7 @@ def test_an_objective_of_ones_own_from_another_folder_with_a_reference(
     mapping = f"loss: '{loss}', loss_options: {{room: 2.0}},"
     text = (world / "recipe.yaml").read_text()
     (mine / "recipe.yaml").write_text(text.replace("loss: slime,", mapping))
-    shown = Console(record=True, file=io.StringIO())
+    shown = make_console(record=True, file=io.StringIO())
     _, stage = run_recipe(
         load_recipe(mine / "recipe.yaml", ["stages.0.max_steps=2"]), tmp_path / "out", shown
     )
@@ -511,6 +512,6 @@ def test_a_reference_that_is_nothing_is_named_before_a_model_is_made(
 def test_the_reference_is_counted_in_the_runs_own_lines(world: Path, tmp_path: Path) -> None:
     overrides = [f"stages.1.{key}" for key in ("loss=dpo", "max_steps=2", "reference=cache")]
     recipe = load_recipe(world / "recipe.yaml", [*overrides, "stages.sft.max_steps=1"])
-    shown = Console(file=io.StringIO(), width=200)
+    shown = make_console(file=io.StringIO(), width=200)
     run_recipe(recipe, tmp_path, shown)
     assert "dpo: reference log-probs of 16 rows computed in" in shown.file.getvalue()

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from benchmarks.plan import Case, compare
@@ -21,6 +20,7 @@ from slimepo.plan.plan import GIB, StagePlan, find_device, plan_recipe, plan_row
 from slimepo.plan.step import Step, largest_batch, largest_budget, make_step, step_memory
 from slimepo.plan.tracker import MemoryTracker
 from slimepo.playground.tokenizer import build_tokenizer
+from slimepo.terminal import make_console
 from slimepo.training.trainer import PreferenceTrainer
 
 LENGTH = 40
@@ -225,7 +225,7 @@ def test_a_plan_of_two_stages_needs_no_weights(folder: Path) -> None:
     # The head that the first stage has untied stays a matrix of its own beside its trained copy.
     assert sft.parameters == slime.parameters
     assert sft.trained_parameters == slime.trained_parameters
-    console = Console(record=True, width=120)
+    console = make_console(record=True, width=120)
     print_plan([sft, slime], device, console)
     text = console.export_text()
     for words in (f"{sft.trained_parameters:,}", "activations", "together", f"{slime.largest_budget:,}"):

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from transformers import PreTrainedModel
 
 from slimepo.data.tokenize import TokenizedPair, tokenize
@@ -15,6 +14,7 @@ from slimepo.playground.quickstart import build_world, sft_model
 from slimepo.playground.settings import load_quickstart
 from slimepo.playground.tasks import slip
 from slimepo.playground.world import assistant_turn, user_turn
+from slimepo.terminal import make_console
 from slimepo.training.config import SLIMEConfig
 from slimepo.training.trainer import PreferenceTrainer
 from slimepo.types import Preference
@@ -31,7 +31,7 @@ RECIPE = load_quickstart(
 def start() -> tuple[PreTrainedModel, list[TokenizedPair]]:
     """The model after a short SFT, and pairs of a right answer and a likely mistake."""
     world = build_world(RECIPE)
-    model, _ = sft_model(RECIPE, world, Console(quiet=True), cache=None)
+    model, _ = sft_model(RECIPE, world, make_console(quiet=True), cache=None)
     pairs = [
         Preference(
             user_turn(task),

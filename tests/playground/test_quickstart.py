@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from slimepo.errors import InputError
 from slimepo.monitor.callback import DisplacementMonitor
 from slimepo.playground.quickstart import build_world, run_quickstart, run_seeds, sft_key
 from slimepo.playground.settings import load_quickstart
 from slimepo.playground.world import demonstrations
+from slimepo.terminal import make_console
 
 SMALL = [
     "world.demonstrations=300",
@@ -37,7 +37,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def first(cache: Path) -> tuple[dict[str, Any], Path]:
     out = cache / "out"
-    return run_quickstart(load_quickstart(SMALL), out, Console(quiet=True), cache=cache / "models"), out
+    return run_quickstart(load_quickstart(SMALL), out, make_console(quiet=True), cache=cache / "models"), out
 
 
 def test_it_leaves_a_table_a_page_and_the_numbers(first: tuple[dict[str, Any], Path]) -> None:
@@ -65,7 +65,7 @@ def test_the_second_run_starts_from_the_cached_sft_model(
     first: tuple[dict[str, Any], Path], cache: Path
 ) -> None:
     again = run_quickstart(
-        load_quickstart(SMALL), cache / "again", Console(quiet=True), cache=cache / "models"
+        load_quickstart(SMALL), cache / "again", make_console(quiet=True), cache=cache / "models"
     )
     assert again["sft"]["cached"]
     assert not first[0]["sft"]["cached"]
@@ -102,7 +102,7 @@ def test_any_other_objective_runs_when_it_is_asked_for(cache: Path, monkeypatch:
     )
     assert [o.name for o in load_quickstart().objectives] == ["sft on chosen", "dpo", "simpo", "slime"]
     recipe = load_quickstart(SMALL, ["kto", "slime/without-hard"])
-    result = run_quickstart(recipe, cache / "others", Console(quiet=True), cache=cache / "models")
+    result = run_quickstart(recipe, cache / "others", make_console(quiet=True), cache=cache / "models")
     names = {run["objective"]: run for run in result["runs"]}
     assert set(names) == {"sft on chosen", "kto", "slime/without-hard"}
     assert all(run["error"] is None for run in result["runs"])
@@ -113,7 +113,7 @@ def test_any_other_objective_runs_when_it_is_asked_for(cache: Path, monkeypatch:
 def test_several_seeds_share_a_page(cache: Path) -> None:
     out = cache / "seeds"
     recipe = load_quickstart([*SMALL, "seed=4"], ["slime"])
-    folders = run_seeds(recipe, 2, out, Console(quiet=True), cache=cache / "models")
+    folders = run_seeds(recipe, 2, out, make_console(quiet=True), cache=cache / "models")
     assert folders == [out / "seed-4", out / "seed-5"]
     first, second = (json.loads((folder / "quickstart.json").read_text()) for folder in folders)
     assert (first["seed"], second["seed"]) == (4, 5)
@@ -125,7 +125,10 @@ def test_several_seeds_share_a_page(cache: Path) -> None:
 def test_a_run_that_breaks_is_a_result_too(cache: Path) -> None:
     overrides = [*SMALL, "objectives.slime.learning_rates=[1e16]"]
     result = run_quickstart(
-        load_quickstart(overrides, ["slime"]), cache / "broken", Console(quiet=True), cache=cache / "models"
+        load_quickstart(overrides, ["slime"]),
+        cache / "broken",
+        make_console(quiet=True),
+        cache=cache / "models",
     )
     broken = result["runs"][1]
     assert "not finite at step" in broken["error"]

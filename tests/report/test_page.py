@@ -9,7 +9,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from rich.console import Console
 
 from slimepo.errors import InputError
 from slimepo.report.findings import findings
@@ -24,6 +23,7 @@ from slimepo.report.page import (
 )
 from slimepo.report.quickstart import quickstart_source
 from slimepo.report.tables import results, results_in_terminal
+from slimepo.terminal import make_console
 from tests.report.conftest import (
     HOSTILE,
     Tags,
@@ -299,7 +299,7 @@ def test_nothing_is_minus_zero(make_run: MakeRun) -> None:
 def test_a_page_that_cannot_be_written_is_named(make_run: MakeRun, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file.*--out says where the page goes"):
-        report_command([make_run("a")], tmp_path / "file" / "page.html", Console(quiet=True))
+        report_command([make_run("a")], tmp_path / "file" / "page.html", make_console(quiet=True))
 
 
 def test_a_page_of_scores_alone_counts_scores(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_a_page_of_scores_alone_counts_scores(tmp_path: Path) -> None:
 
 
 def test_the_command_says_where_the_page_is(make_run: MakeRun, tmp_path: Path) -> None:
-    console = Console(width=200, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = make_console(width=200, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     folder = make_run("run", state="killed")
     report_command([folder], None, console)
     assert (folder / "report.html").exists()
@@ -379,7 +379,7 @@ def test_quickstarts_of_several_seeds_are_bands(result: dict[str, Any], tmp_path
 def test_the_terminal_table_fits_100_columns(result: dict[str, Any]) -> None:
     name = "[bold]simpo gamma 20 at 1e-4[/nonsense]"
     result["runs"] = [*result["runs"], quickstart_run("simpo", 1e-4, 0.5, name=name)]
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = make_console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(results_in_terminal(of_quickstart(result).sources))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100
@@ -395,7 +395,7 @@ def test_with_several_seeds_the_terminal_has_the_spread_below_the_median(
     for seed in (0, 1, 2):
         runs = [quickstart_run("slime", 1e-4, 0.5 + seed / 100), quickstart_run("dpo", 1e-4, 0.4)]
         write_json(tmp_path / f"seed-{seed}" / "quickstart.json", result | {"seed": seed, "runs": runs})
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = make_console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(results_in_terminal(read_report(sorted(tmp_path.iterdir())).sources))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100
@@ -411,7 +411,7 @@ def test_a_seed_that_failed_does_not_hide_the_others_in_the_terminal(
         failed = {"error": "the loss is not finite at step 3", "after": {}} if seed == 2 else {}
         runs = [quickstart_run("slime", 1e-4, 0.5 + seed / 100) | failed]
         write_json(tmp_path / f"seed-{seed}" / "quickstart.json", result | {"seed": seed, "runs": runs})
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = make_console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(results_in_terminal(read_report(sorted(tmp_path.iterdir())).sources))
     text = console.export_text()
     assert "50.0 → 50.5" in text

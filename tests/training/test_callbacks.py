@@ -3,9 +3,9 @@
 import io
 from typing import Any
 
-from rich.console import Console
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from slimepo.terminal import make_console
 from slimepo.training.callbacks import TrainingProgress, log_lines, peak_memory
 
 STEP: dict[str, Any] = {
@@ -22,7 +22,7 @@ PROBE = {
 
 def progress(terminal: bool) -> tuple[TrainingProgress, io.StringIO]:
     file = io.StringIO()
-    console = Console(file=file, force_terminal=terminal, width=160, color_system=None)
+    console = make_console(file=file, force_terminal=terminal, width=160, color_system=None)
     return TrainingProgress(console, "slime"), file
 
 
@@ -80,7 +80,7 @@ def test_in_a_terminal_a_panel_keeps_the_last_figures_and_warnings_stand_above_i
     play(shown, STEP | PROBE, STEP | {"loss": 0.5})
     shown.warn("step 2: chosen answers fell")
     out = io.StringIO()
-    Console(file=out, width=160).print(shown._panel())
+    make_console(file=out, width=160).print(shown._panel())
     bar, step, probe = out.getvalue().splitlines()
     assert "slime" in bar
     assert "2/8" in bar
@@ -95,7 +95,7 @@ def test_a_narrow_terminal_shows_every_figure_too() -> None:
     shown, _ = progress(terminal=True)
     play(shown, STEP | PROBE)
     out = io.StringIO()
-    Console(file=out, width=40).print(shown._panel())
+    make_console(file=out, width=40).print(shown._panel())
     shown.close()
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 40

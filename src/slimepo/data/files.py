@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 
 from slimepo.data.formats import MalformedRow, recognise
 from slimepo.errors import InputError
+from slimepo.words import first_line
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 _MORE = "\0more"  # Where the CSV reader puts cells beyond the header.
@@ -148,7 +149,7 @@ def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
                     number += 1
                     yield f"{path}:row {number}", row
         except pa.ArrowException as error:
-            raise InputError(f"{path} is not a readable Parquet file: {one_line(error)}") from error
+            raise InputError(f"{path} is not a readable Parquet file: {first_line(error)}") from error
 
 
 def _csv_rows(path: Path) -> Iterator[PlacedRow]:
@@ -200,7 +201,3 @@ def _cell(column: str, text: str) -> Any:
         {"role", "content"} <= first.keys() or {"from", "value"} <= first.keys()
     )
     return value if is_message or column in ("output", "history") else text
-
-
-def one_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, cast
 
 from slimepo.errors import InputError
 from slimepo.types import Message, Preference, Unpaired
+from slimepo.words import nearest
 
 Row = Mapping[str, Any]
 Turns = list[Message]
@@ -74,9 +74,9 @@ def known_format(name: str) -> str:
     """`name` if it is a format; InputError with the nearest name otherwise."""
     if name in FORMATS:
         return name
-    near = difflib.get_close_matches(name, FORMATS, n=1)
-    meant = f" Did you mean '{near[0]}'?" if near else ""
-    raise InputError(f"unknown data format '{name}'.{meant} Known are auto, {', '.join(FORMATS)}")
+    raise InputError(
+        f"unknown data format '{name}'{nearest(name, FORMATS)}; known are auto, {', '.join(FORMATS)}"
+    )
 
 
 # --- the parts that rows are made of -----------------------------------------------------------------

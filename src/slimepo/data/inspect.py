@@ -250,7 +250,7 @@ def show_rows(rows: Sequence[TokenizedPair], chat: ChatFormat, n: int, console: 
             shown.append("" if coloured else "⟦")
             _append(shown, chat, ids, special, "green" if coloured else "")
             shown.append("" if coloured else "⟧")
-            console.print(shown, soft_wrap=True)
+            console.print(shown)
 
 
 def _append(shown: Text, chat: ChatFormat, ids: Ids, special: set[int], style: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slimepo.data.files import SUFFIXES, BadRow, PlacedRow, data_suffix, file_rows, one_line
+from slimepo.data.files import SUFFIXES, BadRow, PlacedRow, data_suffix, file_rows
 from slimepo.data.formats import MalformedRow, convert, known_format, recognise
 from slimepo.errors import InputError
 from slimepo.types import Preference, Unpaired
+from slimepo.words import first_line, nearest
 
 _SPLIT_WORDS = {
     "train": "train",
@@ -152,8 +152,7 @@ def _nearest(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f" (there is no folder {folder} either)"
-    near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1, cutoff=0.5)
-    return f"; did you mean {folder / near[0]}?" if near else ""
+    return nearest(path.name, [entry.name for entry in folder.iterdir()], cutoff=0.5)
 
 
 # --- folders and the Hub -----------------------------------------------------------------------------
@@ -198,7 +197,7 @@ def _saved_rows(folder: Path, split: str | None) -> Iterator[PlacedRow]:
     try:
         data = load_from_disk(str(folder))
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder} is not a readable saved dataset: {one_line(error)}") from error
+        raise InputError(f"{folder} is not a readable saved dataset: {first_line(error)}") from error
     return _dataset_rows(data, split, str(folder))
 
 
@@ -208,10 +207,9 @@ def _hub_rows(name: str, split: str | None) -> Iterator[PlacedRow]:
     try:
         data = load_dataset(name)
     except (OSError, ValueError, RuntimeError) as error:
-        near = _nearest(Path(name))
-        hint = near if near.startswith(";") else ""
+        hint = _nearest(Path(name)) if Path(name).parent.is_dir() else ""
         here = f"'{name}' is no file or folder here{hint}"
-        raise InputError(f"{here}, and the Hub does not give it: {one_line(error)}") from error
+        raise InputError(f"{here}, and the Hub does not give it: {first_line(error)}") from error
     return _dataset_rows(data, split, name)
 
 

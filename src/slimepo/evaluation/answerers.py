@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from slimepo.errors import InputError
-from slimepo.evaluation.answers import ChatModel, load_chat_model, model_folder
 from slimepo.evaluation.judge.client import (
     CallFailed,
     ChatClient,
@@ -23,6 +22,7 @@ from slimepo.evaluation.judge.client import (
     is_endpoint,
     parse_endpoint,
 )
+from slimepo.model.chat import ChatModel, load_chat_model, model_folder
 from slimepo.types import Message
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def open_hf(model: str, batch_rows: int = 32) -> HFModel:
     Raises:
         InputError: there is no such model.
     """
-    from slimepo.training.config import computes_in_bf16
+    from slimepo.model.modes import computes_in_bf16
 
     dtype = "bfloat16" if computes_in_bf16() else "float32"
     identity = {"backend": "transformers", "weights": weights_hash(model), "dtype": dtype}
@@ -221,7 +221,7 @@ class VLLMModel:
     def loaded(self) -> ChatModel:
         """Template and tokenizer, with the engine for a model."""
         from slimepo.data.chat import chat_format, load_tokenizer
-        from slimepo.pipeline.folder import read_json
+        from slimepo.files import read_json
 
         folder = model_folder(self.name)
         tokenizer = load_tokenizer(str(folder))

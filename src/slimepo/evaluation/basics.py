@@ -14,7 +14,7 @@ from slimepo.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from slimepo.evaluation.answers import ChatModel
+    from slimepo.model.chat import ChatModel
     from slimepo.model.generate import Completion
     from slimepo.types import Message, Preference
 
@@ -48,7 +48,7 @@ def measure_basics(
     """
     from slimepo.data.read import read_rows
     from slimepo.evaluation.answerers import weights_hash
-    from slimepo.evaluation.answers import load_chat_model
+    from slimepo.model.chat import load_chat_model
 
     pairs = read_rows(data, split=split, limit=limit).preferences
     if not pairs:
@@ -94,7 +94,7 @@ def show_basics(figures: dict[str, Any], console: Console) -> None:
             table.add_row(name, f"{value:.4g}")
         elif isinstance(value, int):
             table.add_row(name, str(value))
-    console.print(str(figures["model"]), markup=False, highlight=False, soft_wrap=True)
+    console.print(str(figures["model"]))
     console.print(table)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
 from slimepo.evaluation.answerers import Answerer, Ask, Turn
-from slimepo.evaluation.journal import append, read_journal
+from slimepo.files import append_json_lines, json_lines
 from slimepo.types import Message
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def answer_questions(
     """
     from rich.progress import Progress
 
-    rows = {id_of(row): row for row in read_journal(path)}
+    rows = {id_of(row): row for row in json_lines(path, strict=True)}
     how = {**answerer.identity, "system": system, "seed": seed}
     for row in rows.values():
         _same_way(row, how, path)
@@ -77,7 +77,7 @@ def answer_questions(
                 failures += [turn.stop for turn in said if turn.failed]
                 if question.id not in rows and not any(turn.failed for turn in said):
                     made.append(row_of(question, said, how))
-            append(path, made)
+            append_json_lines(path, made)
             rows |= {id_of(row): row for row in made}
             progress.advance(task, len(missing))
     if failures:

@@ -80,4 +80,4 @@ def replace_rows(path: Path, rows: Sequence[Row]) -> None:
 
 def say(console: Console, text: str) -> None:
     """One line as it is: what judges and paths say is no markup."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text)

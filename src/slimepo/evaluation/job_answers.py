@@ -10,10 +10,10 @@ from slimepo.evaluation.answerers import open_answerer
 from slimepo.evaluation.bench_answers import OURS, answer_questions, same_questions, summary_line
 from slimepo.evaluation.benchmarks.base import Kind
 from slimepo.evaluation.job import Job, answers_path, replace_rows, say
-from slimepo.evaluation.journal import read_journal
 from slimepo.evaluation.judge.request import sha256_of
 from slimepo.evaluation.locks import locked
 from slimepo.evaluation.rows import Row, read_rows
+from slimepo.files import json_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,7 +56,7 @@ def write_answers(job: Job, kind: Kind, console: Console) -> None:
             )
             if kind.answers_list:
                 # AlpacaEval's own file is one JSON list; a run goes on from the journal beside it, which it names.
-                plain = [{**row, OURS: path.name} for row in read_journal(path)]
+                plain = [{**row, OURS: path.name} for row in json_lines(path, strict=True)]
                 replace_rows(path.with_suffix(".json"), plain)
     rows = answers_of(job, kind)
     say(console, f"{summary_line(rows)} -> {path}")
@@ -69,7 +69,7 @@ def known_answers(job: Job, kind: Kind) -> dict[str, dict[str, Any]]:
         path = path.with_suffix(".json")
         rows = read_rows(path) if path.exists() else []
         return {kind.id_of(row): row for row in rows if OURS not in row}
-    return {kind.id_of(row): row for row in read_journal(path)}
+    return {kind.id_of(row): row for row in json_lines(path, strict=True)}
 
 
 def answers_of(job: Job, kind: Kind) -> list[dict[str, Any]]:

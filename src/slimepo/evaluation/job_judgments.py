@@ -14,7 +14,7 @@ from slimepo.evaluation.job import Job, canary_path, file_label, judgments_path,
 from slimepo.evaluation.job_answers import answer_hashes, answers_of
 from slimepo.evaluation.judge.many import Calls, Judge, judge_all, open_judge
 from slimepo.evaluation.rows import Row, read_rows
-from slimepo.pipeline.evaluate import JUDGE_CALLS
+from slimepo.evaluation.settings import JUDGE_CALLS
 
 if TYPE_CHECKING:
     from rich.console import Console

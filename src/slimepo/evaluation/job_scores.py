@@ -19,7 +19,8 @@ from slimepo.evaluation.judge.many import Judge
 from slimepo.evaluation.judge.request import Scores, most_common, refuse_unscored, scores_row, sha256_of
 from slimepo.evaluation.rows import Row, read_rows
 from slimepo.evaluation.settings import Evaluation
-from slimepo.pipeline.folder import versions, write_json
+from slimepo.files import write_json
+from slimepo.versions import versions
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -34,7 +34,7 @@ def locked(out: Path, label: str, console: Console) -> Iterator[None]:
             words = (
                 f"waiting for another process that is at work on {label} in {out} (Ctrl-C leaves it alone)"
             )
-            console.print(words, markup=False, highlight=False, soft_wrap=True)
+            console.print(words)
             lock.acquire()
     except (OSError, NotImplementedError) as error:
         # NotImplementedError: a file system without locks.

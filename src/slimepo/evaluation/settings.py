@@ -19,6 +19,9 @@ ONLY: dict[str, tuple[Benchmark, ...]] = {
     "baseline": ("arena-hard", "alpaca-eval"),
 }
 
+# The folder of what judges have replied, beside answers and scores.
+JUDGE_CALLS = "judge_calls"
+
 
 class Evaluation(Settings):
     """One benchmark of one model. Each description is the help of the command line's option of that name too.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import importlib.util
@@ -25,6 +24,7 @@ from slimepo.losses.sft import sft
 from slimepo.losses.simpo import cpo, orpo, simpo
 from slimepo.losses.slime import slime
 from slimepo.types import LossOutput, PairLogps
+from slimepo.words import nearest
 
 LossFunction = Callable[..., LossOutput]
 BoundLoss = Callable[..., LossOutput]
@@ -178,12 +178,6 @@ def _made_up_pairs() -> PairLogps:
     # 0 where there is no token, as in training.
     chosen, rejected = -1.0 * mask, -2.0 * mask
     return PairLogps(chosen.requires_grad_(), mask, rejected.requires_grad_(), mask)
-
-
-def nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:
-    """' (did you mean X?)' for the closest known word, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _hints(function: LossFunction) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from slimepo.errors import InputError
+from slimepo.model.logps import causal_lm
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")
 _OTHER_SENSES = r".*(vision|visual|audio|multi_modal).*"
@@ -93,3 +94,15 @@ def keep_trained_in_float32(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
             parameter.data = parameter.data.float()
+
+
+def merge(model: nn.Module) -> PreTrainedModel:
+    """The plain transformers model with adapters folded in; `model` itself when it has none."""
+    plain: Any = model
+    if hasattr(plain, "merge_and_unload"):
+        plain = plain.merge_and_unload()
+    merged = causal_lm(plain)
+    if merged.get_output_embeddings().weight is not merged.get_input_embeddings().weight:
+        for config in (merged.config, merged.config.get_text_config()):
+            config.tie_word_embeddings = False
+    return merged

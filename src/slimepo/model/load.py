@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,7 +18,11 @@ from transformers import (
 )
 from transformers.utils import find_adapter_config_file
 
+from slimepo.data.chat import load_tokenizer
 from slimepo.errors import InputError
+from slimepo.files import read_json
+from slimepo.model.adapters import trains_head, untie_head
+from slimepo.words import first_line
 
 # What 'architecture' in a recipe stands for: transformers' model types.
 ARCHITECTURES = {"llama": "llama", "qwen3": "qwen3", "gemma3": "gemma3_text"}
@@ -34,7 +40,7 @@ def load_model(name: str, **kwargs: Any) -> PreTrainedModel:
     try:
         model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
-        raise InputError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+        raise InputError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
     return model
 
 
@@ -43,7 +49,7 @@ def load_config(name: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise InputError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+        raise InputError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
 
 
 def check_model(name: str) -> None:
@@ -56,7 +62,7 @@ def check_model(name: str) -> None:
         if find_adapter_config_file(name) is None:
             AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise InputError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+        raise InputError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
 
 
 def random_config(
@@ -125,5 +131,33 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
     return {name: getattr(tokenizer, name) for name in names}
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def load_checkpoint(folder: Path, base: str | None = None) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """The model of a checkpoint, an adapter folder or a model folder, and its tokenizer.
+
+    Args:
+        folder: holds `adapter_config.json` or `config.json`.
+        base: the model an adapter belongs to; read from the adapter where it is not given.
+
+    Raises:
+        InputError: nothing to load there, or the adapter names no base model.
+    """
+    adapter = read_json(folder / "adapter_config.json")
+    if adapter is None:
+        if not (folder / "config.json").exists():
+            raise InputError(
+                f"{folder} holds neither a model (config.json) nor an adapter (adapter_config.json)"
+            )
+        return load_model(str(folder)), load_tokenizer(str(folder))
+    base = base or adapter.get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"{folder / 'adapter_config.json'} names no base model: give it with --base")
+    from peft import PeftConfig, PeftModel
+
+    model = load_model(base)
+    config = PeftConfig.from_pretrained(str(folder))
+    if trains_head(model, config):
+        untie_head(model)
+    has_tokenizer = (folder / "tokenizer_config.json").exists()
+    return PeftModel.from_pretrained(model, str(folder)), load_tokenizer(
+        str(folder) if has_tokenizer else base
+    )

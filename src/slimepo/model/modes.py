@@ -37,3 +37,8 @@ def measuring(model: nn.Module) -> Iterator[Callable[..., Any]]:
 def compute_dtype(args: Any) -> torch.dtype | None:
     """What training with these arguments computes in, where that is not the weights' dtype."""
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+
+
+def computes_in_bf16() -> bool:
+    """Whether there is a CUDA device that computes in bfloat16 itself (older ones only emulate it)."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)

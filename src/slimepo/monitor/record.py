@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from slimepo.files import json_lines, write_text
 from slimepo.monitor.settings import Kind
 from slimepo.monitor.verdicts import Verdict, Warned, three_facts
-from slimepo.pipeline.folder import json_lines, write_text
 
 VERSION = 1
 FILE = "monitor.jsonl"

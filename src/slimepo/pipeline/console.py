@@ -40,17 +40,17 @@ def print_summary(results: Sequence[dict[str, Any]], out: Path, console: Console
         if stopped:
             console.print(
                 f"{result['name']} was stopped at step {stopped['step']}: {stopped['message']}",
-                style="yellow", highlight=False, soft_wrap=True,
+                style="yellow",
             )  # fmt: skip
     for number, fact in enumerate(final_facts(results[-1]), 1):
-        console.print(f"{number}. {fact}", highlight=False, soft_wrap=True)
+        console.print(f"{number}. {fact}")
     page = out / "report.html"
     for what, where in {
         "run folder": out,
         "model": out / results[-1]["name"] / "model",
         "report": page if page.exists() else f"slimepo report {out}",
     }.items():
-        console.print(f"{what}: {where}", highlight=False, soft_wrap=True)
+        console.print(f"{what}: {where}")
 
 
 def final_facts(result: dict[str, Any]) -> list[str]:

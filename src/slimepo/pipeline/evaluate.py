@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimepo.errors import InputError, UnscoredError
-from slimepo.evaluation.locks import LOCKS
 from slimepo.evaluation.settings import Evaluation
+from slimepo.pipeline.folder import EVAL_FOLDER
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from slimepo.pipeline.recipe import Recipe
-
-# Inside the run folder; what `slimepo eval --out` would be given.
-EVAL_FOLDER = "eval"
-JUDGE_CALLS = "judge_calls"
 
 
 def evaluations_of(recipe: Recipe, stage: str) -> list[Evaluation]:
@@ -50,7 +45,7 @@ def _check_entry(recipe: Recipe, place: int, out: Path) -> None:
     from slimepo.evaluation.judge.many import PROBE, check_judge
     from slimepo.evaluation.libraries import need_libraries
     from slimepo.evaluation.run import STEPS, load_benchmark
-    from slimepo.pipeline.run import recipe_tokenizer
+    from slimepo.pipeline.data import recipe_tokenizer
 
     entry = recipe.evaluate[place]
     need_libraries(entry, "", STEPS)
@@ -97,34 +92,20 @@ def evaluate_stage(recipe: Recipe, stage: str, out: Path, console: Console) -> l
     entries = evaluations_of(recipe, stage)
     reason = "a smoke run" if recipe.smoke else "several processes" if _several_processes() else ""
     if entries and reason:
-        console.print(
-            f"{stage}: evaluate is left out ({reason}); `slimepo eval` does it by itself", highlight=False
-        )
+        console.print(f"{stage}: evaluate is left out ({reason}); `slimepo eval` does it by itself")
         return []
     failed: list[Exception] = []
     for entry in entries:
         from slimepo.evaluation.job import make_job
         from slimepo.evaluation.run import run_benchmark
 
-        console.print(f"{stage}: {entry.benchmark}", markup=False, highlight=False)
+        console.print(f"{stage}: {entry.benchmark}")
         try:
             run_benchmark(make_job(entry, str(out / stage), out / EVAL_FOLDER), console)
         except (InputError, UnscoredError) as error:
-            console.print(
-                f"{stage}: {entry.benchmark} failed: {error}", markup=False, highlight=False, soft_wrap=True
-            )
+            console.print(f"{stage}: {entry.benchmark} failed: {error}")
             failed.append(error)
     return failed
-
-
-def clear_evaluations(out: Path) -> None:
-    """Throw away a run's answers, judgments and scores; what judges replied stays: it is paid for, and still true."""
-    folder = out / EVAL_FOLDER
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_file():
-            path.unlink()
-        elif path.name not in (JUDGE_CALLS, LOCKS):
-            shutil.rmtree(path)
 
 
 def _several_processes() -> bool:

@@ -9,19 +9,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
-from slimepo.data.chat import load_tokenizer
 from slimepo.errors import InputError
-from slimepo.model.adapters import trains_head, untie_head
-from slimepo.model.load import load_model
+from slimepo.files import replace_folder
+from slimepo.model.adapters import merge
 from slimepo.model.logps import causal_lm
 from slimepo.model.modes import measuring
-from slimepo.pipeline.folder import last_checkpoint, read_json, replace_folder
+from slimepo.pipeline.folder import last_checkpoint
+from slimepo.pipeline.recipe import Recipe, Stage
+from slimepo.settings import dump
 
 # Logits before merging and after reloading may differ by rounding, no more; relative to the largest logit above 1.
 FLOAT32_TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.1
+
+_NAMES = {
+    "logps/chosen": "chosen, nats per token",
+    "logps/rejected": "rejected, nats per token",
+    "margin": "margin, nats per token",
+    "accuracy": "chosen likelier than rejected",
+    "rejected_below_floor": "rejected tokens under the floor",
+}
 
 
 def export_model(
@@ -65,50 +74,6 @@ def export_model(
     return difference
 
 
-def merge(model: nn.Module) -> PreTrainedModel:
-    """The plain transformers model with adapters folded in; `model` itself when it has none."""
-    plain: Any = model
-    if hasattr(plain, "merge_and_unload"):
-        plain = plain.merge_and_unload()
-    merged = causal_lm(plain)
-    if merged.get_output_embeddings().weight is not merged.get_input_embeddings().weight:
-        for config in (merged.config, merged.config.get_text_config()):
-            config.tie_word_embeddings = False
-    return merged
-
-
-def load_checkpoint(folder: Path, base: str | None = None) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """The model of a checkpoint, an adapter folder or a model folder, and its tokenizer.
-
-    Args:
-        folder: holds `adapter_config.json` or `config.json`.
-        base: the model an adapter belongs to; read from the adapter where it is not given.
-
-    Raises:
-        InputError: nothing to load there, or the adapter names no base model.
-    """
-    adapter = read_json(folder / "adapter_config.json")
-    if adapter is None:
-        if not (folder / "config.json").exists():
-            raise InputError(
-                f"{folder} holds neither a model (config.json) nor an adapter (adapter_config.json)"
-            )
-        return load_model(str(folder)), load_tokenizer(str(folder))
-    base = base or adapter.get("base_model_name_or_path")
-    if not base:
-        raise InputError(f"{folder / 'adapter_config.json'} names no base model: give it with --base")
-    from peft import PeftConfig, PeftModel
-
-    model = load_model(base)
-    config = PeftConfig.from_pretrained(str(folder))
-    if trains_head(model, config):
-        untie_head(model)
-    has_tokenizer = (folder / "tokenizer_config.json").exists()
-    return PeftModel.from_pretrained(model, str(folder)), load_tokenizer(
-        str(folder) if has_tokenizer else base
-    )
-
-
 def newest(source: Path) -> Path:
     """What to export from `source`: itself, or where it is a stage of a run its newest complete checkpoint.
 
@@ -145,3 +110,56 @@ def _generation_config(
         tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [None])[0]
     )
     return GenerationConfig(**values)
+
+
+def model_card(recipe: Recipe, stage: Stage, result: dict[str, Any]) -> str:
+    """What was trained, on what, with which settings and which figures, as Markdown with metadata."""
+    base = result["base"]
+    head = [
+        "---",
+        "library_name: transformers",
+        "tags: [slimepo, preference-optimization, " + stage.loss + "]",
+    ]
+    # The Hub wants the id of a published model there, not a local folder or a made-up one.
+    head += [f"base_model: {recipe.model}"] if isinstance(recipe.model, str) else []
+    lines = [
+        *head,
+        "---",
+        "",
+        f"# {stage.name}",
+        "",
+        f"Trained with slimepo: objective `{stage.loss}`, {result['steps']} steps of {stage.batch_size} pairs at "
+        f"learning rate {stage.learning_rate:g}, {result['rows']:,} rows of part `{stage.part}` of "
+        f"`{recipe.data.path}`.",
+        "",
+        f"Started from {f'`{base}`' if isinstance(base, str) else 'random weights'}; "
+        f"{result['trained_parameters']:,} of {result['parameters']:,} parameters trained.",
+        "",
+        *_heldout(result),
+        "## Recipe",
+        "",
+        "```yaml",
+        dump(recipe).rstrip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _heldout(result: dict[str, Any]) -> list[str]:
+    if "heldout" not in result:
+        return []
+    before, after = result["heldout"]["before"], result["heldout"]["after"]
+    rows = [
+        f"| {label} | {before[key]:.3f} | {after[key]:.3f} |" for key, label in _NAMES.items() if key in after
+    ]
+    return [
+        f"## {result['heldout']['pairs']} held-out pairs",
+        "",
+        "| | before | after |",
+        "|---|---|---|",
+        *rows,
+        "",
+        f"The chosen answer became less likely in {100 * result['heldout']['chosen_fell']:.0f} % of the pairs.",
+        "",
+    ]

@@ -3,66 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
+from slimepo.evaluation.locks import LOCKS
+from slimepo.evaluation.settings import JUDGE_CALLS
+from slimepo.files import is_main_process, read_json, write_json, write_text
+from slimepo.pipeline.recipe import Recipe
+from slimepo.settings import dump
+from slimepo.versions import versions
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Says that a folder is a run of slimepo; nothing is ever deleted from a folder without it.
 MARKER = ".slimepo-run"
-
-_LIBRARIES = ("slimepo", "torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "numpy")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a killed run leaves either the old one or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None where it is absent.
-
-    Raises:
-        InputError: the file is there and is not JSON.
-    """
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-
-
-def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a JSONL file; a line cut off by a kill, also in the middle of a letter, is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    # Split as bytes: str.splitlines takes characters that may stand in an answer for ends of lines.
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
-
-
-def replace_folder(temporary: Path, final: Path) -> None:
-    """Put a finished folder in its place in one step."""
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(temporary, final)
+# Inside the run folder; what `slimepo eval --out` would be given.
+EVAL_FOLDER = "eval"
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -87,25 +46,72 @@ def _step(checkpoint: Path) -> int | None:
     return step
 
 
-def versions() -> dict[str, str]:
-    """Python, the machine's kind and the libraries that the figures depend on."""
-    found = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
-    for library in _LIBRARIES:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            found[library] = "absent"
-    return found
+def check_folder(recipe: Recipe, out: Path, restart: bool) -> None:
+    """Refuse a folder in which something else has been done; with `restart`, clear this run's stages away.
+
+    Raises:
+        InputError: the folder holds the run of another recipe, or something that is no run.
+    """
+    if not is_main_process() or not out.exists() or not any(out.iterdir()):
+        return
+    if not out.is_dir() or not (out / MARKER).exists():
+        raise InputError(f"{out} is not empty and no run of slimepo; give another --out")
+    old = (out / "recipe.yaml").read_text(encoding="utf-8")
+    stages = [path.parent for path in (*out.glob("*/stage.json"), *out.glob("*/checkpoints"))]
+    begun = _begun(out)
+    if restart:
+        for stage in set(stages):
+            shutil.rmtree(stage)
+        clear_evaluations(out)
+    elif begun and old != dump(recipe):
+        raise InputError(
+            f"{out} holds a run of another recipe ({_first_difference(old, dump(recipe))}); "
+            "give another --out, or --restart to throw that run away"
+        )
 
 
-def is_main_process() -> bool:
-    """Whether this process writes files and speaks (rank 0 under torchrun or accelerate)."""
-    return int(os.environ.get("RANK", "0")) == 0
+def claim_folder(recipe: Recipe, out: Path, facts: dict[str, Any], console: Console) -> None:
+    """Write down what runs here: the resolved recipe, the libraries' versions, the data's facts.
+
+    Raises:
+        InputError: the run was begun on other data, so that going on would mix the two.
+    """
+    if not is_main_process():
+        return
+    begun = _begun(out)
+    before = read_json(out / "data.json") if begun else None
+    if before is not None and before["parts"] != facts["parts"]:
+        raise InputError(
+            f"{recipe.data.path} has changed since {out} was begun; give another --out, or --restart"
+        )
+    old: dict[str, str] = (read_json(out / "versions.json") if begun else None) or {}
+    new = versions()
+    changed = [f"{name} {old[name]} then, {new[name]} now" for name in old if old[name] != new.get(name)]
+    if changed:
+        console.print(f"note: the run was begun with other versions: {', '.join(changed)}")
+    write_text(out / MARKER, "A run of slimepo; see recipe.yaml.\n")
+    write_text(out / "recipe.yaml", dump(recipe))
+    write_json(out / "versions.json", old or new)
+    write_json(out / "data.json", facts)
 
 
-def cache_folder(kind: str) -> Path:
-    """Where things worth keeping between runs are kept: a folder of SLIMEPO_CACHE, else of the user's cache."""
-    base = os.environ.get("SLIMEPO_CACHE")
-    if base:
-        return Path(base) / kind
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "slimepo" / kind
+def _begun(out: Path) -> bool:
+    """Whether a run has something to go on from; one that failed before its first checkpoint has not."""
+    return any(out.glob("*/stage.json")) or any(out.glob("*/checkpoints/checkpoint-*"))
+
+
+def _first_difference(old: str, new: str) -> str:
+    for before, after in zip(old.splitlines(), new.splitlines(), strict=False):
+        if before != after:
+            return f"{before.strip()!r} there, {after.strip()!r} now"
+    return "one has more keys than the other"
+
+
+def clear_evaluations(out: Path) -> None:
+    """Throw away a run's answers, judgments and scores; what judges replied stays: it is paid for, and still true."""
+    folder = out / EVAL_FOLDER
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_file():
+            path.unlink()
+        elif path.name not in (JUDGE_CALLS, LOCKS):
+            shutil.rmtree(path)

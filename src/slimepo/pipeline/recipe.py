@@ -13,9 +13,7 @@ from slimepo.errors import InputError
 from slimepo.evaluation.settings import Evaluation
 from slimepo.monitor.settings import MonitorSettings
 from slimepo.settings import Settings, read_mapping, set_key, validate
-
-# Where reference log-probs come from, if from no other model; see slimepo.training.reference.
-REFERENCE_SOURCES = ("auto", "adapters-off", "copy", "cache")
+from slimepo.types import REFERENCE_SOURCES
 
 
 class RandomModel(Settings):
@@ -223,7 +221,7 @@ def make_recipe(values: Mapping[str, Any], place: str = "recipe") -> Recipe:
 
 def _meant(key: str, known: list[str], loss: str) -> str:
     from slimepo.losses import find_objective, hyperparameters
-    from slimepo.losses.table import nearest
+    from slimepo.words import nearest
 
     options = hyperparameters(find_objective(loss).function)
     return f" (did you mean 'loss_options.{key}'?)" if key in options else nearest(key, known)

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,25 +16,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError, NonFiniteLossError
+from slimepo.files import is_main_process, write_json, write_text
 from slimepo.losses import hyperparameters, slime
-from slimepo.losses.table import nearest
 from slimepo.model.adapters import PROJECTIONS, lora_config
 from slimepo.model.load import load_config, load_model, random_config, random_model, smoke_config
+from slimepo.model.modes import computes_in_bf16
 from slimepo.model.score import PairScores, chosen_fell, distributions, score_pairs, summary
 from slimepo.monitor.callback import DisplacementMonitor
 from slimepo.monitor.settings import monitor_settings
-from slimepo.pipeline.card import model_card
-from slimepo.pipeline.export import export_model
-from slimepo.pipeline.folder import (
-    is_main_process,
-    last_checkpoint,
-    remove_unfinished_checkpoints,
-    write_json,
-    write_text,
-)
+from slimepo.pipeline.data import StageRows
+from slimepo.pipeline.export import export_model, model_card
+from slimepo.pipeline.folder import last_checkpoint, remove_unfinished_checkpoints
 from slimepo.pipeline.recipe import Adapter, RandomModel, Recipe, Stage
 from slimepo.training.callbacks import MetricsFile, TrainingProgress, peak_memory
-from slimepo.training.config import PreferenceConfig, computes_in_bf16
+from slimepo.training.config import PreferenceConfig
+from slimepo.words import nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,14 +38,6 @@ if TYPE_CHECKING:
     from slimepo.training.trainer import PreferenceTrainer
 
 SMOKE_STEPS, SMOKE_BATCH = 5, 8
-
-
-@dataclass(frozen=True)
-class StageRows:
-    """Tokenised rows of one stage: those trained on and those only scored."""
-
-    train: Sequence[TokenizedPair]
-    heldout: Sequence[TokenizedPair]
 
 
 def run_stage(
@@ -77,7 +64,7 @@ def run_stage(
     trainer.accelerator.wait_for_everyone()
     checkpoint = last_checkpoint(folder / "checkpoints")
     if checkpoint is not None:
-        console.print(f"{stage.name}: going on from {checkpoint.name}", highlight=False)
+        console.print(f"{stage.name}: going on from {checkpoint.name}")
     before = _scores(trainer.model, rows.heldout, console, "held-out pairs before")
     _train(trainer, recipe.seed, checkpoint, progress)
     after = _scores(trainer.model, rows.heldout, console, "held-out pairs after")
@@ -121,13 +108,11 @@ def failure_on_record(folder: Path) -> Iterator[None]:
 
 def _announce(trainer: PreferenceTrainer, name: str, console: Console) -> None:
     """Say what was chosen for this model and objective."""
-    console.print(f"{name}: layout {trainer.layout} ({trainer.layout_reason})", highlight=False)
+    console.print(f"{name}: layout {trainer.layout} ({trainer.layout_reason})")
     if trainer.reference is not None:
-        console.print(
-            f"{name}: reference {trainer.reference.source} ({trainer.reference.reason})", highlight=False
-        )
+        console.print(f"{name}: reference {trainer.reference.source} ({trainer.reference.reason})")
     if trainer.args.activation_checkpointing:
-        console.print(f"{name}: activations {trainer.activations}", highlight=False)
+        console.print(f"{name}: activations {trainer.activations}")
 
 
 def _train(

@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig
 
 from slimepo.errors import InputError
 from slimepo.model.load import load_config, random_config, smoke_config
+from slimepo.pipeline.data import recipe_tokenizer
 from slimepo.pipeline.recipe import RandomModel, Recipe
-from slimepo.pipeline.run import recipe_tokenizer
 from slimepo.pipeline.stage import base_dtype
 from slimepo.plan.step import Step, largest_batch, largest_budget, make_step, step_memory
 
@@ -172,11 +172,10 @@ def print_plan(plans: Sequence[StagePlan], device: Device, console: Console) -> 
     console.print(table)
     console.print(
         f"{device.name}: {device.size / GIB:.1f} GiB, of which {device.usable / GIB:.1f} for tensors",
-        highlight=False,
     )
     for plan in plans:
         for line in verdict(plan, device):
-            console.print(line, highlight=False)
+            console.print(line)
 
 
 def verdict(plan: StagePlan, device: Device) -> list[str]:

@@ -23,13 +23,13 @@ from slimepo.data.chat import ChatFormat, chat_format, encode_prompt
 from slimepo.data.split import fingerprint
 from slimepo.data.tokenize import TokenizedPair, tokenize
 from slimepo.errors import NonFiniteLossError
+from slimepo.files import replace_folder, write_json
 from slimepo.losses import find_objective, hyperparameters, slime
 from slimepo.model.generate import Completion, generate
 from slimepo.model.load import random_config, random_model
 from slimepo.model.score import PairScores, chosen_fell, distributions, histogram, score_pairs, summary
 from slimepo.monitor.callback import DisplacementMonitor
 from slimepo.monitor.settings import MonitorSettings
-from slimepo.pipeline.folder import replace_folder, versions, write_json
 from slimepo.playground.families import Task
 from slimepo.playground.measure import measure
 from slimepo.playground.pairs import PairStats, pair_source, pairs_from_samples
@@ -42,6 +42,7 @@ from slimepo.training.callbacks import TrainingProgress
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.trainer import PreferenceTrainer
 from slimepo.types import Preference
+from slimepo.versions import versions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -148,7 +149,7 @@ def run_seeds(
         return [out]
     folders = []
     for seed in range(recipe.seed, recipe.seed + seeds):
-        console.print(f"seed {seed}", style="bold", highlight=False)
+        console.print(f"seed {seed}", style="bold")
         folders.append(out / f"seed-{seed}")
         run_quickstart(recipe.model_copy(update={"seed": seed}), folders[-1], console, cache=cache)
     write_report(folders, out / "page.html", out / "table.md")
@@ -177,7 +178,7 @@ def sft_model(
     rows = demonstrations(world.demonstrated, recipe.seed, **shares)
     folder = cache / sft_key(recipe, rows) if cache else None
     if folder is not None and (folder / "config.json").exists():
-        console.print(f"SFT model: from the cache ({folder})", highlight=False, soft_wrap=True)
+        console.print(f"SFT model: from the cache ({folder})")
         return AutoModelForCausalLM.from_pretrained(folder), True
     config = random_config(recipe.model.architecture, recipe.model.sizes, world.tokenizer)
     model = random_model(config, recipe.seed)
@@ -254,7 +255,7 @@ def one_run(
         try:
             history = _train(model, world, start.train, name, args, console, monitor)
         except NonFiniteLossError as error:
-            console.print(f"{name}: {error}", style="red", highlight=False)
+            console.print(f"{name}: {error}", style="red")
             seconds = time.perf_counter() - started
             return run | {"error": str(error), "seconds": seconds, "monitor": monitor.record.lines}, None
         run["seconds"] = time.perf_counter() - started

@@ -10,7 +10,8 @@ from typing import Any
 from slimepo.errors import InputError
 from slimepo.evaluation.canaries import CanaryResult
 from slimepo.evaluation.judge.request import scores_of_row
-from slimepo.pipeline.folder import MARKER, json_lines, last_checkpoint, read_json
+from slimepo.files import json_lines, read_json
+from slimepo.pipeline.folder import MARKER, last_checkpoint
 from slimepo.report.monitor import monitor_distributions, monitor_lines, monitor_samples, warnings_of
 from slimepo.report.quickstart import quickstart_source
 from slimepo.report.records import (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
-from slimepo.pipeline.folder import write_text
+from slimepo.files import write_text
 from slimepo.report import tables
 from slimepo.report.benchmarks import (
     ScoreColumn,
@@ -123,8 +123,8 @@ def report_command(paths: Sequence[Path], out: Path | None, console: Console) ->
     report = write_report(paths, page)
     unfinished = sum(record.state != "finished" for group in report.groups for record in group.records)
     note = f", {unfinished} not to the end" if unfinished else ""
-    console.print(f"{report.counted}{note}: {page}", highlight=False, soft_wrap=True)
-    console.print(f"tables in Markdown: {page.with_suffix('.md')}", highlight=False, soft_wrap=True)
+    console.print(f"{report.counted}{note}: {page}")
+    console.print(f"tables in Markdown: {page.with_suffix('.md')}")
 
 
 def report_page(report: Report) -> str:

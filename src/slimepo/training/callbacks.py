@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from slimepo.files import json_lines, write_text
 from slimepo.model.offload import Offload, offload_checkpoints, offloads
-from slimepo.pipeline.folder import json_lines, write_text
-from slimepo.terminal import Report, counted
+from slimepo.terminal import Report, counted, make_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,9 +101,7 @@ class TrainingProgress(TrainerCallback):
     """A live panel in a terminal; elsewhere one plain line a log."""
 
     def __init__(self, console: Console | None = None, title: str = "training") -> None:
-        from rich.console import Console
-
-        self.console, self.title = console or Console(), title
+        self.console, self.title = console or make_console(), title
         self.progress: Any = None
         self.live: Any = None
         self.task: Any = None
@@ -117,7 +115,12 @@ class TrainingProgress(TrainerCallback):
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+        columns = [
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        ]
         self.progress = Progress(*columns, console=self.console)
         self.task = self.progress.add_task(self.title, total=state.max_steps, completed=state.global_step)
         self.live = Live(get_renderable=self._panel, console=self.console, refresh_per_second=2)
@@ -144,9 +147,7 @@ class TrainingProgress(TrainerCallback):
         self.facts = facts if len(facts) > 1 else [*facts, *self.facts[1:]]
         if self.live is None:
             line = "  ".join(facts)
-            self.console.print(
-                f"{self.title} {state.global_step}/{state.max_steps} {line}", highlight=False, soft_wrap=True
-            )
+            self.console.print(f"{self.title} {state.global_step}/{state.max_steps} {line}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -155,11 +156,11 @@ class TrainingProgress(TrainerCallback):
 
     def warn(self, message: str) -> None:
         """Show a warning of the monitor: as a line of its own, above the panel where there is one."""
-        self.console.print(f"{self.title}: {message}", style="yellow", highlight=False, soft_wrap=True)
+        self.console.print(f"{self.title}: {message}", style="yellow")
 
     def say(self, message: str) -> None:
         """Show a line of its own."""
-        self.console.print(f"{self.title}: {message}", highlight=False, soft_wrap=True)
+        self.console.print(f"{self.title}: {message}")
 
     def counted(self, what: str) -> AbstractContextManager[Report]:
         """Show how far work before training is."""

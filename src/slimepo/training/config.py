@@ -11,9 +11,10 @@ from transformers import TrainingArguments
 from slimepo.data.batch import LAYOUTS
 from slimepo.errors import InputError
 from slimepo.losses import bind, find_objective, hyperparameters, slime
+from slimepo.model.modes import computes_in_bf16
 from slimepo.monitor.settings import monitor_settings
+from slimepo.types import ATTENTIONS
 
-ATTENTIONS = ("auto", "side_by_side", "one_by_one", "flex", "varlen")
 CHECKPOINTING = ("none", "layers", "offload")
 
 _SLIME = hyperparameters(slime)
@@ -156,8 +157,3 @@ class SLIMEConfig(PreferenceConfig):
             )
         self.loss_options = options
         super().__post_init__()
-
-
-def computes_in_bf16() -> bool:
-    """Whether there is a CUDA device that computes in bfloat16 itself (older ones only emulate it)."""
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)

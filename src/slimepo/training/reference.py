@@ -20,14 +20,13 @@ from slimepo.data.batch import PairBatch, collate, pair_logps
 from slimepo.data.chat import load_tokenizer
 from slimepo.errors import InputError
 from slimepo.losses.dpo import log_ratios
-from slimepo.losses.table import nearest
 from slimepo.model.attention.interface import install, path_of
 from slimepo.model.load import load_model
 from slimepo.model.logps import causal_lm, install_logps, plain_forward, policy_logps
 from slimepo.model.modes import measuring
 from slimepo.model.tryout import choose_layout, probe, to_device
-from slimepo.pipeline.recipe import REFERENCE_SOURCES
-from slimepo.types import PairLogps
+from slimepo.types import REFERENCE_SOURCES, PairLogps
+from slimepo.words import nearest
 
 SOURCES = REFERENCE_SOURCES
 

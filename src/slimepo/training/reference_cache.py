@@ -20,9 +20,9 @@ from torch import nn
 from slimepo.data.batch import StepCollator, given_sides, length
 from slimepo.data.tokenize import TokenizedPair
 from slimepo.errors import InputError
+from slimepo.files import cache_folder
 from slimepo.model.logps import causal_lm, policy_logps
 from slimepo.model.tryout import to_device
-from slimepo.pipeline.folder import cache_folder
 from slimepo.terminal import Report
 from slimepo.training.reference import OF_ADAPTERS, Forward, Reference, device_of
 

@@ -15,7 +15,7 @@ import pytest
 
 from slimepo.errors import InputError
 from slimepo.evaluation.benchmarks.sources import SOURCES, Source, fetch, git_blob_id
-from slimepo.pipeline.folder import cache_folder
+from slimepo.files import cache_folder
 
 QUESTIONS = "mt_bench/question.jsonl"
 CONTENT = b'{"question_id": 1}\n'

@@ -240,7 +240,7 @@ from rich.console import Console
 from tests.evaluation.judge.test_many import REQUESTS, request
 from slimepo.evaluation.judge.many import Calls, judge_all, open_judge
 judge = open_judge(sys.argv[1], "OPENAI_API_KEY")
-judge_all(judge, [request(n) for n in range(40)], Calls(Path(sys.argv[2]), 4), Console())
+judge_all(judge, [request(n) for n in range(40)], Calls(Path(sys.argv[2]), 4), make_console())
 """
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from slimepo.errors import InputError
-from slimepo.pipeline.folder import cache_folder
+from slimepo.files import cache_folder
 
 _GITHUB = "https://raw.githubusercontent.com"
 _FASTCHAT = f"{_GITHUB}/lm-sys/FastChat/0e6d3e4beaab66f4d3f93db72541a4abab8af28d/fastchat/llm_judge/data"

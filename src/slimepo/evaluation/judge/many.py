@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
-from slimepo.evaluation.journal import append, read_journal
 from slimepo.evaluation.judge.client import (
     CallFailed,
     ChatClient,
@@ -22,6 +21,7 @@ from slimepo.evaluation.judge.client import (
     parse_endpoint,
 )
 from slimepo.evaluation.judge.request import JudgeReply, JudgeRequest, sha256_of
+from slimepo.files import append_json_lines, json_lines
 from slimepo.types import Message
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def check_judge(text: str, key_variable: str | None = None) -> None:
         raise InputError(f"the judge {LOCAL} names no model: give {LOCAL}FOLDER or {LOCAL}HUB-ID")
     else:
         from slimepo.evaluation.answerers import prompt_ids
-        from slimepo.evaluation.answers import model_chat
+        from slimepo.model.chat import model_chat
 
         prompt_ids(model_chat(text.removeprefix(LOCAL)), PROBE)
 
@@ -185,13 +185,13 @@ def judge_all(
             nexts = (follow_up(r, replies[r.key]) for r in waiting) if follow_up else iter(())
             waiting = [request for request in nexts if request is not None]
     finally:
-        console.print(usage.line(calls.prices), highlight=False, soft_wrap=True)
+        console.print(usage.line(calls.prices))
     return replies
 
 
 def missing(judge: Judge, requests: Sequence[JudgeRequest], cache: Path) -> list[JudgeRequest]:
     """The requests that the cache has no reply to, each call once."""
-    known = {row["id"] for row in read_journal(cache)}
+    known = {row["id"] for row in json_lines(cache, strict=True)}
     return list({call_id(judge, r): r for r in requests if call_id(judge, r) not in known}.values())
 
 
@@ -214,7 +214,7 @@ def estimate_line(requests: Sequence[JudgeRequest], to_make: Sequence[JudgeReque
 def _ask(
     judge: Judge, requests: Sequence[JudgeRequest], calls: Calls, usage: Usage, console: Console
 ) -> list[JudgeReply]:
-    known = {row["id"]: row["reply"] for row in read_journal(calls.cache)}
+    known = {row["id"]: row["reply"] for row in json_lines(calls.cache, strict=True)}
     ids = [call_id(judge, request) for request in requests]
     to_make = {id_: r for id_, r in zip(ids, requests, strict=True) if id_ not in known}
     usage.cached += len(requests) - len(to_make)
@@ -244,7 +244,7 @@ def _keeper(judge: Judge, cache: Path, known: dict[str, Any], usage: Usage) -> K
             "reply": asdict(reply),
             "tstamp": time.time(),
         }
-        append(cache, [row])
+        append_json_lines(cache, [row])
         known[id_] = row["reply"]
         usage.add(reply)
 

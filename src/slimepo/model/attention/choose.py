@@ -19,7 +19,7 @@ from slimepo.data.tokenize import Ids, TokenizedPair
 from slimepo.errors import InputError
 from slimepo.model.attention.interface import PATHS, obstacle
 from slimepo.model.attention.sdpa import AttentionCall
-from slimepo.training.config import ATTENTIONS
+from slimepo.types import ATTENTIONS
 
 # Prompt, chosen and rejected tokens of the pairs that paths are timed on: about those of UltraFeedback, 10.8k in all.
 _TIMED = [

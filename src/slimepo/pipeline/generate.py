@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
+from slimepo.model.chat import load_chat_model
 from slimepo.types import Message
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from transformers import PreTrainedTokenizerBase
-
-    from slimepo.data.chat import ChatFormat
 
 
 @dataclass(frozen=True)
@@ -26,93 +24,6 @@ class Answer:
     prompt: list[Message]
     answers: list[str]
     finished: list[bool]
-
-
-@dataclass(frozen=True)
-class ChatModel:
-    """A model that is ready to answer: what it says ends in one of `end_ids`."""
-
-    model: Any
-    tokenizer: PreTrainedTokenizerBase
-    chat: ChatFormat
-    end_ids: frozenset[int]
-
-
-def model_folder(name: str) -> Path:
-    """Where the model of a name is: a stage of a run stands for the model in it; a Hub id stays as it is.
-
-    Raises:
-        InputError: a folder is there, and no model in it.
-    """
-    folder = Path(name)
-    if (folder / "model" / "config.json").exists():
-        return folder / "model"
-    if folder.is_dir() and not any((folder / f"{kind}config.json").exists() for kind in ("", "adapter_")):
-        stages = sorted(path.parent for path in folder.glob("*/stage.json"))
-        hint = f"; it is a run: give one of its stages, such as {stages[-1]}" if stages else ""
-        raise InputError(
-            f"{name} holds neither a model (config.json) nor an adapter (adapter_config.json){hint}"
-        )
-    return folder
-
-
-def load_chat_model(name: str) -> ChatModel:
-    """Load a folder (a model, an adapter, a stage of a run) or Hub id, on the accelerator where there is one.
-
-    Raises:
-        InputError: there is no such model, or its chat template cannot be used.
-    """
-    import torch
-
-    from slimepo.data.chat import load_tokenizer
-    from slimepo.model.load import load_model
-    from slimepo.pipeline.export import load_checkpoint, merge
-    from slimepo.training.config import computes_in_bf16
-
-    folder = model_folder(name)
-    dtype = torch.bfloat16 if computes_in_bf16() else torch.float32
-    if (folder / "adapter_config.json").exists():
-        trained, tokenizer = load_checkpoint(folder)
-        # Merged in float32: a small update would be rounded away.
-        model = merge(trained.float()).to(dtype)
-    else:
-        tokenizer, model = load_tokenizer(str(folder)), load_model(str(folder), dtype=dtype)
-    chat = _chat(folder, tokenizer)
-    device = (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    )
-    ends = model.generation_config.eos_token_id
-    end_ids = frozenset({chat.end_id, *([ends] if isinstance(ends, int) else ends or [])})
-    return ChatModel(model.to(device), tokenizer, chat, end_ids)
-
-
-def model_chat(name: str) -> ChatFormat:
-    """The chat format of a model that can be had, as far as can be seen without loading its weights.
-
-    Raises:
-        InputError: there is no such model, a folder has no weights, or its chat template cannot be used.
-    """
-    from slimepo.data.chat import load_tokenizer
-    from slimepo.model.load import load_config
-    from slimepo.pipeline.folder import read_json
-
-    folder = model_folder(name)
-    adapter = read_json(folder / "adapter_config.json") or {}
-    base = str(adapter.get("base_model_name_or_path") or folder)
-    load_config(base)
-    weights = [path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin")]
-    if folder.is_dir() and not weights:
-        raise InputError(f"{name}: no weights in {folder} (*.safetensors, *.bin)")
-    has_tokenizer = not adapter or (folder / "tokenizer_config.json").exists()
-    return _chat(folder, load_tokenizer(str(folder) if has_tokenizer else base))
-
-
-def _chat(folder: Path, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
-    from slimepo.data.chat import chat_format
-    from slimepo.pipeline.folder import read_json
-
-    settings = read_json(folder / "slimepo.json") or {}
-    return chat_format(tokenizer, settings.get("template_options"))
 
 
 def read_prompts(texts: Sequence[str], file: Path | None) -> list[list[Message]]:
@@ -190,11 +101,9 @@ def write_answers(answers: Sequence[Answer], path: Path) -> None:
 def show_answers(answers: Sequence[Answer], console: Console) -> None:
     """Prompts and answers, readable in a terminal."""
     for answer in answers:
-        console.print(f"> {answer.prompt[-1]['content']}", style="bold", markup=False, highlight=False)
+        console.print(f"> {answer.prompt[-1]['content']}", style="bold")
         for text, finished in zip(answer.answers, answer.finished, strict=True):
-            console.print(
-                text + ("" if finished else " [cut at the token limit]"), markup=False, highlight=False
-            )
+            console.print(text + ("" if finished else " [cut at the token limit]"))
         console.print()
 
 
