@@ -22,6 +22,7 @@ _HOME = {
     "PreferenceTrainer": "slimepo.training.trainer",
     "SLIMEConfig": "slimepo.training.config",
     "SLIMETrainer": "slimepo.training.trainer",
+    "Verdict": "slimepo.types",
     "export_model": "slimepo.pipeline.export",
     "generate": "slimepo.model.generate",
     "linear_logps": "slimepo.kernels",
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from slimepo.pipeline.run import run_recipe
     from slimepo.training.config import PreferenceConfig, SLIMEConfig
     from slimepo.training.trainer import PreferenceTrainer, SLIMETrainer
-    from slimepo.types import LossOutput, PairLogps, Preference
+    from slimepo.types import LossOutput, PairLogps, Preference, Verdict
 
 __all__ = [
     "LOSSES",
@@ -56,6 +57,7 @@ __all__ = [
     "PreferenceTrainer",
     "SLIMEConfig",
     "SLIMETrainer",
+    "Verdict",
     "export_model",
     "generate",
     "linear_logps",

@@ -47,6 +47,14 @@ class Unpaired:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a checker says of an answer. `valid`: its form is right. `correct`: its meaning is too (and so its form)."""
+
+    correct: bool
+    valid: bool
+
+
+@dataclass(frozen=True)
 class PairLogps:
     """Per-token log-probabilities of the responses of some pairs, in nats.
 

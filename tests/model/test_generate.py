@@ -142,6 +142,22 @@ def test_samples_are_a_function_of_the_seed_whatever_the_order(architecture: Cal
     assert all(len(completions) == 3 for completions in first)
 
 
+def test_a_run_that_was_cut_short_asks_the_rest_and_gives_the_same_samples() -> None:
+    model, prompts = made(llama), random_prompts(12)
+    options: dict[str, Any] = {
+        "end_token_ids": ENDS, "max_new_tokens": 8, "temperature": 1.0, "samples": 3, "batch_rows": 6,
+    }  # fmt: skip
+    kept: dict[int, Any] = {}
+    whole = generate(
+        model, prompts, finished=lambda at, rows: kept.update(zip(at, rows, strict=True)), **options
+    )
+    assert [kept[place] for place in range(12)] == whole
+    done = list(kept)[:5]
+    rest = generate(model, prompts, done=done, **options)
+    assert all(rest[place] == whole[place] or (place in done and not rest[place]) for place in range(12))
+    assert any(not completions for completions in rest)
+
+
 def test_sampling_leaves_the_global_generator_alone() -> None:
     model = made(llama)
     before = torch.random.get_rng_state()

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimepo.playground.families import Task, Verdict
+from slimepo.playground.families import Task
 from slimepo.playground.tasks import FAMILIES, check, make_task, malformed, slip
+from slimepo.types import Verdict
 
 seeds = st.integers(min_value=0, max_value=2**32)
 families = st.sampled_from(sorted(FAMILIES))

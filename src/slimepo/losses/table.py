@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 
 from slimepo.errors import InputError
+from slimepo.imports import find_function
 from slimepo.losses.dpo import chi_po, dpo, ipo, lpo, rpo
 from slimepo.losses.kto import kto
 from slimepo.losses.presets import PRESETS
@@ -75,7 +70,7 @@ def find_objective(name: str) -> Objective:
     if name in LOSSES:
         return LOSSES[name]
     if ":" in name:
-        return _import_objective(name)
+        return Objective(find_function(name, "loss"))
     base, _, preset = name.partition("/")
     if base in LOSSES and preset in PRESETS.get(base, {}):
         return LOSSES[base]._replace(preset=PRESETS[base][preset])
@@ -84,44 +79,6 @@ def find_objective(name: str) -> Objective:
         f"unknown loss {name!r}{nearest(name, known)}; known: {', '.join(known)}, "
         "or your own function as package.module:function or file.py:function"
     )
-
-
-def _import_objective(name: str) -> Objective:
-    place, _, attribute = name.rpartition(":")
-    # The command line's own folder is not on the path as it is for `python`.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = _import_file(place) if place.endswith(".py") else importlib.import_module(place)
-        function = getattr(module, attribute)
-    except Exception as error:
-        # A user's module can fail in any way while it is imported.
-        raise InputError(f"loss {name!r} cannot be imported: {type(error).__name__}: {error}") from error
-    if not callable(function):
-        raise InputError(f"loss {name!r} is not a function")
-    return Objective(function)
-
-
-def _import_file(path: str) -> ModuleType:
-    """The module that a file holds; a relative path starts where the command runs, or where modules are looked for."""
-    found = next((p for folder in ("", *sys.path) if (p := Path(folder, path)).is_file()), None)
-    if found is None:
-        raise FileNotFoundError(f"no such file here or beside the recipe: {path}")
-    return _run_file(found.resolve(), found.stat().st_mtime_ns)
-
-
-@functools.cache
-def _run_file(path: Path, modified: int) -> ModuleType:
-    """The module in a file, run once; again where the file has been `modified` since."""
-    name = f"slimepo_objective_{path.stem}_{modified}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses, for one, look their module up there.
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def hyperparameters(function: LossFunction) -> dict[str, Any]:

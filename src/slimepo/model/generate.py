@@ -47,6 +47,8 @@ def generate(
     seed: int = 0,
     batch_rows: int = 256,
     progress: Callable[[int], None] | None = None,
+    done: Collection[int] = (),
+    finished: Callable[[Sequence[int], Sequence[Sequence[Completion]]], None] | None = None,
 ) -> list[list[Completion]]:
     """Complete every prompt `samples` times; one list of completions a prompt, in the order of the prompts.
 
@@ -56,6 +58,9 @@ def generate(
     temperature 0 takes the likeliest token each time; otherwise tokens are drawn from
     softmax(logits / temperature), cut to the likeliest tokens that reach a mass of `top_p`.
     progress: called with the number of prompts that a finished batch held.
+    finished: called with the places of a finished batch's prompts and their completions, so that these can be kept;
+    done: places of prompts whose completions were kept by a run that was cut short. Batches that hold only such are
+    passed by (their completions stay empty), and all others give the samples that the whole run would have given.
 
     Batches are made from the sorted prompts, each with its own generator. So the same prompts in any order, with
     the same seed, `samples` and `batch_rows`, on the same machine, give the same samples; another `batch_rows`
@@ -69,13 +74,18 @@ def generate(
     settings = _Settings(end_ids, max_new_tokens, temperature, samples, top_p)
     completions: list[list[Completion]] = [[] for _ in prompts]
     with _evaluating(model), torch.no_grad():
+        known = set(done)
         for number, batch in enumerate(_batches(prompts, max(1, batch_rows // samples))):
+            if known.issuperset(batch):
+                continue
             ids = torch.tensor([list(prompts[index]) for index in batch], device=device)
             # Distinct for every (seed, batch) that anybody runs, and known in advance.
             generator = torch.Generator(device=device).manual_seed((seed * 1_000_003 + number) % 2**63)
             rows = _complete(model, ids, settings, generator)
             for place, index in enumerate(batch):
                 completions[index] = rows[place * samples : (place + 1) * samples]
+            if finished is not None:
+                finished(batch, [completions[index] for index in batch])
             if progress is not None:
                 progress(len(batch))
     return completions

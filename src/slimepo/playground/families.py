@@ -34,14 +34,6 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """`valid`: the form of the answer is right. `correct`: its meaning is too (and so its form)."""
-
-    correct: bool
-    valid: bool
-
-
-@dataclass(frozen=True)
 class Family:
     """One kind of task.
 

@@ -6,9 +6,10 @@ import json
 import re
 from random import Random
 
-from slimepo.playground.families import Family, Task, Verdict
+from slimepo.playground.families import Family, Task
 from slimepo.playground.tasks_numbers import NUMBER_FAMILIES
 from slimepo.playground.tasks_words import JSON_KEYS, WORD_FAMILIES
+from slimepo.types import Verdict
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (*NUMBER_FAMILIES, *WORD_FAMILIES)}
 
