@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from slimepo.errors import InputError
-from slimepo.evaluation.bench_answers import OURS
+from slimepo.evaluation.answers import OURS
 from slimepo.evaluation.benchmarks import mt_bench
 from slimepo.evaluation.job import Job
 from slimepo.evaluation.rows import read_rows

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from slimepo.errors import InputError, UnscoredError
-from slimepo.evaluation.bench_answers import OURS
+from slimepo.evaluation.answers import OURS
 from slimepo.evaluation.benchmarks import bench_mt, mt_bench
 from slimepo.evaluation.job import Job
 from slimepo.evaluation.judge.request import scores_of_row

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
 from slimepo.evaluation.answerers import open_answerer
-from slimepo.evaluation.bench_answers import OURS, answer_questions, same_questions, summary_line
+from slimepo.evaluation.answers import OURS, answer_questions, same_questions, summary_line
 from slimepo.evaluation.benchmarks.base import Kind
 from slimepo.evaluation.job import Job, answers_path, replace_rows, say
 from slimepo.evaluation.judge.request import sha256_of

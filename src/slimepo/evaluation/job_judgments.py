@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimepo.evaluation.answerers import Turn
-from slimepo.evaluation.bench_answers import OURS
+from slimepo.evaluation.answers import OURS
 from slimepo.evaluation.benchmarks.base import Kind
 from slimepo.evaluation.canaries import canary_answers, canary_places
 from slimepo.evaluation.job import Job, canary_path, file_label, judgments_path, replace_rows, say

@@ -15,13 +15,13 @@ from slimepo.evaluation.benchmarks.bench_mt import load_mt_bench
 from slimepo.evaluation.job import Job, file_label, say
 from slimepo.evaluation.job_answers import known_answers, write_answers
 from slimepo.evaluation.job_judgments import calls_of, canaries_of, judge_answers, judge_of
-from slimepo.evaluation.job_scores import score_job
 from slimepo.evaluation.judge.client import api_key
 from slimepo.evaluation.judge.many import Judge, estimate_line, missing
 from slimepo.evaluation.judge.request import Scores
 from slimepo.evaluation.libraries import need_libraries
 from slimepo.evaluation.locks import locked
 from slimepo.evaluation.rows import Row
+from slimepo.evaluation.scores import score_job
 from slimepo.evaluation.settings import Evaluation
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from slimepo.errors import InputError
 from slimepo.evaluation.answerers import Turn
-from slimepo.evaluation.bench_answers import Question
+from slimepo.evaluation.answers import Question
 from slimepo.evaluation.benchmarks.sources import Fetched
 from slimepo.evaluation.judge.many import FollowUp
 from slimepo.evaluation.judge.request import JudgeReply, JudgeRequest, Scores

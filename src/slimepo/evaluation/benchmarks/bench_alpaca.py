@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slimepo.evaluation.answerers import Turn
-from slimepo.evaluation.bench_answers import OURS, Question, facts
+from slimepo.evaluation.answers import OURS, Question, facts
 from slimepo.evaluation.benchmarks import alpaca_eval
 from slimepo.evaluation.benchmarks.alpaca_length import LengthData, length_data
 from slimepo.evaluation.benchmarks.base import Answers, Replies, given, given_baseline, variant_of

@@ -9,7 +9,7 @@ from typing import Any
 
 from slimepo.errors import InputError
 from slimepo.evaluation.answerers import Turn
-from slimepo.evaluation.bench_answers import OURS, Question, answer_id, facts, now
+from slimepo.evaluation.answers import OURS, Question, answer_id, facts, now
 from slimepo.evaluation.benchmarks import arena_hard
 from slimepo.evaluation.benchmarks.arena_scores import battles_of
 from slimepo.evaluation.benchmarks.arena_scores import score as arena_score

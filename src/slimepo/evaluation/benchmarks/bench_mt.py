@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from slimepo.evaluation.answerers import Turn
-from slimepo.evaluation.bench_answers import OURS, Question, answer_id, facts, now
+from slimepo.evaluation.answers import OURS, Question, answer_id, facts, now
 from slimepo.evaluation.benchmarks import mt_bench
 from slimepo.evaluation.benchmarks.base import Answers, Replies, given, variant_of
 from slimepo.evaluation.benchmarks.sources import Fetched, fetch

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from slimepo.errors import InputError
 from slimepo.evaluation.answerers import Ask, Turn
-from slimepo.evaluation.bench_answers import (
+from slimepo.evaluation.answers import (
     OURS,
     Question,
     answer_questions,

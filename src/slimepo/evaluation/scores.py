@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimepo.errors import InputError, UnscoredError
-from slimepo.evaluation.bench_answers import OURS
+from slimepo.evaluation.answers import OURS
 from slimepo.evaluation.benchmarks.base import Kind
 from slimepo.evaluation.canaries import CanaryResult, canary_answers, canary_result, canary_words
 from slimepo.evaluation.job import Job, canary_path, judgments_path, say, score_path
