@@ -23,8 +23,8 @@ from tests.evaluation.mock_judge import MockJudge
 HOLD = """
 import sys, time
 from pathlib import Path
-from rich.console import Console
 from slimepo.evaluation.locks import locked
+from slimepo.terminal import make_console
 with locked(Path(sys.argv[1]), "x", make_console()):
     print("held", flush=True)
     time.sleep(60)

@@ -236,9 +236,9 @@ def test_a_half_written_cache_line_costs_one_call(mock: MockJudge, tmp_path: Pat
 KILLED = """
 import sys
 from pathlib import Path
-from rich.console import Console
 from tests.evaluation.judge.test_many import REQUESTS, request
 from slimepo.evaluation.judge.many import Calls, judge_all, open_judge
+from slimepo.terminal import make_console
 judge = open_judge(sys.argv[1], "OPENAI_API_KEY")
 judge_all(judge, [request(n) for n in range(40)], Calls(Path(sys.argv[2]), 4), make_console())
 """
