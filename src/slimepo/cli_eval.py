@@ -93,19 +93,18 @@ def basics(
     split: Annotated[str | None, typer.Option(help="Which split of a Hub or saved data set.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many pairs.")] = 200,
     samples: Annotated[int, typer.Option(min=0, help="Prompts that are answered (greedy).")] = 64,
-    tasks: Annotated[int, typer.Option(min=0, help="Tasks of the built-in world that are answered.")] = 110,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens of prompt and response together.")] = 2048,
     batch_rows: Annotated[int, typer.Option(min=1, help="Answers written side by side.")] = 32,
 ) -> None:
-    """Without a judge: preference accuracy, perplexity, verifiable tasks, and how generations end, repeat and vary."""
+    """Without a judge: preference accuracy, perplexity, and how generations end, repeat and vary."""
     from slimepo.evaluation.basics import measure_basics, show_basics
     from slimepo.files import write_json
     from slimepo.terminal import make_console
 
     console = make_console()
     figures = measure_basics(
-        model, data, console, split=split, limit=limit, samples=samples, tasks=tasks, max_new_tokens=max_new_tokens,
+        model, data, console, split=split, limit=limit, samples=samples, max_new_tokens=max_new_tokens,
         max_length=max_length, batch_rows=batch_rows,
     )  # fmt: skip
     show_basics(figures, console)

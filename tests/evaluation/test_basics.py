@@ -50,11 +50,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_figures_of_the_tiny_llama(shared_data: Path, pairs: Path, console: Console) -> None:
     model = str(shared_data / "models" / "babyllama-105")
-    figures = measure_basics(model, str(pairs), console, samples=2, tasks=11, max_new_tokens=8)
-    assert (figures["pairs"], figures["generations"], figures["world_tasks"]) == (3, 2, 11)
+    figures = measure_basics(model, str(pairs), console, samples=2, max_new_tokens=8)
+    assert (figures["pairs"], figures["generations"]) == (3, 2)
     # Two of three pairs prefer English to noise.
     assert figures["accuracy"] == pytest.approx(2 / 3)
-    assert 0 <= figures["world_exact_match"] <= figures["world_format_valid"] <= 1
     assert figures["mean_tokens"] == 8
     show_basics(figures, console)
     assert "chosen_perplexity" in printed(console)
@@ -76,7 +75,7 @@ def test_the_perplexity_is_that_of_all_chosen_tokens_alike(
             logps = loaded.model(torch.tensor([start + answer])).logits[0].double().log_softmax(-1)
         total += sum(float(logps[len(start) - 1 + i, token]) for i, token in enumerate(answer))
         count += len(answer)
-    figures = measure_basics(name, str(pairs), console, samples=0, tasks=0)
+    figures = measure_basics(name, str(pairs), console, samples=0)
     assert figures["chosen_perplexity"] == pytest.approx(math.exp(-total / count), rel=1e-5)
     assert "end_rate" not in figures
 

@@ -181,7 +181,6 @@ def test_a_missing_key_shows_before_anything_is_generated(
     ("library", "benchmark", "options"),
     [
         ("openai", "mt-bench", {}),
-        ("sklearn", "arena-hard", {"rules": "v0.1"}),
         ("sklearn", "alpaca-eval", {"limit": None}),
     ],
 )

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from slimepo.errors import InputError, UnscoredError
 from slimepo.evaluation.benchmarks import bench_arena
+from slimepo.evaluation.benchmarks.arena_style import STYLE_FEATURES
 from slimepo.evaluation.job import Job
 from slimepo.evaluation.run import STEPS, run_benchmark
 from tests.evaluation.conftest import one_file, printed
@@ -63,7 +64,7 @@ def test_style_control_counts_answers_when_it_scores(
     console: Console,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = {"category": "hard_prompt", "limit": 12, "max_new_tokens": 40, "style_control": "published"}
+    options = {"category": "hard_prompt", "limit": 12, "max_new_tokens": 40, "style_control": True}
     monkeypatch.setattr(bench_arena, "_gpt_4o_tokenizer", lambda: None)
     for steps in (STEPS, ["score"]):
         with pytest.raises(InputError, match=r"pip install tiktoken"):
@@ -73,7 +74,7 @@ def test_style_control_counts_answers_when_it_scores(
     calls = len(mock.calls)
     monkeypatch.setattr(bench_arena, "_gpt_4o_tokenizer", WordTokenizer)
     (scores,) = run_benchmark(job("arena-hard", **options), console, ["score"])
-    assert scores.identity.settings["fit"] == "published"
+    assert scores.identity.settings["style"] == list(STYLE_FEATURES)
     assert 0 <= scores.measures["score"].value <= 100
     assert len(mock.calls) == calls
 

@@ -18,7 +18,7 @@ from slimepo.settings import validate
             "baseline is an option of arena-hard and alpaca-eval only",
         ),
         (
-            {"benchmark": "alpaca-eval", "style_control": "published"},
+            {"benchmark": "alpaca-eval", "style_control": True},
             "style-control is an option of arena-hard only",
         ),
         (

@@ -191,8 +191,8 @@ def test_a_stage_of_the_run_may_be_the_baseline_and_the_judge(
     ("library", "changes", "words"),
     [
         ("openai", {}, "needs the openai library, which is not installed: pip install 'slimepo[eval]'"),
-        ("sklearn", {"benchmark": "arena-hard", "rules": "v0.1"}, "needs scikit-learn"),
-        ("tiktoken", {"benchmark": "arena-hard", "style_control": "published"}, "pip install tiktoken"),
+        ("sklearn", {"benchmark": "alpaca-eval", "limit": None}, "needs scikit-learn"),
+        ("tiktoken", {"benchmark": "arena-hard", "style_control": True}, "pip install tiktoken"),
         ("vllm", {"backend": "vllm"}, "pip install vllm"),
     ],
 )

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from slimepo.types import Message, Preference
 
 _REPEATED = 4
-_WORLD_SEED = 20_260_202
-_WORLD_TOKENS = 64
 
 
 def measure_basics(
@@ -31,7 +29,6 @@ def measure_basics(
     split: str | None = None,
     limit: int = 200,
     samples: int = 64,
-    tasks: int = 110,
     max_new_tokens: int = 256,
     max_length: int = 2048,
     batch_rows: int = 32,
@@ -40,8 +37,7 @@ def measure_basics(
 
     accuracy: share of pairs whose chosen answer has the higher mean log-probability per token. chosen_perplexity:
     exp of minus the mean of log-probabilities over the chosen answers' tokens, every token alike. Then those of
-    `generation_measures`, of greedy answers to the first `samples` prompts. world_exact_match, world_format_valid:
-    shares of `tasks` verifiable tasks of the built-in world (`slimepo.playground`), fixed ones, answered greedily.
+    `generation_measures`, of greedy answers to the first `samples` prompts.
 
     Raises:
         InputError: the model or the pairs cannot be read, or no pair fits `max_length`.
@@ -58,8 +54,6 @@ def measure_basics(
     figures |= _pair_figures(loaded, pairs, max_length, console)
     if samples:
         figures |= _generated(loaded, pairs[:samples], max_new_tokens, batch_rows, console)
-    if tasks:
-        figures |= _world_figures(loaded, tasks, batch_rows, console)
     return figures
 
 
@@ -136,16 +130,6 @@ def _generated(
     texts = [_text(loaded, completion) for completion in said]
     figures = generation_measures(texts, [c.token_ids for c in said], [c.finished for c in said])
     return {"generations": len(said), "max_new_tokens": max_new_tokens, **figures}
-
-
-def _world_figures(loaded: ChatModel, tasks: int, batch_rows: int, console: Console) -> dict[str, Any]:
-    from slimepo.playground.measure import measure
-    from slimepo.playground.world import make_tasks, user_turn
-
-    asked = make_tasks(tasks, _WORLD_SEED)
-    said = _answers(loaded, [user_turn(task) for task in asked], _WORLD_TOKENS, batch_rows, console)
-    figures = measure(asked, [_text(loaded, c) for c in said], [c.finished for c in said])
-    return {"world_tasks": tasks} | {f"world_{k}": figures[k] for k in ("exact_match", "format_valid")}
 
 
 def _answers(

@@ -61,7 +61,7 @@ def canary_path(job: Job, kind: Kind, judge: Judge) -> Path:
 
 
 def score_path(job: Job, kind: Kind, judge: Judge) -> Path:
-    style = "" if job.settings.style_control == "none" else f"--style-{job.settings.style_control}"
+    style = "--style" if job.settings.style_control else ""
     name = f"{kind.folder}--{job.name}--{file_label(judge.name)}{kind.variant}{style}.json"
     return job.out / "scores" / name
 

@@ -29,9 +29,7 @@ def need_libraries(settings: Evaluation, model: str, steps: Sequence[str]) -> No
 
 
 def _fits(settings: Evaluation) -> bool:
-    """Whether the score comes from a regression: v0.1's Bradley-Terry model, AlpacaEval's length control."""
-    if settings.benchmark == "arena-hard":
-        return settings.rules == "v0.1"
+    """Whether the score comes from a regression: AlpacaEval's length control."""
     return settings.benchmark == "alpaca-eval" and settings.limit is None and settings.baseline is None
 
 

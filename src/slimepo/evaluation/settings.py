@@ -44,9 +44,7 @@ class Evaluation(Settings):
     )
     rules: Literal["v0.1", "v2.0"] = Field("v2.0", description="v0.1 has 500 questions, v2.0 750.")
     category: str | None = Field(None, description="With rules v2.0: hard_prompt or creative_writing.")
-    style_control: Literal["none", "published", "converged"] = Field(
-        "none", description="With rules v2.0 only; published stops after 50 steps, as upstream."
-    )
+    style_control: bool = Field(False, description="Scores at equal length and markdown (rules v2.0 only).")
     references: Literal["gpt-4", "gpt-4-1106-preview"] = Field(
         "gpt-4", description="Who wrote the reference answers."
     )
@@ -82,6 +80,6 @@ class Evaluation(Settings):
             default: Any = type(self).model_fields[name].default
             if self.benchmark not in benchmarks and getattr(self, name) != default:
                 raise ValueError(f"{name.replace('_', '-')} is an option of {' and '.join(benchmarks)} only")
-        if self.rules == "v0.1" and (self.category or self.style_control != "none"):
+        if self.rules == "v0.1" and (self.category or self.style_control):
             raise ValueError("category and style-control belong to rules v2.0")
         return self

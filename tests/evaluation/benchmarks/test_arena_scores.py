@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from slimepo.errors import InputError, UnscoredError
@@ -12,8 +13,6 @@ from slimepo.evaluation.benchmarks import arena_scores
 from slimepo.evaluation.benchmarks.arena_hard import Rules
 from slimepo.evaluation.judge.request import Unscored
 from slimepo.evaluation.rows import read_rows
-
-pytest.importorskip("sklearn")
 
 
 def row(*verdicts: str | None, model: str = "ours", uid: str = "q", **more: Any) -> dict[str, Any]:
@@ -107,6 +106,30 @@ def test_the_published_leaderboard_to_two_decimals(folder: Path, published: list
         assert model_scores.measures["score"].value == pytest.approx(
             model_scores.measures["mean"].value, abs=1e-4
         )
+
+
+def test_the_share_of_weighted_wins_is_the_bradley_terry_fit(published: list[dict[str, Any]]) -> None:
+    """Arena-Hard fits log-odds log(10) (r_m - r_b) by a logistic regression without penalty, a row a battle."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    battles = [battle for row in published for battle in arena_scores.battles_of(row, "v0.1")[0]]
+    models = sorted({battle.model for battle in battles})
+    # A tie is half a win for both: every battle is told from both sides, weighted by its outcome.
+    players = np.zeros((len(battles), len(models)))
+    players[np.arange(len(battles)), [models.index(battle.model) for battle in battles]] = np.log(10)
+    wins = np.array([battle.outcome for battle in battles])
+    fit = linear_model.LogisticRegression(fit_intercept=False, C=np.inf, tol=1e-8).fit(
+        np.concatenate([players, players]),
+        np.repeat([1, 0], len(battles)),
+        sample_weight=np.concatenate([wins, 1 - wins]),
+    )
+    rates = 100 / (1 + 10 ** -fit.coef_[0])
+    scores = arena_scores.score(published, rules="v0.1", baseline="base", rounds=1)
+    assert [scores[m].measures["score"].value for m in models] == pytest.approx(rates, abs=1e-3)
+
+
+def test_who_won_every_game_has_all_of_it() -> None:
+    measure = arena_scores.score([row("B>A", "A>B")], rules="v0.1", baseline="base")["ours"].measures["score"]
+    assert (measure.value, measure.lower, measure.upper) == pytest.approx((100, 100, 100), abs=1e-6)
 
 
 def test_v01_intervals_are_those_of_the_official_code(published: list[dict[str, Any]]) -> None:

@@ -17,6 +17,7 @@ Source: tatsu-lab/alpaca_eval at cd543a1, metrics/glm_winrate.py, length_control
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from slimepo.errors import InputError
-from slimepo.evaluation.benchmarks.bootstrap import Floats, sklearn_module
+from slimepo.evaluation.benchmarks.bootstrap import Floats
 from slimepo.evaluation.judge.request import Unscored
 from slimepo.evaluation.rows import Row
 
@@ -82,8 +83,9 @@ def length_controlled(
     lengths of the baseline's outputs minus the model's. Both are in the order of the benchmark.
 
     Raises:
-        InputError: there are more rows than instructions with a difficulty.
+        InputError: there are more rows than instructions with a difficulty, or scikit-learn is not installed.
     """
+    need_sklearn()
     n = len(preferences)
     if n > len(data.difficulty):
         raise InputError(f"{n} annotations, but instruction difficulties for {len(data.difficulty)} only")
@@ -106,6 +108,18 @@ def length_controlled(
     return [float(p) for p in predictions(weights, difficulty)]
 
 
+def need_sklearn() -> None:
+    """Nothing, where scikit-learn is installed.
+
+    Raises:
+        InputError: it is not.
+    """
+    if importlib.util.find_spec("sklearn") is None:
+        raise InputError(
+            "AlpacaEval's length control needs scikit-learn, which is not installed: pip install 'slimepo[eval]'"
+        )
+
+
 def predictions(weights: Sequence[float] | Floats, difficulty: Floats) -> Floats:
     """Win probabilities [instructions] at equal length from (length, difficulty, constant) weights."""
     result: Floats = 1 / (1 + np.exp(-(weights[1] * difficulty + weights[2])))
@@ -114,6 +128,9 @@ def predictions(weights: Sequence[float] | Floats, difficulty: Floats) -> Floats
 
 def fit_weights(features: Floats, target: Floats, weight: Floats) -> Floats:
     """Coefficients [3] of the penalised logistic regression of `target` (0 to 1), its strength chosen in five folds."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold
+
     n = len(target)
     doubled = np.concatenate([features, features])
     label = np.repeat([1, 0], n)
@@ -123,7 +140,7 @@ def fit_weights(features: Floats, target: Floats, weight: Floats) -> Floats:
     target2 = np.concatenate([target, target])
 
     def fitted(rows: Any, strength: float) -> Floats:
-        model = sklearn_module("linear_model").LogisticRegression(
+        model = LogisticRegression(
             C=strength, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=123
         )
         model.fit(doubled[rows], label[rows], sample_weight=(share * weight2)[rows])
@@ -131,7 +148,7 @@ def fit_weights(features: Floats, target: Floats, weight: Floats) -> Floats:
         return coefficients
 
     losses = np.zeros(len(STRENGTHS))
-    for train, test in sklearn_module("model_selection").GroupKFold(FOLDS).split(doubled, label, group):
+    for train, test in GroupKFold(FOLDS).split(doubled, label, group):
         for i, strength in enumerate(STRENGTHS):
             p = 1 / (1 + np.exp(-doubled[test] @ fitted(train, strength)))
             p = np.clip(p, 1e-15, 1 - 1e-15)

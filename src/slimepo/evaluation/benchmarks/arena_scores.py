@@ -23,8 +23,7 @@ import numpy as np
 
 from slimepo.errors import InputError, UnscoredError
 from slimepo.evaluation.benchmarks.arena_hard import BENCHMARKS, Rules, question_id
-from slimepo.evaluation.benchmarks.arena_style import STYLE_FEATURES, StyleFit, style_scores
-from slimepo.evaluation.benchmarks.bootstrap import bradley_terry, win_rate
+from slimepo.evaluation.benchmarks.arena_style import STYLE_FEATURES, style_scores
 from slimepo.evaluation.judge.request import Identity, Measure, Scores, Unscored, sha256_of
 from slimepo.evaluation.rows import Row, need
 
@@ -86,7 +85,6 @@ def score(
     seed: int | None = SEED,
     rounds: int = ROUNDS,
     style: Mapping[str, Mapping[str, Any]] | None = None,
-    style_fit: StyleFit = "published",
 ) -> dict[str, Scores]:
     """Scores, in percent, of every model in judgment rows against `baseline`; its own rows are left out.
 
@@ -107,18 +105,18 @@ def score(
         raise InputError("style control follows the v2.0 rules; use rules v2.0, or leave style away")
     battles, scored, unscored = _collect(rows, rules, questions, category)
     if rules == "v0.1":
-        headline = _bradley_terry_scores(battles, baseline, seed, rounds)
+        headline = _bradley_terry_scores(battles, seed, rounds)
     elif style is None:
         headline = _mean_scores(battles, seed, rounds)
     else:
         headline = style_scores(
-            [(b.model, b.question_id, b.outcome) for b in battles], baseline, style, seed, rounds, style_fit
+            [(b.model, b.question_id, b.outcome) for b in battles], baseline, style, seed, rounds
         )
     settings: dict[str, Any] = {"category": category, "seed": seed, "rounds": rounds}
-    settings |= {"style": list(STYLE_FEATURES), "fit": style_fit} if style is not None else {}
+    settings |= {"style": list(STYLE_FEATURES)} if style is not None else {}
     asked = sha256_of([dict(q) for q in questions]) if questions else None
     identity = Identity(BENCHMARKS[rules], judge, rules, prompts, baseline, asked, settings)
-    deviations = _deviations(settings)
+    deviations = (f"{rounds} bootstraps; upstream takes {ROUNDS}",) if rounds != ROUNDS else ()
     return {
         model: Scores(
             model,
@@ -145,15 +143,6 @@ def _one_judge(rows: Sequence[Row], baseline: str, category: str | None) -> str:
     if others:
         raise InputError(f"the judgments are against {others[0]}, not {baseline}")
     return judges[0]
-
-
-def _deviations(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    found = []
-    if settings.get("fit") == "converged":
-        found.append("style control with the converged fit; upstream stops after 50 steps")
-    if settings["rounds"] != ROUNDS:
-        found.append(f"{settings['rounds']} bootstraps; upstream takes {ROUNDS}")
-    return tuple(found)
 
 
 def _repeats(rows: Sequence[Row], model: str) -> tuple[str, ...]:
@@ -212,41 +201,36 @@ def _mean_scores(battles: Sequence[Battle], seed: int | None, rounds: int) -> di
     }
 
 
-def _bradley_terry_scores(
-    battles: Sequence[Battle], baseline: str, seed: int | None, rounds: int
-) -> dict[str, Measure]:
-    """Win rates against the baseline from Bradley-Terry ratings; intervals are percentiles of the ratings.
+def _bradley_terry_scores(battles: Sequence[Battle], seed: int | None, rounds: int) -> dict[str, Measure]:
+    """Win rates against the baseline, with percentiles of the Bradley-Terry ratings.
 
-    The baseline's rating is the zero of every fit. (Upstream anchors its bootstraps only where the baseline is
-    gpt-4-0314. With another one the baseline's rating floats too and has percentiles of its own, and the interval is
-    the win rate of one percentile over the other, which is narrower than the spread of the win rate.)
+    All battles are against the one baseline, so that the likelihood falls apart into one factor a model and its
+    maximum is in closed form: the win rate is the share s of weighted wins, the rating log(s / (1 - s)), the
+    baseline's rating being the zero. (Upstream anchors its bootstraps only where the baseline is gpt-4-0314. With
+    another one the baseline's rating floats too and has percentiles of its own, and the interval is the win rate of
+    one percentile over the other, which is narrower than the spread of the win rate.)
     """
-    models = [baseline, *dict.fromkeys(b.model for b in battles)]
+    models = list(dict.fromkeys(b.model for b in battles))
     player = np.array([models.index(b.model) for b in battles])
     outcome = np.array([b.outcome for b in battles])
 
-    def ratings(chosen: Any) -> Any:
-        wins = np.zeros((len(models), len(models)))
-        np.add.at(wins, (player[chosen], 0), outcome[chosen])
-        np.add.at(wins, (0, player[chosen]), 1 - outcome[chosen])
-        strengths = bradley_terry(wins)
-        missing = (wins + wins.T).sum(axis=1) == 0
-        return np.where(missing, np.nan, strengths - strengths[0])
+    def shares(chosen: Any) -> Any:
+        wins = np.bincount(player[chosen], weights=outcome[chosen], minlength=len(models))
+        # NaN for a model that was not drawn, which counts in no percentile.
+        with np.errstate(invalid="ignore"):
+            return wins / np.bincount(player[chosen], minlength=len(models))
 
-    whole = ratings(np.arange(len(battles)))
+    whole = shares(np.arange(len(battles)))
     random = np.random.RandomState(seed)
     draws = np.array(
-        [ratings(random.choice(len(battles), size=len(battles), replace=True)) for _ in range(rounds)]
+        [shares(random.choice(len(battles), size=len(battles), replace=True)) for _ in range(rounds)]
     )
-    lower, upper = np.nanpercentile(draws, [2.5, 97.5], axis=0)
-    counts = np.bincount(player, minlength=len(models))
+    # Percentiles interpolate between ratings, as upstream; that of a model that never lost would be infinite.
+    draws = draws.clip(1e-9, 1 - 1e-9)
+    ratings = np.nanpercentile(np.log(draws / (1 - draws)), [2.5, 97.5], axis=0)
+    lower, upper = 100 / (1 + np.exp(-ratings))
+    counts = np.bincount(player)
     return {
-        model: Measure(
-            100 * win_rate(whole[i], 0.0),
-            int(counts[i]),
-            100 * win_rate(lower[i], 0.0),
-            100 * win_rate(upper[i], 0.0),
-        )
+        model: Measure(100 * float(whole[i]), int(counts[i]), float(lower[i]), float(upper[i]))
         for i, model in enumerate(models)
-        if model != baseline
     }

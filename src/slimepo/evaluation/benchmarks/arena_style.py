@@ -9,9 +9,9 @@ each brought to mean 0 and standard deviation 1 over all battles of the table. T
 strength_m - strength_b + features . coefficients; a model's score is its win rate at equal style.
 
 Upstream fits this with 50 steps of L-BFGS at learning rate 0.1 without a line search, in float32, from 0.5 everywhere,
-and stops there; the fit is not converged, and its scores depend on it. "published" does the same. "converged" finds the
-maximum (Newton, float64). Upstream's switches for length alone or markdown alone cut off the models' own columns
-instead of style columns, so that nothing can be read from them; they are not offered here.
+and stops there; the fit is not converged, and its scores depend on it: `fit_style` does the same. Upstream's
+switches for length alone or markdown alone cut off the models' own columns instead of style columns, so that nothing
+can be read from them; they are not offered here.
 
 Source: lmarena/arena-hard-auto at 196f6b8, show_result.py, utils/math_utils.py, utils/add_markdown_info.py.
 """
@@ -20,18 +20,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from slimepo.errors import InputError
-from slimepo.evaluation.benchmarks.bootstrap import Floats, logistic_newton
+from slimepo.evaluation.benchmarks.bootstrap import Floats
 from slimepo.evaluation.judge.request import Measure
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-StyleFit = Literal["published", "converged"]
 STYLE_FEATURES = ("token_len", "header_count", "list_count", "bold_count")
 PUBLISHED_STEPS = 50
 
@@ -64,7 +63,6 @@ def style_scores(
     style: Mapping[str, Mapping[str, Any]],
     seed: int | None,
     rounds: int,
-    fit: StyleFit = "published",
 ) -> dict[str, Measure]:
     """Medians of `rounds` bootstrap fits with 5 and 95 percentiles, in percent.
 
@@ -75,12 +73,7 @@ def style_scores(
     """
     design, outcomes, models = design_matrix(battles, baseline, style)
     indices = np.random.RandomState(seed).randint(low=0, high=len(battles), size=(rounds, len(battles)))
-    rates = np.array(
-        [
-            win_rates(fit_style(design, outcomes, models, baseline, i, fit=fit), models, baseline)
-            for i in indices
-        ]
-    )
+    rates = np.array([win_rates(fit_style(design[i], outcomes[i]), models, baseline) for i in indices])
     counts = {m: sum(b[0] == m for b in battles) for m in models}
     quantiles = np.quantile(rates, [0.05, 0.5, 0.95], axis=0)
     return {
@@ -132,30 +125,8 @@ def _counts(style: Mapping[str, Mapping[str, Any]], model: str, question: str) -
     return [float(sum(v.values())) if isinstance(v, Mapping) else float(v) for v in values]
 
 
-def fit_style(
-    design: Tensor,
-    outcomes: Tensor,
-    models: Sequence[str],
-    baseline: str,
-    indices: Any = None,
-    *,
-    fit: StyleFit = "published",
-    steps: int = PUBLISHED_STEPS,
-) -> Floats:
-    """Coefficients [models + 4] of one fit, on the battles `indices` (all where None); `steps` is for "published"."""
-    chosen = slice(None) if indices is None else indices
-    if fit == "published":
-        return _fit_published(design[chosen], outcomes[chosen], steps)
-    kept = [i for i in range(design.shape[1]) if i != list(models).index(baseline)]
-    coefficients = np.zeros(design.shape[1])
-    coefficients[kept] = logistic_newton(
-        design[chosen][:, kept].double().numpy(), outcomes[chosen].double().numpy()
-    )
-    return coefficients
-
-
-def _fit_published(design: Tensor, outcomes: Tensor, steps: int) -> Floats:
-    """Upstream's fit: plain L-BFGS on the summed cross-entropy, at most `steps` iterations."""
+def fit_style(design: Tensor, outcomes: Tensor, steps: int = PUBLISHED_STEPS) -> Floats:
+    """Coefficients [models + 4] of upstream's fit: L-BFGS on the summed cross-entropy, at most `steps` iterations."""
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits
 

@@ -33,7 +33,7 @@ class ArenaHard:
     baselines: Mapping[str, tuple[str, Sequence[Row]]]
     prompts: Mapping[str, arena_hard.CategoryRules]
     template: str
-    style_control: str
+    style_control: bool
     answers: Path
     answers_list: bool = False
 
@@ -101,13 +101,12 @@ class ArenaHard:
         name, baseline_rows = self.baselines[key]
         rules = self.prompts[key]
         style: dict[str, Any] = {}
-        if self.style_control != "none":
+        if self.style_control:
             models = {name: baseline_rows} | {m: read_rows(self._answers_of(m)) for m in _models(rows)}
             style = {
                 "style": {
                     model: {self.id_of(r): _metadata(r) for r in said} for model, said in models.items()
                 },
-                "style_fit": self.style_control,
             }
         found = arena_score(
             rows,
@@ -200,7 +199,7 @@ def need_tokenizer(kind: ArenaHard, known: Mapping[str, Row]) -> None:
     Raises:
         InputError: it will, and gpt-4o's tokenizer is not at hand.
     """
-    if kind.style_control == "none":
+    if not kind.style_control:
         return
     rows = [known.get(question.id, {}) for question in kind.questions]
     rows += [row for _, said in kind.baselines.values() for row in said]
