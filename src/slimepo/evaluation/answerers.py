@@ -108,7 +108,7 @@ def open_answerer(
 
 @dataclass(frozen=True)
 class HFModel:
-    """A model in this process, loaded when it is first asked. Greedy prompts of one length run together.
+    """A model in this process, loaded when it is first asked. Greedy prompts of like lengths run together.
 
     Sampled prompts run alone: such an answer depends on its own seed only, so that a run that was interrupted samples
     the same again.

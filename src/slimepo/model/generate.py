@@ -1,13 +1,16 @@
-"""Generation in batches without padding: many short prompts through any transformers causal language model."""
+"""Generation in left-padded batches: many prompts of any lengths through any transformers causal language model."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -16,6 +19,9 @@ from slimepo.errors import InputError
 
 # Dropping rows copies the cache, so it waits until a good part of the batch has nothing more to say.
 _DROP_WHEN_DONE = 0.3
+# A batch is read to the length of its longest prompt. At most half of that is padding, but for short prompts, which
+# cost about one pass over the weights whatever their length.
+_SHORT = 32
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ def generate(
     temperature: float = 0.0,
     samples: int = 1,
     top_p: float = 1.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     batch_rows: int = 256,
     progress: Callable[[int], None] | None = None,
     done: Collection[int] = (),
@@ -52,36 +58,49 @@ def generate(
 ) -> list[list[Completion]]:
     """Complete every prompt `samples` times; one list of completions a prompt, in the order of the prompts.
 
-    prompts: token ids, not empty. Prompts of one exact length run together, so that nothing is ever padded, and
-    each is read once however many samples it has. A batch holds `batch_rows` rows (prompts x samples; at least
-    one prompt), less as rows finish.
+    prompts: token ids, not empty. Prompts of like lengths run together, padded on the left, and each is read once
+    however many samples it has. A batch holds `batch_rows` rows (prompts x samples; at least one prompt), less as
+    rows finish. Where padding would change what a model says (a state along the row, no position ids, rotary
+    embeddings that go by the longest row), prompts of one exact length run together.
     temperature 0 takes the likeliest token each time; otherwise tokens are drawn from
     softmax(logits / temperature), cut to the likeliest tokens that reach a mass of `top_p`.
+    seed: one for all prompts, or one for each.
     progress: called with the number of prompts that a finished batch held.
     finished: called with the places of a finished batch's prompts and their completions, so that these can be kept;
     done: places of prompts whose completions were kept by a run that was cut short. Batches that hold only such are
     passed by (their completions stay empty), and all others give the samples that the whole run would have given.
 
-    Batches are made from the sorted prompts, each with its own generator. So the same prompts in any order, with
-    the same seed, `samples` and `batch_rows`, on the same machine, give the same samples; another `batch_rows`
-    draws others. Greedy completions do not depend on the order or the batch, but for ties within rounding.
+    A sample is a function of the seed, its prompt and its number among the prompt's samples (those of a prompt that
+    is given twice are numbered on), whatever else is in the batch and whatever `batch_rows` and `max_new_tokens` are;
+    greedy completions are one of the prompt alone. Other batches round logits otherwise, so this holds but for
+    ties (and draws) within rounding.
     The model runs in evaluation mode without gradients and gets its mode back.
     Raises InputError for an empty prompt, a setting out of range, or a model without a key-value cache.
     """
     _refuse_bad_settings(prompts, end_token_ids, max_new_tokens, temperature, samples, top_p, batch_rows)
-    device = next(model.parameters()).device
-    end_ids = torch.tensor(sorted(end_token_ids), device=device)
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(prompts):
+        raise InputError(
+            f"generate: {len(seeds)} seeds for {len(prompts)} prompts: give one seed, or one a prompt"
+        )
+    end_ids = torch.tensor(sorted(end_token_ids), device=next(model.parameters()).device)
     settings = _Settings(end_ids, max_new_tokens, temperature, samples, top_p)
     completions: list[list[Completion]] = [[] for _ in prompts]
+    times: Counter[tuple[int, tuple[int, ...]]] = Counter()
+    numbers = []  # of each prompt's samples
+    for source in zip(seeds, map(tuple, prompts), strict=True):
+        numbers.append(range(times[source] * samples, (times[source] + 1) * samples))
+        times[source] += 1
     with _evaluating(model), torch.no_grad():
-        known = set(done)
-        for number, batch in enumerate(_batches(prompts, max(1, batch_rows // samples))):
-            if known.issuperset(batch):
+        pads = len({len(prompt) for prompt in prompts}) > 1 and _takes_padding(model, prompts[0][0])
+        for batch in _batches(prompts, max(1, batch_rows // samples), pads):
+            if set(done).issuperset(batch):
                 continue
-            ids = torch.tensor([list(prompts[index]) for index in batch], device=device)
-            # Distinct for every (seed, batch) that anybody runs, and known in advance.
-            generator = torch.Generator(device=device).manual_seed((seed * 1_000_003 + number) % 2**63)
-            rows = _complete(model, ids, settings, generator)
+            drawn = batch if temperature else []
+            draws = [
+                _draws(seeds[i], prompts[i], number, max_new_tokens) for i in drawn for number in numbers[i]
+            ]
+            rows = _complete(model, [prompts[index] for index in batch], settings, draws)
             for place, index in enumerate(batch):
                 completions[index] = rows[place * samples : (place + 1) * samples]
             if finished is not None:
@@ -128,50 +147,79 @@ def _evaluating(model: Any) -> Iterator[None]:
         model.train(training)
 
 
-def _batches(prompts: Sequence[Sequence[int]], most: int) -> Iterator[list[int]]:
-    """Indices of prompts of one length, `most` at a time; sorted by content so that order means nothing."""
+def _batches(prompts: Sequence[Sequence[int]], most: int, pads: bool) -> Iterator[list[int]]:
+    """Indices of prompts of like lengths (of one length unless the model `pads`), `most` at a time, sorted."""
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), list(prompts[index])))
     batch: list[int] = []
     for index in order:
-        if batch and (len(batch) == most or len(prompts[index]) != len(prompts[batch[0]])):
-            yield batch
-            batch = []
+        if batch:
+            shortest = len(prompts[batch[0]])
+            longest = max(_SHORT, 2 * shortest) if pads else shortest
+            if len(batch) == most or len(prompts[index]) > longest:
+                yield batch
+                batch = []
         batch.append(index)
     if batch:
         yield batch
 
 
+def _draws(seed: int, prompt: Sequence[int], number: int, steps: int) -> np.ndarray:
+    """Uniform draws `[steps]` from [0, 1) for one sample of a prompt."""
+    digest = hashlib.blake2b(np.asarray(prompt, dtype=np.int64).tobytes(), digest_size=16).digest()
+    key = [seed % 2**64, int.from_bytes(digest, "big"), number]
+    return np.random.default_rng(key).random(steps, dtype=np.float32)
+
+
 def _complete(
-    model: Any, prompts: Tensor, settings: _Settings, generator: torch.Generator
+    model: Any, prompts: Sequence[Sequence[int]], settings: _Settings, draws: Sequence[np.ndarray]
 ) -> list[Completion]:
-    """Complete prompts `[rows, length]`; `samples` completions a row, side by side."""
-    logits, cache = _read_prompts(model, prompts, settings.samples)
-    count = logits.shape[0]
-    tokens = torch.full((count, settings.max_new_tokens), -1, device=prompts.device)
-    rows = torch.arange(count, device=prompts.device)
-    done = torch.zeros(count, dtype=torch.bool, device=prompts.device)
+    """`samples` completions a prompt, side by side; `draws` has one array a completion, none where greedy."""
+    device, limit = settings.end_ids.device, settings.max_new_tokens
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    longest = max(map(len, prompts))
+    padded = min(map(len, prompts)) < longest
+    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    # 0 on the padding, 1 on the prompt and on everything that will be generated.
+    mask = (torch.arange(longest + limit, device=device) >= (longest - lengths)[:, None]).long()
+    # No mask and no positions where nothing is padded: attention is plain causal then, which is faster.
+    places: dict[str, Tensor] = {}
+    if padded:
+        # Padding gets position 0: nobody sees it, but a table of positions is looked up there too.
+        position_ids = (mask[:, :longest].cumsum(dim=1) - 1).clamp_min(0)
+        places = {"attention_mask": mask[:, :longest], "position_ids": position_ids}
+    logits, cache = _read_prompts(model, ids, places, settings.samples)
+    lengths, mask = (t.repeat_interleave(settings.samples, dim=0) for t in (lengths, mask))
+    uniform = torch.from_numpy(np.stack(draws)).to(device) if draws else None
+    rows = torch.arange(len(logits), device=device)
+    tokens = torch.full((len(logits), limit), -1, device=device)
+    done = torch.zeros(len(logits), dtype=torch.bool, device=device)
     droppable = _selectable(cache)
-    for step in range(settings.max_new_tokens):
-        chosen = _choose(logits, settings, generator)
+    for step in range(limit):
+        chosen = _choose(logits, settings, None if uniform is None else uniform[rows, step])
         tokens[rows, step] = chosen.masked_fill(done, -1)
         done = done | torch.isin(chosen, settings.end_ids)
         finished = int(done.sum())
-        if finished == len(done) or step + 1 == settings.max_new_tokens:
+        if finished == len(done) or step + 1 == limit:
             break
         if droppable and finished >= _DROP_WHEN_DONE * len(done):
             keep = (~done).nonzero().squeeze(1)
             for layer in cache.layers:
                 layer.batch_select_indices(keep)
-            rows, chosen, done = rows[keep], chosen[keep], done[keep]
-        output = model(input_ids=chosen[:, None], past_key_values=cache, use_cache=True)
-        logits, cache = output.logits[:, -1], output.past_key_values
+            rows, chosen, done, lengths, mask = (t[keep] for t in (rows, chosen, done, lengths, mask))
+        if padded:
+            position_ids = (lengths + step)[:, None]
+            places = {"attention_mask": mask[:, : longest + step + 1], "position_ids": position_ids}
+        output = model(input_ids=chosen[:, None], use_cache=True, **places, **{_cache_name(model): cache})
+        logits = output.logits[:, -1]
     return _completions(tokens, settings.end_ids)
 
 
-def _read_prompts(model: Any, prompts: Tensor, samples: int) -> tuple[Tensor, Any]:
+def _read_prompts(model: Any, prompts: Tensor, places: dict[str, Tensor], samples: int) -> tuple[Tensor, Any]:
     """Logits of the first new token, `[rows * samples, vocabulary]`, and the cache for that many rows."""
-    output = model(input_ids=prompts, use_cache=True, **_last_logits_only(model))
-    cache = getattr(output, "past_key_values", None)
+    # Spares the logits of all prompt tokens but the last, where the model knows how.
+    last_alone = {"logits_to_keep": 1} if "logits_to_keep" in _parameters(model) else {}
+    output = model(input_ids=prompts, use_cache=True, **places, **last_alone)
+    cache = getattr(output, _cache_name(model), None)
     if cache is None:
         raise InputError(f"{type(model).__name__} returns no key-value cache, and generation needs one")
     if samples == 1:
@@ -180,17 +228,36 @@ def _read_prompts(model: Any, prompts: Tensor, samples: int) -> tuple[Tensor, An
         for layer in cache.layers:
             layer.batch_repeat_interleave(samples)
         return output.logits[:, -1].repeat_interleave(samples, dim=0), cache
-    return _read_prompts(model, prompts.repeat_interleave(samples, dim=0), 1)
+    return _read_prompts(model, prompts.repeat_interleave(samples, dim=0), {}, 1)
 
 
-def _last_logits_only(model: Any) -> dict[str, int]:
-    """The argument that spares the logits of all prompt tokens but the last, where the model knows it."""
+def _parameters(model: Any) -> Collection[str]:
+    """The names of the forward's parameters, inside peft's wrapper."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
+    return inspect.signature(inner.forward).parameters
+
+
+def _cache_name(model: Any) -> str:
+    """What the model calls its cache: `past_key_values`, or `cache` since transformers 5.24."""
+    return "cache" if "cache" in _parameters(model) else "past_key_values"
+
+
+def _takes_padding(model: Any, token: int) -> bool:
+    """Whether a row says the same with padding on its left: its cache is that of plain attention, and positions are
+    given to it, and are all that its rotary embeddings go by."""
+    if not {"attention_mask", "position_ids"} <= set(_parameters(model)):
+        return False
+    # These change their frequencies with the largest position of the batch.
+    rotary = " ".join(str(getattr(module, "rope_type", "")) for module in model.modules())
+    if "dynamic" in rotary or "longrope" in rotary:
+        return False
+    # What a cache is made of only a pass tells; one of one token costs what a token of an answer does.
+    ids = torch.tensor([[token]], device=next(model.parameters()).device)
+    return _selectable(getattr(model(input_ids=ids, use_cache=True), _cache_name(model), None))
 
 
 def _selectable(cache: Any) -> bool:
-    """Whether rows of this cache can be repeated and dropped: true of plain attention layers.
+    """Whether rows of this cache can be padded, repeated and dropped: true of plain attention layers.
 
     Other layers (recurrent states, quantised or indexed caches) keep what a plain selection would miss.
     """
@@ -200,9 +267,9 @@ def _selectable(cache: Any) -> bool:
     )
 
 
-def _choose(logits: Tensor, settings: _Settings, generator: torch.Generator) -> Tensor:
-    """One token a row from logits `[rows, vocabulary]`."""
-    if settings.temperature == 0:
+def _choose(logits: Tensor, settings: _Settings, uniform: Tensor | None) -> Tensor:
+    """One token a row from logits `[rows, vocabulary]`: the likeliest, or the one at a `uniform` number `[rows]`."""
+    if uniform is None:
         return logits.argmax(dim=-1)
     probabilities = (logits.float() / settings.temperature).softmax(dim=-1)
     if settings.top_p < 1:
@@ -210,7 +277,10 @@ def _choose(logits: Tensor, settings: _Settings, generator: torch.Generator) -> 
         # A token stays while the mass before it is short of top_p, so the likeliest always stays.
         ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered >= settings.top_p, 0.0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    # Inverse transform sampling: one number a row, and logits that round otherwise give another token only where it
+    # falls within rounding of a boundary. `right` steps over tokens without probability.
+    mass = probabilities.cumsum(dim=-1)
+    return torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True).squeeze(1)
 
 
 def _completions(tokens: Tensor, end_ids: Tensor) -> list[Completion]:

@@ -103,7 +103,9 @@ def attend(call: AttentionCall, mask: Tensor | None) -> Tensor:
     if mask is None:
         queries, keys = scores.shape[-2:]
         mask = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).tril(keys - queries)
-    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    # Not -inf: a row of padding sees nothing, and its NaN would reach every row through the next layer's values.
+    lowest = torch.finfo(scores.dtype).min
+    scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
     precise = torch.promote_types(scores.dtype, torch.float32)
     return F.dropout(F.softmax(scores, dim=-1, dtype=precise).to(query.dtype), call.dropout) @ value
 
