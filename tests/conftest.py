@@ -1,7 +1,7 @@
-"""What every test may use: the shared real data where it is there, and single-threaded, offline torch."""
+"""What every test may use: a tiny Llama, the real files where they are there; offline torch on one thread."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models run faster on one thread, and the same number of threads gives the same bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-if not Path("/dev/nvidia0").exists():
+GPU = Path("/dev/nvidia0").exists()
+if not GPU:
     # Triton reads this when it is first imported, which any test may do before the kernels' own.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -19,11 +20,55 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real data beside the checkout; tests that need it skip where it is absent."""
+def official_data() -> Path:
+    """The folder of real files beside the checkout: every test that asks for it is of the set `official`."""
     if not SHARED.is_dir():
-        pytest.skip(f"no shared data at {SHARED}")
+        pytest.skip(f"no official files at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def shared_data(official_data: Path) -> Path:
+    return official_data
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "official_data" in getattr(item, "fixturenames", ()):
+            item.add_marker("official")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where CI=true and no GPU is, only GPU tests may skip and, without the real files, official ones."""
+    report = yield
+    absent = item.get_closest_marker("official") and not SHARED.is_dir()
+    if not item.get_closest_marker("gpu") and not absent:
+        fail_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    fail_skip(report)
+    return report
+
+
+def fail_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if os.environ.get("CI") == "true" and not GPU and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"nothing may skip in CI. {reason}"
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random Llama with a trained tokenizer and a chat template."""
+    from tests.standins import save_llama
+
+    return save_llama(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="session", autouse=True)

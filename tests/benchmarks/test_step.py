@@ -113,9 +113,9 @@ def test_rows_are_folded_into_the_vocabulary_and_keep_their_lengths(tmp_path):
     assert mean_lengths(equal_rows(3, Lengths(5, 6, 7))) == Lengths(5, 6, 7)
 
 
-def test_real_rows_stand_for_the_whole_file(shared_data: Path):
-    few, source = benchmark_rows(24, shared=shared_data)
-    many, _ = benchmark_rows(400, shared=shared_data)
+def test_real_rows_stand_for_the_whole_file(official_data: Path):
+    few, source = benchmark_rows(24, shared=official_data)
+    many, _ = benchmark_rows(400, shared=official_data)
     assert source.startswith("UltraFeedback")
     assert mean_lengths(few).prompt == pytest.approx(mean_lengths(many).prompt, rel=0.1)
 

@@ -16,10 +16,17 @@ from slimepo.data.chat import (
     encode_prompt,
     load_tokenizer,
 )
-from slimepo.data.read import read_rows
+from slimepo.data.read import read_rows, rows_from_records
 from slimepo.data.tokenize import tokenize
 from slimepo.errors import InputError
 from tests.data.conftest import encode_response
+from tests.standins import (
+    gemma3_tokenizer,
+    llama3_tokenizer,
+    preference_rows,
+    qwen3_tokenizer,
+    story_tokenizer,
+)
 
 
 def user(text):
@@ -202,22 +209,21 @@ def test_what_cannot_be_loaded_is_said_in_one_line(make_tokenizer, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-# --- the real tokenizers --------------------------------------------------------------------------------
+# --- tokenizers of model families -----------------------------------------------------------------------
 
-REAL = {
-    "llama-3.2": ("llama-3.2", {}, "<|eot_id|>"),
-    "qwen3": ("qwen3", {}, "<|im_end|>"),
-    "qwen3 without thinking": ("qwen3", {"enable_thinking": False}, "<|im_end|>"),
+# How to make one, the folder of the real one, options of the template, the end token.
+FAMILIES = {
+    "llama-3.2": (llama3_tokenizer, {}, "<|eot_id|>"),
+    "qwen3": (qwen3_tokenizer, {}, "<|im_end|>"),
+    "qwen3 without thinking": (qwen3_tokenizer, {"enable_thinking": False}, "<|im_end|>"),
+    "gemma-3": (gemma3_tokenizer, {}, "<end_of_turn>"),
 }
 
 
-@pytest.mark.parametrize("name", REAL)
-def test_200_ultrafeedback_rows_are_what_generation_would_be_given(name, shared_data):
-    folder, options, end = REAL[name]
-    chat = chat_format(load_tokenizer(shared_data / "tokenizers" / folder), options)
+def assert_rows_are_what_generation_is_given(chat, records, end):
+    """199 of 200 rows: the prompt's ids as `generate` gets them, and with each response the rendered text."""
     tokenizer = chat.tokenizer
     assert tokenizer.convert_ids_to_tokens(chat.end_id) == end
-    records = read_rows(shared_data / "preferences" / "ultrafeedback_eval.jsonl.gz").preferences
     tokens = tokenize(records, chat, max_length=100_000)
     assert (len(records), len(tokens.rows)) == (200, 199)
     assert [drop.reason for drop in tokens.drops] == ["identical responses"]
@@ -233,52 +239,60 @@ def test_200_ultrafeedback_rows_are_what_generation_would_be_given(name, shared_
             assert ids.count(chat.end_id) == 1
             text = template_text(chat, [*record.prompt, *messages])
             cut = text[: text.rindex(end) + len(end)]
+            # Qwen's tokenizers write every text in NFC.
             assert tokenizer.decode(prompt + ids) == (
-                unicodedata.normalize("NFC", cut) if "qwen" in name else cut
+                unicodedata.normalize("NFC", cut) if "im_end" in end else cut
             )
 
 
-def test_qwen3_leaves_the_line_break_behind_the_turn_out(shared_data):
-    chat = chat_format(load_tokenizer(shared_data / "tokenizers" / "qwen3"), {"enable_thinking": False})
+@pytest.mark.parametrize("name", FAMILIES)
+def test_200_rows_are_what_generation_would_be_given(name):
+    make, options, end = FAMILIES[name]
+    records = rows_from_records(preference_rows(200), name="made").preferences
+    assert_rows_are_what_generation_is_given(chat_format(make(), options), records, end)
+
+
+@pytest.mark.parametrize("name", ["llama-3.2", "qwen3", "qwen3 without thinking"])
+def test_200_ultrafeedback_rows_are_what_generation_would_be_given(name, official_data):
+    _, options, end = FAMILIES[name]
+    chat = chat_format(load_tokenizer(official_data / "tokenizers" / name.split()[0]), options)
+    records = read_rows(official_data / "preferences" / "ultrafeedback_eval.jsonl.gz").preferences
+    assert_rows_are_what_generation_is_given(chat, records, end)
+
+
+def test_qwen3_leaves_the_line_break_behind_the_turn_out():
+    chat = chat_format(qwen3_tokenizer(), {"enable_thinking": False})
     assert chat.suffix == "<|im_end|>\n"
     assert chat.notes == ()
     assert chat.tokenizer.decode(encode_response(chat, [user("a")], [assistant("b")])) == "b<|im_end|>"
     assert chat.tokenizer.decode(encode_prompt(chat, [user("a")])).endswith("<think>\n\n</think>\n\n")
 
 
-def test_qwen3_as_it_is_trains_the_empty_think_block_and_says_so(shared_data):
-    chat = chat_format(load_tokenizer(shared_data / "tokenizers" / "qwen3"))
+def test_qwen3_as_it_is_trains_the_empty_think_block_and_says_so():
+    chat = chat_format(qwen3_tokenizer())
     response = chat.tokenizer.decode(encode_response(chat, [user("a")], [assistant("b")]))
     assert response == "<think>\n\n</think>\n\nb<|im_end|>"
     assert any("enable_thinking: false" in note for note in chat.notes)
 
 
-@pytest.fixture
-def gemma(shared_data):
-    """The Gemma 3 template on another tokenizer that knows the turn markers as special tokens."""
-    tokenizer = load_tokenizer(
-        shared_data / "models" / "babyllama-105", shared_data / "tokenizers" / "gemma-3.jinja"
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"]})
-    return chat_format(tokenizer)
-
-
-def test_gemma_ends_a_turn_with_its_own_token_and_not_with_eos(gemma):
+def test_gemma_ends_a_turn_with_its_own_token_and_not_with_eos():
+    gemma = chat_format(gemma3_tokenizer())
     assert gemma.tokenizer.convert_ids_to_tokens(gemma.end_id) == "<end_of_turn>"
     assert gemma.end_id != gemma.tokenizer.eos_token_id
     assert gemma.suffix == "<end_of_turn>\n"
     assert encode_prompt(gemma, [user("hi")]) == template_ids(gemma, [user("hi")])
 
 
-def test_gemma_merges_a_system_message_and_refuses_turns_that_do_not_alternate(gemma):
+def test_gemma_merges_a_system_message_and_refuses_turns_that_do_not_alternate():
+    gemma = chat_format(gemma3_tokenizer())
     assert encode_prompt(gemma, [{"role": "system", "content": "s"}, user("hi")])
     with pytest.raises(RowRefused, match="Conversation roles must alternate") as caught:
         encode_prompt(gemma, [user("hi"), user("again")])
     assert caught.value.reason == MALFORMED_ROW
 
 
-def test_padding_and_end_token_may_be_the_same(shared_data):
-    chat = chat_format(load_tokenizer(shared_data / "models" / "babyllama-105"))
+def test_padding_and_end_token_may_be_the_same():
+    chat = chat_format(story_tokenizer())
     tokenizer = chat.tokenizer
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == chat.end_id
     story = [user("Tell me a story.")], [assistant("Once upon a time")]
@@ -291,10 +305,10 @@ def test_padding_and_end_token_may_be_the_same(shared_data):
     assert response[-1] == tokenizer.eos_token_id
 
 
-def test_the_long_conversations_of_the_demo_files_keep_every_turn(shared_data):
-    chat = chat_format(load_tokenizer(shared_data / "tokenizers" / "llama-3.2"))
-    for name in ("llamafactory_dpo_en_demo.json.gz", "llamafactory_kto_en_demo.json.gz"):
-        rows = read_rows(shared_data / "preferences" / name)
-        for record in [*rows.preferences, *rows.unpaired][:100]:
-            text = chat.tokenizer.decode(encode_prompt(chat, record.prompt))
-            assert all(turn["content"].strip() in text for turn in record.prompt)
+def test_long_conversations_keep_every_turn():
+    chat = chat_format(llama3_tokenizer())
+    turns = [text.strip() for row in preference_rows(7) for text in (row["prompt"], row["chosen"])]
+    for length in range(1, 14, 2):
+        prompt = [(user, assistant)[i % 2](text) for i, text in enumerate(turns[:length])]
+        text = chat.tokenizer.decode(encode_prompt(chat, prompt))
+        assert all(turn["content"] in text for turn in prompt)

@@ -94,9 +94,9 @@ def test_shown_rows_are_coloured_where_there_is_colour(rows, chat):
     assert "⟦" not in text
 
 
-def test_the_real_file_reports_its_known_faults(shared_data):
-    rows = read_rows(shared_data / "preferences" / "ultrafeedback_train.jsonl.gz")
-    chat = chat_format(load_tokenizer(shared_data / "tokenizers" / "llama-3.2"))
+def test_the_real_file_reports_its_known_faults(official_data):
+    rows = read_rows(official_data / "preferences" / "ultrafeedback_train.jsonl.gz")
+    chat = chat_format(load_tokenizer(official_data / "tokenizers" / "llama-3.2"))
     report, _ = check(rows, chat)
     assert (report.rows, report.kept, report.duplicate_prompts) == (1000, 994, 0)
     assert {reason: drop.count for reason, drop in report.drops.items()} == {

@@ -311,12 +311,8 @@ class TestAsInTRL:
         {"prompt": f"word {i}", "chosen": "good answer", "rejected": "bad", "score": i} for i in range(6)
     ]
 
-    @pytest.fixture
-    def babyllama(self, shared_data: Path) -> str:
-        return str(shared_data / "models" / "babyllama-105")
-
     @pytest.mark.parametrize("kind", ["strings", "messages", "implicit"])
-    def test_trl_datasets_train_as_they_are(self, tmp_path: Path, babyllama: str, kind: str) -> None:
+    def test_trl_datasets_train_as_they_are(self, tmp_path: Path, llama: Path, kind: str) -> None:
         def turn(role: str, text: str) -> dict[str, str]:
             return {"role": role, "content": text}
 
@@ -331,7 +327,7 @@ class TestAsInTRL:
             rows = [{side: r["prompt"] + r[side] for side in ("chosen", "rejected")} for r in rows]
         dataset = Dataset.from_list(rows)
         made = SLIMETrainer(
-            model=babyllama,
+            model=str(llama),
             args=SLIMEConfig(
                 output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, save_strategy="no"
             ),
@@ -346,19 +342,19 @@ class TestAsInTRL:
         with pytest.raises(InputError, match="score_pairs"):
             made.predict(dataset)
 
-    def test_a_model_object_and_its_tokenizer(self, tmp_path: Path, babyllama: str) -> None:
+    def test_a_model_object_and_its_tokenizer(self, tmp_path: Path, llama: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         made = SLIMETrainer(
-            model=AutoModelForCausalLM.from_pretrained(babyllama),
+            model=AutoModelForCausalLM.from_pretrained(llama),
             args=SLIMEConfig(output_dir=str(tmp_path), hard_margin=2.0),
             train_dataset=Dataset.from_list(self.ROWS),
-            processing_class=AutoTokenizer.from_pretrained(babyllama),
+            processing_class=AutoTokenizer.from_pretrained(llama),
         )
         assert made.args.loss_options["hard_margin"] == 2.0
         assert len(made.train_dataset) == 6
 
-    def test_no_row_left_is_said_with_its_reason(self, tmp_path: Path, babyllama: str) -> None:
+    def test_no_row_left_is_said_with_its_reason(self, tmp_path: Path, llama: Path) -> None:
         rows = Dataset.from_list([{"prompt": "a", "chosen": "same", "rejected": "same"}])
         with pytest.raises(InputError, match=r"no row of the dataset is left.*identical responses"):
-            SLIMETrainer(model=babyllama, args=SLIMEConfig(output_dir=str(tmp_path)), train_dataset=rows)
+            SLIMETrainer(model=str(llama), args=SLIMEConfig(output_dir=str(tmp_path)), train_dataset=rows)

@@ -18,12 +18,14 @@ from slimepo.model.attention.interface import obstacle
 from slimepo.model.attention.sdpa import side_by_side
 from slimepo.model.attention.varlen import missing, varlen
 from tests.model.attention.cases import call_of, leaves, packing_of, seen, with_gradients
-from tests.model.attention.test_interface import differences, every_architecture, prepared
+from tests.model.attention.test_interface import ARCHITECTURES, differences, prepared
 from tests.tiny import random_rows
 
 PAIRS = st.tuples(st.integers(1, 6), st.integers(0, 6), st.integers(0, 6)).filter(lambda pair: any(pair[1:]))
 LENGTHS = st.lists(PAIRS, min_size=1, max_size=4)
 UNEQUAL = [(3, 40, 7), (90, 1, 35), (8, 8, 8)]
+# torch's kernel has no softcap.
+WITHOUT_SOFTCAP = [case for case in ARCHITECTURES if "attn_logit_softcapping" not in case[1]]
 
 
 def flash(
@@ -130,12 +132,10 @@ def test_the_comparison_fails_when_the_rejected_answer_sees_the_chosen():
 
 
 @pytest.mark.usefixtures("torchs")
-@every_architecture
+@pytest.mark.parametrize(("architecture", "sizes"), WITHOUT_SOFTCAP)
 def test_models_give_the_log_probs_and_gradients_of_padded_rows(
     architecture: str, sizes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "attn_logit_softcapping" in sizes:
-        pytest.skip("torch's kernel has no softcap")
     monkeypatch.setattr(attention, "obstacle", lambda *_: None)
     model, pairs = prepared(architecture, sizes, "varlen"), random_rows(6)
     close = 1e-7 if architecture in ("mixtral", "qwen3_moe") else 1e-9
