@@ -1,0 +1,37 @@
+"""The command line in this process: as a shell would see it, without the seconds that a new process takes to start."""
+
+import io
+import os
+import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from typing import NamedTuple
+from unittest.mock import patch
+
+from slimepo import cli
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def slimepo(*arguments: object, stdin: str = "") -> Done:
+    """What `slimepo ARGUMENTS` prints, and its exit code."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch.object(sys, "argv", ["slimepo", *map(str, arguments)]),
+        patch.object(sys, "stdin", io.StringIO(stdin)),
+        # Both are set for the process that a command has to itself.
+        patch.dict(os.environ),
+        warnings.catch_warnings(),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+        except SystemExit as done:
+            code = done.code
+    assert isinstance(code, int)
+    return Done(code, out.getvalue(), err.getvalue())
