@@ -1,12 +1,12 @@
 """How often the displacement monitor speaks of unlearning, and how often it should: power and silence.
 
-    python -m benchmarks.monitor_power [--seeds 0 1 2 3] [--data FOLDER]
+    python -m benchmarks.monitor_power [--seeds 0 1 4 5] [--first RUNS]
 
-For every seed the quickstart's SFT model is trained with objectives at good and at far too high learning rates, and
-all held-out pairs and 1,000 training pairs are scored eight times a run: that is the truth. Then the monitor's rule is
-played on 1,000 random samples of the size that the quickstart pays for, with and without its second look: at two looks,
-in the middle and at the end, which is what most runs of the quickstart pay for, and at all eight. Some 15 minutes a
-seed.
+For every seed a small model is trained from scratch in the built-in world, pairs are made of its own samples, and from
+there objectives train on them at good and at far too high learning rates. At the steps at which the monitor looks, all
+held-out pairs and 500 training pairs are scored: that is the truth. Then the monitor's rule is played on 1,000 random
+samples of the size that it takes, of each set. Models and scores are kept in the cache folder (`SLIMEPO_CACHE`), a file
+a run, so that what was cut off goes on. About nine minutes a seed on an idle core.
 """
 
 from __future__ import annotations
@@ -20,134 +20,154 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback, set_seed
 
 from benchmarks.record import append_csv, provenance
-from slimepo.data.tokenize import TokenizedPair, tokenize
+from slimepo.data.chat import chat_format, encode_prompt
+from slimepo.data.tokenize import tokenize
 from slimepo.files import cache_folder
+from slimepo.model.generate import generate
+from slimepo.model.load import random_config, random_model
 from slimepo.model.score import score_pairs
 from slimepo.monitor.displacement import fall
-from slimepo.monitor.settings import CHOSEN_SHARE, monitor_settings, reserve_size, sample_size
-from slimepo.monitor.verdicts import judge_pairs, looks_fallen
-from slimepo.playground.quickstart import build_world, sampled_pairs, sft_model
-from slimepo.playground.settings import load_quickstart
+from slimepo.monitor.settings import MonitorSettings, look_steps
+from slimepo.monitor.verdicts import judge_pairs
+from slimepo.playground.pairs import pairs_from_samples
+from slimepo.playground.tokenizer import build_tokenizer
+from slimepo.playground.world import demonstrations, make_tasks, user_turn
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.trainer import PreferenceTrainer
 
 RESULTS = Path(__file__).parent / "results" / "monitor-power.csv"
 RUNS = (
-    ("slime", 1e-4), ("slime", 3e-4), ("slime", 1e-3), ("sft", 1e-3), ("dpo", 3e-5), ("dpo", 1e-4), ("dpo", 3e-4),
-    ("dpo", 1e-3), ("simpo", 3e-5), ("simpo", 3e-4), ("simpo", 1e-3), ("kto", 1e-3),
+    ("dpo", 1e-3), ("simpo", 1e-3), ("slime", 1e-4), ("dpo", 3e-5), ("simpo", 3e-5), ("sft", 1e-3),
+    ("dpo", 3e-4), ("slime", 1e-3),
 )  # fmt: skip
-PROBES, TRAIN_ROWS, SAMPLES = 8, 1000, 1000
+DEMONSTRATIONS, COMPARED, HELDOUT, TRAIN_ROWS, SAMPLES = 60_000, 3_000, 1_100, 500, 1_000
+SIZES = dict(
+    hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=6,
+    initializer_range=0.1, tie_word_embeddings=True, max_position_embeddings=512,
+)  # fmt: skip
+QUIET: dict[str, Any] = dict(
+    train_sampling_strategy="group_by_length", save_strategy="no", report_to="none", disable_tqdm=True,
+    logging_steps=1000, monitor=False,
+)  # fmt: skip
 
 FloatArray = NDArray[np.float64]
-# Change of each pair's chosen answer since step 0, by run, step and set.
-Changes = Mapping[str, FloatArray]
 
 
 class Truth(TrainerCallback):  # type: ignore[misc]
-    """Scores all rows of both sets eight times a run."""
+    """How far every chosen answer of both sets has moved, at the steps at which the monitor would look."""
 
-    def __init__(self, model: PreTrainedModel, rows: dict[str, list[TokenizedPair]]) -> None:
-        self.model, self.rows = model, rows
+    def __init__(
+        self, model: PreTrainedModel, rows: Mapping[str, Sequence[Any]], start: Mapping[str, FloatArray]
+    ) -> None:
+        self.model, self.rows, self.start = model, rows, start
         self.found: dict[str, FloatArray] = {}
-        self.start = {name: score_pairs(model, of, 64).chosen for name, of in rows.items()}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step % (-(-state.max_steps // PROBES)) == 0 or state.global_step == state.max_steps:
-            for name, of in self.rows.items():
-                change = score_pairs(self.model, of, 64).chosen - self.start[name]
+        if state.global_step in look_steps(state.max_steps):
+            for name, rows in self.rows.items():
+                change = score_pairs(self.model, rows, 64).chosen - self.start[name]
                 self.found[f"{state.global_step}|{name}"] = change
 
 
-def measure(seed: int) -> Changes:
-    """Train every run of `RUNS` from the seed's SFT model."""
-    recipe = load_quickstart([f"seed={seed}"])
-    world = build_world(recipe)
-    start, _ = sft_model(recipe, world, Console(), cache_folder("playground"))
-    train, heldout = (
-        tokenize(sampled_pairs(recipe, world, start, tasks)[0], world.chat).rows
-        for tasks in (world.compared, world.heldout)
-    )
-    found = {}
-    for loss, rate in RUNS:
-        model = copy.deepcopy(start)
-        truth = Truth(model, {"heldout": heldout, "train": train[:TRAIN_ROWS]})
-        set_seed(seed)
-        with tempfile.TemporaryDirectory() as folder:
+class World:
+    """A seed's model after supervised training, and pairs of its own samples."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        self.seed, self.tokenizer = seed, build_tokenizer()
+        self.chat = chat_format(self.tokenizer)
+        heldout = make_tasks(HELDOUT, seed + 1_000_003)
+        tasks = make_tasks(DEMONSTRATIONS + COMPARED, seed, exclude={task.key for task in heldout})
+        self.model = self._supervised(tasks[:DEMONSTRATIONS], folder / "sft")
+        self.train, self.heldout = (self._pairs(part) for part in (tasks[DEMONSTRATIONS:], heldout))
+
+    def _supervised(self, tasks: Sequence[Any], folder: Path) -> PreTrainedModel:
+        if (folder / "done").exists():
+            return AutoModelForCausalLM.from_pretrained(folder)
+        model = random_model(random_config("llama", SIZES, self.tokenizer), self.seed)
+        rows = tokenize(demonstrations(tasks, self.seed), self.chat, pairs=False).rows
+        args = PreferenceConfig(
+            output_dir=str(folder), loss="sft", loss_options={"average": "token"}, learning_rate=3e-3, max_steps=5000,
+            per_device_train_batch_size=32, seed=self.seed, warmup_steps=100, max_grad_norm=1.0, adam_beta2=0.99,
+            **QUIET,
+        )  # fmt: skip
+        set_seed(self.seed)
+        PreferenceTrainer(model, args, rows).train()
+        model.save_pretrained(folder)
+        (folder / "done").touch()
+        return model
+
+    def _pairs(self, tasks: Sequence[Any]) -> Sequence[Any]:
+        completions = generate(
+            self.model, [encode_prompt(self.chat, user_turn(task)) for task in tasks], end_token_ids={self.chat.end_id},
+            max_new_tokens=64, temperature=1.0, samples=6, seed=self.seed,
+        )  # fmt: skip
+        texts = [
+            [self.tokenizer.decode(c.token_ids[:-1]) for c in of_task if c.finished]
+            for of_task in completions
+        ]
+        return tokenize(pairs_from_samples(tasks, texts)[0], self.chat).rows
+
+
+def measure(seed: int, runs: Sequence[tuple[str, float]], folder: Path) -> None:
+    """Train the runs that have no file yet, each from the seed's model."""
+    missing = [run for run in runs if not (folder / f"{run[0]}-{run[1]:g}.npz").exists()]
+    if not missing:
+        return
+    world = World(seed, folder)
+    rows = {"heldout": world.heldout, "train": world.train[:TRAIN_ROWS]}
+    start = {name: score_pairs(world.model, of, 64).chosen for name, of in rows.items()}
+    for loss, rate in missing:
+        model = copy.deepcopy(world.model)
+        truth = Truth(model, rows, start)
+        with tempfile.TemporaryDirectory() as output:
             args = PreferenceConfig(
-                output_dir=folder, loss=loss, learning_rate=rate, seed=seed, num_train_epochs=recipe.preference.epochs,
-                per_device_train_batch_size=recipe.preference.batch_size * (2 if loss == "kto" else 1),
-                train_sampling_strategy="group_by_length", save_strategy="no", report_to="none", disable_tqdm=True,
-                monitor=False,
+                output_dir=output, loss=loss, learning_rate=rate, seed=seed, num_train_epochs=2,
+                per_device_train_batch_size=32, **QUIET,
             )  # fmt: skip
-            PreferenceTrainer(model=model, args=args, train_dataset=train, callbacks=[truth]).train()
-        found |= {f"{loss} {rate:g}|{key}": change for key, change in truth.found.items()}
-    return found
+            set_seed(seed)
+            PreferenceTrainer(model, args, world.train, callbacks=[truth]).train()
+        np.savez(folder / f"{loss}-{rate:g}.npz", **truth.found)
+        print(seed, loss, rate, {k: round(float(v.mean()), 3) for k, v in truth.found.items()}, flush=True)
 
 
-def play(
-    heldout: Sequence[FloatArray], train: Sequence[FloatArray], size: int, reserve: int
-) -> dict[str, Any]:
-    """The share of samples in which the rule speaks, without and with a second look, and how many of these it takes."""
-    rng = np.random.default_rng(0)
-    spoke, looks = {"sample": 0, "second look": 0}, 0
+def play(looks: Sequence[Mapping[str, FloatArray]], pairs: int) -> float:
+    """The share of samples of so many pairs of each set in which the rule speaks at one look or more."""
+    rng, spoke = np.random.default_rng(0), 0
     for _ in range(SAMPLES):
-        held, trained = rng.permutation(len(heldout[0])), rng.permutation(len(train[0]))[:size]
-        for rule in spoke:
-            for all_held, all_trained in zip(heldout, train, strict=True):
-                few = _figures(all_held[held[:size]])
-                if rule == "second look" and looks_fallen(few, on=False):
-                    looks += 1
-                    few = _figures(all_held[held[: size + reserve]])
-                if _speaks({"heldout": few, "train": _figures(all_trained[trained])}):
-                    spoke[rule] += 1
-                    break
-    return {rule: round(times / SAMPLES, 3) for rule, times in spoke.items()} | {
-        "looks": round(looks / SAMPLES, 2)
-    }
-
-
-def _figures(change: FloatArray) -> dict[str, Any]:
-    return {"chosen_pairs": len(change), **fall(change)}
-
-
-def _speaks(now: Mapping[str, Mapping[str, Any]]) -> bool:
-    return any(verdict.holds for verdict in judge_pairs(now, now, {}, ("unlearning",)))
+        drawn = {name: rng.permutation(len(change))[:pairs] for name, change in looks[0].items()}
+        found = ({name: fall(change[drawn[name]]) for name, change in look.items()} for look in looks)
+        spoke += any(verdict.holds for now in found for verdict in judge_pairs(now, now, {}))
+    return spoke / SAMPLES
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
-    parser.add_argument("--data", type=Path, help="keep the measured changes here, and use what is there")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 4, 5])
+    parser.add_argument("--first", type=int, default=len(RUNS), help="only so many of the runs")
+    parser.add_argument(
+        "--pairs", type=int, nargs="+", default=[MonitorSettings.model_fields["pairs"].default]
+    )
     given = parser.parse_args(argv)
-    settings = monitor_settings(True)
-    assert settings is not None
     for seed in given.seeds:
-        kept = given.data / f"s{seed}.npz" if given.data else None
-        changes: Changes = dict(np.load(kept)) if kept and kept.exists() else measure(seed)
-        if kept and not kept.exists():
-            np.savez(kept, **changes)
-        for name in dict.fromkeys(key.split("|")[0] for key in changes):
-            steps = sorted({int(key.split("|")[1]) for key in changes if key.startswith(f"{name}|")})
-            heldout, train = (
-                [changes[f"{name}|{step}|{of}"] for step in steps] for of in ("heldout", "train")
-            )
-            # As the monitor counts what a run reads: 32 pairs a step, one answer of each, or 64 judged answers.
-            of_one = {"sft": 32 * CHOSEN_SHARE, "kto": 64 * CHOSEN_SHARE}
-            read = steps[-1] * of_one.get(name.split()[0], 32)
-            size = sample_size(settings, read, sets=2)
-            reserve = reserve_size(settings, read, size)
-            for looks in (slice(PROBES // 2 - 1, None, PROBES // 2), slice(None)):
+        folder = cache_folder("monitor-power") / f"seed-{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        measure(seed, RUNS[: given.first], folder)
+        for loss, rate in RUNS[: given.first]:
+            changes = np.load(folder / f"{loss}-{rate:g}.npz")
+            steps = sorted({int(key.split("|")[0]) for key in changes})
+            looks = [{name: changes[f"{step}|{name}"] for name in ("heldout", "train")} for step in steps]
+            held = [look["heldout"] for look in looks]
+            for pairs in given.pairs:
                 row = {
-                    "seed": seed, "run": name, "change": round(float(heldout[-1].mean()), 3),
-                    "lowest": round(float(min(h.mean() for h in heldout)), 3),
-                    "fell": round(float((heldout[-1] < 0).mean()), 2), "size": size, "reserve": reserve,
-                    "at steps": " ".join(map(str, steps[looks])), **play(heldout[looks], train[looks], size, reserve),
+                    "seed": seed, "run": f"{loss} {rate:g}", "change": round(float(held[-1].mean()), 3),
+                    "lowest": round(float(min(change.mean() for change in held)), 3),
+                    "fell": round(float((held[-1] < 0).mean()), 2), "pairs": pairs,
+                    "at steps": " ".join(map(str, steps)), "speaks": play(looks, pairs),
                 }  # fmt: skip
                 print(row, flush=True)
                 append_csv(RESULTS, [row | provenance()])

@@ -6,20 +6,18 @@ import pytest
 from slimepo.model.score import PairScores
 from slimepo.monitor.displacement import (
     BINS,
-    PerPair,
     SideScores,
     figures,
     looping,
     of_scores,
     repeated,
-    shares_of_norms,
 )
 
 
-def side(*rows: list[float], entropy: float = 0.5, hit: float = 1.0) -> SideScores:
+def side(*rows: list[float], entropy: float = 0.5, top1: float = 1.0) -> SideScores:
     arrays = [np.array(row, dtype=np.float64) for row in rows]
     return SideScores(
-        arrays, [np.full(len(a), entropy) for a in arrays], [np.full(len(a), hit) for a in arrays]
+        arrays, [np.full(len(a), entropy) for a in arrays], [np.full(len(a), top1) for a in arrays]
     )
 
 
@@ -41,11 +39,11 @@ def test_a_first_probe_has_moved_nothing() -> None:
     assert found["rejected_below_floor"] == pytest.approx(2 / 3, abs=1e-6)
     assert found["rejected_p5"] == pytest.approx(np.percentile([-1, -1, -2, -2, -4], 5))
     assert sum(found["rejected_histogram"]) == 5
-    assert (found["entropy"], found["entropy_rejected"], found["hit"]) == (0.5, 0.7, 1.0)
+    assert (found["entropy"], found["entropy_rejected"], found["top1"]) == (0.5, 0.7, 1.0)
 
 
 def test_changes_are_against_the_start_pair_by_pair() -> None:
-    start = PerPair(chosen=[-1.0, -1.0, -2.0], rejected=[-1.0, -1.0, -1.0])
+    start = {"chosen": [-1.0, -1.0, -2.0], "rejected": [-1.0, -1.0, -1.0]}
     found = figures(CHOSEN, REJECTED, start, 1.25, (0.0, 1.0, 1.5))
     # -0.5, +0.5, 0: one of three fell, and one that stayed did not.
     assert found["chosen_change"] == pytest.approx(0)
@@ -114,8 +112,3 @@ def test_repetition_counts_ngrams_that_stood_there_before() -> None:
 )
 def test_a_loop_is_a_block_five_times_in_a_row(tokens: list[int], loops: bool) -> None:
     assert looping(tokens) is loops
-
-
-def test_shares_of_norms() -> None:
-    assert shares_of_norms({"a": 1.0, "b": 3.0}) == {"a": 0.25, "b": 0.75}
-    assert shares_of_norms({"a": 0.0}) is None

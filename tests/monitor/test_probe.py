@@ -9,7 +9,6 @@ import torch
 
 from slimepo.data.batch import StepCollator
 from slimepo.data.tokenize import TokenizedPair
-from slimepo.losses import slime
 from slimepo.model.adapters import lora_config
 from slimepo.model.logps import install_logps
 from slimepo.model.tryout import choose_layout
@@ -17,7 +16,7 @@ from slimepo.monitor.displacement import SideScores
 from slimepo.monitor.probe import (
     end_token,
     entanglement,
-    gradient_norms,
+    gradient_share,
     greedy_answers,
     prompts_for,
     sample,
@@ -32,19 +31,23 @@ class TestSample:
         ids = [row.row_id for row in sample(rows, 8, 0)]
         assert ids == [row.row_id for row in sample(rows[::-1], 8, 0)]
         assert ids != [row.row_id for row in sample(rows, 8, 1)]
-        assert [row.row_id for row in sample(rows, 4, 0)] == ids[:4]
         assert len(sample(rows, 100, 0)) == 40
 
-    def test_prompts_are_of_one_length_and_differ(self) -> None:
+    def test_judged_rows_are_counted_by_their_chosen_answers(self) -> None:
+        """Every other row has a chosen answer here; however rare they are, no more than four times as many rows."""
+        judged = [
+            replace(row, chosen=row.chosen[:0]) if at % 2 else replace(row, rejected=row.rejected[:0])
+            for at, row in enumerate(random_rows(80))
+        ]
+        found = sample(judged, 10, 0)
+        assert sum(len(row.chosen) > 0 for row in found) == 10 < len(found)
+        assert len(sample([replace(row, chosen=row.chosen[:0]) for row in judged], 10, 0)) == 40
+
+    def test_prompts_differ(self) -> None:
         rows = random_rows(60)
         found = prompts_for([*rows, *rows], 4, 0)
-        assert len({len(row.prompt) for row in found}) == 1
-        assert len({row.prompt.tobytes() for row in found}) == 4
-
-    def test_where_no_length_is_common_enough_any_prompts_do(self) -> None:
-        rows = [replace(row, prompt=np.arange(i + 1, dtype=np.int32)) for i, row in enumerate(random_rows(5))]
-        found = prompts_for([*rows, *rows, *rows], 4, 0)
         assert len({row.prompt.tobytes() for row in found}) == len(found) == 4
+        assert prompts_for(rows, 0, 0) == []
 
     def test_the_end_token_is_what_answers_end_in(self) -> None:
         def row(*last: int) -> TokenizedPair:
@@ -75,8 +78,8 @@ def test_scores_are_those_of_the_models_own_logits(layout: str, adapter: bool) -
     rows[2] = replace(rows[2], rejected=rows[2].rejected[:0])
     chosen, rejected = score_sample(model, rows, StepCollator(4, layout=layout), 3)  # type: ignore[arg-type]
     model.eval()
-    for row, w, l, entropy, hit in zip(  # noqa: E741
-        rows, chosen.logps, rejected.logps, chosen.entropy, chosen.hit, strict=True
+    for row, w, l, entropy, top1 in zip(  # noqa: E741
+        rows, chosen.logps, rejected.logps, chosen.entropy, chosen.top1, strict=True
     ):
         for answer, logps in ((row.chosen, w), (row.rejected, l)):
             assert len(logps) == len(answer)
@@ -85,7 +88,7 @@ def test_scores_are_those_of_the_models_own_logits(layout: str, adapter: bool) -
                 np.testing.assert_allclose(logps, table[np.arange(len(answer)), answer], atol=2e-5)
         table = _table(model, row, row.chosen)
         np.testing.assert_allclose(entropy, -(np.exp(table) * table).sum(-1), atol=1e-5)
-        np.testing.assert_array_equal(hit, table.argmax(-1) == row.chosen)
+        np.testing.assert_array_equal(top1, table.argmax(-1) == row.chosen)
 
 
 def _table(model: torch.nn.Module, row: TokenizedPair, answer: np.ndarray) -> np.ndarray:
@@ -96,28 +99,32 @@ def _table(model: torch.nn.Module, row: TokenizedPair, answer: np.ndarray) -> np
     return table
 
 
-class TestGradientNorms:
+class TestGradientShare:
     def side(self, *rows: list[float]) -> SideScores:
         arrays = [np.array(row) for row in rows]
         return SideScores(arrays, arrays, arrays)
 
-    def test_they_are_those_of_the_papers_closed_form(self) -> None:
+    def test_it_is_that_of_the_papers_closed_form(self) -> None:
         """Appendix A, for one pair of two tokens a side: Delta = 1, softplus(0.75) at both rejected tokens."""
-        norms = gradient_norms(slime, {}, self.side([-0.5, -1.5]), self.side([-2.0, -2.0]))
-        assert norms["chosen"] == pytest.approx(0.1 / 2 * math.sqrt(2))
         raised, sigmoid = math.log1p(math.exp(0.75)), 1 / (1 + math.exp(-0.75))
-        assert norms["rejected"] == pytest.approx(0.1 / 2 * 2.5 * raised**1.5 * sigmoid * math.sqrt(2))
-        # u = 0.5, v = 0.5: dL/dDelta = -(0.5 + 2.5 * 0.5 * 0.25), a quarter of which squared at each of four tokens.
-        assert norms["distance"] == pytest.approx((0.5 + 2.5 * 0.5 * 0.25) / 2 * 2)
+        norms = {
+            "chosen": 0.1 / 2 * math.sqrt(2),
+            "rejected": 0.1 / 2 * 2.5 * raised**1.5 * sigmoid * math.sqrt(2),
+            # u = 0.5, v = 0.5: dL/dDelta = -(0.5 + 2.5 * 0.5 * 0.25), half of it at each of four tokens.
+            "distance": (0.5 + 2.5 * 0.5 * 0.25) / 2 * 2,
+        }
+        with torch.no_grad():
+            found = gradient_share({}, self.side([-0.5, -1.5]), self.side([-2.0, -2.0]))
+        assert found == pytest.approx(
+            {name: norm / sum(norms.values()) for name, norm in norms.items()}, abs=1e-6
+        )
 
     def test_a_term_that_is_switched_off_has_none(self) -> None:
-        norms = gradient_norms(slime, {"rejected_weight": 0.0}, self.side([-1.0]), self.side([-2.0]))
-        assert norms["rejected"] == 0
-        assert norms["distance"] > 0
-
-    def test_it_works_where_gradients_are_off(self) -> None:
-        with torch.no_grad():
-            assert gradient_norms(slime, {}, self.side([-0.5]), self.side([-2.0]))["chosen"] > 0
+        found = gradient_share({"rejected_weight": 0.0}, self.side([-1.0]), self.side([-2.0]))
+        assert found is not None
+        assert (found["rejected"], found["distance"] > 0) == (0, True)
+        off = dict.fromkeys(("chosen_weight", "rejected_weight", "distance_weight"), 0.0)
+        assert gradient_share(off, self.side([-1.0]), self.side([-2.0])) is None
 
 
 class TestEntanglement:
@@ -127,8 +134,8 @@ class TestEntanglement:
         rows = random_rows(3)
         rows[0] = replace(rows[0], rejected=rows[0].chosen)
         found = entanglement(model, rows)
-        assert found["pairs"] == 3
-        assert found["ratio"][0] == pytest.approx(1, abs=1e-4)
+        assert len(found) == 3
+        assert found[0] == pytest.approx(1, abs=1e-4)
         assert all(p.grad is None for p in model.parameters())
 
     def test_it_is_the_product_of_the_gradients_over_the_smaller_square(self) -> None:
@@ -143,7 +150,7 @@ class TestEntanglement:
             gradients.append(torch.cat([g.flatten() for g in grads]))
         w, l = gradients  # noqa: E741
         expected = float(w @ l / min(w @ w, l @ l))
-        assert entanglement(model, [row])["ratio"] == [pytest.approx(expected, rel=1e-3)]
+        assert entanglement(model, [row]) == [pytest.approx(expected, rel=1e-3)]
 
 
 def test_greedy_answers_are_counted_and_checked() -> None:

@@ -14,7 +14,7 @@ START = {
 
 def verdict(kind: str, on: bool = False, rows: str = "train", **now: Any) -> Verdict:
     held: dict[Any, bool] = {(kind, rows): on}
-    found = judge_pairs({"train": None, "heldout": None, rows: START | now}, {rows: START}, held)
+    found = judge_pairs({"train": None, rows: START | now}, {rows: START}, held)
     return next(v for v in found if v.kind == kind)
 
 
@@ -23,6 +23,14 @@ def test_where_nothing_has_moved_nothing_is_said() -> None:
     kinds = [(v.kind, v.rows) for v in verdicts]
     assert kinds == [(k, s) for k in ("unlearning", "floor", "entropy") for s in ("train", "heldout")]
     assert not any(v.holds for v in verdicts)
+
+
+def test_of_what_is_not_there_nothing_is_said() -> None:
+    """A demonstration has no rejected answer, a judged answer one of the two."""
+    absent = dict.fromkeys(("rejected_below_floor", "rejected_p5", "entropy", "chosen_change"))
+    assert (
+        judge_pairs({"train": START | absent, "heldout": None}, {"train": START, "heldout": None}, {}) == []
+    )
 
 
 class TestUnlearning:
@@ -67,10 +75,6 @@ class TestUnlearning:
         ]
         assert "held out" in verdict("unlearning", rows="heldout", **self.fell(0.3)).message
 
-    def test_rows_without_a_chosen_answer_say_nothing(self) -> None:
-        nothing = dict.fromkeys(("chosen_change", "chosen_change_error", "chosen_fell"))
-        assert not verdict("unlearning", **nothing).holds
-
 
 class TestFloor:
     def test_many_more_tokens_under_the_floor(self) -> None:
@@ -87,9 +91,6 @@ class TestFloor:
         assert "at -7.0 nats or lower (-2.0 at the start)" in found.message
         assert "under the floor" not in found.message, "what has not moved is no reason"
         assert not verdict("floor", rejected_p5=-6.5).holds
-
-    def test_without_rejected_answers_it_says_nothing(self) -> None:
-        assert not verdict("floor", rejected_below_floor=None, rejected_p5=None).holds
 
 
 class TestEntropy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,51 +16,48 @@ from torch import Tensor, nn
 
 from slimepo.data.batch import SIDES, StepCollator, collate, given_sides, length
 from slimepo.data.tokenize import TokenizedPair
-from slimepo.losses import count, step_loss
+from slimepo.losses import count, slime, step_loss
 from slimepo.losses.common import mean_logps
-from slimepo.model.generate import Completion, generate
+from slimepo.model.generate import generate
 from slimepo.model.logps import policy_logps, token_stats
 from slimepo.model.modes import measuring
 from slimepo.model.tryout import to_device
-from slimepo.monitor.displacement import SideScores, looping, repeated, share
-from slimepo.types import LossOutput, PairLogps
+from slimepo.monitor.displacement import SideScores, looping, repeated
+from slimepo.types import PairLogps
 
 # The weights of SLIME's three terms, by the names that its metrics give them.
 SLIME_TERMS = {"chosen": "chosen_weight", "rejected": "rejected_weight", "distance": "distance_weight"}
 
 
-def sample(rows: Sequence[TokenizedPair], size: int, seed: int) -> list[TokenizedPair]:
-    """`size` rows, or all, by a hash of their content and the seed: whatever the order of the rows."""
-    return heapq.nsmallest(size, rows, key=lambda row: _digest(row, seed))
+def sample(rows: Sequence[TokenizedPair], count: int, seed: int) -> list[TokenizedPair]:
+    """Rows that hold `count` chosen answers, by a hash of their content and the seed: whatever the order of the rows.
+
+    Judged rows have one answer each, and not all a chosen one: four times as many rows at most.
+    """
+    drawn = heapq.nsmallest(4 * count, rows, key=lambda row: _digest(row, seed))
+    with_chosen = [at for at, row in enumerate(drawn, 1) if len(row.chosen)]
+    return drawn[: with_chosen[count - 1] if len(with_chosen) >= count else len(drawn)]
 
 
-def prompts_for(rows: Sequence[TokenizedPair], size: int, seed: int) -> list[TokenizedPair]:
-    """Rows whose prompts are answered: by hash, of one length where `size` rows have it, for these run side by side."""
+def prompts_for(rows: Sequence[TokenizedPair], count: int, seed: int) -> list[TokenizedPair]:
+    """Rows with prompts that differ, drawn in the same way."""
     differing: dict[bytes, TokenizedPair] = {}
-    for row in sorted(rows, key=lambda row: _digest(row, seed)):
+    for row in sorted(rows, key=lambda row: _digest(row, seed)) if count else []:
         differing.setdefault(row.prompt.tobytes(), row)
-    chosen: dict[int, list[TokenizedPair]] = defaultdict(list)
-    for row in differing.values():
-        same = chosen[len(row.prompt)]
-        same.append(row)
-        if len(same) == size:
-            return same
-    return list(differing.values())[:size]
+    return list(differing.values())[:count]
 
 
 def end_token(rows: Sequence[TokenizedPair]) -> int | None:
-    """The token that most of the trained answers end in; None where fewer than half of them share one."""
+    """The token that most of the answers end in; None where fewer than half of them share one."""
     answers = [getattr(row, side) for row in rows for side in given_sides(row)]
-    if not answers:
-        return None
-    token, times = Counter(int(answer[-1]) for answer in answers).most_common(1)[0]
+    ((token, times),) = Counter(int(answer[-1]) for answer in answers).most_common(1) or [(0, -1)]
     return token if 2 * times >= len(answers) else None
 
 
 def score_sample(
     model: nn.Module, rows: Sequence[TokenizedPair], collator: StepCollator, batch_size: int
 ) -> tuple[SideScores, SideScores]:
-    """Log-probs, entropies and hits of both sides of rows, in their order; in eval mode, without gradients."""
+    """Log-probs, entropies and top-1 of both sides of rows, in their order; in eval mode, without gradients."""
     sides = tuple(side for side in SIDES if any(len(getattr(row, side)) for row in rows))
     collator = replace(collator, sides=sides)
     plain = [replace(row, mismatched=None, reference=None) for row in rows]
@@ -80,16 +77,17 @@ def score_sample(
             parts = iter(np.split(table, np.cumsum(lengths)[:-1], axis=1))
             for side in sides:
                 for i in index:
-                    logps, entropy, hit = next(parts)
-                    found[side][i] = (logps, entropy, hit)
+                    logps, entropy, top1 = next(parts)
+                    found[side][i] = (logps, entropy, top1)
     chosen, rejected = (SideScores(*map(list, zip(*found[side], strict=True))) for side in SIDES)
     return chosen, rejected
 
 
-def gradient_norms(
-    loss: Callable[..., LossOutput], options: Mapping[str, Any], chosen: SideScores, rejected: SideScores
-) -> dict[str, float]:
-    """The L2 norm of each SLIME term's gradient with respect to the per-token log-probs of the sample.
+def gradient_share(
+    options: Mapping[str, Any], chosen: SideScores, rejected: SideScores
+) -> dict[str, float] | None:
+    """How hard each of SLIME's terms pulls: the L2 norm of its gradient with respect to the sample's log-probs, over
+    the sum of the three norms; None where all are 0.
 
     The sample is taken as one step: the loss is its mean over these pairs. A term is had by itself by setting the
     weights of the others to 0, so that every variant of the objective is measured by its own code.
@@ -104,13 +102,14 @@ def gradient_norms(
                 chosen=policy.chosen.clone().requires_grad_(),
                 rejected=policy.rejected.clone().requires_grad_(),
             )
-            value = step_loss(loss(leaves, None, **{**options, **others}), count(leaves))
+            value = step_loss(slime(leaves, None, **{**options, **others}), count(leaves))
             gradients = torch.autograd.grad(value, [leaves.chosen, leaves.rejected], allow_unused=True)
         norms[term] = math.sqrt(sum(float(g.square().sum()) for g in gradients if g is not None))
-    return norms
+    total = sum(norms.values())
+    return {term: round(norm / total, 6) for term, norm in norms.items()} if total > 0 else None
 
 
-def entanglement(model: nn.Module, rows: Sequence[TokenizedPair]) -> dict[str, Any]:
+def entanglement(model: nn.Module, rows: Sequence[TokenizedPair]) -> list[float]:
     """How much the gradients of a pair's two answers point the same way (arXiv 2410.13828).
 
     With g_w and g_l the gradients of the mean log-prob per token of the chosen and the rejected answer with respect
@@ -131,7 +130,7 @@ def entanglement(model: nn.Module, rows: Sequence[TokenizedPair]) -> dict[str, A
                 gradients.append(torch.autograd.grad(value, trained, allow_unused=True))
             w, l = gradients  # noqa: E741
             ratios.append(round(_dot(w, l) / max(min(_dot(w, w), _dot(l, l)), 1e-30), 6))
-    return {"pairs": len(ratios), "ratio": ratios, "above": share(np.array(ratios) > 1, np.array(ratios))}
+    return ratios
 
 
 def greedy_answers(
@@ -139,7 +138,7 @@ def greedy_answers(
     prompts: Sequence[TokenizedPair],
     end_token_id: int,
     max_new_tokens: int,
-    decode: Callable[[Sequence[int]], str] | None,
+    decode: Callable[[list[int]], str] | None,
     valid: Callable[[str, str], bool] | None,
 ) -> dict[str, Any]:
     """Answer prompts greedily: lengths, whether they end, how much they repeat; text where there is a tokenizer."""
@@ -150,38 +149,30 @@ def greedy_answers(
             end_token_ids={end_token_id},
             max_new_tokens=max_new_tokens,
         )
-    answers = [
-        _answer(row, completion, decode, valid)
-        for row, (completion,) in zip(prompts, completions, strict=True)
-    ]
-    checked = [a["valid"] for a in answers if a["valid"] is not None]
+    answers: list[dict[str, Any]] = []
+    for row, (completion,) in zip(prompts, completions, strict=True):
+        ids = completion.token_ids[:-1] if completion.finished else completion.token_ids
+        text = decode(ids) if decode else None
+        answers.append(
+            {
+                "row_id": row.row_id,
+                "tokens": len(completion.token_ids),
+                "finished": completion.finished,
+                "repeated": round(repeated(ids), 6),
+                "looping": looping(ids),
+                "valid": completion.finished and valid(row.row_id, text) if valid and text is not None else None,
+                "text": text,
+            }
+        )  # fmt: skip
+
+    def mean(key: str) -> float | None:
+        told = [answer[key] for answer in answers if answer[key] is not None]
+        return round(sum(told) / len(told), 6) if told else None
+
     return {
-        "length": _mean([a["tokens"] for a in answers]),
-        "finished": _mean([a["finished"] for a in answers]),
-        "repeated": _mean([a["repeated"] for a in answers]),
-        "looping": _mean([a["looping"] for a in answers]),
-        "valid": _mean(checked) if checked else None,
+        "length": mean("tokens"),
+        **{key: mean(key) for key in ("finished", "repeated", "looping", "valid")},
         "answers": answers,
-    }
-
-
-def _answer(
-    row: TokenizedPair,
-    completion: Completion,
-    decode: Callable[[Sequence[int]], str] | None,
-    valid: Callable[[str, str], bool] | None,
-) -> dict[str, Any]:
-    ids = completion.token_ids[:-1] if completion.finished else completion.token_ids
-    text = None if decode is None else decode(ids)
-    judged = None if valid is None or text is None else completion.finished and valid(row.row_id, text)
-    return {
-        "row_id": row.row_id,
-        "tokens": len(completion.token_ids),
-        "finished": completion.finished,
-        "repeated": round(repeated(ids), 6),
-        "looping": looping(ids),
-        "valid": judged,
-        "text": text,
     }
 
 
@@ -208,7 +199,3 @@ def _digest(row: TokenizedPair, seed: int) -> bytes:
     for ids in (row.prompt, row.chosen, row.rejected):
         hashed.update(len(ids).to_bytes(4, "big") + ids.tobytes())
     return hashed.digest()
-
-
-def _mean(values: Sequence[float]) -> float:
-    return round(sum(values) / len(values), 6)

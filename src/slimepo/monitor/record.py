@@ -8,11 +8,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slimepo.files import json_lines, write_text
+from slimepo.files import append_json_lines, json_lines, write_text
 from slimepo.monitor.settings import Kind
 from slimepo.monitor.verdicts import Verdict, Warned, three_facts
 
-VERSION = 1
+VERSION = 2
 FILE = "monitor.jsonl"
 
 logger = logging.getLogger(__name__)
@@ -27,46 +27,35 @@ class MonitorRecord:
     def __init__(self, path: Path, say: Callable[[str], None] | None = None) -> None:
         self.path, self.say = path, say
         self.lines: list[dict[str, Any]] = []
-        self.on: dict[Warned, bool] = {}
-        self.stopped: dict[str, Any] | None = None
 
-    def clear(self) -> None:
-        """Forget what an earlier training wrote; its file stays until a line is written."""
-        self.lines, self.on, self.stopped = [], {}, None
-
-    def begin(self, line: dict[str, Any]) -> None:
-        """A new file with its first line."""
-        self.lines = [line]
-        self.rewrite()
+    def begin(self, lines: list[dict[str, Any]]) -> None:
+        """A file of these lines, in the place of any other."""
+        self.lines = lines
+        write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
     def append(self, line: dict[str, Any]) -> None:
         """One more line, in memory and on disk."""
         self.lines.append(line)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_as_text(line))
-
-    def rewrite(self) -> None:
-        """Put the lines as they are now in the place of the file."""
-        write_text(self.path, "".join(map(_as_text, self.lines)))
+        append_json_lines(self.path, [line])
 
     def up_to(self, step: int) -> list[dict[str, Any]]:
         """The lines on disk that a run which goes on behind `step` keeps: it has not ended, whatever they say."""
         return [line for line in json_lines(self.path) if line["step"] <= step and line["kind"] != "end"]
 
-    def take_up(self, kept: list[dict[str, Any]]) -> None:
-        """Go on behind these lines."""
-        self.lines = kept
-        self.on = {(line["warning"], line["set"]): line["state"] == "on" for line in self.of_kind("warning")}
-        self.stopped = next((_stop(line) for line in self.of_kind("warning") if line["stops"]), None)
-        self.rewrite()
-
-    def tell(self, message: str) -> None:
-        """Say something to whoever trains; it is not kept."""
-        (self.say or logger.warning)(message)
-
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """The lines of one kind, in their order."""
         return [line for line in self.lines if line["kind"] == kind]
+
+    @property
+    def on(self) -> dict[Warned, bool]:
+        """Whether each warning that was ever given holds."""
+        return {(line["warning"], line["set"]): line["state"] == "on" for line in self.of_kind("warning")}
+
+    @property
+    def stopped(self) -> dict[str, Any] | None:
+        """Step, kind and words of the warning that ended the run."""
+        stops = [line for line in self.of_kind("warning") if line["stops"]]
+        return {key: stops[0][key] for key in ("step", "warning", "message")} if stops else None
 
     def holding(self) -> list[Kind]:
         """The kinds of warnings that are on."""
@@ -75,13 +64,9 @@ class MonitorRecord:
     def warn(self, step: int, verdicts: Sequence[Verdict], stop_on: Collection[Kind]) -> None:
         """Report what has come on or gone off; a kind in `stop_on` that comes on is why the run stops."""
         for verdict in verdicts:
-            if verdict.holds == self.on.get((verdict.kind, verdict.rows), False):
-                continue
-            stops = verdict.holds and verdict.kind in stop_on
-            message = verdict.message if verdict.holds else f"{verdict.kind}: no longer so"
-            self._report(step, verdict, message, stops)
-            if stops and self.stopped is None:
-                self.stopped = _stop(self.lines[-1])
+            if verdict.holds != self.on.get((verdict.kind, verdict.rows), False):
+                message = verdict.message if verdict.holds else f"{verdict.kind}: no longer so"
+                self._report(step, verdict, message, verdict.holds and verdict.kind in stop_on)
 
     def conclude(self, step: int, verdicts: Sequence[Verdict], pairs: int) -> None:
         """The last word, of all held-out pairs: what holds is said with its figures, what does not is taken back.
@@ -94,16 +79,42 @@ class MonitorRecord:
             if verdict.holds:
                 # A run that was killed behind its last step has said so before.
                 if (step, verdict.message) not in said:
-                    self._report(step, verdict, verdict.message, stops=False)
+                    self._report(step, verdict, verdict.message)
             elif self.on.get((verdict.kind, verdict.rows), False):
-                self._report(
-                    step, verdict, f"{verdict.kind}: not so of all {pairs:,} held-out pairs", stops=False
-                )
-        self.lines += [end | {"warnings": self.holding()} for end in ends]
-        self.rewrite()
+                self._report(step, verdict, f"{verdict.kind}: not so of all {pairs:,} held-out pairs")
+        self.begin(self.lines + [end | {"warnings": self.holding()} for end in ends])
 
-    def _report(self, step: int, verdict: Verdict, message: str, stops: bool) -> None:
-        self.on[verdict.kind, verdict.rows] = verdict.holds
+    def tell(self, message: str) -> None:
+        """Say something to whoever trains; it is not kept."""
+        (self.say or logger.warning)(message)
+
+    def summary(self, heldout: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        """What is worth keeping in the stage's record: warnings, why it stopped, the cost, three facts.
+
+        A warning is there once with its last words, and with the step at which it was `gone` again. heldout: the
+        record's own figures of all held-out pairs, which the facts are then of; else of the sample.
+        """
+        if not self.lines:
+            return None
+        raised: list[dict[str, Any]] = []
+        open_ones: dict[Warned, dict[str, Any]] = {}
+        for line in self.of_kind("warning"):
+            key = line["warning"], line["set"]
+            if line["state"] == "off":
+                open_ones.pop(key)["gone"] = line["step"]
+            elif key in open_ones:
+                open_ones[key]["message"] = line["message"]
+            else:
+                open_ones[key] = {k: line[k] for k in ("step", "warning", "set", "message")} | {"gone": None}
+                raised.append(open_ones[key])
+        return {
+            "warnings": raised,
+            "stopped": self.stopped,
+            "seconds": sum(line["seconds"] for line in self.lines if line["kind"] in ("probe", "generation")),
+            "facts": three_facts(self.lines, heldout),
+        }
+
+    def _report(self, step: int, verdict: Verdict, message: str, stops: bool = False) -> None:
         self.append(
             {
                 "kind": "warning",
@@ -116,48 +127,3 @@ class MonitorRecord:
             }
         )
         self.tell(f"step {step}: {message}{'; the run stops here' if stops else ''}")
-
-    def summary(self, heldout: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-        """What is worth keeping in the stage's record: warnings, why it stopped, the cost, three facts.
-
-        heldout: that record's own figures of all held-out pairs, which the facts are then of; else of the sample.
-        """
-        if not self.lines:
-            return None
-        ends = self.of_kind("end")
-        return {
-            "warnings": self._raised(),
-            "stopped": self.stopped,
-            "share": ends[-1]["share"] if ends else None,
-            "facts": three_facts(self.lines, heldout),
-        }
-
-    def _raised(self) -> list[dict[str, Any]]:
-        """Every warning that came on, in its last words, and the step at which it was `gone` again."""
-        raised: list[dict[str, Any]] = []
-        for line in self.of_kind("warning"):
-            open_ones = [
-                earlier
-                for earlier in raised
-                if (earlier["warning"], earlier["set"], earlier["gone"])
-                == (line["warning"], line["set"], None)
-            ]
-            if line["state"] == "off":
-                for earlier in open_ones:
-                    earlier["gone"] = line["step"]
-            elif open_ones:
-                open_ones[-1]["message"] = line["message"]
-            else:
-                raised.append(
-                    {key: line[key] for key in ("step", "warning", "set", "message")} | {"gone": None}
-                )
-        return raised
-
-
-def _as_text(line: dict[str, Any]) -> str:
-    return json.dumps(line, ensure_ascii=False) + "\n"
-
-
-def _stop(line: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of the warning that ends a run."""
-    return {key: line[key] for key in ("step", "warning", "message")}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slimepo.monitor.settings import FEWEST_PAIRS, Kind
+from slimepo.monitor.settings import Kind
 
 Figures = Mapping[str, Any]
 # What is warned of, and of which set; None where it is of no set.
@@ -35,6 +35,8 @@ FELL_SHARE = 0.5
 # Standard errors by which the fall must stand out from the spread over pairs. With a dozen pairs chance exceeds 2 of
 # them in 4 looks out of 100, 3 in less than one (Student's t), and a run is looked at many times.
 FELL_ERRORS = 3.0
+# Of fewer pairs chance cannot be told from a fall.
+FEWEST_PAIRS = 8
 # Share of rejected tokens, as a rise since step 0.
 UNDER_ON, UNDER_OFF = 0.25, 0.2
 # Fall of the 5th percentile of rejected tokens since step 0, in nats: e^5 = 148 times less likely.
@@ -50,27 +52,23 @@ OVERCONFIDENT = 3.0
 WORDS = {"train": "trained on", "heldout": "held out"}
 
 
-def judge_pairs(
-    now: Mapping[str, Figures | None],
-    start: Mapping[str, Figures | None],
-    on: Mapping[Warned, bool],
-    kinds: Sequence[Kind] = ("unlearning", "floor", "entropy"),
-) -> list[Verdict]:
-    """Unlearning, floor and entropy of each set (`train`, `heldout`); `on` says which hold already."""
+def judge_pairs(now: Mapping[str, Any], start: Mapping[str, Any], on: Mapping[Warned, bool]) -> list[Verdict]:
+    """Every kind of warning about pairs, of each set (`train`, `heldout`) of which its figure is there.
+
+    `on` says which hold already.
+    """
     return [
-        _JUDGES[kind](name, figures, before, on.get((kind, name), False))
-        for kind in kinds
-        for name, figures in now.items()
-        if figures is not None and (before := start.get(name)) is not None
+        judge(rows, now[rows], start[rows], on.get((kind, rows), False))
+        for kind, (figure, judge) in _JUDGES.items()
+        for rows in WORDS
+        if now.get(rows) and now[rows].get(figure) is not None
     ]
 
 
 def _unlearning(rows: str, now: Figures, start: Figures, on: bool) -> Verdict:
     change, error, fell = now["chosen_change"], now["chosen_change_error"], now["chosen_fell"]
-    if change is None:
-        return Verdict("unlearning", False, rows, "")
     certain = error is not None and now["chosen_pairs"] >= FEWEST_PAIRS and change + FELL_ERRORS * error < 0
-    holds = looks_fallen(now, on) and (on or certain)
+    holds = change <= -FELL_OFF if on else change <= -FELL_ON and fell >= FELL_SHARE and certain
     message = (
         f"chosen answers {WORDS[rows]} are {-change:.2g} nats per token less likely than at the start on "
         f"average, and less likely in {fell:.0%} of {now['chosen_pairs']:,} pairs: unlearning"
@@ -78,17 +76,7 @@ def _unlearning(rows: str, now: Figures, start: Figures, on: bool) -> Verdict:
     return Verdict("unlearning", holds, rows, message)
 
 
-def looks_fallen(now: Figures, on: bool) -> bool:
-    """Whether chosen answers have fallen as far as unlearning asks for, chance left aside."""
-    change, fell = now["chosen_change"], now["chosen_fell"]
-    if change is None:
-        return False
-    return bool(change <= -FELL_OFF if on else change <= -FELL_ON and fell >= FELL_SHARE)
-
-
 def _floor(rows: str, now: Figures, start: Figures, on: bool) -> Verdict:
-    if now["rejected_below_floor"] is None or start["rejected_below_floor"] is None:
-        return Verdict("floor", False, rows, "")
     below, before = now["rejected_below_floor"], start["rejected_below_floor"]
     lowest, lowest_before = now["rejected_p5"], start["rejected_p5"]
     limit_rise, limit_drop = (UNDER_OFF, PERCENTILE_OFF) if on else (UNDER_ON, PERCENTILE_ON)
@@ -105,8 +93,6 @@ def _floor(rows: str, now: Figures, start: Figures, on: bool) -> Verdict:
 
 def _entropy(rows: str, now: Figures, start: Figures, on: bool) -> Verdict:
     entropy, before, chosen = now["entropy"], start["entropy"], now["chosen"]
-    if entropy is None or before is None or chosen is None:
-        return Verdict("entropy", False, rows, "")
     level, part = (ENTROPY_OFF, ENTROPY_PART_OFF) if on else (ENTROPY_ON, ENTROPY_PART_ON)
     narrow = entropy <= level and entropy <= part * before
     message = (
@@ -117,10 +103,12 @@ def _entropy(rows: str, now: Figures, start: Figures, on: bool) -> Verdict:
     return Verdict("entropy", narrow and -chosen >= OVERCONFIDENT * entropy, rows, message)
 
 
-_JUDGES: Mapping[Kind, Callable[[str, Figures, Figures, bool], Verdict]] = {
-    "unlearning": _unlearning,
-    "floor": _floor,
-    "entropy": _entropy,
+# With the figure without which a kind is not judged: a demonstration has no rejected answer, and of all held-out pairs,
+# at the end of a run, there are log-probs alone.
+_JUDGES: Mapping[Kind, tuple[str, Callable[[str, Figures, Figures, bool], Verdict]]] = {
+    "unlearning": ("chosen_change", _unlearning),
+    "floor": ("rejected_below_floor", _floor),
+    "entropy": ("entropy", _entropy),
 }
 
 

@@ -25,7 +25,7 @@ from slimepo.model.logps import policy_logps
 from slimepo.model.modes import compute_dtype, measuring
 from slimepo.model.offload import activations
 from slimepo.model.tryout import choose_layout, verify_logps
-from slimepo.monitor.callback import DisplacementMonitor
+from slimepo.monitor.callback import DisplacementMonitor, Watched
 from slimepo.monitor.settings import monitor_settings
 from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, OffloadCheckpoints, TrainingProgress
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
@@ -123,7 +123,19 @@ class PreferenceTrainer(Trainer):
             (c for c in self.callback_handler.callbacks if isinstance(c, DisplacementMonitor)), None
         )
         if self.monitor is not None:
-            self.monitor.attach(self)
+            held_out = self.eval_dataset or []
+            parts = held_out.values() if isinstance(held_out, Mapping) else [held_out]
+            self.monitor.watch(
+                Watched(
+                    args.loss,
+                    args.loss_options,
+                    self.train_dataset or [],
+                    [row for part in parts for row in part],
+                    self.data_collator,
+                    # As many as train at once fit without gradients at the least.
+                    max(int(args.eval_batch_size), args.micro_batch_size or 1),
+                )
+            )
             if shown and self.monitor.record.say is None:
                 self.monitor.record.say = shown[0].warn
 
