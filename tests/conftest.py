@@ -1,5 +1,6 @@
 """What every test may use: a tiny Llama, the real files where they are there; offline torch on one thread."""
 
+import gc
 import os
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -37,6 +38,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "official_data" in getattr(item, "fixturenames", ()):
             item.add_marker("official")
+
+
+def pytest_collection_finish() -> None:
+    """Whatever is imported by now stays: accelerate collects garbage in every training, and need not look at it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.hookimpl(wrapper=True)
