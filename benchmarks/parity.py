@@ -18,6 +18,7 @@ import functools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.peers import IGNORED
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.rows import Row
 from slimepo.losses import find_objective
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.trainer import PreferenceTrainer
@@ -44,7 +45,7 @@ WORDS = 61
 PAIRS = 8
 MICRO_BATCH = 3
 
-Rows = Sequence[TokenizedPair]
+Rows = Sequence[Row]
 
 
 class Peer(NamedTuple):
@@ -121,7 +122,9 @@ def slimepo_step(
     )
     model: Any = trainer.model
     model.load_state_dict(policy.state_dict())
-    loss = trainer.compute_loss(model, trainer.data_collator.batch(trainer.train_dataset)).item()
+    loss = trainer.compute_loss(
+        model, replace(trainer.data_collator, micro_batch_size=len(rows))(trainer.train_dataset)
+    ).item()
     model.zero_grad()
     trainer.training_step(model, trainer.data_collator(trainer.train_dataset))
     return loss, gradient(model)
@@ -139,9 +142,9 @@ def trl_dpo(loss_type: str, policy: nn.Module, reference: nn.Module, rows: Rows,
 
     columns = [
         {
-            "prompt_ids": row.prompt.tolist(),
-            "chosen_ids": row.chosen.tolist(),
-            "rejected_ids": row.rejected.tolist(),
+            "prompt_ids": row.prompt_ids.tolist(),
+            "chosen_ids": row.responses[0].tolist(),
+            "rejected_ids": row.responses[1].tolist(),
         }
         for row in rows
     ]
@@ -161,8 +164,8 @@ def trl_kto(policy: nn.Module, reference: nn.Module, rows: Rows, folder: Path) -
     from trl.trainer.kto_config import KTOConfig
     from trl.trainer.kto_trainer import KTOTrainer
 
-    answers = [(row.prompt, row.chosen, True) for row in rows[::2]]
-    answers += [(row.prompt, row.rejected, False) for row in rows[1::2]]
+    answers = [(row.prompt_ids, row.responses[0], True) for row in rows[::2]]
+    answers += [(row.prompt_ids, row.responses[1], False) for row in rows[1::2]]
     text = [
         {"prompt": words(prompt), "completion": " " + words(answer), "label": label}
         for prompt, answer, label in answers
@@ -259,30 +262,30 @@ def models(dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
     return reference.to(dtype), policy.to(dtype)
 
 
-def random_pairs(prompts: tuple[int, int]) -> list[TokenizedPair]:
+def random_pairs(prompts: tuple[int, int]) -> list[Row]:
     """Pairs of unequal lengths."""
     random = np.random.default_rng(0)
 
     def ids(low: int, high: int) -> np.ndarray:
         return random.integers(3, WORDS, random.integers(low, high + 1)).astype(np.int32)
 
-    return [TokenizedPair(ids(*prompts), ids(1, 12), ids(1, 12), f"row {i}") for i in range(PAIRS)]
+    return [Row(ids(*prompts), (ids(1, 12), ids(1, 12)), id=f"row {i}") for i in range(PAIRS)]
 
 
-def as_judged(feature: dict[str, Any], row_id: str) -> TokenizedPair:
+def as_judged(feature: dict[str, Any], row_id: str) -> Row:
     prompt, answer, other, nothing = (
         np.array(ids, dtype=np.int32)
         for ids in (feature["prompt_ids"], feature["completion_ids"], feature["KL_completion_ids"], [])
     )
     chosen, rejected = (answer, nothing) if feature["label"] else (nothing, answer)
-    return TokenizedPair(prompt, chosen, rejected, row_id, mismatched=other)
+    return Row(prompt, (chosen, rejected, other), id=row_id)
 
 
-def labelled(row: TokenizedPair) -> dict[str, list[int]]:
+def labelled(row: Row) -> dict[str, list[int]]:
     """The columns of TRL's CPO and ORPO trainers."""
-    prompt = row.prompt.tolist()
+    prompt = row.prompt_ids.tolist()
     columns = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
-    for side, response in (("chosen", row.chosen.tolist()), ("rejected", row.rejected.tolist())):
+    for side, response in (("chosen", row.responses[0].tolist()), ("rejected", row.responses[1].tolist())):
         columns[f"{side}_input_ids"] = prompt + response
         columns[f"{side}_attention_mask"] = [1] * (len(prompt) + len(response))
         columns[f"{side}_labels"] = [IGNORED] * len(prompt) + response

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.rows import Row
 
-Pairs = Sequence[TokenizedPair]
+Pairs = Sequence[Row]
 Step = Callable[[], float]
 
 # Of the SLIME authors' training script; what else it computes is in the project's design notes.
@@ -44,7 +44,7 @@ class Setup:
     adapter: Any = None
 
     @property
-    def rows(self) -> list[TokenizedPair]:
+    def rows(self) -> list[Row]:
         return [pair for batch in self.micro_batches for pair in batch]
 
 
@@ -67,9 +67,9 @@ def trl_dpo(model: nn.Module, setup: Setup, *, best: bool = False, checkpointing
     switched = patch.object(utils, "_use_triton", lambda device: True) if best else nullcontext()
     rows = [
         {
-            "prompt_ids": pair.prompt.tolist(),
-            "chosen_ids": pair.chosen.tolist(),
-            "rejected_ids": pair.rejected.tolist(),
+            "prompt_ids": pair.prompt_ids.tolist(),
+            "chosen_ids": pair.responses[0].tolist(),
+            "rejected_ids": pair.responses[1].tolist(),
         }
         for pair in setup.rows
     ]
@@ -204,7 +204,7 @@ class _Concatenated:
 
 
 def _concatenated(pairs: Pairs, device: torch.device) -> _Concatenated:
-    rows = [(pair.prompt, getattr(pair, side)) for side in ("chosen", "rejected") for pair in pairs]
+    rows = [(pair.prompt_ids, pair.responses[side]) for side in (0, 1) for pair in pairs]
     longest = max(len(prompt) + len(response) for prompt, response in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
@@ -253,10 +253,10 @@ def _arguments(setup: Setup, checkpointing: bool) -> dict[str, Any]:
     }
 
 
-def _cpo_columns(pair: TokenizedPair) -> dict[str, list[int]]:
-    prompt = pair.prompt.tolist()
+def _cpo_columns(pair: Row) -> dict[str, list[int]]:
+    prompt = pair.prompt_ids.tolist()
     columns = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
-    for side, response in (("chosen", pair.chosen.tolist()), ("rejected", pair.rejected.tolist())):
+    for side, response in (("chosen", pair.responses[0].tolist()), ("rejected", pair.responses[1].tolist())):
         columns[f"{side}_input_ids"] = prompt + response
         columns[f"{side}_attention_mask"] = [1] * (len(prompt) + len(response))
         columns[f"{side}_labels"] = [IGNORED] * len(prompt) + response

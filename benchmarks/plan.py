@@ -156,7 +156,7 @@ def _trainer(values: dict[str, Any], config: dict[str, Any], folder: Path) -> An
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from benchmarks.worker import be_quiet
-    from slimepo.data.tokenize import TokenizedPair
+    from slimepo.data.rows import Row
     from slimepo.pipeline.recipe import make_recipe
     from slimepo.pipeline.stage import lora, stage_arguments
     from slimepo.training.trainer import PreferenceTrainer
@@ -172,7 +172,7 @@ def _trainer(values: dict[str, Any], config: dict[str, Any], folder: Path) -> An
 
     longest = recipe.data.max_length - 1
     rows = [
-        TokenizedPair(ids(1), ids(longest), ids(longest), f"row {i}")
+        Row(ids(1), (ids(longest), ids(longest)), id=f"row {i}")
         for i in range(recipe.stages[0].batch_size * STEPS)
     ]
     return PreferenceTrainer(

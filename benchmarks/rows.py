@@ -11,7 +11,8 @@ import numpy as np
 
 from slimepo.data.chat import chat_format, load_tokenizer
 from slimepo.data.read import read_rows
-from slimepo.data.tokenize import TokenizedPair, tokenize
+from slimepo.data.rows import CHOSEN, REJECTED, Row
+from slimepo.data.tokenize import tokenize
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -31,9 +32,7 @@ class Lengths(NamedTuple):
     rejected: int
 
 
-def benchmark_rows(
-    count: int, max_length: int = 768, shared: Path = SHARED
-) -> tuple[list[TokenizedPair], str]:
+def benchmark_rows(count: int, max_length: int = 768, shared: Path = SHARED) -> tuple[list[Row], str]:
     """`count` pairs, and where they come from.
 
     Real UltraFeedback pairs in the Qwen3 tokenizer, taken evenly over their prompt lengths so that a few
@@ -44,13 +43,13 @@ def benchmark_rows(
         return generated_rows(count), "generated, lengths of UltraFeedback"
     chat = chat_format(load_tokenizer(shared / "tokenizers" / "qwen3"))
     rows = tokenize(read_rows(source).preferences, chat, max_length=max_length).rows
-    rows = sorted(rows, key=lambda row: len(row.prompt))
+    rows = sorted(rows, key=lambda row: len(row.prompt_ids))
     picked = [rows[(2 * i + 1) * len(rows) // (2 * count)] for i in range(min(count, len(rows)))]
     order = np.random.default_rng(0).permutation(len(picked))
     return [picked[i] for i in order], "UltraFeedback, Qwen3 tokenizer"
 
 
-def generated_rows(count: int, seed: int = 0) -> list[TokenizedPair]:
+def generated_rows(count: int, seed: int = 0) -> list[Row]:
     """Random ids; the lengths of each part follow `QUANTILES`, each part drawn by itself."""
     random = np.random.default_rng(seed)
     tables = [np.array(QUANTILES[part]) for part in ("prompt", "chosen", "rejected")]
@@ -58,40 +57,40 @@ def generated_rows(count: int, seed: int = 0) -> list[TokenizedPair]:
     return [_row(random, lengths, index) for index, lengths in enumerate(drawn)]
 
 
-def tiny_rows(count: int) -> tuple[list[TokenizedPair], str]:
+def tiny_rows(count: int) -> tuple[list[Row], str]:
     """Short made-up pairs of different lengths, for a smoke run."""
     random = np.random.default_rng(0)
     return [_row(random, Lengths(4 + i, 3 + 2 * i, 9 - i), i) for i in range(count)], "made up"
 
 
-def equal_rows(count: int, lengths: Lengths, seed: int = 0) -> list[TokenizedPair]:
+def equal_rows(count: int, lengths: Lengths, seed: int = 0) -> list[Row]:
     """Random ids, every pair of the same lengths."""
     random = np.random.default_rng(seed)
     return [_row(random, lengths, index) for index in range(count)]
 
 
-def cut_vocabulary(rows: Sequence[TokenizedPair], vocabulary: int) -> list[TokenizedPair]:
+def cut_vocabulary(rows: Sequence[Row], vocabulary: int) -> list[Row]:
     """The same rows with their ids folded into `vocabulary`, 0 (padding) and 1 (end) left out."""
 
     def fold(ids: np.ndarray) -> np.ndarray:
         return (ids % (vocabulary - 2) + 2).astype(np.int32)
 
     return [
-        replace(row, prompt=fold(row.prompt), chosen=fold(row.chosen), rejected=fold(row.rejected))
+        replace(row, prompt_ids=fold(row.prompt_ids), responses=tuple(map(fold, row.responses)))
         for row in rows
     ]
 
 
-def mean_lengths(rows: Sequence[TokenizedPair]) -> Lengths:
+def mean_lengths(rows: Sequence[Row]) -> Lengths:
     """Mean tokens of each part, rounded."""
     parts = [
-        [len(row.prompt) for row in rows],
-        [len(row.chosen) for row in rows],
-        [len(row.rejected) for row in rows],
+        [len(row.prompt_ids) for row in rows],
+        [len(row.response(CHOSEN)) for row in rows],
+        [len(row.response(REJECTED)) for row in rows],
     ]
     return Lengths(*(round(float(np.mean(part))) for part in parts))
 
 
-def _row(random: np.random.Generator, lengths: Lengths, index: int) -> TokenizedPair:
+def _row(random: np.random.Generator, lengths: Lengths, index: int) -> Row:
     prompt, chosen, rejected = (random.integers(0, 150_000, length).astype(np.int32) for length in lengths)
-    return TokenizedPair(prompt, chosen, rejected, f"generated {index}")
+    return Row(prompt, (chosen, rejected), id=f"generated {index}")

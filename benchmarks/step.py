@@ -25,7 +25,7 @@ from benchmarks.contenders import BASELINE, CONTENDERS, HEADS
 from benchmarks.record import append_csv, provenance
 from benchmarks.rows import Lengths, benchmark_rows, cut_vocabulary, equal_rows, mean_lengths, tiny_rows
 from benchmarks.worker import Job, Run, Worker
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.rows import Row
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -190,9 +190,7 @@ def _names(args: argparse.Namespace) -> list[str]:
     return [name for name in everything if name == BASELINE or any(part in name for part in args.only)]
 
 
-def _shape(
-    model: dict[str, Any], pairs: Sequence[TokenizedPair], micro_batch: int, threads: int
-) -> dict[str, Any]:
+def _shape(model: dict[str, Any], pairs: Sequence[Row], micro_batch: int, threads: int) -> dict[str, Any]:
     lengths = mean_lengths(pairs)
     return {
         "vocabulary": model["vocab_size"],

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.rows import Row
 
 # A fork server imports the libraries once for all workers, before any thread of theirs is started.
 _START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -35,7 +35,7 @@ class Job:
     """One contender on some rows: `model` is a transformers config as a dict, with `model_type`."""
 
     contender: str
-    rows: Sequence[TokenizedPair]
+    rows: Sequence[Row]
     micro_batch: int
     model: dict[str, Any]
     threads: int = 1

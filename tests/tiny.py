@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.rows import Row
 
 VOCABULARY = 61
 
@@ -23,11 +23,11 @@ def tiny_model(
     return model
 
 
-def random_rows(count: int, seed: int = 0) -> list[TokenizedPair]:
+def random_rows(count: int, seed: int = 0) -> list[Row]:
     """Pairs of unequal lengths."""
     random = np.random.default_rng(seed)
 
     def ids(low: int, high: int) -> np.ndarray:
         return random.integers(2, VOCABULARY, random.integers(low, high)).astype(np.int32)
 
-    return [TokenizedPair(ids(2, 9), ids(1, 12), ids(1, 12), f"row {i}") for i in range(count)]
+    return [Row(ids(2, 9), (ids(1, 12), ids(1, 12)), id=f"row {i}") for i in range(count)]

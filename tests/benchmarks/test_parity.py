@@ -61,7 +61,7 @@ def test_ktos_divergence_is_not_clamped(tmp_path):
     peer = case.peer(copy.deepcopy(policy), reference, parity.random_pairs(case.prompts), tmp_path)
     peer.trainer.compute_loss(peer.trainer.model, peer.batch)
     assert peer.trainer._metrics["train"]["kl"][-1] > 0.1
-    assert {len(row.chosen) > 0 for row in peer.rows} == {True, False}
+    assert {len(row.responses[0]) > 0 for row in peer.rows} == {True, False}
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,8 @@ def test_rows_are_folded_into_the_vocabulary_and_keep_their_lengths(tmp_path):
     assert source.startswith("generated")
     cut = cut_vocabulary(rows, 97)
     assert mean_lengths(cut) == mean_lengths(rows)
-    assert min(row.chosen.min() for row in cut) >= 2
-    assert max(row.chosen.max() for row in cut) < 97
+    assert min(row.responses[0].min() for row in cut) >= 2
+    assert max(row.responses[0].max() for row in cut) < 97
     assert mean_lengths(equal_rows(3, Lengths(5, 6, 7))) == Lengths(5, 6, 7)
 
 

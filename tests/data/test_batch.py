@@ -1,16 +1,20 @@
 """Batches: where the response tokens stand, and back into pairs; row order."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimepo.data.batch import StepCollator, collate, epoch_order, length, pair_logps
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.batch import StepCollator, collate, epoch_order, pair_logps
+from slimepo.data.rows import Row, length
 
 
-def row(prompt: list[int], chosen: list[int], rejected: list[int], name: str = "r") -> TokenizedPair:
-    return TokenizedPair(*(np.array(ids, dtype=np.int32) for ids in (prompt, chosen, rejected)), name)
+def row(prompt: list[int], chosen: list[int], rejected: list[int], name: str = "r") -> Row:
+    ids = [np.array(part, dtype=np.int32) for part in (prompt, chosen, rejected)]
+    return Row(ids[0], (ids[1], ids[2]), id=name)
 
 
 tokens = st.lists(st.integers(2, 99), min_size=1, max_size=6)
@@ -29,18 +33,18 @@ def test_a_batch_worked_by_hand() -> None:
 
 
 @given(rows)
-def test_every_response_token_comes_back_to_its_pair(pairs: list[TokenizedPair]) -> None:
+def test_every_response_token_comes_back_to_its_pair(pairs: list[Row]) -> None:
     batch = collate(pairs)
     flat = batch["input_ids"].flatten()
     assert (flat[batch["predict_at"] + 1] == batch["targets"]).all()
     back = pair_logps(batch["targets"].double(), batch)
     for i, pair in enumerate(pairs):
-        assert back.chosen[i][back.chosen_mask[i]].tolist() == pair.chosen.tolist()
-        assert back.rejected[i][back.rejected_mask[i]].tolist() == pair.rejected.tolist()
+        assert back.chosen[i][back.chosen_mask[i]].tolist() == pair.responses[0].tolist()
+        assert back.rejected[i][back.rejected_mask[i]].tolist() == pair.responses[1].tolist()
 
 
 def test_a_side_that_is_not_asked_for_is_not_in_the_batch() -> None:
-    batch = collate([row([5], [6, 7], [8] * 50)], sides=("chosen",))
+    batch = collate([row([5], [6, 7], [8] * 50)], positions=(0,))
     assert batch["input_ids"].shape == (1, 3)
     logps = pair_logps(torch.zeros(2), batch)
     assert logps.rejected.shape == (1, 0)
@@ -48,10 +52,10 @@ def test_a_side_that_is_not_asked_for_is_not_in_the_batch() -> None:
 
 
 @given(rows, st.integers(1, 7))
-def test_micro_batches_hold_every_pair_of_the_step_once(pairs: list[TokenizedPair], size: int) -> None:
-    batches = StepCollator(size)(pairs)
-    assert sorted(i for b in batches for i in b["row_ids"]) == sorted(p.row_id for p in pairs)
-    assert all(b["pairs"] <= size for b in batches)
+def test_micro_batches_hold_every_pair_of_the_step_once(pairs: list[Row], size: int) -> None:
+    batches = StepCollator(size)(pairs)["batches"]
+    assert sorted(i for b in batches for i in b["row_ids"]) == sorted(p.id for p in pairs)
+    assert all(b["rows"] <= size for b in batches)
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=300), st.integers(1, 9), st.booleans())
@@ -78,3 +82,19 @@ def test_rows_of_similar_length_meet_when_grouped() -> None:
 
 def test_length_is_of_the_longer_row() -> None:
     assert length(row([1, 2], [3], [4, 5, 6])) == 5
+
+
+def test_values_travel_with_their_rows() -> None:
+    """A number a row, a response or a token; what a row lacks is in no batch that it is in."""
+    tokens = (np.array([0.1]), np.array([0.2, 0.3]))
+    values = {"weight": 2.0, "advantages": np.array([1.0, -1.0]), "behaviour": tokens}
+    rows = [
+        replace(row([5, 6], [7], [8, 9]), values=values),
+        replace(row([4], [3], [2]), values={"weight": 1.0}),
+    ]
+    alone, both = collate(rows[:1]), collate(rows)
+    assert alone["values"]["weight"].tolist() == [2.0]
+    assert alone["values"]["advantages"].tolist() == [[1.0, -1.0]]
+    assert alone["token_values"]["behaviour"].tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert both["values"]["weight"].tolist() == [2.0, 1.0]
+    assert (list(both["values"]), both["token_values"]) == (["weight"], {})

@@ -229,12 +229,12 @@ def assert_rows_are_what_generation_is_given(chat, records, end):
     assert [drop.reason for drop in tokens.drops] == ["identical responses"]
     by_source = {record.source: record for record in records}
     for row in tokens.rows:
-        record = by_source[row.row_id]
-        prompt = row.prompt.tolist()
+        record = by_source[row.id]
+        prompt = row.prompt_ids.tolist()
         assert prompt == template_ids(chat, record.prompt)
         if tokenizer.bos_token_id is not None:
             assert prompt.count(tokenizer.bos_token_id) == 1
-        for ids, messages in ((row.chosen.tolist(), record.chosen), (row.rejected.tolist(), record.rejected)):
+        for ids, messages in zip(map(list, row.responses), (record.chosen, record.rejected), strict=True):
             assert ids[-1] == chat.end_id
             assert ids.count(chat.end_id) == 1
             text = template_text(chat, [*record.prompt, *messages])

@@ -26,15 +26,15 @@ def test_a_pair_is_prompt_chosen_and_rejected_each_response_with_its_end_token(c
     tokens = tokenize([row()], chat)
     (pair,) = tokens.rows
     decode = chat.tokenizer.decode
-    assert decode(pair.prompt) == "<s>user: hi<end>\nassistant: "
-    assert (decode(pair.chosen), decode(pair.rejected)) == ("yes<end>", "no<end>")
-    assert {ids.dtype for ids in (pair.prompt, pair.chosen, pair.rejected)} == {np.dtype(np.int32)}
-    assert (pair.row_id, tokens.drops, tokens.cut) == ("f:1", [], [])
+    assert decode(pair.prompt_ids) == "<s>user: hi<end>\nassistant: "
+    assert tuple(map(decode, pair.responses)) == ("yes<end>", "no<end>")
+    assert {ids.dtype for ids in (pair.prompt_ids, *pair.responses)} == {np.dtype(np.int32)}
+    assert (pair.id, tokens.drops, tokens.cut) == ("f:1", [], [])
 
 
 def test_a_row_without_a_source_is_named_by_its_contents(chat):
     one, other, again = tokenize([row(source=""), row("ho", source=""), row(source="")], chat).rows
-    assert one.row_id == again.row_id != other.row_id
+    assert one.id == again.id != other.id
 
 
 DROPPED = {
@@ -59,7 +59,7 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(reason, chat):
     tokens = tokenize([bad, good], chat, max_length=80, max_prompt_length=60)
     assert tokens.drops == [Drop(reason, "f:1", detail)]
     assert reason in DROP_REASONS
-    assert [pair.row_id for pair in tokens.rows] == ["f:2"]
+    assert [pair.id for pair in tokens.rows] == ["f:2"]
 
 
 def test_a_row_that_just_fits_is_kept(chat):
@@ -74,8 +74,8 @@ def test_a_row_that_just_fits_is_kept(chat):
 def test_on_request_long_responses_are_cut_and_then_have_no_end_token(chat):
     tokens = tokenize([row(chosen="abcdef", rejected="no")], chat, max_length=PROMPT + 4, cut=True)
     (pair,) = tokens.rows
-    assert chat.tokenizer.decode(pair.chosen) == "abcd"
-    assert chat.tokenizer.decode(pair.rejected) == "no<end>"
+    assert chat.tokenizer.decode(pair.responses[0]) == "abcd"
+    assert chat.tokenizer.decode(pair.responses[1]) == "no<end>"
     assert tokens.cut == ["f:1"]
 
 
@@ -88,7 +88,7 @@ def test_responses_that_are_the_same_once_cut_are_dropped(chat):
 def test_demonstrations_need_no_rejected_answer_and_pairs_do(chat):
     demonstration = Preference(row().prompt, row().chosen, [], "f:1")
     (pair,) = tokenize([demonstration], chat, pairs=False).rows
-    assert (len(pair.chosen), len(pair.rejected), pair.rejected.dtype) == (4, 0, np.int32)
+    assert [(len(ids), ids.dtype) for ids in pair.responses] == [(4, np.int32)]
     assert tokenize([demonstration], chat).drops == [Drop("not a pair", "f:1", "it has no 'rejected'")]
 
 
@@ -96,10 +96,12 @@ def test_answers_judged_by_themselves_have_one_side(chat):
     desirable = Preference(row().prompt, row().chosen, [], "f:1")
     undesirable = Preference(row().prompt, [], row().rejected, "f:2")
     tokens = tokenize([desirable, row(), undesirable], chat, one_sided=True)
-    assert [(len(pair.chosen) > 0, len(pair.rejected) > 0) for pair in tokens.rows] == [
+    assert [tuple(len(ids) > 0 for ids in pair.responses) for pair in tokens.rows] == [
         (True, False), (True, True), (False, True),
     ]  # fmt: skip
-    assert chat.tokenizer.decode(tokens.rows[2].rejected) == chat.tokenizer.decode(tokens.rows[1].rejected)
+    assert chat.tokenizer.decode(tokens.rows[2].responses[1]) == chat.tokenizer.decode(
+        tokens.rows[1].responses[1]
+    )
     assert tokenize([undesirable], chat, pairs=False).drops == [
         Drop("not a pair", "f:2", "it has no 'chosen'")
     ]
@@ -116,7 +118,7 @@ def test_order_is_kept_over_batches_and_progress_is_told(chat):
     told = []
     rows = [row(str(i), source=f"f:{i}") for i in range(1100)]
     tokens = tokenize(rows, chat, progress=lambda done, total: told.append((done, total)))
-    assert [pair.row_id for pair in tokens.rows] == [r.source for r in rows]
+    assert [pair.id for pair in tokens.rows] == [r.source for r in rows]
     assert told[-1] == (1100, 1100)
     assert len(told) > 1
 

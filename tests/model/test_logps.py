@@ -1,18 +1,20 @@
 """Log-probs of response tokens against a plain log_softmax over everything, per architecture and head."""
 
 import copy
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-from slimepo.data.batch import collate
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.batch import StepCollator, collate
+from slimepo.data.rows import Row
 from slimepo.errors import InputError
 from slimepo.model.adapters import add_adapter, lora_config
-from slimepo.model.logps import install_logps, policy_logps
-from slimepo.model.tryout import verify_logps
+from slimepo.model.logps import install_logps, policy_logps, response_logps
+from slimepo.model.tryout import choose_layout, verify_logps
 from tests.tiny import random_rows, tiny_model
 
 ARCHITECTURES = [
@@ -26,12 +28,12 @@ ARCHITECTURES = [
 ]
 
 
-def plain_logps(model: nn.Module, pair: TokenizedPair, side: str) -> Tensor:
+def plain_logps(model: nn.Module, row: Row, position: int) -> Tensor:
     """One row at a time, no padding, all logits."""
-    response = torch.tensor(getattr(pair, side)).long()
-    ids = torch.cat([torch.tensor(pair.prompt).long(), response])[None]
+    response = torch.tensor(row.responses[position]).long()
+    ids = torch.cat([torch.tensor(row.prompt_ids).long(), response])[None]
     logps = torch.log_softmax(model(input_ids=ids).logits[0].double(), dim=-1)
-    start = len(pair.prompt)
+    start = len(row.prompt_ids)
     return logps[torch.arange(start - 1, start - 1 + len(response)), response]
 
 
@@ -47,14 +49,43 @@ def test_equal_to_log_softmax_over_the_whole_sequence(
     ours = policy_logps(model, collate(pairs))
     for i, pair in enumerate(pairs):
         for values, mask, side in (
-            (ours.chosen, ours.chosen_mask, "chosen"),
-            (ours.rejected, ours.rejected_mask, "rejected"),
+            (ours.chosen, ours.chosen_mask, 0),
+            (ours.rejected, ours.rejected_mask, 1),
         ):
             # Attention with a soft cap runs eagerly, and transformers takes its softmax in float32.
             close = 1e-7 if architecture == "gemma2" else 1e-9
             torch.testing.assert_close(
                 values[i][mask[i]], plain_logps(model, pair, side), rtol=close, atol=close
             )
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
+def test_a_group_of_four_responses_is_laid_out_as_pairs_are(layout: Any) -> None:
+    """One of them is not there in the first row, and the second row has three alone."""
+    model, random = tiny_model().double().eval(), np.random.default_rng(0)
+    install_logps(model)
+    assert choose_layout(model, layout)[0] == layout
+
+    def ids(count: int) -> np.ndarray:
+        return random.integers(2, 61, count).astype(np.int32)
+
+    rows = [
+        Row(ids(5), (ids(3), ids(0), ids(7), ids(1)), id="a"),
+        Row(ids(2), (ids(4), ids(1), ids(2)), id="b"),
+    ]
+    batch = StepCollator(2, (0, 1, 2, 3), layout=layout).batch(rows)
+    if layout == "shared":
+        assert batch["real_tokens"] == 5 + 11 + 2 + 7, "each prompt once"
+    flat = response_logps(model, batch)
+    parts = iter(flat.split([n for of_position in batch["response_tokens"] for n in of_position]))
+    for position in range(4):
+        for row in rows:
+            if len(row.response(position)):
+                torch.testing.assert_close(
+                    next(parts), plain_logps(model, row, position), rtol=1e-9, atol=1e-9
+                )
+            else:
+                assert len(next(parts)) == 0
 
 
 @pytest.mark.parametrize("train_head", [True, False])
@@ -68,10 +99,10 @@ def test_with_an_adapter_and_with_it_switched_off(train_head: bool) -> None:
     install_logps(model)
     pairs = random_rows(3)
     ours = policy_logps(model, collate(pairs))
-    torch.testing.assert_close(ours.chosen[0][ours.chosen_mask[0]], plain_logps(model, pairs[0], "chosen"))
+    torch.testing.assert_close(ours.chosen[0][ours.chosen_mask[0]], plain_logps(model, pairs[0], 0))
     with model.disable_adapter():
         off = policy_logps(model, collate(pairs))
-    torch.testing.assert_close(off.chosen[0][off.chosen_mask[0]], plain_logps(reference, pairs[0], "chosen"))
+    torch.testing.assert_close(off.chosen[0][off.chosen_mask[0]], plain_logps(reference, pairs[0], 0))
     assert not torch.allclose(off.chosen, ours.chosen)
 
 
@@ -87,7 +118,7 @@ def test_a_model_with_eyes_trains_its_text_part_alone() -> None:
     ours = policy_logps(model, collate(pairs))
     ours.chosen.sum().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    torch.testing.assert_close(ours.chosen[0][ours.chosen_mask[0]], plain_logps(model, pairs[0], "chosen"))
+    torch.testing.assert_close(ours.chosen[0][ours.chosen_mask[0]], plain_logps(model, pairs[0], 0))
 
 
 def test_a_head_with_an_adapter_of_its_own_projects_by_itself() -> None:
@@ -99,9 +130,7 @@ def test_a_head_with_an_adapter_of_its_own_projects_by_itself() -> None:
     install_logps(model)
     pairs = random_rows(2)
     ours = policy_logps(model, collate(pairs))
-    torch.testing.assert_close(
-        ours.rejected[1][ours.rejected_mask[1]], plain_logps(model, pairs[1], "rejected")
-    )
+    torch.testing.assert_close(ours.rejected[1][ours.rejected_mask[1]], plain_logps(model, pairs[1], 1))
 
 
 def test_generation_and_deep_copies_are_not_disturbed() -> None:

@@ -31,7 +31,7 @@ def test_auto_takes_shared_rows_where_they_give_the_same_log_probs(architecture:
     model = tiny_model(architecture, sliding_window=4)
     install_logps(model)
     assert choose_layout(model, "auto")[0] == "shared"
-    assert choose_layout(model, "auto", sides=("chosen",))[0] == "packed"
+    assert choose_layout(model, "auto", positions=(0,))[0] == "packed"
 
 
 def test_a_model_with_state_along_the_row_stays_with_padded_rows_and_says_so() -> None:
@@ -74,8 +74,8 @@ def test_fifty_steps_take_the_same_losses_in_every_layout(tmp_path: Path) -> Non
 @pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
 def test_a_token_budget_bounds_every_micro_batch_and_changes_no_loss(tmp_path: Path, layout: Any) -> None:
     rows = random_rows(30)
-    batches = StepCollator(1, layout=layout, max_tokens=90)(rows)
-    assert sorted(i for b in batches for i in b["row_ids"]) == sorted(r.row_id for r in rows)
+    batches = StepCollator(1, layout=layout, max_tokens=90)(rows)["batches"]
+    assert sorted(i for b in batches for i in b["row_ids"]) == sorted(r.id for r in rows)
     assert all(b["input_ids"].numel() <= 90 for b in batches)
     free = trajectory(tmp_path, layout, 4)
     assert trajectory(tmp_path, layout, 4, max_tokens_per_batch=60) == pytest.approx(free, rel=1e-5)
@@ -88,5 +88,5 @@ def test_first_fit_decreasing_by_hand() -> None:
 
 
 def test_a_packed_row_has_no_padding() -> None:
-    (batch,) = StepCollator(100, layout="shared", max_tokens=10_000)(random_rows(50))
+    (batch,) = StepCollator(100, layout="shared", max_tokens=10_000)(random_rows(50))["batches"]
     assert batch["real_tokens"] == batch["input_ids"].numel()

@@ -11,7 +11,8 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from slimepo.data.chat import chat_format
-from slimepo.data.tokenize import TokenizedPair, tokenize
+from slimepo.data.rows import Row
+from slimepo.data.tokenize import tokenize
 from slimepo.errors import InputError
 from slimepo.files import json_lines
 from slimepo.model.load import random_config, random_model
@@ -29,7 +30,7 @@ UNLEARNING = {"loss": "simpo", "loss_options": {"beta": 2.0, "gamma": 40.0}, "le
 HEALTHY = {"loss": "slime", "learning_rate": 1e-4}
 STOPPING = UNLEARNING | {"monitor": {"pairs": 16, "stop_on": ["unlearning"]}}
 
-World = tuple[PreTrainedModel, list[TokenizedPair], list[TokenizedPair]]
+World = tuple[PreTrainedModel, list[Row], list[Row]]
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +220,7 @@ class TestFile:
     def test_the_figures_of_the_end_are_those_of_the_trained_model(
         self, world: World, healthy: PreferenceTrainer
     ) -> None:
-        by_id = {row.row_id: row for row in world[2]}
+        by_id = {row.id: row for row in world[2]}
         rows = [by_id[name] for name in of_kind(healthy, "start")[0]["rows"]["heldout"]]
         before, after = score_pairs(world[0], rows), score_pairs(healthy.model, rows)
         last = of_kind(healthy, "probe")[-1]["heldout"]
@@ -332,9 +333,7 @@ class TestObjectives:
         assert (probe["gradient_share"] is not None) == loss.startswith("slime")
 
     def test_demonstrations_have_no_rejected_side(self, tmp_path: Path) -> None:
-        rows = [
-            TokenizedPair(row.prompt, row.chosen, row.rejected[:0], row.row_id) for row in random_rows(20)
-        ]
+        rows = [Row(row.prompt_ids, row.responses[:1], id=row.id) for row in random_rows(20)]
         made = run(tmp_path, (tiny_model(), rows, []), max_steps=2, loss="sft")
         probe = of_kind(made, "probe")[-1]
         assert probe["heldout"] is None

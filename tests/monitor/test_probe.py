@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from slimepo.data.batch import StepCollator
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.rows import Row
 from slimepo.model.adapters import lora_config
 from slimepo.model.logps import install_logps
 from slimepo.model.tryout import choose_layout
@@ -28,31 +28,28 @@ from tests.tiny import random_rows, tiny_model
 class TestSample:
     def test_it_is_a_function_of_content_and_seed(self) -> None:
         rows = random_rows(40)
-        ids = [row.row_id for row in sample(rows, 8, 0)]
-        assert ids == [row.row_id for row in sample(rows[::-1], 8, 0)]
-        assert ids != [row.row_id for row in sample(rows, 8, 1)]
+        ids = [row.id for row in sample(rows, 8, 0)]
+        assert ids == [row.id for row in sample(rows[::-1], 8, 0)]
+        assert ids != [row.id for row in sample(rows, 8, 1)]
         assert len(sample(rows, 100, 0)) == 40
 
     def test_judged_rows_are_counted_by_their_chosen_answers(self) -> None:
         """Every other row has a chosen answer here; however rare they are, no more than four times as many rows."""
-        judged = [
-            replace(row, chosen=row.chosen[:0]) if at % 2 else replace(row, rejected=row.rejected[:0])
-            for at, row in enumerate(random_rows(80))
-        ]
+        judged = [without(row, 0) if at % 2 else without(row, 1) for at, row in enumerate(random_rows(80))]
         found = sample(judged, 10, 0)
-        assert sum(len(row.chosen) > 0 for row in found) == 10 < len(found)
-        assert len(sample([replace(row, chosen=row.chosen[:0]) for row in judged], 10, 0)) == 40
+        assert sum(len(row.response(0)) > 0 for row in found) == 10 < len(found)
+        assert len(sample([without(row, 0) for row in judged], 10, 0)) == 40
 
     def test_prompts_differ(self) -> None:
         rows = random_rows(60)
         found = prompts_for([*rows, *rows], 4, 0)
-        assert len({row.prompt.tobytes() for row in found}) == len(found) == 4
+        assert len({row.prompt_ids.tobytes() for row in found}) == len(found) == 4
         assert prompts_for(rows, 0, 0) == []
 
     def test_the_end_token_is_what_answers_end_in(self) -> None:
-        def row(*last: int) -> TokenizedPair:
+        def row(*last: int) -> Row:
             w, l = (np.array([5, 6, token], dtype=np.int32) for token in last)  # noqa: E741
-            return TokenizedPair(w[:1], w, l, "row")
+            return Row(w[:1], (w, l), id="row")
 
         assert end_token([row(1, 1), row(1, 9)]) == 1
         assert end_token([row(1, 2), row(3, 4)]) is None
@@ -75,26 +72,33 @@ def test_scores_are_those_of_the_models_own_logits(layout: str, adapter: bool) -
     install_logps(model)
     choose_layout(model, layout)
     rows = random_rows(7)
-    rows[2] = replace(rows[2], rejected=rows[2].rejected[:0])
+    rows[2] = without(rows[2], 1)
     chosen, rejected = score_sample(model, rows, StepCollator(4, layout=layout), 3)  # type: ignore[arg-type]
     model.eval()
     for row, w, l, entropy, top1 in zip(  # noqa: E741
         rows, chosen.logps, rejected.logps, chosen.entropy, chosen.top1, strict=True
     ):
-        for answer, logps in ((row.chosen, w), (row.rejected, l)):
+        for answer, logps in zip(row.responses, (w, l), strict=True):
             assert len(logps) == len(answer)
             if len(answer):
                 table = _table(model, row, answer)
                 np.testing.assert_allclose(logps, table[np.arange(len(answer)), answer], atol=2e-5)
-        table = _table(model, row, row.chosen)
+        table = _table(model, row, row.responses[0])
         np.testing.assert_allclose(entropy, -(np.exp(table) * table).sum(-1), atol=1e-5)
-        np.testing.assert_array_equal(top1, table.argmax(-1) == row.chosen)
+        np.testing.assert_array_equal(top1, table.argmax(-1) == row.responses[0])
 
 
-def _table(model: torch.nn.Module, row: TokenizedPair, answer: np.ndarray) -> np.ndarray:
-    ids = torch.from_numpy(np.concatenate([row.prompt, answer]).astype(np.int64))[None]
+def without(row: Row, position: int) -> Row:
+    """The row without one of its two responses."""
+    return replace(
+        row, responses=tuple(ids[:0] if i == position else ids for i, ids in enumerate(row.responses))
+    )
+
+
+def _table(model: torch.nn.Module, row: Row, answer: np.ndarray) -> np.ndarray:
+    ids = torch.from_numpy(np.concatenate([row.prompt_ids, answer]).astype(np.int64))[None]
     with torch.no_grad():
-        logits = model(input_ids=ids).logits[0, len(row.prompt) - 1 : -1]
+        logits = model(input_ids=ids).logits[0, len(row.prompt_ids) - 1 : -1]
     table: np.ndarray = logits.double().log_softmax(-1).numpy()
     return table
 
@@ -132,7 +136,7 @@ class TestEntanglement:
         model = tiny_model()
         install_logps(model)
         rows = random_rows(3)
-        rows[0] = replace(rows[0], rejected=rows[0].chosen)
+        rows[0] = replace(rows[0], responses=(rows[0].responses[0],) * 2)
         found = entanglement(model, rows)
         assert len(found) == 3
         assert found[0] == pytest.approx(1, abs=1e-4)
@@ -144,9 +148,9 @@ class TestEntanglement:
         model, (row,) = tiny_model(), random_rows(1)
         install_logps(model)
         gradients = []
-        for name in ("chosen", "rejected"):
+        for position in (0, 1):
             parameters = list(model.parameters())
-            grads = torch.autograd.grad(plain_logps(model, row, name).mean(), parameters)
+            grads = torch.autograd.grad(plain_logps(model, row, position).mean(), parameters)
             gradients.append(torch.cat([g.flatten() for g in grads]))
         w, l = gradients  # noqa: E741
         expected = float(w @ l / min(w @ w, l @ l))

@@ -368,7 +368,7 @@ def test_a_step_holds_exactly_the_pairs_asked_for(
     rows = StageRows(random_rows(batch + 3), [])
     tokenizer = build_tokenizer()
     trainer = stage_trainer(recipe, recipe.stages[1], recipe.model, rows, tokenizer, tmp_path)
-    sizes = [[b["pairs"] for b in step] for step in trainer.get_train_dataloader()]
+    sizes = [[b["rows"] for b in step["batches"]] for step in trainer.get_train_dataloader()]
     assert [sum(step) for step in sizes] == [batch, 3]
     assert max(sizes[0]) <= micro
 

@@ -11,13 +11,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from benchmarks.plan import Case, compare
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.rows import Row
 from slimepo.errors import InputError
 from slimepo.pipeline.recipe import Recipe, make_recipe
 from slimepo.pipeline.stage import lora, stage_arguments
 from slimepo.plan import step as step_plan
 from slimepo.plan.plan import GIB, StagePlan, find_device, plan_recipe, plan_rows, print_plan, verdict
-from slimepo.plan.step import Step, largest_batch, largest_budget, make_step, step_memory
+from slimepo.plan.step import PlannedStep, largest_batch, largest_budget, make_step, step_memory
 from slimepo.plan.tracker import MemoryTracker
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.terminal import make_console
@@ -42,14 +42,14 @@ def small_recipe(adapter: Any = "none", **stage: Any) -> Recipe:
     return make_recipe({"model": "none", "data": data, "stages": stages, "adapter": adapter})
 
 
-def step_of(recipe: Recipe, config: PreTrainedConfig, gpu: bool = False) -> Step:
+def step_of(recipe: Recipe, config: PreTrainedConfig, gpu: bool = False) -> PlannedStep:
     dtype = torch.bfloat16 if gpu and recipe.adapter else torch.float32
     return make_step(recipe, recipe.stages[0], config, dtype, gpu=gpu)
 
 
 def real_trainer(recipe: Recipe, config: PreTrainedConfig, folder: Path) -> PreferenceTrainer:
     ids = np.arange(2, LENGTH + 1, dtype=np.int32)
-    rows = [TokenizedPair(ids[:1], ids, ids + 1, f"row {i}") for i in range(12)]
+    rows = [Row(ids[:1], (ids, ids + 1), id=f"row {i}") for i in range(12)]
     return PreferenceTrainer(
         AutoModelForCausalLM.from_config(config, dtype=torch.float32),
         stage_arguments(recipe, recipe.stages[0], folder),

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from slimepo.data.tokenize import TokenizedPair, tokenize
+from slimepo.data.rows import Row
+from slimepo.data.tokenize import tokenize
 from slimepo.playground.quickstart import build_world, sft_model
 from slimepo.playground.settings import load_quickstart
 from slimepo.playground.tasks import slip
@@ -28,7 +29,7 @@ RECIPE = load_quickstart(
 
 
 @pytest.fixture(scope="module")
-def start() -> tuple[PreTrainedModel, list[TokenizedPair]]:
+def start() -> tuple[PreTrainedModel, list[Row]]:
     """The model after a short SFT, and pairs of a right answer and a likely mistake."""
     world = build_world(RECIPE)
     model, _ = sft_model(RECIPE, world, make_console(quiet=True), cache=None)
@@ -44,7 +45,7 @@ def start() -> tuple[PreTrainedModel, list[TokenizedPair]]:
     return model, tokenize(pairs, world.chat).rows
 
 
-def losses(folder: Path, start: tuple[PreTrainedModel, list[TokenizedPair]], layout: str) -> list[float]:
+def losses(folder: Path, start: tuple[PreTrainedModel, list[Row]], layout: str) -> list[float]:
     model, rows = start
     args = SLIMEConfig(
         output_dir=str(folder), learning_rate=max(RECIPE.preference.sweep), max_steps=STEPS,

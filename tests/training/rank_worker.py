@@ -23,9 +23,9 @@ rows, model = random_rows(17), tiny_model()
 if "poison" in sys.argv:
     # Row 1 is rank 1's, and no other row holds the token 60.
     for row in rows:
-        for ids in (row.prompt, row.chosen, row.rejected):
+        for ids in (row.prompt_ids, *row.responses):
             ids[ids == 60] = 59
-    rows[1].prompt[0] = 60
+    rows[1].prompt_ids[0] = 60
     with torch.no_grad():
         model.get_input_embeddings().weight[60] = float("nan")
 objective = (

@@ -243,12 +243,14 @@ class TestCache:
         made(tmp_path, rows=rows[::-1])
         assert counts == [8, 8, 8], "another order of the rows"
         # Another chat template shows in the tokens of the prompt alone.
-        other = [replace(rows[0], prompt=np.append(rows[0].prompt, np.int32(3))), *rows[1:]]
+        other = [replace(rows[0], prompt_ids=np.append(rows[0].prompt_ids, np.int32(3))), *rows[1:]]
         made(tmp_path, rows=other)
         assert counts == [8, 8, 8, 8], "another prompt"
         # A border that moves from the prompt to the response leaves the ids in a row as they were.
         moved = replace(
-            rows[0], prompt=rows[0].prompt[:-1], chosen=np.append(rows[0].prompt[-1:], rows[0].chosen)
+            rows[0],
+            prompt_ids=rows[0].prompt_ids[:-1],
+            responses=(np.append(rows[0].prompt_ids[-1:], rows[0].responses[0]), rows[0].responses[1]),
         )
         made(tmp_path, rows=[moved, *rows[1:]])
         assert counts == [8, 8, 8, 8, 8], "another border"
@@ -329,12 +331,12 @@ class TestCache:
         counts = self.calls(monkeypatch)
         rows = random_rows(22)
         trainer = made(tmp_path, rows=rows, **options)
-        known = {row.row_id for row in trainer.train_dataset if row.reference is not None}
+        known = {row.id for row in trainer.train_dataset if "reference" in row.values}
         read: set[str] = set()
         real = type(trainer).training_step
 
         def spy(self: Any, model: Any, inputs: Any, *rest: Any) -> Any:
-            read.update(row for batch in inputs for row in batch["row_ids"])
+            read.update(row for batch in inputs["batches"] for row in batch["row_ids"])
             return real(self, model, inputs, *rest)
 
         monkeypatch.setattr(type(trainer), "training_step", spy)
@@ -343,7 +345,7 @@ class TestCache:
         assert counts == [len(known)]
         if "dataloader_drop_last" not in options:
             assert len(known) == expected
-        assert [row.row_id for row in trainer.train_dataset] == [row.row_id for row in rows]
+        assert [row.id for row in trainer.train_dataset] == [row.id for row in rows]
 
     def test_a_short_run_ends_in_the_weights_that_a_copy_gives(self, tmp_path: Path) -> None:
         weights = []
@@ -478,6 +480,6 @@ class TestReferenceFree:
 def test_a_batch_without_known_log_probs_is_named_where_they_had_to_be_known(tmp_path: Path) -> None:
     trainer = made(tmp_path)
     assert trainer.reference is not None
-    batch = StepCollator(2)(random_rows(2))[0]
+    batch = StepCollator(2).batch(random_rows(2))
     with pytest.raises(InputError, match="row 0"):
         reference_logps(trainer.reference, [batch])

@@ -83,7 +83,7 @@ class TestBatchLayout:
         value = made.training_step(made.model, next(iter(made.get_train_dataloader())))
         total = 0.0
         for row in rows:
-            logps = plain_logps(model, row, "chosen").detach()[None]
+            logps = plain_logps(model, row, 0).detach()[None]
             mask = torch.ones_like(logps, dtype=torch.bool)
             total += sft(PairLogps(logps, mask, logps[:, :0], mask[:, :0])).loss.item()
         assert value.item() == pytest.approx(total / 5, rel=1e-5)
@@ -138,7 +138,7 @@ class TestOrder:
             step = made.training_step
 
             def spy(model: Any, inputs: Any, n: Any = None, rows: list[str] = rows, step: Any = step) -> Any:
-                rows.extend(i for batch in inputs for i in batch["row_ids"])
+                rows.extend(i for batch in inputs["batches"] for i in batch["row_ids"])
                 return step(model, inputs, n)
 
             made.training_step = spy  # type: ignore[method-assign]
@@ -169,7 +169,7 @@ class TestFailures:
         made = trainer(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2)
         with torch.no_grad():
             made.model.get_input_embeddings().weight[3] = float("nan")
-        guilty = {r.row_id for r in random_rows(8) if 3 in [*r.prompt, *r.chosen, *r.rejected]}
+        guilty = {r.id for r in random_rows(8) if 3 in [*r.prompt_ids, *r.responses[0], *r.responses[1]]}
         with pytest.raises(NonFiniteLossError, match="step 1; rows: row") as error:
             made.train()
         # The last token of a response is predicted but never read, so not every such row is harmed.
@@ -245,19 +245,19 @@ class TestMetrics:
     def test_evaluation_collates_every_batch_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
     ) -> None:
-        """kto goes through its rows twice: for the mean over mismatched answers, and for the loss."""
+        """kto has twelve rows then, each with an answer to another prompt."""
         rows = random_rows(6)
         trained = trainer(tmp_path, rows=rows, loss=loss, reference="copy" if loss == "kto" else "auto")
         collated: list[int] = []
         real = StepCollator.batch
 
-        def spy(self: StepCollator, pairs: Any) -> Any:
+        def spy(self: StepCollator, pairs: Any, *positions: Any) -> Any:
             collated.append(len(pairs))
-            return real(self, pairs)
+            return real(self, pairs, *positions)
 
         monkeypatch.setattr(StepCollator, "batch", spy)
         trained.score(rows)
-        assert sum(collated) == (12 if loss == "kto" else 6)
+        assert sum(collated) == (12 + 12 if loss == "kto" else 6)
 
 
 class TestPreparation:

@@ -1,204 +1,196 @@
-"""Tokenised pairs to batches: what the model reads, and where in it the response tokens stand."""
+"""Rows to batches: what the model reads, and where in it the response tokens stand."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypedDict
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from slimepo.data.packing import Packing, first_fit_decreasing, pack, packed_cost
+from slimepo.data.rows import MISMATCHED, PAIR, Row, length
 from slimepo.errors import InputError
 from slimepo.types import PairLogps
 
-if TYPE_CHECKING:
-    from slimepo.data.tokenize import TokenizedPair
-
-SIDES = ("chosen", "rejected")
 Layout = Literal["padded", "packed", "shared"]
 LAYOUTS = ("auto", "padded", "packed", "shared")
 
 
-class PairBatch(TypedDict):
-    """A batch of pairs: one padded row a response, or one packed row (`packing` is not None).
+class Batch(TypedDict):
+    """A batch of rows: one padded line a response, or one packed line (`packing` is not None).
 
-    `predict_at`, `targets` and `slots` list the response tokens: the flat position in `input_ids` whose
-    hidden state predicts the token, the token's id, and its flat place in a `[sides, pairs, width]` tensor.
+    `predict_at`, `targets` and `scatter_index` list the response tokens: the flat position in `input_ids` whose
+    hidden state predicts the token, the token's id, and its flat place in a `[positions, rows, width]` tensor.
     """
 
-    input_ids: Tensor  # [rows, tokens], int64
+    input_ids: Tensor  # [lines, tokens], int64
     predict_at: Tensor  # [N], int64
     targets: Tensor  # [N], int64
-    slots: Tensor  # [N], int64
+    scatter_index: Tensor  # [N], int64
     packing: Packing | None
-    pairs: int
+    rows: int
     width: int
-    sides: tuple[str, ...]
-    response_tokens: list[list[int]]  # [sides][pairs], plain numbers that need no look at the device
+    positions: tuple[int, ...]  # of the responses in it
+    response_tokens: list[list[int]]  # [positions][rows], plain numbers that need no look at the device
     real_tokens: int
     row_ids: list[str]
-    reference: (
-        Tensor | None
-    )  # [N], float32: log-probs of the same tokens under the reference, if known beforehand
-    mismatched: PairBatch | None  # answers to other prompts, on the chosen side
+    values: dict[str, Tensor]  # those that all rows have: [rows] or [rows, positions], float32
+    token_values: dict[str, Tensor]  # likewise, [N] in the order of `targets`
+
+
+class Step(TypedDict):
+    """One optimizer step: its micro-batches, and beside each the answers to other prompts that its rows have."""
+
+    batches: list[Batch]
+    mismatched: list[Batch]
 
 
 @dataclass(frozen=True)
 class StepCollator:
-    """Turns the pairs of one optimizer step into its micro-batches.
+    """Turns the rows of one optimizer step into its micro-batches.
 
-    A micro-batch holds `micro_batch_size` pairs, or as many as fit into `max_tokens` where that is given
+    A micro-batch holds `micro_batch_size` rows, or as many as fit into `max_tokens` where that is given
     (padding counts). How a step is cut changes nothing else: its loss is normalised over the whole step.
     """
 
     micro_batch_size: int
-    sides: tuple[str, ...] = SIDES
+    positions: tuple[int, ...] = PAIR
     pad_token_id: int = 0
     layout: Layout = "padded"
     max_tokens: int | None = None
 
-    def __call__(self, pairs: Sequence[TokenizedPair]) -> list[PairBatch]:
-        return [self.batch([pairs[i] for i in index]) for index in self.cut(pairs)]
+    def __call__(self, rows: Sequence[Row]) -> Step:
+        parts = [[rows[i] for i in index] for index in self.cut(rows)]
+        mismatched = [[row for row in part if len(row.response(MISMATCHED))] for part in parts]
+        return Step(
+            batches=[self.batch(part) for part in parts],
+            mismatched=[self.batch(part, (MISMATCHED,)) for part in mismatched if part],
+        )
 
-    def batch(self, pairs: Sequence[TokenizedPair]) -> PairBatch:
-        """The given pairs as one batch, with their mismatched answers where they have such."""
-        batch = self._collate(pairs, self.sides)
-        others = [as_chosen(pair) for pair in pairs if pair.mismatched is not None]
-        return {**batch, "mismatched": self._collate(others, ("chosen",))} if others else batch
-
-    def _collate(self, pairs: Sequence[TokenizedPair], sides: tuple[str, ...]) -> PairBatch:
+    def batch(self, rows: Sequence[Row], positions: tuple[int, ...] | None = None) -> Batch:
+        """The given rows as one batch of the responses at `positions`, the collator's own where it is None."""
+        positions = self.positions if positions is None else positions
         if self.layout == "padded":
-            return collate(pairs, sides, self.pad_token_id)
-        return collate_packed(pairs, sides, shared=self.layout == "shared")
+            return collate(rows, positions, self.pad_token_id)
+        return collate_packed(rows, positions, shared=self.layout == "shared")
 
-    def cut(self, pairs: Sequence[TokenizedPair]) -> list[list[int]]:
-        """Which of the pairs stand in each micro-batch."""
-        order = sorted(range(len(pairs)), key=lambda i: length(pairs[i], self.sides), reverse=True)
+    def cut(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Which of the rows stand in each micro-batch."""
+        lengths = [length(row, self.positions) for row in rows]
+        order = sorted(range(len(rows)), key=lambda i: lengths[i], reverse=True)
         if self.max_tokens is None:
             size = self.micro_batch_size
             return [order[start : start + size] for start in range(0, len(order), size)]
         if self.layout == "padded":
-            return _cut_by_padded_size(
-                order,
-                [length(p, self.sides) * len(given_sides(p, self.sides)) for p in pairs],
-                self.max_tokens,
-            )
-        cost = packed_cost(self.layout == "shared", self.sides)
-        return first_fit_decreasing([cost(pair) for pair in pairs], self.max_tokens)
+            lines = [sum(len(row.response(position)) > 0 for position in self.positions) for row in rows]
+            sizes = [tokens * count for tokens, count in zip(lengths, lines, strict=True)]
+            return _cut_by_padded_size(order, sizes, self.max_tokens)
+        costs = [packed_cost(row, self.positions, self.layout == "shared") for row in rows]
+        return first_fit_decreasing(costs, self.max_tokens)
 
 
-def length(pair: TokenizedPair, sides: tuple[str, ...] = SIDES) -> int:
-    """Tokens of the longest of the pair's rows that are read."""
-    return len(pair.prompt) + max(len(getattr(pair, side)) for side in sides)
+def collate(rows: Sequence[Row], positions: tuple[int, ...] = PAIR, pad_token_id: int = 0) -> Batch:
+    """One padded batch, a line a response: position after position, padded on the right.
 
-
-def given_sides(pair: TokenizedPair, sides: Sequence[str] = SIDES) -> list[str]:
-    """Those of the sides on which the pair has a response."""
-    return [side for side in sides if len(getattr(pair, side))]
-
-
-def as_chosen(pair: TokenizedPair) -> TokenizedPair:
-    """The pair's mismatched answer as a row of its own, on the chosen side."""
-    if pair.mismatched is None:
-        raise InputError(f"row {pair.row_id} has no mismatched answer")
-    known = pair.reference.get("mismatched") if pair.reference else None
-    reference = None if known is None else {"chosen": known}
-    return replace(
-        pair, chosen=pair.mismatched, rejected=pair.rejected[:0], mismatched=None, reference=reference
-    )
-
-
-def collate(
-    pairs: Sequence[TokenizedPair], sides: tuple[str, ...] = SIDES, pad_token_id: int = 0
-) -> PairBatch:
-    """One padded batch: the chosen rows first, then the rejected rows, padded on the right.
-
-    A response that is not there takes no row. No attention mask is needed: attention is causal and the padding
+    A response that is not there takes no line. No attention mask is needed: attention is causal and the padding
     stands behind every real token.
     """
-    rows = [(side, i) for side in sides for i, pair in enumerate(pairs) if len(getattr(pair, side))]
-    longest = max(len(pairs[i].prompt) + len(getattr(pairs[i], side)) for side, i in rows)
-    input_ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
-    predict_at = [[np.zeros(0, dtype=np.int64)] * len(pairs) for _ in sides]
+    lines = [
+        (place, index, row.prompt_ids, response)
+        for place, position in enumerate(positions)
+        for index, row in enumerate(rows)
+        if len(response := row.response(position))
+    ]
+    longest = max(len(prompt) + len(response) for *_, prompt, response in lines)
+    input_ids = np.full((len(lines), longest), pad_token_id, dtype=np.int64)
+    predict_at = [[np.zeros(0, dtype=np.int64)] * len(rows) for _ in positions]
     real = 0
-    for row, (side, index) in enumerate(rows):
-        prompt, response = pairs[index].prompt, getattr(pairs[index], side)
+    for line, (place, index, prompt, response) in enumerate(lines):
         start, stop = len(prompt), len(prompt) + len(response)
-        input_ids[row, :start], input_ids[row, start:stop] = prompt, response
-        predict_at[sides.index(side)][index] = row * longest + np.arange(start - 1, stop - 1)
+        input_ids[line, :start], input_ids[line, start:stop] = prompt, response
+        predict_at[place][index] = line * longest + np.arange(start - 1, stop - 1)
         real += stop
-    return _batch(pairs, sides, input_ids, predict_at, real, None)
+    return _batch(rows, positions, input_ids, predict_at, real, None)
 
 
-def collate_packed(
-    pairs: Sequence[TokenizedPair], sides: tuple[str, ...] = SIDES, shared: bool = True
-) -> PairBatch:
-    """All pairs in one row without padding; with `shared` the prompt of a pair stands in it once."""
-    row = pack(pairs, sides, shared)
-    return _batch(pairs, sides, row.ids.astype(np.int64)[None], row.predict_at, len(row.ids), row.packing)
+def collate_packed(rows: Sequence[Row], positions: tuple[int, ...] = PAIR, shared: bool = True) -> Batch:
+    """All rows in one line without padding; with `shared` the prompt of a row stands in it once."""
+    line = pack(rows, positions, shared)
+    input_ids = line.ids.astype(np.int64)[None]
+    return _batch(rows, positions, input_ids, line.predict_at, len(line.ids), line.packing)
 
 
 def _batch(
-    pairs: Sequence[TokenizedPair],
-    sides: tuple[str, ...],
+    rows: Sequence[Row],
+    positions: tuple[int, ...],
     input_ids: np.ndarray,
     predict_at: list[list[np.ndarray]],
     real_tokens: int,
     packing: Packing | None,
-) -> PairBatch:
-    without_prompt = [pair.row_id for pair in pairs if len(pair.prompt) == 0]
+) -> Batch:
+    without_prompt = [row.id for row in rows if len(row.prompt_ids) == 0]
     if without_prompt:
         raise InputError(
             f"row {without_prompt[0]}: the prompt has no token, so nothing predicts the first response token"
         )
-    responses = [[getattr(pair, side) for pair in pairs] for side in sides]
-    width = max(len(r) for side in responses for r in side)
-    slots = [
-        (side * len(pairs) + index) * width + np.arange(len(response))
-        for side, rows in enumerate(responses)
-        for index, response in enumerate(rows)
+    responses = [[row.response(position) for row in rows] for position in positions]
+    width = max(len(response) for of_position in responses for response in of_position)
+    scatter_index = [
+        (place * len(rows) + index) * width + np.arange(len(response))
+        for place, of_position in enumerate(responses)
+        for index, response in enumerate(of_position)
     ]
-    return PairBatch(
+    values, token_values = _values(rows, positions)
+    return Batch(
         input_ids=torch.from_numpy(input_ids),
-        predict_at=_flat([places for side in predict_at for places in side]),
-        targets=_flat([response for side in responses for response in side]),
-        slots=_flat(slots),
+        predict_at=_flat([places for of_position in predict_at for places in of_position]),
+        targets=_flat([response for of_position in responses for response in of_position]),
+        scatter_index=_flat(scatter_index),
         packing=packing,
-        pairs=len(pairs),
+        rows=len(rows),
         width=width,
-        sides=sides,
-        response_tokens=[[len(r) for r in side] for side in responses],
+        positions=positions,
+        response_tokens=[[len(response) for response in of_position] for of_position in responses],
         real_tokens=real_tokens,
-        row_ids=[pair.row_id for pair in pairs],
-        reference=_reference(pairs, sides),
-        mismatched=None,
+        row_ids=[row.id for row in rows],
+        values=values,
+        token_values=token_values,
     )
 
 
-def _reference(pairs: Sequence[TokenizedPair], sides: tuple[str, ...]) -> Tensor | None:
-    if any(pair.reference is None for pair in pairs):
-        return None
-    known = [
-        pair.reference[side] for side in sides for pair in pairs if pair.reference and side in pair.reference
-    ]
-    return torch.from_numpy(np.concatenate(known))
+def _values(rows: Sequence[Row], positions: tuple[int, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What all rows have: numbers a row or a response, and numbers a token."""
+    values, token_values = {}, {}
+    for name in [name for name in rows[0].values if all(name in row.values for row in rows)]:
+        given: list[Any] = [row.values[name] for row in rows]
+        if isinstance(given[0], tuple):
+            parts = [of_row[position] for position in positions for of_row in given if position < len(of_row)]
+            token_values[name] = torch.from_numpy(np.concatenate(parts).astype(np.float32))
+        elif np.ndim(given[0]) == 0:
+            values[name] = torch.tensor([float(value) for value in given], dtype=torch.float32)
+        else:
+            table = [[of_row[i] if i < len(of_row) else 0.0 for i in positions] for of_row in given]
+            values[name] = torch.tensor(table, dtype=torch.float32)
+    return values, token_values
 
 
-def pair_logps(logps: Tensor, batch: PairBatch) -> PairLogps:
-    """Put the flat log-probs `[N]` of a batch's response tokens back into pairs."""
-    shape = (len(batch["sides"]), batch["pairs"], batch["width"])
+def pair_logps(logps: Tensor, batch: Batch) -> PairLogps:
+    """Put the flat log-probs `[N]` of a batch's response tokens back into pairs.
+
+    The first of the batch's positions becomes the chosen side, the second the rejected one.
+    """
+    shape = (len(batch["positions"]), batch["rows"], batch["width"])
     size = shape[0] * shape[1] * shape[2]
-    slots = batch["slots"]
-    values = logps.new_zeros(size).index_copy(0, slots, logps).view(shape)
-    mask = torch.zeros(size, dtype=torch.bool, device=logps.device).index_fill(0, slots, True).view(shape)
-    side = {name: (values[i], mask[i]) for i, name in enumerate(batch["sides"])}
-    absent = (logps.new_zeros(shape[1], 0), mask.new_zeros(shape[1], 0))
-    chosen, rejected = side.get("chosen", absent), side.get("rejected", absent)
-    return PairLogps(chosen[0], chosen[1], rejected[0], rejected[1])
+    index = batch["scatter_index"]
+    values = logps.new_zeros(size).index_copy(0, index, logps).view(shape)
+    mask = torch.zeros(size, dtype=torch.bool, device=logps.device).index_fill(0, index, True).view(shape)
+    if shape[0] == 1:
+        return PairLogps(values[0], mask[0], values.new_zeros(shape[1], 0), mask.new_zeros(shape[1], 0))
+    return PairLogps(values[0], mask[0], values[1], mask[1])
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, by_length: bool) -> list[int]:

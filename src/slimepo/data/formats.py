@@ -11,7 +11,7 @@ from slimepo.errors import InputError
 from slimepo.types import Message, Preference, Unpaired
 from slimepo.words import nearest
 
-Row = Mapping[str, Any]
+RawRow = Mapping[str, Any]
 Turns = list[Message]
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -29,11 +29,11 @@ class Format:
     """One row format: what it takes, how its first row is recognised, and how a row is converted."""
 
     accepts: str
-    fits: Callable[[Row], bool]
-    convert: Callable[[Row], Preference | Unpaired]
+    fits: Callable[[RawRow], bool]
+    convert: Callable[[RawRow], Preference | Unpaired]
 
 
-def convert(row: Row, name: str, source: str = "") -> Preference | Unpaired:
+def convert(row: RawRow, name: str, source: str = "") -> Preference | Unpaired:
     """The canonical record of one raw row of the format `name`.
 
     A `system` column, where there is one, becomes the system message. Raises MalformedRow.
@@ -54,7 +54,7 @@ def convert(row: Row, name: str, source: str = "") -> Preference | Unpaired:
     return Preference(prompt, record.chosen, record.rejected, source)
 
 
-def recognise(row: Row) -> str:
+def recognise(row: RawRow) -> str:
     """The name of the format that fits the columns of `row`; InputError says what would be accepted."""
     for name, format_ in FORMATS.items():
         if format_.fits(row):
@@ -82,7 +82,7 @@ def known_format(name: str) -> str:
 # --- the parts that rows are made of -----------------------------------------------------------------
 
 
-def _get(row: Row, key: str) -> Any:
+def _get(row: RawRow, key: str) -> Any:
     if key not in row:
         found = ", ".join(sorted(str(k) for k in row)) or "none"
         raise MalformedRow(f"no '{key}' (columns: {found})")
@@ -145,7 +145,7 @@ def _turns(value: Any, what: str) -> Turns:
     return [_message(item, f"turn {index} of {what}") for index, item in enumerate(value, 1)]
 
 
-def _side(row: Row, key: str, role: str) -> Turns:
+def _side(row: RawRow, key: str, role: str) -> Turns:
     """The column `key` as turns; a plain string is one turn of `role`, a single message a list of one."""
     value = _get(row, key)
     if isinstance(value, str):
@@ -201,7 +201,7 @@ def _last_answer(turns: Turns, what: str) -> tuple[Turns, Turns]:
 # --- one converter a format --------------------------------------------------------------------------
 
 
-def _explicit(row: Row) -> Preference:
+def _explicit(row: RawRow) -> Preference:
     prompt = _side(row, "prompt", "user")
     chosen, rejected = _side(row, "chosen", "assistant"), _side(row, "rejected", "assistant")
     if chosen[0]["role"] == rejected[0]["role"] == "assistant":
@@ -212,7 +212,7 @@ def _explicit(row: Row) -> Preference:
     return Preference(shared, chosen, rejected)
 
 
-def _implicit(row: Row) -> Preference:
+def _implicit(row: RawRow) -> Preference:
     return Preference(
         *_part(_turns(_get(row, "chosen"), "'chosen'"), _turns(_get(row, "rejected"), "'rejected'"))
     )
@@ -229,12 +229,12 @@ def _transcript(text: Any, what: str) -> Turns:
     ]
 
 
-def _hh_rlhf(row: Row) -> Preference:
+def _hh_rlhf(row: RawRow) -> Preference:
     sides = [_transcript(_get(row, key), f"'{key}'") for key in ("chosen", "rejected")]
     return Preference(*_part(*sides))
 
 
-def _alpaca(row: Row) -> Preference:
+def _alpaca(row: RawRow) -> Preference:
     question = _text(_get(row, "instruction"), "'instruction'")
     if row.get("input"):
         question += "\n" + _text(row["input"], "'input'")
@@ -255,12 +255,12 @@ def _alpaca(row: Row) -> Preference:
     return Preference(prompt, _side(pair, "chosen", "assistant"), _side(pair, "rejected", "assistant"))
 
 
-def _sharegpt(row: Row) -> Preference:
+def _sharegpt(row: RawRow) -> Preference:
     prompt = _turns(_get(row, "conversations"), "'conversations'")
     return Preference(prompt, _side(row, "chosen", "assistant"), _side(row, "rejected", "assistant"))
 
 
-def _label(row: Row) -> bool:
+def _label(row: RawRow) -> bool:
     value = _get(row, "label")
     label = _LABELS.get(str(value).strip().lower())
     if label is None:
@@ -268,7 +268,7 @@ def _label(row: Row) -> bool:
     return label
 
 
-def _kto(row: Row) -> Unpaired:
+def _kto(row: RawRow) -> Unpaired:
     if "messages" in row:
         prompt, response = _last_answer(_turns(_get(row, "messages"), "'messages'"), "'messages'")
     else:
@@ -276,18 +276,18 @@ def _kto(row: Row) -> Unpaired:
     return Unpaired(prompt, response, _label(row))
 
 
-def _demonstration(row: Row) -> Preference:
+def _demonstration(row: RawRow) -> Preference:
     if "completion" in row:
         return Preference(_side(row, "prompt", "user"), _side(row, "completion", "assistant"), [])
     prompt, response = _last_answer(_turns(_get(row, "messages"), "'messages'"), "'messages'")
     return Preference(prompt, response, [])
 
 
-def _has(*keys: str) -> Callable[[Row], bool]:
+def _has(*keys: str) -> Callable[[RawRow], bool]:
     return lambda row: all(row.get(key) is not None for key in keys)
 
 
-def _is_ultrafeedback(row: Row) -> bool:
+def _is_ultrafeedback(row: RawRow) -> bool:
     if not (isinstance(row.get("prompt"), str) and isinstance(row.get("chosen"), list)):
         return False
     first = cast("list[Any]", row["chosen"])[:1]
@@ -298,26 +298,26 @@ def _role(turn: Any) -> Any:
     return turn.get("role") if isinstance(turn, Mapping) else None
 
 
-def _is_transcript(row: Row) -> bool:
+def _is_transcript(row: RawRow) -> bool:
     sides = [row.get("chosen"), row.get("rejected")]
     return all(isinstance(side, str) and side.lstrip().startswith("Human:") for side in sides)
 
 
-def _is_implicit(row: Row) -> bool:
+def _is_implicit(row: RawRow) -> bool:
     return isinstance(row.get("chosen"), list) and isinstance(row.get("rejected"), list)
 
 
-def _is_alpaca(row: Row) -> bool:
+def _is_alpaca(row: RawRow) -> bool:
     return _has("instruction")(row) and (
         _has("chosen", "rejected")(row) or isinstance(row.get("output"), list)
     )
 
 
-def _is_kto(row: Row) -> bool:
+def _is_kto(row: RawRow) -> bool:
     return _has("messages", "label")(row) or _has("prompt", "completion", "label")(row)
 
 
-def _is_demonstration(row: Row) -> bool:
+def _is_demonstration(row: RawRow) -> bool:
     if "chosen" in row or "rejected" in row:
         return False
     return _has("prompt", "completion")(row) or _has("messages")(row)

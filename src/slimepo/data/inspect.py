@@ -12,9 +12,9 @@ from rich.text import Text
 
 from slimepo.data.chat import MALFORMED_ROW, ChatFormat, chat_format, load_tokenizer
 from slimepo.data.read import Rows, read_rows
-from slimepo.data.rows import as_preference
+from slimepo.data.rows import CHOSEN, REJECTED, Ids, Row, as_preference
 from slimepo.data.split import PAPER_SPLIT, fingerprint, prompt_hash, row_hash, split
-from slimepo.data.tokenize import DROP_REASONS, Drop, Ids, Tokenized, TokenizedPair, tokenize
+from slimepo.data.tokenize import DROP_REASONS, Drop, Tokenized, tokenize
 from slimepo.types import Preference, Unpaired
 
 _PERCENTILES = (0, 5, 50, 95, 99, 100)
@@ -75,7 +75,7 @@ def check(
     fractions: Mapping[str, float] = PAPER_SPLIT,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[DataReport, list[TokenizedPair]]:
+) -> tuple[DataReport, list[Row]]:
     """The report on rows that were read, and the tokenised rows (none without `chat`).
 
     Duplicates count the rows beyond the first of their kind. `parts` counts the readable rows in each part
@@ -109,7 +109,7 @@ def check(
         parts=parts,
         fingerprint=fingerprint(records),
         lengths=_all_lengths(tokens.rows, unpaired=bool(rows.unpaired)),
-        trained_tokens=sum(len(row.chosen) + len(row.rejected) for row in tokens.rows),
+        trained_tokens=sum(len(ids) for row in tokens.rows for ids in row.responses),
         notes=chat.notes if chat is not None else (),
     )
     return report, tokens.rows
@@ -129,16 +129,16 @@ def count_drops(drops: Iterable[Drop]) -> dict[str, DropCount]:
     return {reason: counted[reason] for reason in DROP_REASONS if reason in counted}
 
 
-def _all_lengths(rows: Sequence[TokenizedPair], unpaired: bool) -> dict[str, Lengths]:
+def _all_lengths(rows: Sequence[Row], unpaired: bool) -> dict[str, Lengths]:
     if not rows:
         return {}
-    sides: dict[str, list[Ids]] = {"prompt": [row.prompt for row in rows]}
+    sides: dict[str, list[Ids]] = {"prompt": [row.prompt_ids for row in rows]}
     if unpaired:
-        sides["response"] = [row.chosen if len(row.chosen) else row.rejected for row in rows]
+        sides["response"] = [ids for row in rows for ids in row.responses if len(ids)]
     else:
-        sides["chosen"] = [row.chosen for row in rows]
-        if any(len(row.rejected) for row in rows):
-            sides["rejected"] = [row.rejected for row in rows]
+        sides["chosen"] = [row.response(CHOSEN) for row in rows]
+        if any(len(row.response(REJECTED)) for row in rows):
+            sides["rejected"] = [row.response(REJECTED) for row in rows]
     return {side: _lengths([len(ids) for ids in values]) for side, values in sides.items()}
 
 
@@ -232,7 +232,7 @@ def _print_histogram(side: str, lengths: Lengths, console: Console) -> None:
         console.print(Text(f"{label:>12} {count:>7,} {bar}"))
 
 
-def show_rows(rows: Sequence[TokenizedPair], chat: ChatFormat, n: int, console: Console) -> None:
+def show_rows(rows: Sequence[Row], chat: ChatFormat, n: int, console: Console) -> None:
     """Print the first `n` rows as the model reads them, special tokens included, the trained tokens marked.
 
     Trained tokens are green; where the console has no colour they stand between ⟦ and ⟧.
@@ -240,13 +240,15 @@ def show_rows(rows: Sequence[TokenizedPair], chat: ChatFormat, n: int, console: 
     coloured = console.color_system is not None and not console.no_color
     special = set(chat.tokenizer.all_special_ids) | set(chat.tokenizer.added_tokens_decoder)
     for row in rows[:n]:
-        console.print(Text(f"--- {row.row_id}", style="bold"))
-        for side, ids in (("chosen", row.chosen), ("rejected", row.rejected)):
+        console.print(Text(f"--- {row.id}", style="bold"))
+        for side, ids in zip(("chosen", "rejected"), row.responses, strict=False):
             if not len(ids):
                 continue
-            console.print(Text(f"{side}: {len(row.prompt)} prompt tokens, {len(ids)} trained", style="bold"))
+            console.print(
+                Text(f"{side}: {len(row.prompt_ids)} prompt tokens, {len(ids)} trained", style="bold")
+            )
             shown = Text()
-            _append(shown, chat, row.prompt, special, "dim" if coloured else "")
+            _append(shown, chat, row.prompt_ids, special, "dim" if coloured else "")
             shown.append("" if coloured else "⟦")
             _append(shown, chat, ids, special, "green" if coloured else "")
             shown.append("" if coloured else "⟧")

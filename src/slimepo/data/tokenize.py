@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from slimepo.data.chat import (
     MALFORMED_ROW,
@@ -18,11 +17,10 @@ from slimepo.data.chat import (
     render_prompt,
     render_response,
 )
+from slimepo.data.rows import Ids, Row
 from slimepo.data.split import row_hash
 from slimepo.errors import InputError
 from slimepo.types import Preference
-
-Ids = npt.NDArray[np.int32]
 
 EMPTY_RESPONSE = "empty response"
 NOT_A_PAIR = "not a pair"
@@ -41,24 +39,6 @@ DROP_REASONS = (
 _BATCH = 512
 
 
-@dataclass(frozen=True, eq=False)
-class TokenizedPair:
-    """One pair as token ids, int32 `[tokens]` each.
-
-    `prompt` ends in the generation prompt; `chosen` and `rejected` are the trained tokens, each with the
-    end-of-turn token last (unless it was cut). `rejected` is empty in a demonstration, and one of the two in an
-    answer judged by itself. `mismatched` is an answer to another prompt, for objectives that ask for one;
-    `reference` the log-probs of a reference model by side, float32 `[tokens]`, where they were computed beforehand.
-    """
-
-    prompt: Ids
-    chosen: Ids
-    rejected: Ids
-    row_id: str
-    mismatched: Ids | None = None
-    reference: Mapping[str, npt.NDArray[np.float32]] | None = None
-
-
 @dataclass(frozen=True)
 class Drop:
     """A row that was left out: one of DROP_REASONS, where it came from, and what was the matter."""
@@ -72,7 +52,7 @@ class Drop:
 class Tokenized:
     """The rows that can be trained on in their order, the drops, and the ids of rows that were cut to fit."""
 
-    rows: list[TokenizedPair]
+    rows: list[Row]
     drops: list[Drop]
     cut: list[str]
 
@@ -152,8 +132,8 @@ def _tokenize_batch(
         if fitted != answers:
             result.cut.append(row_id)
         by_side = dict(zip(sides, fitted, strict=True))
-        chosen, rejected = (_ids(by_side.get(side, [])) for side in ("chosen", "rejected"))
-        result.rows.append(TokenizedPair(_ids(prompt), chosen, rejected, row_id))
+        given = tuple(_ids(by_side.get(side, [])) for side in wanted.sides)
+        result.rows.append(Row(_ids(prompt), given, id=row_id))
 
 
 def _row_id(row: Preference) -> str:

@@ -104,6 +104,7 @@ def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
 def _pair_figures(
     loaded: ChatModel, pairs: Sequence[Preference], max_length: int, console: Console
 ) -> dict[str, Any]:
+    from slimepo.data.rows import CHOSEN
     from slimepo.data.tokenize import tokenize
     from slimepo.model.score import score_pairs
 
@@ -112,7 +113,7 @@ def _pair_figures(
         raise InputError(f"no pair is left to score: all are longer than {max_length} tokens or malformed")
     with console.status("scoring pairs"):
         scores = score_pairs(loaded.model, rows)
-    counts = np.array([len(row.chosen) for row in rows])
+    counts = np.array([len(row.response(CHOSEN)) for row in rows])
     return {
         "pairs": len(rows),
         "pairs_dropped": len(pairs) - len(rows),

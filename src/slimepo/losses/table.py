@@ -28,13 +28,14 @@ BoundLoss = Callable[..., LossOutput]
 class Objective(NamedTuple):
     """A loss function, what it reads, and option values that stand in front of its own defaults.
 
-    `sides`: the sides of a pair that it reads (a side not read is never computed). `judged`: it learns from answers
-    judged one by one, so that a row has one side and a pair counts as two rows. `mismatched`: it takes, as third
-    argument, the mean log-ratio to the reference of answers behind prompts they do not belong to, over the step.
+    `positions`: the responses of a row that it reads, 0 being the chosen one (what is not read is never computed).
+    `judged`: it learns from answers judged one by one, so that a row has one of the two and a pair counts as two rows.
+    `mismatched`: it takes, as third argument, the mean log-ratio to the reference of answers behind prompts they do
+    not belong to, over the step.
     """
 
     function: LossFunction
-    sides: tuple[str, ...] = ("chosen", "rejected")
+    positions: tuple[int, ...] = (0, 1)
     judged: bool = False
     mismatched: bool = False
     preset: Mapping[str, Any] = {}
@@ -47,7 +48,7 @@ class Objective(NamedTuple):
 
 
 LOSSES: dict[str, Objective] = {
-    "sft": Objective(sft, sides=("chosen",)),
+    "sft": Objective(sft, positions=(0,)),
     "slime": Objective(slime),
     "dpo": Objective(dpo),
     "ipo": Objective(ipo),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from slimepo.data.batch import PairBatch, pair_logps
+from slimepo.data.batch import Batch, pair_logps
 from slimepo.errors import InputError
 from slimepo.kernels import TokenStats, linear_logps, linear_logps_stats
 from slimepo.kernels.naive import adjust, gather_logps
@@ -61,18 +61,24 @@ def plain_forward(model: nn.Module) -> Callable[..., Any]:
     return functools.partial(type(model).forward, model)
 
 
-def policy_logps(forward: Callable[..., Any], batch: PairBatch) -> PairLogps:
+def policy_logps(forward: Callable[..., Any], batch: Batch) -> PairLogps:
     """Log-probs of the batch's response tokens; `forward` is a model that has `install_logps` behind it."""
-    return pair_logps(forward(**_inputs(batch)), batch)
+    return pair_logps(response_logps(forward, batch), batch)
 
 
-def token_stats(forward: Callable[..., Any], batch: PairBatch) -> TokenStats:
+def response_logps(forward: Callable[..., Any], batch: Batch) -> Tensor:
+    """Log-probs of the batch's response tokens, flat `[N]`, in the order of `targets`."""
+    logps: Tensor = forward(**_inputs(batch))
+    return logps
+
+
+def token_stats(forward: Callable[..., Any], batch: Batch) -> TokenStats:
     """Log-probs, entropies and hits of the batch's response tokens, flat `[N]`, in the order of `targets`."""
     stats: TokenStats = forward(**_inputs(batch), stats=True)
     return stats
 
 
-def _inputs(batch: PairBatch) -> dict[str, Any]:
+def _inputs(batch: Batch) -> dict[str, Any]:
     inputs: dict[str, Any] = {
         "input_ids": batch["input_ids"],
         "predict_at": batch["predict_at"],

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from slimepo.data.batch import SIDES, collate, length
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.batch import collate
+from slimepo.data.rows import PAIR, REJECTED, Row, length
 from slimepo.losses.common import mean_logps
 from slimepo.model.logps import install_logps, policy_logps
 from slimepo.model.modes import measuring
@@ -35,7 +35,7 @@ class PairScores:
 
 def score_pairs(
     model: nn.Module,
-    rows: Sequence[TokenizedPair],
+    rows: Sequence[Row],
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
 ) -> PairScores:
@@ -45,25 +45,25 @@ def score_pairs(
     """
     install_logps(model)
     device = next(model.parameters()).device
-    sides = SIDES if any(len(row.rejected) for row in rows) else SIDES[:1]
-    order = sorted(range(len(rows)), key=lambda i: length(rows[i], sides), reverse=True)
+    positions = PAIR if any(len(row.response(REJECTED)) for row in rows) else PAIR[:1]
+    order = sorted(range(len(rows)), key=lambda i: length(rows[i], positions), reverse=True)
     chosen = np.zeros(len(rows))
     rejected: list[FloatArray] = [np.zeros(0)] * len(rows)
     with measuring(model) as forward:
         for start in range(0, len(order), batch_size):
             index = order[start : start + batch_size]
-            batch = to_device(collate([rows[i] for i in index], sides), device)
+            batch = to_device(collate([rows[i] for i in index], positions), device)
             logps = policy_logps(forward, batch)
             present = logps.chosen_mask.any(dim=-1)
             means = torch.where(present, mean_logps(logps.chosen, logps.chosen_mask), torch.nan)
             chosen[index] = means.double().cpu().numpy()
-            if len(sides) == 2:
+            if len(positions) == 2:
                 values, masks = (t.cpu() for t in (logps.rejected, logps.rejected_mask))
                 for place, row in enumerate(index):
                     rejected[row] = values[place][masks[place]].double().numpy()
             if progress is not None:
                 progress(min(start + batch_size, len(order)), len(order))
-    if len(sides) == 1:
+    if len(positions) == 1:
         return PairScores(chosen, np.zeros(0), [])
     means_of_rejected = [tokens.mean() if len(tokens) else np.nan for tokens in rejected]
     return PairScores(chosen, np.array(means_of_rejected), rejected)

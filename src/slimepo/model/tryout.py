@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimepo.data.batch import LAYOUTS, SIDES, Layout, PairBatch, collate, collate_packed
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.batch import LAYOUTS, Batch, Layout, collate, collate_packed
+from slimepo.data.rows import PAIR, Row
 from slimepo.errors import InputError
 from slimepo.kernels.naive import gather_logps
 from slimepo.model.attention.choose import choose_attention
@@ -26,7 +26,7 @@ _CLOSE_HALF = 0.1
 def choose_layout(
     model: nn.Module,
     wanted: str,
-    sides: tuple[str, ...] = SIDES,
+    positions: tuple[int, ...] = PAIR,
     attention: str = "auto",
     autocast: torch.dtype | None = None,
 ) -> tuple[Layout, str]:
@@ -43,7 +43,7 @@ def choose_layout(
         raise InputError(f"layout = {wanted!r} is unknown: give one of {', '.join(LAYOUTS)}")
     if wanted == "padded":
         return "padded", "as asked"
-    layout: Layout = "packed" if wanted == "packed" or len(sides) == 1 else "shared"
+    layout: Layout = "packed" if wanted == "packed" or len(positions) == 1 else "shared"
     inner = causal_lm(model)
     before = inner.config._attn_implementation
     try:
@@ -98,26 +98,26 @@ def _difference(model: nn.Module, layout: Layout) -> str | None:
     return None if worst <= _CLOSE.get(weight.dtype, _CLOSE_HALF) else f"log-probs differ by {worst:.3g} nats"
 
 
-def _logps(forward: Callable[..., Any], batch: PairBatch, device: torch.device) -> Tensor:
+def _logps(forward: Callable[..., Any], batch: Batch, device: torch.device) -> Tensor:
     logps = policy_logps(forward, to_device(batch, device))
     return torch.cat([logps.chosen, logps.rejected]).float()
 
 
-def to_device(batch: PairBatch, device: torch.device) -> PairBatch:
+def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`."""
     from accelerate.utils import send_to_device
 
-    moved: PairBatch = send_to_device(batch, device)
+    moved: Batch = send_to_device(batch, device)
     return moved
 
 
-def probe(vocabulary: int) -> list[TokenizedPair]:
+def probe(vocabulary: int) -> list[Row]:
     random = np.random.default_rng(0)
 
     def ids(count: int) -> np.ndarray:
         return random.integers(0, vocabulary, count).astype(np.int32)
 
     return [
-        TokenizedPair(ids(9), ids(6), ids(8), "probe 1"),
-        TokenizedPair(ids(5), ids(11), ids(3), "probe 2"),
+        Row(ids(9), (ids(6), ids(8)), id="probe 1"),
+        Row(ids(5), (ids(11), ids(3)), id="probe 2"),
     ]

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from slimepo.data.batch import StepCollator
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.rows import PAIR, Row
 from slimepo.errors import InputError
 from slimepo.losses import find_objective, hyperparameters, slime
 from slimepo.model.score import PairScores
@@ -47,8 +47,8 @@ class Watched:
 
     loss: str
     loss_options: Mapping[str, Any]
-    train: Sequence[TokenizedPair]
-    heldout: Sequence[TokenizedPair]
+    train: Sequence[Row]
+    heldout: Sequence[Row]
     collator: StepCollator
     batch_size: int
 
@@ -71,7 +71,7 @@ class DisplacementMonitor(TrainerCallback):
         self,
         settings: MonitorSettings,
         folder: str | Path,
-        heldout: Sequence[TokenizedPair] | None = None,
+        heldout: Sequence[Row] | None = None,
         valid: Callable[[str, str], bool] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
@@ -125,7 +125,7 @@ class DisplacementMonitor(TrainerCallback):
         rows = [row for of in self._rows.values() for row in of]
         self._end = end_token(rows)
         self._prompts = prompts_for(heldout or watched.train, settings.prompts, args.seed)
-        longest = max((len(answer) for row in rows for answer in (row.chosen, row.rejected)), default=1)
+        longest = max((len(answer) for row in rows for answer in row.responses[:2]), default=1)
         self._max_new_tokens = min(settings.max_new_tokens, 2 * longest)
         objective = find_objective(watched.loss)
         self._slime = {**objective.preset, **watched.loss_options} if objective.function is slime else None
@@ -189,12 +189,12 @@ class DisplacementMonitor(TrainerCallback):
             "name": self.record.path.parent.name,
             "threshold": self._threshold,
             "margins": self._margins,
-            "rows": {name: [row.row_id for row in rows] for name, rows in self._rows.items()},
+            "rows": {name: [row.id for row in rows] for name, rows in self._rows.items()},
             "bins": list(BINS),
             "prompts": [
                 {
-                    "row_id": row.row_id,
-                    "text": self._decode(row.prompt.tolist()) if self._decode else None,
+                    "row_id": row.id,
+                    "text": self._decode(row.prompt_ids.tolist()) if self._decode else None,
                 }
                 for row in self._prompts
             ],
@@ -281,7 +281,7 @@ class DisplacementMonitor(TrainerCallback):
                 found[name] = figures(*sides, start, self._threshold, self._margins)
                 if name == "train" and self._slime is not None:
                     found["gradient_share"] = gradient_share(self._slime, *sides)
-        pairs = [row for row in self._rows["train"] if len(row.chosen) and len(row.rejected)]
+        pairs = [row for row in self._rows["train"] if all(len(row.response(i)) for i in PAIR)]
         if pairs := pairs[: self.settings.entanglement]:
             found["entanglement"] = {"ratio": entanglement(model, pairs)}
         return found

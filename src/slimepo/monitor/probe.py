@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimepo.data.batch import SIDES, StepCollator, collate, given_sides, length
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.batch import StepCollator, collate
+from slimepo.data.rows import CHOSEN, PAIR, Row, length
 from slimepo.losses import count, slime, step_loss
 from slimepo.losses.common import mean_logps
 from slimepo.model.generate import generate
@@ -29,57 +29,55 @@ from slimepo.types import PairLogps
 SLIME_TERMS = {"chosen": "chosen_weight", "rejected": "rejected_weight", "distance": "distance_weight"}
 
 
-def sample(rows: Sequence[TokenizedPair], count: int, seed: int) -> list[TokenizedPair]:
+def sample(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
     """Rows that hold `count` chosen answers, by a hash of their content and the seed: whatever the order of the rows.
 
     Judged rows have one answer each, and not all a chosen one: four times as many rows at most.
     """
     drawn = heapq.nsmallest(4 * count, rows, key=lambda row: _digest(row, seed))
-    with_chosen = [at for at, row in enumerate(drawn, 1) if len(row.chosen)]
+    with_chosen = [at for at, row in enumerate(drawn, 1) if len(row.response(CHOSEN))]
     return drawn[: with_chosen[count - 1] if len(with_chosen) >= count else len(drawn)]
 
 
-def prompts_for(rows: Sequence[TokenizedPair], count: int, seed: int) -> list[TokenizedPair]:
+def prompts_for(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
     """Rows with prompts that differ, drawn in the same way."""
-    differing: dict[bytes, TokenizedPair] = {}
+    differing: dict[bytes, Row] = {}
     for row in sorted(rows, key=lambda row: _digest(row, seed)) if count else []:
-        differing.setdefault(row.prompt.tobytes(), row)
+        differing.setdefault(row.prompt_ids.tobytes(), row)
     return list(differing.values())[:count]
 
 
-def end_token(rows: Sequence[TokenizedPair]) -> int | None:
+def end_token(rows: Sequence[Row]) -> int | None:
     """The token that most of the answers end in; None where fewer than half of them share one."""
-    answers = [getattr(row, side) for row in rows for side in given_sides(row)]
+    answers = [answer for row in rows for answer in row.responses[:2] if len(answer)]
     ((token, times),) = Counter(int(answer[-1]) for answer in answers).most_common(1) or [(0, -1)]
     return token if 2 * times >= len(answers) else None
 
 
 def score_sample(
-    model: nn.Module, rows: Sequence[TokenizedPair], collator: StepCollator, batch_size: int
+    model: nn.Module, rows: Sequence[Row], collator: StepCollator, batch_size: int
 ) -> tuple[SideScores, SideScores]:
     """Log-probs, entropies and top-1 of both sides of rows, in their order; in eval mode, without gradients."""
-    sides = tuple(side for side in SIDES if any(len(getattr(row, side)) for row in rows))
-    collator = replace(collator, sides=sides)
-    plain = [replace(row, mismatched=None, reference=None) for row in rows]
+    positions = tuple(i for i in PAIR if any(len(row.response(i)) for row in rows))
     device = next(model.parameters()).device
     empty = np.zeros(0)
-    found = {side: [(empty, empty, empty)] * len(rows) for side in SIDES}
-    order = sorted(range(len(rows)), key=lambda i: length(rows[i], sides), reverse=True)
+    found = [[(empty, empty, empty)] * len(rows) for _ in PAIR]
+    order = sorted(range(len(rows)), key=lambda i: length(rows[i], positions), reverse=True)
     with measuring(model) as forward:
         for first in range(0, len(order), batch_size):
             index = order[first : first + batch_size]
-            batch = to_device(collator.batch([plain[i] for i in index]), device)
+            batch = to_device(collator.batch([rows[i] for i in index], positions), device)
             stats = token_stats(forward, batch)
             table = (
                 torch.stack([stats.logps.double(), stats.entropy.double(), stats.hit.double()]).cpu().numpy()
             )
-            lengths = [n for side in batch["response_tokens"] for n in side]
+            lengths = [n for of_position in batch["response_tokens"] for n in of_position]
             parts = iter(np.split(table, np.cumsum(lengths)[:-1], axis=1))
-            for side in sides:
+            for position in positions:
                 for i in index:
                     logps, entropy, top1 = next(parts)
-                    found[side][i] = (logps, entropy, top1)
-    chosen, rejected = (SideScores(*map(list, zip(*found[side], strict=True))) for side in SIDES)
+                    found[position][i] = (logps, entropy, top1)
+    chosen, rejected = (SideScores(*map(list, zip(*of_position, strict=True))) for of_position in found)
     return chosen, rejected
 
 
@@ -109,7 +107,7 @@ def gradient_share(
     return {term: round(norm / total, 6) for term, norm in norms.items()} if total > 0 else None
 
 
-def entanglement(model: nn.Module, rows: Sequence[TokenizedPair]) -> list[float]:
+def entanglement(model: nn.Module, rows: Sequence[Row]) -> list[float]:
     """How much the gradients of a pair's two answers point the same way (arXiv 2410.13828).
 
     With g_w and g_l the gradients of the mean log-prob per token of the chosen and the rejected answer with respect
@@ -123,10 +121,9 @@ def entanglement(model: nn.Module, rows: Sequence[TokenizedPair]) -> list[float]
         for row in rows:
             gradients = []
             # A forward pass for each: the fused head frees what it kept in its one backward pass.
-            for side in SIDES:
-                batch = to_device(collate([replace(row, mismatched=None, reference=None)], (side,)), device)
-                logps = policy_logps(forward, batch)
-                value = mean_logps(getattr(logps, side), getattr(logps, f"{side}_mask")).sum()
+            for position in PAIR:
+                logps = policy_logps(forward, to_device(collate([row], (position,)), device))
+                value = mean_logps(logps.chosen, logps.chosen_mask).sum()
                 gradients.append(torch.autograd.grad(value, trained, allow_unused=True))
             w, l = gradients  # noqa: E741
             ratios.append(round(_dot(w, l) / max(min(_dot(w, w), _dot(l, l)), 1e-30), 6))
@@ -135,7 +132,7 @@ def entanglement(model: nn.Module, rows: Sequence[TokenizedPair]) -> list[float]
 
 def greedy_answers(
     model: nn.Module,
-    prompts: Sequence[TokenizedPair],
+    prompts: Sequence[Row],
     end_token_id: int,
     max_new_tokens: int,
     decode: Callable[[list[int]], str] | None,
@@ -145,7 +142,7 @@ def greedy_answers(
     with measuring(model):
         completions = generate(
             model,
-            [row.prompt.tolist() for row in prompts],
+            [row.prompt_ids.tolist() for row in prompts],
             end_token_ids={end_token_id},
             max_new_tokens=max_new_tokens,
         )
@@ -155,12 +152,12 @@ def greedy_answers(
         text = decode(ids) if decode else None
         answers.append(
             {
-                "row_id": row.row_id,
+                "row_id": row.id,
                 "tokens": len(completion.token_ids),
                 "finished": completion.finished,
                 "repeated": round(repeated(ids), 6),
                 "looping": looping(ids),
-                "valid": completion.finished and valid(row.row_id, text) if valid and text is not None else None,
+                "valid": completion.finished and valid(row.id, text) if valid and text is not None else None,
                 "text": text,
             }
         )  # fmt: skip
@@ -194,8 +191,8 @@ def _dot(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> float:
     )
 
 
-def _digest(row: TokenizedPair, seed: int) -> bytes:
+def _digest(row: Row, seed: int) -> bytes:
     hashed = hashlib.blake2b(str(seed).encode(), digest_size=16)
-    for ids in (row.prompt, row.chosen, row.rejected):
+    for ids in (row.prompt_ids, *map(row.response, PAIR)):
         hashed.update(len(ids).to_bytes(4, "big") + ids.tobytes())
     return hashed.digest()

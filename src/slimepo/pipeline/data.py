@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from slimepo.data.chat import ChatFormat, load_tokenizer
 from slimepo.data.read import Rows, read_rows
-from slimepo.data.rows import as_preference
+from slimepo.data.rows import Row, as_preference
 from slimepo.data.split import fingerprint, row_hash, split
-from slimepo.data.tokenize import TokenizedPair, tokenize
+from slimepo.data.tokenize import tokenize
 from slimepo.errors import InputError
 from slimepo.files import is_main_process, write_json
 from slimepo.pipeline.recipe import Data, Recipe, Stage
@@ -37,8 +37,8 @@ class RunData:
 class StageRows:
     """Tokenised rows of one stage: those trained on and those only scored."""
 
-    train: Sequence[TokenizedPair]
-    heldout: Sequence[TokenizedPair]
+    train: Sequence[Row]
+    heldout: Sequence[Row]
 
 
 def recipe_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -96,7 +96,7 @@ def stage_rows(
 
     objective = find_objective(stage.loss)
     train, dropped = _tokenized(
-        data.parts[stage.part], chat, recipe.data, "rejected" in objective.sides, objective.judged, console
+        data.parts[stage.part], chat, recipe.data, len(objective.positions) > 1, objective.judged, console
     )
     # Held-out demonstrations have one side; pairs are scored on both, whatever the stage trains on.
     heldout_rows = data.parts["heldout"]
@@ -125,7 +125,7 @@ def _records(rows: Rows) -> list[Preference]:
 
 def _tokenized(
     rows: Sequence[Preference], chat: ChatFormat, data: Data, pairs: bool, one_sided: bool, console: Console
-) -> tuple[list[TokenizedPair], dict[str, int]]:
+) -> tuple[list[Row], dict[str, int]]:
     """Rows that can be trained on, and how many were dropped for each reason."""
     with console.status("tokenising") as status:
         result = tokenize(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.rows import Row
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.files import is_main_process, write_json, write_text
 from slimepo.losses import hyperparameters, slime
@@ -300,9 +300,7 @@ def base_dtype(recipe: Recipe) -> torch.dtype:
     return torch.bfloat16 if recipe.adapter is not None and computes_in_bf16() else torch.float32
 
 
-def _scores(
-    model: nn.Module, rows: Sequence[TokenizedPair], console: Console, what: str
-) -> PairScores | None:
+def _scores(model: nn.Module, rows: Sequence[Row], console: Console, what: str) -> PairScores | None:
     if not rows:
         return None
     with console.status(what) as status:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from slimepo.data.batch import PairBatch
+from slimepo.data.batch import Batch
 from slimepo.errors import InputError
 from slimepo.kernels.chunked import CPU_TILING, GPU_TILING
 from slimepo.kernels.planned import planned_linear_logps
@@ -83,7 +83,7 @@ def takes_packed_rows(policy: FakePolicy, path: str) -> bool:
 
 
 def micro_batch_memory(
-    policy: FakePolicy, batch: PairBatch, setting: StepSetting
+    policy: FakePolicy, batch: Batch, setting: StepSetting
 ) -> tuple[Counter[str], Counter[str]]:
     """Bytes by kind at the peak of one micro-batch: through the layers, and in the embedding's backward pass after it.
 
@@ -160,7 +160,7 @@ def _beyond_window(model: PreTrainedModel, inputs: dict[str, Any]) -> bool:
     return window is not None and longest > window
 
 
-def _offloaded(policy: FakePolicy, batch: PairBatch, setting: StepSetting) -> int:
+def _offloaded(policy: FakePolicy, batch: Batch, setting: StepSetting) -> int:
     """Bytes of the layers' inputs that are in the host's memory at the peak: all but that of the last layer."""
     if not (setting.gpu and setting.checkpointing == "offload"):
         return 0

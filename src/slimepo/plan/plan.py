@@ -15,7 +15,7 @@ from slimepo.model.load import load_config, random_config, smoke_config
 from slimepo.pipeline.data import recipe_tokenizer
 from slimepo.pipeline.recipe import RandomModel, Recipe
 from slimepo.pipeline.stage import base_dtype
-from slimepo.plan.step import Step, largest_batch, largest_budget, make_step, step_memory
+from slimepo.plan.step import PlannedStep, largest_batch, largest_budget, make_step, step_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,16 +117,16 @@ def plan_recipe(recipe: Recipe, device: Device) -> list[StagePlan]:
     return plans
 
 
-def plan_stage(step: Step, name: str, device: Device) -> StagePlan:
+def plan_stage(step: PlannedStep, name: str, device: Device) -> StagePlan:
     """The plan for a micro-batch as large as the recipe allows."""
     batch = largest_batch(step)
-    memory = step_memory(step, batch, accumulates=batch["pairs"] < step.pairs)
+    memory = step_memory(step, batch, accumulates=batch["rows"] < step.pairs)
     return StagePlan(
         name=name,
         layout=step.collator.layout,
         parameters=sum(p.numel() for p in step.whole.model.parameters()),
         trained_parameters=step.trained_parameters,
-        pairs=batch["pairs"],
+        pairs=batch["rows"],
         tokens=batch["input_ids"].numel(),
         **memory,
         largest_budget=largest_budget(step, device.usable),

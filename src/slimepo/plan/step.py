@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
-from slimepo.data.batch import Layout, PairBatch, StepCollator
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.batch import Batch, Layout, StepCollator
+from slimepo.data.rows import Row
 from slimepo.errors import InputError
 from slimepo.losses import find_objective
 from slimepo.model.logps import causal_lm
@@ -41,7 +41,7 @@ _FEW_LAYERS = 4
 
 
 @dataclass(frozen=True)
-class Step:
+class PlannedStep:
     """A stage's step on one device: how it is cut, and the policies that its memory is worked out from.
 
     `depths` are policies of a few layers, each with the factor that its bytes go into the whole model's with.
@@ -68,7 +68,7 @@ class Step:
 
 def make_step(
     recipe: Recipe, stage: Stage, config: PreTrainedConfig, dtype: torch.dtype, *, gpu: bool
-) -> Step:
+) -> PlannedStep:
     """The step of a stage whose model has that configuration and is loaded in `dtype`.
 
     Raises:
@@ -83,7 +83,7 @@ def make_step(
         )
     path = _attention(args, gpu)
     setting = StepSetting(gpu, dtype, bool(args.bf16), _checkpointing(args), path, accumulates=True)
-    sides = find_objective(stage.loss).sides
+    positions = find_objective(stage.loss).positions
 
     def policy(config: PreTrainedConfig) -> FakePolicy:
         adapter = lora(recipe.adapter) if recipe.adapter else None
@@ -91,13 +91,13 @@ def make_step(
 
     whole = policy(config)
     collator = StepCollator(
-        args.per_device_train_batch_size, sides, layout=_layout(whole, args.layout, path, sides),
+        args.per_device_train_batch_size, positions, layout=_layout(whole, args.layout, path, positions),
         max_tokens=args.max_tokens_per_batch,
     )  # fmt: skip
     depths = _depths(whole, config, policy)
     for shallow, _ in depths:
         takes_packed_rows(shallow, path)
-    return Step(
+    return PlannedStep(
         setting=setting,
         collator=collator,
         pairs=args.pairs_per_step or 1,
@@ -109,7 +109,7 @@ def make_step(
     )
 
 
-def step_memory(step: Step, batch: PairBatch, *, accumulates: bool) -> dict[str, int]:
+def step_memory(step: PlannedStep, batch: Batch, *, accumulates: bool) -> dict[str, int]:
     """Bytes by part at the peak of a training step that has this micro-batch.
 
     `accumulates`: the step has others before it, whose gradients are there already.
@@ -128,7 +128,7 @@ def step_memory(step: Step, batch: PairBatch, *, accumulates: bool) -> dict[str,
     return parts | {"optimizer": step.optimizer_bytes * step.trained_parameters}
 
 
-def largest_batch(step: Step) -> PairBatch:
+def largest_batch(step: PlannedStep) -> Batch:
     """The largest micro-batch that the recipe allows, of the longest pairs."""
     if step.collator.max_tokens is None:
         pairs = [_pair(step.max_length - 1)] * min(step.collator.micro_batch_size, step.pairs)
@@ -136,7 +136,7 @@ def largest_batch(step: Step) -> PairBatch:
     return _batch_of(step, step.collator.max_tokens, most=step.pairs)
 
 
-def largest_budget(step: Step, usable: int) -> int:
+def largest_budget(step: PlannedStep, usable: int) -> int:
     """The largest `max_tokens_per_batch` whose micro-batches fit into `usable` bytes; 0 where no pair does.
 
     Memory grows linearly from some pairs on, so that large budgets are worked out from smaller ones.
@@ -163,15 +163,15 @@ def largest_budget(step: Step, usable: int) -> int:
     return low
 
 
-def _pair(response: int) -> TokenizedPair:
+def _pair(response: int) -> Row:
     """The shortest prompt leaves the most tokens to the responses."""
     ids = np.zeros(response, dtype=np.int32)
-    return TokenizedPair(np.zeros(1, dtype=np.int32), ids, ids, "planned")
+    return Row(np.zeros(1, dtype=np.int32), (ids, ids), id="planned")
 
 
-def _batch_of(step: Step, tokens: int, most: int | None = None) -> PairBatch:
+def _batch_of(step: PlannedStep, tokens: int, most: int | None = None) -> Batch:
     """As many of the longest pairs as fit into so many tokens, at least one, and a shorter one in what is left."""
-    sides, layout = len(step.collator.sides), step.collator.layout
+    sides, layout = len(step.collator.positions), step.collator.layout
     longest = step.max_length - 1
     each = sides * (longest + 1) if layout != "shared" else sides * longest + 1
     count = max(1, tokens // each)
@@ -215,11 +215,11 @@ def _parameters(policy: FakePolicy) -> int:
     return sum(p.numel() for p in policy.model.parameters())
 
 
-def _layout(policy: FakePolicy, wanted: str, path: str, sides: tuple[str, ...]) -> Layout:
+def _layout(policy: FakePolicy, wanted: str, path: str, positions: tuple[int, ...]) -> Layout:
     """The layout that `choose_layout` would take for all that can be told without the weights."""
     if not takes_packed_rows(policy, path) or wanted == "padded":
         return "padded"
-    return "packed" if wanted == "packed" or len(sides) == 1 else "shared"
+    return "packed" if wanted == "packed" or len(positions) == 1 else "shared"
 
 
 def _arguments(recipe: Recipe, stage: Stage, gpu: bool) -> PreferenceConfig:

@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from slimepo.data.chat import ChatFormat, chat_format, encode_prompt
+from slimepo.data.rows import Row
 from slimepo.data.split import fingerprint
-from slimepo.data.tokenize import TokenizedPair, tokenize
+from slimepo.data.tokenize import tokenize
 from slimepo.errors import NonFiniteLossError
 from slimepo.files import replace_folder, write_json
 from slimepo.losses import find_objective, hyperparameters, slime
@@ -82,8 +83,8 @@ class Start:
     """What every objective starts from: the SFT model, the pairs, and where it stands on the held-out ones."""
 
     model: PreTrainedModel
-    train: list[TokenizedPair]
-    heldout: list[TokenizedPair]
+    train: list[Row]
+    heldout: list[Row]
     answers: Answers
     scores: PairScores
 
@@ -299,7 +300,7 @@ def _monitor(world: Playground, start: Start, folder: Path) -> DisplacementMonit
 def _train(
     model: PreTrainedModel,
     world: Playground,
-    rows: list[TokenizedPair],
+    rows: list[Row],
     title: str,
     args: PreferenceConfig,
     console: Console,

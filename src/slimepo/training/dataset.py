@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from slimepo.data.batch import given_sides
 from slimepo.data.chat import chat_format
 from slimepo.data.read import rows_from_records
-from slimepo.data.rows import as_preference, judged_rows, with_mismatched
-from slimepo.data.tokenize import Drop, TokenizedPair, tokenize
+from slimepo.data.rows import MISMATCHED, Row, as_preference, judged_rows, with_mismatched
+from slimepo.data.tokenize import Drop, tokenize
 from slimepo.errors import InputError
 from slimepo.losses import Objective
 from slimepo.types import Preference
@@ -30,7 +30,7 @@ def tokenized(
     tokenizer: PreTrainedTokenizerBase | None,
     args: PreferenceConfig,
     objective: Objective,
-) -> list[TokenizedPair] | None:
+) -> list[Row] | None:
     """Tokenise a dataset of raw rows or of `Preference`, as the objective reads it; None stays None.
 
     Tokenised rows pass through. For an objective that learns from answers judged one by one a pair becomes two rows,
@@ -46,12 +46,12 @@ def tokenized(
             "streaming datasets have no length and cannot be ordered exactly; load the rows first"
         )
     rows = list(dataset)
-    if not (rows and isinstance(rows[0], TokenizedPair)):
+    if not (rows and isinstance(rows[0], Row)):
         rows = _tokenize(rows, tokenizer, args, objective)
     return rows_for(rows, objective, args.seed)
 
 
-def rows_for(rows: Sequence[TokenizedPair], objective: Objective, seed: int) -> list[TokenizedPair]:
+def rows_for(rows: Sequence[Row], objective: Objective, seed: int) -> list[Row]:
     """Tokenised rows in the form that the objective reads.
 
     Raises:
@@ -59,13 +59,23 @@ def rows_for(rows: Sequence[TokenizedPair], objective: Objective, seed: int) -> 
     """
     if not objective.judged:
         for row in rows:
-            absent = set(objective.sides) - set(given_sides(row, objective.sides))
+            absent = [i for i in objective.positions if not len(row.response(i))]
             if absent:
-                raise InputError(f"row {row.row_id} has no {absent.pop()} answer, and this loss reads it")
+                raise InputError(
+                    f"row {row.id} has no {('chosen', 'rejected')[absent[0]]} answer, and this loss reads it"
+                )
         return list(rows)
     judged = judged_rows(rows)
-    done = all(row.mismatched is not None for row in judged)
+    done = all(len(row.response(MISMATCHED)) for row in judged)
     return with_mismatched(judged, seed) if objective.mismatched and not done else judged
+
+
+def without_reference(rows: Sequence[Row]) -> list[Row]:
+    """The rows without log-probs of a reference: another trainer's would stand for this one's."""
+    return [
+        replace(row, values={name: value for name, value in row.values.items() if name != "reference"})
+        for row in rows
+    ]
 
 
 def _tokenize(
@@ -73,7 +83,7 @@ def _tokenize(
     tokenizer: PreTrainedTokenizerBase | None,
     args: PreferenceConfig,
     objective: Objective,
-) -> list[TokenizedPair]:
+) -> list[Row]:
     if tokenizer is None:
         raise InputError("give processing_class, the tokenizer: the rows are not tokenised yet")
     if rows and isinstance(rows[0], Mapping):
@@ -87,7 +97,7 @@ def _tokenize(
         max_length=args.max_length,
         max_prompt_length=args.max_prompt_length,
         cut=args.cut_long_responses,
-        pairs="rejected" in objective.sides,
+        pairs=len(objective.positions) > 1,
         one_sided=objective.judged,
     )
     if not result.rows:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slimepo.data.batch import PairBatch
+from slimepo.data.batch import Batch
+from slimepo.data.rows import CHOSEN, REJECTED
 from slimepo.losses import Counts
 from slimepo.types import LossOutput
 
@@ -31,7 +32,7 @@ class MetricSums:
     computed_tokens: int = 0
     started: float = field(default_factory=time.perf_counter)
 
-    def add(self, batch: PairBatch, output: LossOutput, weight: int = 1) -> None:
+    def add(self, batch: Batch, output: LossOutput, weight: int = 1) -> None:
         """Count a batch `weight` times; 0 keeps the names and adds nothing."""
         values = {**output.metrics, "loss": output.loss}
         values |= {f"token_loss/{side}": sums for side, sums in output.token_loss.items()}
@@ -41,7 +42,7 @@ class MetricSums:
             total = torch.stack([value.where(there, 0).sum(), there.sum().to(value.dtype)]) * weight
             self.sums[name] = self.sums[name] + total if name in self.sums else total
         tokens = side_tokens(batch)
-        self.pairs += batch["pairs"] * weight
+        self.pairs += batch["rows"] * weight
         self.chosen_tokens += tokens["chosen"] * weight
         self.rejected_tokens += tokens["rejected"] * weight
         self.real_tokens += batch["real_tokens"] * weight
@@ -82,16 +83,16 @@ def _wide(values: Tensor) -> Tensor:
     return values.float() if values.device.type == "mps" else values.double()
 
 
-def side_tokens(batch: PairBatch) -> dict[str, int]:
+def side_tokens(batch: Batch) -> dict[str, int]:
     """Response tokens of a batch by side; known without looking at the device."""
-    counts = dict(zip(batch["sides"], map(sum, batch["response_tokens"]), strict=True))
-    return {"chosen": counts.get("chosen", 0), "rejected": counts.get("rejected", 0)}
+    chosen, rejected = (sum(map(sum, batch["response_tokens"][i : i + 1])) for i in (CHOSEN, REJECTED))
+    return {"chosen": chosen, "rejected": rejected}
 
 
-def pair_counts(batches: Sequence[PairBatch], accelerator: Any = None) -> Counts:
+def pair_counts(batches: Sequence[Batch], accelerator: Any = None) -> Counts:
     """Pairs and response tokens of a step's micro-batches; over all ranks where their accelerator is given."""
     tokens = [side_tokens(batch) for batch in batches]
-    pairs = sum(batch["pairs"] for batch in batches)
+    pairs = sum(batch["rows"] for batch in batches)
     local = Counts(pairs, sum(t["chosen"] for t in tokens), sum(t["rejected"] for t in tokens))
     if accelerator is None or accelerator.num_processes == 1:
         return local
@@ -100,7 +101,7 @@ def pair_counts(batches: Sequence[PairBatch], accelerator: Any = None) -> Counts
     return Counts(*accelerator.reduce(counts, "sum").tolist())
 
 
-def non_finite_rows(batches: Sequence[PairBatch], outputs: Sequence[LossOutput]) -> list[str]:
+def non_finite_rows(batches: Sequence[Batch], outputs: Sequence[LossOutput]) -> list[str]:
     """Ids of the rows whose loss is not finite, or a token-averaged part of it."""
     bad: list[str] = []
     for batch, output in zip(batches, outputs, strict=True):

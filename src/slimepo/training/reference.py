@@ -7,7 +7,7 @@ reference, nothing here runs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from slimepo.data.batch import PairBatch, collate, pair_logps
+from slimepo.data.batch import Batch, collate, pair_logps
 from slimepo.data.chat import load_tokenizer
 from slimepo.errors import InputError
 from slimepo.losses.dpo import log_ratios
@@ -122,7 +122,7 @@ def frozen(model: nn.Module) -> Callable[[], AbstractContextManager[Forward]]:
     return context
 
 
-def reference_logps(reference: Reference, batches: Sequence[PairBatch]) -> list[PairLogps]:
+def reference_logps(reference: Reference, batches: Sequence[Batch]) -> list[PairLogps]:
     """Reference log-probs of the batches' response tokens, detached: those known beforehand, or computed now.
 
     Adapters are switched off once for all of the batches: that costs as much as small batches do.
@@ -130,7 +130,7 @@ def reference_logps(reference: Reference, batches: Sequence[PairBatch]) -> list[
     Raises:
         InputError: they had to be known beforehand and are not.
     """
-    unknown = [batch for batch in batches if batch["reference"] is None]
+    unknown = [batch for batch in batches if "reference" not in batch["token_values"]]
     if unknown and reference.cached:
         raise InputError(
             f"row {unknown[0]['row_ids'][0]}: its reference log-probs were not computed before training, as those of "
@@ -140,31 +140,21 @@ def reference_logps(reference: Reference, batches: Sequence[PairBatch]) -> list[
     opened: AbstractContextManager[Any] = reference.forward() if unknown else nullcontext()
     with opened as forward:
         return [
-            policy_logps(forward, batch)
-            if batch["reference"] is None
-            else pair_logps(batch["reference"], batch)
+            pair_logps(batch["token_values"]["reference"], batch)
+            if "reference" in batch["token_values"]
+            else policy_logps(forward, batch)
             for batch in batches
         ]
 
 
 def mismatched_log_ratios(
-    forward: Forward, reference: Reference, batches: Iterable[tuple[PairBatch, int]], device: torch.device
+    forward: Forward, reference: Reference, batches: Sequence[Batch], device: torch.device
 ) -> Tensor:
-    """`[2]`: the sum of the log-ratios of weighted batches' mismatched answers, and their number.
-
-    Raises:
-        InputError: a row has no mismatched answer.
-    """
-    others, weights = [], []
-    for batch, weight in batches:
-        if batch["mismatched"] is None:
-            raise InputError(f"row {batch['row_ids'][0]} has no mismatched answer")
-        others.append(to_device(batch["mismatched"], device))
-        weights.append(weight)
-    parts = []
-    for other, known, weight in zip(others, reference_logps(reference, others), weights, strict=True):
-        ratios = log_ratios(policy_logps(forward, other), known).chosen
-        parts.append(weight * torch.stack([ratios.sum(), torch.full_like(ratios[0], len(ratios))]))
+    """`[2]`: the sum of the log-ratios of answers behind prompts they do not belong to, and their number."""
+    parts = [torch.zeros(2, device=device)]
+    for batch, known in zip(batches, reference_logps(reference, batches), strict=True):
+        ratios = log_ratios(policy_logps(forward, batch), known).chosen
+        parts.append(torch.stack([ratios.sum(), torch.full_like(ratios[0], len(ratios))]))
     return torch.stack(parts).sum(dim=0)
 
 

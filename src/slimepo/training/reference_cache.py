@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from slimepo.data.batch import StepCollator, given_sides, length
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.batch import StepCollator
+from slimepo.data.rows import MISMATCHED, Row, length
 from slimepo.errors import InputError
 from slimepo.files import cache_folder
-from slimepo.model.logps import causal_lm, policy_logps
+from slimepo.model.logps import causal_lm, response_logps
 from slimepo.model.tryout import to_device
 from slimepo.terminal import Report
 from slimepo.training.reference import OF_ADAPTERS, Forward, Reference, device_of
@@ -29,20 +29,20 @@ from slimepo.training.reference import OF_ADAPTERS, Forward, Reference, device_o
 # Rows that are cut into batches together; packing takes the square of their number.
 _CUT_AT_ONCE = 512
 # Changes when what a cache file holds changes.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
-Known = dict[str, np.ndarray]
+Known = tuple[np.ndarray, ...]
 
 
 def with_reference(
-    rows: Sequence[TokenizedPair],
+    rows: Sequence[Row],
     reference: Reference,
     model: nn.Module,
     collator: StepCollator,
     precision: Callable[[], AbstractContextManager[Any]],
     accelerator: Any,
     report: Report | None = None,
-) -> tuple[list[TokenizedPair], bool]:
+) -> tuple[list[Row], bool]:
     """The rows with their reference log-probs, and whether these came from the cache.
 
     Every rank computes a share; the main process writes the file, and keeps the folder within
@@ -76,46 +76,53 @@ def with_reference(
         if path is not None:
             _write(path, known)
             _make_room(path, limit)
-    return [replace(row, reference=logps) for row, logps in zip(rows, known, strict=True)], cached
+    return [
+        replace(row, values={**row.values, "reference": logps})
+        for row, logps in zip(rows, known, strict=True)
+    ], cached
 
 
 def _compute(
-    rows: Sequence[TokenizedPair],
+    rows: Sequence[Row],
     forward: Forward,
     collator: StepCollator,
     device: torch.device,
     report: Report | None,
 ) -> list[Known]:
-    """Log-probs of every response of each row, and of its mismatched answer."""
-    result: list[Known] = [{} for _ in rows]
+    """Log-probs of every response of each row that is read, answers to other prompts included."""
+    empty = np.zeros(0, dtype=np.float32)
+    result = [[empty] * len(row.responses) for row in rows]
     done = 0
     for index in _batches(rows, collator):
-        batch = to_device(collator.batch([rows[i] for i in index]), device)
-        for part, name in ((batch, None), (batch["mismatched"], "mismatched")):
-            if part is None:
+        part = [rows[i] for i in index]
+        for positions in (collator.positions, (MISMATCHED,)):
+            if not any(len(row.response(position)) for row in part for position in positions):
                 continue
-            flat = policy_logps(forward, part)
-            for side in part["sides"]:
-                values, mask = getattr(flat, side).float().cpu(), getattr(flat, f"{side}_mask").cpu()
-                for place, row in enumerate(index):
-                    if mask[place].any():
-                        result[row][name or side] = values[place][mask[place]].numpy()
+            batch = to_device(collator.batch(part, positions), device)
+            flat = response_logps(forward, batch).float().cpu().numpy()
+            lengths = [count for of_position in batch["response_tokens"] for count in of_position]
+            pieces = iter(np.split(flat, np.cumsum(lengths)[:-1]))
+            for position in positions:
+                for row in index:
+                    piece = next(pieces)
+                    if len(piece):
+                        result[row][position] = piece
         done += len(index)
         if report is not None:
             report(done, len(rows))
-    return result
+    return [tuple(of_row) for of_row in result]
 
 
-def _batches(rows: Sequence[TokenizedPair], collator: StepCollator) -> Iterator[list[int]]:
+def _batches(rows: Sequence[Row], collator: StepCollator) -> Iterator[list[int]]:
     """Which rows are computed together: those of similar length, no more than a micro-batch of training holds."""
-    order = sorted(range(len(rows)), key=lambda i: length(rows[i], collator.sides), reverse=True)
+    order = sorted(range(len(rows)), key=lambda i: length(rows[i], collator.positions), reverse=True)
     for start in range(0, len(order), _CUT_AT_ONCE):
         part = order[start : start + _CUT_AT_ONCE]
         for index in collator.cut([rows[i] for i in part]):
             yield [part[i] for i in index]
 
 
-def _key(model: nn.Module, reference: Reference, rows: Sequence[TokenizedPair], precision: str) -> str:
+def _key(model: nn.Module, reference: Reference, rows: Sequence[Row], precision: str) -> str:
     """What the log-probs are a function of: weights and configuration of the reference, token ids, precision."""
     digest = hashlib.blake2b(digest_size=16)
     config = causal_lm(model).config.to_dict()
@@ -134,25 +141,14 @@ def _key(model: nn.Module, reference: Reference, rows: Sequence[TokenizedPair], 
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
     for row in rows:
-        parts = [
-            row.prompt,
-            row.chosen,
-            row.rejected,
-            row.prompt[:0] if row.mismatched is None else row.mismatched,
-        ]
-        for part in parts:
+        digest.update(len(row.responses).to_bytes(4, "little"))
+        for part in (row.prompt_ids, *row.responses):
             digest.update(len(part).to_bytes(4, "little"))
             digest.update(np.ascontiguousarray(part, dtype="<i4").data)
     return digest.hexdigest()
 
 
-def _names(row: TokenizedPair) -> list[tuple[str, int]]:
-    """The responses of a row in the order in which a cache file holds them, and their lengths."""
-    names = [(side, len(getattr(row, side))) for side in given_sides(row)]
-    return names if row.mismatched is None else [*names, ("mismatched", len(row.mismatched))]
-
-
-def _read(path: Path, rows: Sequence[TokenizedPair]) -> list[Known] | None:
+def _read(path: Path, rows: Sequence[Row]) -> list[Known] | None:
     try:
         flat = np.load(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -162,16 +158,11 @@ def _read(path: Path, rows: Sequence[TokenizedPair]) -> list[Known] | None:
     # A cache that may only be read keeps no order of use.
     with suppress(OSError):
         os.utime(path)
-    if len(flat) != sum(size for row in rows for _, size in _names(row)):
+    sizes = [len(response) for row in rows for response in row.responses]
+    if len(flat) != sum(sizes):
         raise InputError(f"{path} is damaged: it holds another number of log-probs; delete it")
-    known, start = [], 0
-    for row in rows:
-        of_row: Known = {}
-        for name, size in _names(row):
-            of_row[name] = flat[start : start + size]
-            start += size
-        known.append(of_row)
-    return known
+    pieces = iter(np.split(flat, np.cumsum(sizes)[:-1]))
+    return [tuple(next(pieces) for _ in row.responses) for row in rows]
 
 
 def _make_folder(folder: Path) -> None:
@@ -186,7 +177,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write(path: Path, known: Sequence[Known]) -> None:
-    flat = np.concatenate([values for of_row in known for values in of_row.values()])
+    flat = np.concatenate([values for of_row in known for values in of_row])
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
         np.save(file, flat)
     os.replace(file.name, path)

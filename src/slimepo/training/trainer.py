@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from slimepo.data.batch import PairBatch, StepCollator, length
+from slimepo.data.batch import Batch, Step, StepCollator
 from slimepo.data.chat import load_tokenizer
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.rows import Row, length
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.losses import bind, find_objective, step_loss
 from slimepo.model.load import load_model
@@ -29,7 +29,7 @@ from slimepo.monitor.callback import DisplacementMonitor, Watched
 from slimepo.monitor.settings import monitor_settings
 from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, OffloadCheckpoints, TrainingProgress
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
-from slimepo.training.dataset import tokenized
+from slimepo.training.dataset import tokenized, without_reference
 from slimepo.training.metrics import MetricSums, non_finite_rows, pair_counts
 from slimepo.training.prepare import prepared, refuse_sharding, whole_steps
 from slimepo.training.reference import (
@@ -57,7 +57,7 @@ class PreferenceTrainer(Trainer):
         model: a model, a folder or a Hub id. Parameters that train are held in float32.
         args: a `PreferenceConfig`; `SLIMEConfig()` by default.
         train_dataset: rows in any format that `slimepo.data.formats` knows (a TRL dataset as it is), a list of
-            `Preference`, or a list of `TokenizedPair`.
+            `Preference`, or a list of `Row`.
         eval_dataset: the same, or a dict of them.
         processing_class: the tokenizer; taken from the model's folder where it is not given.
         peft_config: an adapter to train instead of the whole model, such as `slimepo.lora_config()`.
@@ -82,7 +82,6 @@ class PreferenceTrainer(Trainer):
         args = whole_steps(args or SLIMEConfig())
         refuse_sharding(args)
         self.objective = find_objective(args.loss)
-        self.sides = self.objective.sides
         self.loss_function = bind(args.loss, args.loss_options)
         if isinstance(model, str):
             processing_class = processing_class or load_tokenizer(model)
@@ -96,7 +95,7 @@ class PreferenceTrainer(Trainer):
             args=args,
             data_collator=StepCollator(
                 args.micro_batch_size or 1,
-                self.sides,
+                self.objective.positions,
                 getattr(processing_class, "pad_token_id", None) or 0,
                 max_tokens=args.max_tokens_per_batch,
             ),
@@ -110,14 +109,14 @@ class PreferenceTrainer(Trainer):
         if args.verify_model:
             verify_logps(self.model)
         self.layout, self.layout_reason = choose_layout(
-            self.model, args.layout, self.sides, args.attention, compute_dtype(args)
+            self.model, args.layout, self.objective.positions, args.attention, compute_dtype(args)
         )
         self.activations = activations(args)
         self.data_collator = replace(self.data_collator, layout=self.layout)
         self.reference = self._open_reference()
         self.eval_dataset = self._rows(eval_dataset, fresh=True)
         # A rank without rows in a short last step still takes part in it, with weight 0.
-        self._spare = self.data_collator(self.train_dataset[:1]) if self.train_dataset else []
+        self._spare: Step = self.data_collator(self.train_dataset[:1])
         self._window: MetricSums | None = None
         self.monitor = next(
             (c for c in self.callback_handler.callbacks if isinstance(c, DisplacementMonitor)), None
@@ -156,7 +155,7 @@ class PreferenceTrainer(Trainer):
         )
 
     def training_step(
-        self, model: nn.Module, inputs: list[PairBatch], num_items_in_batch: Tensor | int | None = None
+        self, model: nn.Module, inputs: Step, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward of one optimizer step; returns its loss, of which every rank has its part.
 
@@ -164,10 +163,11 @@ class PreferenceTrainer(Trainer):
         """
         self._window = self._window or MetricSums()
         model.train()
-        counts = pair_counts(inputs, self.accelerator)
-        weight = self.accelerator.num_processes if inputs else 0
-        batches = self._prepare_inputs(inputs or self._spare)
-        divergence = self._step_divergence(batches, weight=int(weight > 0))
+        counts = pair_counts(inputs["batches"], self.accelerator)
+        weight = self.accelerator.num_processes if inputs["batches"] else 0
+        step: Any = self._prepare_inputs(inputs if inputs["batches"] else self._spare)
+        batches = step["batches"]
+        divergence = self._step_divergence(step["mismatched"], weight=int(weight > 0))
         references = self._references(batches)
         losses, outputs = [], []
         for i, (batch, reference) in enumerate(zip(batches, references, strict=True)):
@@ -189,16 +189,20 @@ class PreferenceTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: PairBatch,
+        inputs: Step,
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The loss of one batch taken alone: its mean over the pairs in it."""
-        divergence = self._step_divergence([inputs])
-        (reference,) = self._references([inputs])
-        output = self._objective(model, inputs, reference, divergence)
-        loss = step_loss(output, pair_counts([inputs]))
-        return (loss, output) if return_outputs else loss
+        """The loss of a step's rows taken alone: its mean over them."""
+        batches = inputs["batches"]
+        divergence = self._step_divergence(inputs["mismatched"])
+        counts = pair_counts(batches)
+        outputs = [
+            self._objective(model, batch, reference, divergence)
+            for batch, reference in zip(batches, self._references(batches), strict=True)
+        ]
+        loss = torch.stack([step_loss(output, counts) for output in outputs]).sum()
+        return (loss, outputs) if return_outputs else loss
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -221,19 +225,18 @@ class PreferenceTrainer(Trainer):
         """Not of use here: a preference model predicts nothing but log-probs, which `slimepo.score_pairs` gives."""
         raise InputError("PreferenceTrainer has no predict: slimepo.score_pairs gives the log-probs of pairs")
 
-    def score(self, rows: Sequence[TokenizedPair]) -> dict[str, float]:
+    def score(self, rows: Sequence[Row]) -> dict[str, float]:
         """Mean loss and metrics of the current model on tokenised rows, over all ranks.
 
         In the precision of `slimepo.model.modes.measuring`, so that figures compare before and after.
         """
         rows, sums = self._rows(rows), MetricSums()
         with measuring(self.model) as forward:
-            each = self._eval_batches(rows)
-            # Read twice then: for the divergence, and for the loss.
-            batches = list(each) if self.objective.mismatched else each
-            divergence = self._divergence(forward, batches)
-            for batch, weight in batches:
-                batch = self._prepare_inputs(batch)
+            each = list(self._eval_batches(rows))
+            others = [other for step, weight in each for other in step["mismatched"] if weight]
+            divergence = self._divergence(forward, [self._prepare_inputs(other) for other in others])
+            for step, weight in each:
+                batch = self._prepare_inputs(step["batches"][0])
                 reference = reference_logps(self.reference, [batch])[0] if self.reference else None
                 sums.add(batch, self._objective(forward, batch, reference, divergence), weight)
         return sums.reduced(self.accelerator).means()
@@ -246,9 +249,9 @@ class PreferenceTrainer(Trainer):
             logs = {**window.means(), **window.speed(), **measured, **logs}
         super().log(logs, start_time)
 
-    def floating_point_ops(self, inputs: list[PairBatch]) -> int:
+    def floating_point_ops(self, inputs: Step) -> int:
         """6 * parameters * tokens, over the micro-batches of a step."""
-        return sum(int(super(PreferenceTrainer, self).floating_point_ops(dict(b))) for b in inputs)
+        return sum(int(super(PreferenceTrainer, self).floating_point_ops(dict(b))) for b in inputs["batches"])
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient's norm, which the Trainer asks for before every optimizer step."""
@@ -261,7 +264,7 @@ class PreferenceTrainer(Trainer):
         return norm
 
     def _sampler(self) -> StepSampler:
-        lengths = [length(row, self.sides) for row in self.train_dataset]
+        lengths = [length(row, self.objective.positions) for row in self.train_dataset]
         return step_sampler(lengths, self.args, self.accelerator)
 
     def _rows(self, dataset: Any, fresh: bool = False) -> Any:
@@ -270,10 +273,10 @@ class PreferenceTrainer(Trainer):
             return {name: self._rows(part, fresh) for name, part in dataset.items()}
         rows = tokenized(dataset, self.processing_class, self.args, self.objective)
         if fresh and rows is not None:
-            rows = [replace(row, reference=None) for row in rows]
+            rows = without_reference(rows)
         if self.reference is None or not self.reference.cached or rows is None:
             return rows
-        if all(row.reference is not None for row in rows):
+        if all("reference" in row.values for row in rows):
             return rows
         # Once training has begun, the model that they would have to be scored with has changed.
         begun = self.state.global_step > 0 or self.is_in_train
@@ -289,7 +292,7 @@ class PreferenceTrainer(Trainer):
         )
         if self.train_dataset:
             # Rows that another trainer had bring its reference's log-probs with them.
-            self.train_dataset = [replace(row, reference=None) for row in self.train_dataset]
+            self.train_dataset = without_reference(self.train_dataset)
         if self.train_dataset and reference.cached:
             read = rows_read(self._sampler(), self.args.max_steps, self.args.num_train_epochs)
             rows = [self.train_dataset[i] for i in read]
@@ -300,10 +303,10 @@ class PreferenceTrainer(Trainer):
 
     def _with_reference(
         self,
-        rows: list[TokenizedPair],
+        rows: list[Row],
         reference: Reference,
         precision: Callable[[], AbstractContextManager[Any]],
-    ) -> list[TokenizedPair]:
+    ) -> list[Row]:
         callbacks = self.callback_handler.callbacks if self.accelerator.is_main_process else []
         shown = next((c for c in callbacks if isinstance(c, TrainingProgress)), None)
         started = time.monotonic()
@@ -315,46 +318,47 @@ class PreferenceTrainer(Trainer):
         (shown.say if shown else logger.info)(f"reference log-probs of {len(rows):,} rows {how}")
         return rows
 
-    def _references(self, batches: Sequence[PairBatch]) -> Sequence[PairLogps | None]:
+    def _references(self, batches: Sequence[Batch]) -> Sequence[PairLogps | None]:
         """Reference log-probs of each batch, in the precision that training computes in."""
         if self.reference is None:
             return [None] * len(batches)
         with self.accelerator.autocast():
             return reference_logps(self.reference, batches)
 
-    def _step_divergence(self, batches: Sequence[PairBatch], weight: int = 1) -> Tensor | None:
+    def _step_divergence(self, batches: Sequence[Batch], weight: int = 1) -> Tensor | None:
         """The divergence of a step's batches, in the precision that training computes in."""
         if not self.objective.mismatched:
             # Switching a large model between its modes takes time, which no other objective should spend.
             return None
         with self.accelerator.autocast(), frozen(self.model)() as forward:
-            return self._divergence(forward, ((batch, weight) for batch in batches))
+            return self._divergence(forward, batches, weight)
 
-    def _divergence(self, forward: Any, batches: Iterable[tuple[PairBatch, int]]) -> Tensor | None:
-        """Mean log-ratio of the mismatched answers of weighted batches, over all ranks; None where none is read."""
+    def _divergence(self, forward: Any, batches: Sequence[Batch], weight: int = 1) -> Tensor | None:
+        """Mean log-ratio of answers to other prompts, over all ranks; None where none is read."""
         if not self.objective.mismatched or self.reference is None:
             return None
-        sums = mismatched_log_ratios(forward, self.reference, batches, self.args.device)
+        sums = mismatched_log_ratios(forward, self.reference, batches, self.args.device) * weight
         total, count = self.accelerator.reduce(sums, "sum")
         mean: Tensor = total / count.clamp(min=1)
         return mean
 
-    def _eval_batches(self, rows: Sequence[TokenizedPair]) -> Iterator[tuple[PairBatch, int]]:
+    def _eval_batches(self, rows: Sequence[Row]) -> Iterator[tuple[Step, int]]:
         """This rank's batches of rows, each with weight 1; weight 0 where it only keeps the others company."""
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        lengths = [length(row, self.sides) for row in rows]
+        lengths = [length(row, self.objective.positions) for row in rows]
+        whole = replace(self.data_collator, micro_batch_size=len(rows), max_tokens=None)
         for chunk, weight in shared_chunks(lengths, self.args.eval_batch_size, rank, ranks):
-            yield self.data_collator.batch([rows[i] for i in chunk]), weight
+            yield whole([rows[i] for i in chunk]), weight
 
     def _objective(
-        self, forward: Any, batch: PairBatch, reference: PairLogps | None, divergence: Tensor | None
+        self, forward: Any, batch: Batch, reference: PairLogps | None, divergence: Tensor | None
     ) -> LossOutput:
         policy = policy_logps(forward, batch)
         if self.objective.mismatched:
             return self.loss_function(policy, reference, divergence)
         return self.loss_function(policy, reference)
 
-    def _stop_on_non_finite(self, batches: list[PairBatch], outputs: list[LossOutput]) -> None:
+    def _stop_on_non_finite(self, batches: list[Batch], outputs: list[LossOutput]) -> None:
         rows = ", ".join(non_finite_rows(batches, outputs)) or "of another rank"
         raise NonFiniteLossError(
             f"the loss is not finite at step {self.state.global_step + 1}; rows: {rows}. "

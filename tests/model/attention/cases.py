@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slimepo.data.batch import SIDES
 from slimepo.data.packing import Packing, pack
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.rows import PAIR, Row
 from slimepo.model.attention.sdpa import AttentionCall
 
 Lengths = Sequence[tuple[int, int, int]]  # prompt, chosen, rejected
@@ -18,7 +17,7 @@ def packing_of(lengths: Lengths, shared: bool = True) -> Packing:
     def ids(count: int) -> np.ndarray:
         return np.zeros(count, np.int32)
 
-    return pack([TokenizedPair(ids(p), ids(c), ids(r), "row") for p, c, r in lengths], SIDES, shared).packing
+    return pack([Row(ids(p), (ids(c), ids(r)), id="row") for p, c, r in lengths], PAIR, shared).packing
 
 
 def call_of(

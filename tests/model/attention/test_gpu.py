@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slimepo.data.batch import PairBatch, collate, collate_packed
+from slimepo.data.batch import Batch, collate, collate_packed
 from slimepo.model.attention import flex as attention_flex
 from slimepo.model.attention.choose import attention_shape, choose_attention, fastest
 from slimepo.model.attention.interface import attend_along, install, obstacle
@@ -31,7 +31,7 @@ ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def logps_and_gradients(model: Any, batch: PairBatch, autocast: bool) -> list[Tensor]:
+def logps_and_gradients(model: Any, batch: Batch, autocast: bool) -> list[Tensor]:
     model.zero_grad()
     with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
         logps = policy_logps(model, to_device(batch, torch.device("cuda")))
@@ -73,7 +73,7 @@ def test_rows_of_many_lengths(path: str, window: int | None) -> None:
         packing = packing_of([(tokens, 50, tokens // 2), (7, 129, 64)])
         packing |= {
             name: packing[name].cuda()
-            for name in ("position_ids", "gather", "scatter", "parts", "keys", "ends")
+            for name in ("position_ids", "gather", "scatter", "parts", "keys", "cu_seqlens")
         }
         call = call_of(packing, dtype=torch.bfloat16, window=window)
         states = {name: getattr(call, name).cuda() for name in ("query", "key", "value")}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimepo.data.batch import PairBatch, collate, collate_packed
-from slimepo.data.tokenize import TokenizedPair
+from slimepo.data.batch import Batch, collate, collate_packed
+from slimepo.data.rows import Row
 from slimepo.model.adapters import add_adapter, lora_config
 from slimepo.model.attention.interface import install
 from slimepo.model.logps import causal_lm, install_logps, policy_logps
@@ -31,7 +31,7 @@ ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
 every_architecture = pytest.mark.parametrize(("architecture", "sizes"), ARCHITECTURES)
 
 
-def logps_and_gradients(model: nn.Module, batch: PairBatch) -> list[Tensor]:
+def logps_and_gradients(model: nn.Module, batch: Batch) -> list[Tensor]:
     model.zero_grad()
     logps = policy_logps(model, batch)
     weights = torch.linspace(-1, 2, logps.chosen.numel(), dtype=torch.float64).view_as(logps.chosen)
@@ -40,7 +40,7 @@ def logps_and_gradients(model: nn.Module, batch: PairBatch) -> list[Tensor]:
     return [logps.chosen.detach(), logps.rejected.detach(), *gradients]
 
 
-def differences(model: nn.Module, batches: list[PairBatch]) -> list[float]:
+def differences(model: nn.Module, batches: list[Batch]) -> list[float]:
     """Largest difference of the second batch's log-probs and gradients from the first's, relative above 1."""
     one, two = (logps_and_gradients(model, batch) for batch in batches)
     return [((a - b).abs().max() / a.abs().max().clamp(min=1)).item() for a, b in zip(one, two, strict=True)]
@@ -142,8 +142,8 @@ def test_dropout_reaches_attention() -> None:
 
 def test_a_side_that_is_not_read_is_not_computed() -> None:
     pairs = random_rows(4)
-    batch = collate_packed(pairs, sides=("chosen",))
-    assert batch["input_ids"].shape[1] == sum(len(p.prompt) + len(p.chosen) for p in pairs)
+    batch = collate_packed(pairs, positions=(0,))
+    assert batch["input_ids"].shape[1] == sum(len(p.prompt_ids) + len(p.responses[0]) for p in pairs)
 
 
 def test_long_rows_of_one_pair() -> None:
@@ -152,6 +152,6 @@ def test_long_rows_of_one_pair() -> None:
     def ids(count: int) -> np.ndarray:
         return random.integers(2, VOCABULARY, count).astype(np.int32)
 
-    pairs = [TokenizedPair(ids(1), ids(300), ids(1), "a"), TokenizedPair(ids(200), ids(1), ids(150), "b")]
+    pairs = [Row(ids(1), (ids(300), ids(1)), id="a"), Row(ids(200), (ids(1), ids(150)), id="b")]
     model = prepared("llama", {})
     assert max(differences(model, [collate(pairs), collate_packed(pairs)])) < 1e-9

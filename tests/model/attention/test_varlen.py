@@ -87,7 +87,7 @@ def flash_attns(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(lengths=LENGTHS, shared=st.booleans())
 def test_the_segments_hold_the_keys_that_each_token_sees(lengths, shared):
     packing = packing_of(lengths, shared)
-    (ends_q, ends_k), keys = packing["ends"].tolist(), packing["keys"]
+    (ends_q, ends_k), keys = packing["cu_seqlens"].tolist(), packing["keys"]
     tokens = packing["position_ids"].shape[1]
     mask = torch.zeros(tokens, tokens, dtype=torch.bool)
     for i in range(len(ends_q) - 1):
@@ -127,7 +127,7 @@ def test_the_comparison_fails_when_the_rejected_answer_sees_the_chosen():
     call, seeing = call_of(packing_of(UNEQUAL)), packing_of(UNEQUAL)
     # One segment a group: the rejected answer behind the chosen one.
     ends = torch.tensor([0, 50, 176, 200], dtype=torch.int32)
-    seeing |= {"keys": torch.arange(200), "ends": torch.stack([ends, ends]), "longest": (126, 126)}
+    seeing |= {"keys": torch.arange(200), "cu_seqlens": torch.stack([ends, ends]), "max_seqlen": (126, 126)}
     assert (varlen(call._replace(packing=seeing)) - side_by_side(call)).abs().max() > 1e-2
 
 
@@ -155,9 +155,9 @@ def test_what_no_kernel_takes_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_prompt_that_nothing_answers_takes_no_place_in_the_row() -> None:
     # Its tokens would be queries of no segment, and every later query would stand in another one's place.
     first, second, last = random_rows(3)
-    unanswered = replace(second, chosen=second.chosen[:0])
-    tokens = sum(len(row.prompt) + len(row.chosen) for row in (first, last))
+    unanswered = replace(second, responses=(second.responses[0][:0], second.responses[1]))
+    tokens = sum(len(row.prompt_ids) + len(row.response(0)) for row in (first, last))
     for shared in (True, False):
-        packing = collate_packed([first, unanswered, last], ("chosen",), shared=shared)["packing"]
+        packing = collate_packed([first, unanswered, last], (0,), shared=shared)["packing"]
         assert packing is not None
-        assert int(packing["ends"][0, -1]) == packing["position_ids"].shape[1] == tokens
+        assert int(packing["cu_seqlens"][0, -1]) == packing["position_ids"].shape[1] == tokens

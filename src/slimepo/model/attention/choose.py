@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from slimepo.data.batch import SIDES
 from slimepo.data.packing import Packing, pack
-from slimepo.data.tokenize import Ids, TokenizedPair
+from slimepo.data.rows import PAIR, Ids, Row
 from slimepo.errors import InputError
 from slimepo.model.attention.interface import PATHS, obstacle
 from slimepo.model.attention.sdpa import AttentionCall
@@ -212,8 +211,8 @@ def _packing(pairs: Sequence[tuple[int, int, int]], device: torch.device) -> Pac
     def ids(count: int) -> Ids:
         return np.zeros(count, np.int32)
 
-    rows = [TokenizedPair(ids(a), ids(b), ids(c), "probe") for a, b, c in pairs]
-    packing: Packing = send_to_device(pack(rows, SIDES, shared=True).packing, device)
+    rows = [Row(ids(a), (ids(b), ids(c)), id="probe") for a, b, c in pairs]
+    packing: Packing = send_to_device(pack(rows, PAIR, shared=True).packing, device)
     return packing
 
 

@@ -88,11 +88,11 @@ def _flash_attn(query: Tensor, key: Tensor, value: Tensor, call: AttentionCall) 
 
 def _ends(call: AttentionCall) -> tuple[Tensor, Tensor, int, int]:
     """Where segments begin and end among the queries and among the keys, and the most of each in a segment."""
-    queries, keys = call.packing["ends"]
-    return queries, keys, *call.packing["longest"]
+    queries, keys = call.packing["cu_seqlens"]
+    return queries, keys, *call.packing["max_seqlen"]
 
 
 def _window(call: AttentionCall) -> tuple[int, int]:
     """Keys to the left and to the right of a query's own; -1 on the left: all."""
-    longest = call.packing["longest"][1]
+    longest = call.packing["max_seqlen"][1]
     return (-1, 0) if call.window is None or call.window >= longest else (call.window - 1, 0)
