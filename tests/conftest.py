@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,28 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.standins import save_llama
 
     return save_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def data_dir(shared_data: Path) -> Path:
+    """The benchmarks' files, as `--data-dir` takes them."""
+    return shared_data / "eval"
+
+
+@pytest.fixture(scope="session")
+def llama_folder(shared_data: Path) -> Path:
+    """A tiny real Llama that writes stories."""
+    return shared_data / "models" / "babyllama-105"
+
+
+@pytest.fixture
+def mock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An offline judge that speaks the OpenAI protocol, and the key that must never show anywhere."""
+    from tests.evaluation.mock_judge import KEY, serve
+
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serve() as judge:
+        yield judge
 
 
 @pytest.fixture(scope="session", autouse=True)

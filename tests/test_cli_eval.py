@@ -10,8 +10,7 @@ from typer.main import get_command
 
 from slimepo.cli_eval import app
 from slimepo.evaluation.settings import Evaluation
-from tests.evaluation.conftest import KEY
-from tests.evaluation.mock_judge import Fail, MockJudge, Say
+from tests.evaluation.mock_judge import KEY, Fail, MockJudge, Say
 
 
 def slimepo(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -20,9 +19,9 @@ def slimepo(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def answered(tmp_path: Path, shared_data: Path) -> list[object]:
+def answered(tmp_path: Path, data_dir: Path) -> list[object]:
     """The arguments of a run whose answers were made elsewhere, so that no model is loaded."""
-    questions = (shared_data / "eval" / "mt_bench" / "question.jsonl").read_text().splitlines()[:2]
+    questions = (data_dir / "mt_bench" / "question.jsonl").read_text().splitlines()[:2]
     folder = tmp_path / "out" / "mt_bench" / "model_answer"
     folder.mkdir(parents=True)
     rows = [
@@ -30,12 +29,11 @@ def answered(tmp_path: Path, shared_data: Path) -> list[object]:
         for q in questions
     ]
     (folder / "given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = shared_data / "eval"
     return [
         "--model",
         "given",
         "--data-dir",
-        data,
+        data_dir,
         "--out",
         tmp_path / "out",
         "--limit",
@@ -115,8 +113,8 @@ def test_a_dry_run_makes_no_call(mock: MockJudge, answered: list[object]) -> Non
         ),
     ],
 )
-def test_wrong_input_is_one_line(arguments: list[str], words: str, tmp_path: Path, shared_data: Path) -> None:
-    given = [str(shared_data / "eval") if a == "DATA" else a for a in arguments]
+def test_wrong_input_is_one_line(arguments: list[str], words: str, tmp_path: Path, data_dir: Path) -> None:
+    given = [str(data_dir) if a == "DATA" else a for a in arguments]
     result = slimepo("eval", *given, "--model", "m", "--out", tmp_path / "out")
     assert result.returncode == 2
     assert words in result.stderr

@@ -9,21 +9,15 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from slimepo.evaluation.settings import ONLY, Benchmark, Evaluation
+from slimepo.errors import InputError
+from slimepo.evaluation.settings import BENCHMARKS, STEPS, Evaluation, has_option
 from slimepo.settings import validate
 
-app = typer.Typer(
-    no_args_is_help=True, help="Score a model: MT-Bench, Arena-Hard, AlpacaEval, or without a judge."
-)
-
-_BENCHMARKS: dict[Benchmark, str] = {
-    "mt-bench": "MT-Bench: 80 questions of two turns, graded 1 to 10.",
-    "arena-hard": "Arena-Hard: answers compared with a baseline's in both orders (--rules v2.0, or v0.1).",
-    "alpaca-eval": "AlpacaEval 2: win rate against gpt-4-1106-preview, raw and length-controlled.",
-}
+_TITLES = ", ".join(known.title for known in BENCHMARKS.values())
+app = typer.Typer(no_args_is_help=True, help=f"Score a model: {_TITLES}, or without a judge.")
 
 
-def _command(benchmark: Benchmark) -> Callable[..., None]:
+def _command(benchmark: str) -> Callable[..., None]:
     """A benchmark's command: what is written out here, and an option for each of the settings."""
 
     def command(
@@ -45,7 +39,10 @@ def _command(benchmark: Benchmark) -> Callable[..., None]:
         **options: Any,
     ) -> None:
         settings = validate(Evaluation, {"benchmark": benchmark, **options}, f"eval {benchmark}")
-        chosen = _steps(steps or [])
+        for step in steps or ():
+            if step not in STEPS:
+                raise InputError(f"unknown step {step!r}; the steps are {', '.join(STEPS)}")
+        chosen = [step for step in STEPS if step in (steps or STEPS)]
         from slimepo.evaluation.job import make_job
         from slimepo.evaluation.run import run_benchmark
         from slimepo.terminal import make_console
@@ -62,7 +59,7 @@ def _command(benchmark: Benchmark) -> Callable[..., None]:
 _NO_OPTIONS = ("benchmark", "stages")
 
 
-def _option(name: str, benchmark: Benchmark) -> inspect.Parameter:
+def _option(name: str, benchmark: str) -> inspect.Parameter:
     """A setting as typer takes it; what another benchmark's is stays out of the help, and is refused by name."""
     field = Evaluation.model_fields[name]
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
@@ -72,7 +69,7 @@ def _option(name: str, benchmark: Benchmark) -> inspect.Parameter:
         f"--{name.replace('_', '-')}",
         help=" ".join([field.description or "", f"({'; '.join(words)})" if words else ""]).strip(),
         show_default=False,
-        hidden=benchmark not in ONLY.get(name, (benchmark,)),
+        hidden=not has_option(benchmark, name),
     )
     # Which of its choices a text is, the settings themselves say, in one line.
     annotation: Any = str if choices else field.annotation
@@ -81,15 +78,15 @@ def _option(name: str, benchmark: Benchmark) -> inspect.Parameter:
     )
 
 
-for _benchmark, _help in _BENCHMARKS.items():
-    app.command(_benchmark, help=_help)(_command(_benchmark))
+for _name, _known in BENCHMARKS.items():
+    app.command(_name, help=f"{_known.title}: {_known.summary}")(_command(_name))
 
 
 @app.command()
 def basics(
     model: Annotated[str, typer.Option(help="A model folder, an adapter, a stage of a run, or a Hub id.")],
     data: Annotated[str, typer.Option(help="Held-out pairs: a file, a folder or a Hub id.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Write the figures there as JSON too.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the measures there as JSON too.")] = None,
     split: Annotated[str | None, typer.Option(help="Which split of a Hub or saved data set.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many pairs.")] = 200,
     samples: Annotated[int, typer.Option(min=0, help="Prompts that are answered (greedy).")] = 64,
@@ -103,20 +100,10 @@ def basics(
     from slimepo.terminal import make_console
 
     console = make_console()
-    figures = measure_basics(
+    measures = measure_basics(
         model, data, console, split=split, limit=limit, samples=samples, max_new_tokens=max_new_tokens,
         max_length=max_length, batch_rows=batch_rows,
     )  # fmt: skip
-    show_basics(figures, console)
+    show_basics(measures, console)
     if out is not None:
-        write_json(out, figures)
-
-
-def _steps(names: list[str]) -> Any:
-    from slimepo.errors import InputError
-
-    known = ("answer", "judge", "score")
-    for name in names:
-        if name not in known:
-            raise InputError(f"unknown step {name!r}; the steps are {', '.join(known)}")
-    return tuple(step for step in known if step in names) or known
+        write_json(out, measures)

@@ -1,4 +1,4 @@
-"""The mock judge, a console that can be read back, and jobs of the tiny real Llama."""
+"""A console that can be read back, and jobs of the tiny real Llama."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -14,17 +14,9 @@ from slimepo.evaluation.settings import Evaluation
 from slimepo.model.chat import ChatModel, load_chat_model
 from slimepo.settings import validate
 from slimepo.terminal import make_console
-from tests.evaluation.mock_judge import MockJudge, serve
+from tests.evaluation.mock_judge import KEY, MockJudge
 
-KEY = "sk-test-0123456789abcdefSECRET"
 QUESTIONS = 3
-
-
-@pytest.fixture
-def mock(monkeypatch: pytest.MonkeyPatch) -> Iterator[MockJudge]:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with serve() as judge:
-        yield judge
 
 
 @pytest.fixture
@@ -38,8 +30,8 @@ def printed(console: Console) -> str:
 
 
 @pytest.fixture(scope="session")
-def one_llama(shared_data: Path) -> ChatModel:
-    return load_chat_model(str(shared_data / "models" / "babyllama-105"))
+def one_llama(llama_folder: Path) -> ChatModel:
+    return load_chat_model(str(llama_folder))
 
 
 @pytest.fixture
@@ -56,7 +48,9 @@ def loads(one_llama: ChatModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def job(shared_data: Path, mock: MockJudge, loads: list[str], tmp_path: Path) -> Iterator[Callable[..., Job]]:
+def job(
+    data_dir: Path, llama_folder: Path, mock: MockJudge, loads: list[str], tmp_path: Path
+) -> Iterator[Callable[..., Job]]:
     """A job of the tiny Llama with short answers to a few questions; `mock` judges unless told otherwise."""
 
     def make(benchmark: str, name: str | None = None, **options: Any) -> Job:
@@ -64,13 +58,13 @@ def job(shared_data: Path, mock: MockJudge, loads: list[str], tmp_path: Path) ->
             "benchmark": benchmark,
             "judge": mock.judge,
             "key_variable": "OPENAI_API_KEY",
-            "data_dir": str(shared_data / "eval"),
+            "data_dir": str(data_dir),
             "limit": QUESTIONS,
             "max_new_tokens": 12,
             "attempts": 2,
         }
         settings = validate(Evaluation, values | options, "test")
-        return make_job(settings, str(shared_data / "models" / "babyllama-105"), tmp_path / "out", name)
+        return make_job(settings, str(llama_folder), tmp_path / "out", name)
 
     yield make
     for path in tmp_path.rglob("*"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+KEY = "sk-test-0123456789abcdefSECRET"
 VERDICTS = ("A>>B", "A>B", "A=B", "B>A", "B>>A")
 
 

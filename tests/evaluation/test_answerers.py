@@ -36,13 +36,13 @@ SAMPLED = [Ask(ask.messages, 0.7, 12, seed) for seed, ask in enumerate(GREEDY)]
 
 
 @pytest.fixture(scope="module")
-def llama(shared_data: Path) -> HFModel:
+def llama(llama_folder: Path) -> HFModel:
     """The tiny real Llama that writes stories."""
-    return open_hf(str(shared_data / "models" / "babyllama-105"), batch_rows=8)
+    return open_hf(str(llama_folder), batch_rows=8)
 
 
 def said(model: Any, asks: list[Ask]) -> list[Turn]:
-    return list(model.answer(asks, lambda _: None))
+    return list(model.answer(asks))
 
 
 def test_answers_stop_at_the_limit_and_count_their_tokens(llama: HFModel) -> None:
@@ -85,8 +85,8 @@ def test_a_conversation_the_template_refuses_is_an_input_error(
         said(llama, GREEDY[:1])
 
 
-def test_the_hash_of_a_folder_changes_with_its_weights(shared_data: Path, tmp_path: Path) -> None:
-    source = shared_data / "models" / "babyllama-105"
+def test_the_hash_of_a_folder_changes_with_its_weights(llama_folder: Path, tmp_path: Path) -> None:
+    source = llama_folder
     copy = tmp_path / "copy"
     shutil.copytree(source, copy)
     assert weights_hash(str(source)) == weights_hash(str(copy))
@@ -108,10 +108,10 @@ def test_names_that_answers_are_filed_under(tmp_path: Path) -> None:
     assert model_name("org/big@http://h/v1") == "org--big"
 
 
-def test_an_adapter_answers_as_it_was_trained(shared_data: Path, tmp_path: Path) -> None:
+def test_an_adapter_answers_as_it_was_trained(llama_folder: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    source = str(shared_data / "models" / "babyllama-105")
+    source = str(llama_folder)
     plain = load_chat_model(source)
     trained = get_peft_model(
         load_chat_model(source).model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"])

@@ -48,8 +48,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_figures_of_the_tiny_llama(shared_data: Path, pairs: Path, console: Console) -> None:
-    model = str(shared_data / "models" / "babyllama-105")
+def test_figures_of_the_tiny_llama(llama_folder: Path, pairs: Path, console: Console) -> None:
+    model = str(llama_folder)
     figures = measure_basics(model, str(pairs), console, samples=2, max_new_tokens=8)
     assert (figures["pairs"], figures["generations"]) == (3, 2)
     # Two of three pairs prefer English to noise.
@@ -60,9 +60,9 @@ def test_figures_of_the_tiny_llama(shared_data: Path, pairs: Path, console: Cons
 
 
 def test_the_perplexity_is_that_of_all_chosen_tokens_alike(
-    shared_data: Path, pairs: Path, console: Console
+    llama_folder: Path, pairs: Path, console: Console
 ) -> None:
-    name = str(shared_data / "models" / "babyllama-105")
+    name = str(llama_folder)
     loaded = load_chat_model(name)
     total, count = 0.0, 0
     for line in pairs.read_text().splitlines():
@@ -80,7 +80,7 @@ def test_the_perplexity_is_that_of_all_chosen_tokens_alike(
     assert "end_rate" not in figures
 
 
-def test_pairs_that_are_all_too_long_are_an_error(shared_data: Path, pairs: Path, console: Console) -> None:
-    model = str(shared_data / "models" / "babyllama-105")
+def test_pairs_that_are_all_too_long_are_an_error(llama_folder: Path, pairs: Path, console: Console) -> None:
+    model = str(llama_folder)
     with pytest.raises(InputError, match="no pair is left to score"):
         measure_basics(model, str(pairs), console, max_length=10)

@@ -4,24 +4,26 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from slimepo.errors import InputError, UnscoredError
-from slimepo.evaluation.answers import OURS
-from slimepo.evaluation.benchmarks import bench_mt, mt_bench
+from slimepo.evaluation.benchmarks import mt_bench
+from slimepo.evaluation.benchmarks.base import OURS, Answers, Benchmark, make_question
 from slimepo.evaluation.job import Job
-from slimepo.evaluation.judge.request import scores_of_row
-from slimepo.evaluation.rows import read_rows
-from slimepo.evaluation.run import run_benchmark
+from slimepo.evaluation.judge.request import Identity, Measure, Scores, scores_of_row
+from slimepo.evaluation.rows import JsonObject, read_rows
+from slimepo.evaluation.run import load_benchmark, run_benchmark
+from slimepo.evaluation.settings import BENCHMARKS, Evaluation, Known
 from slimepo.report.page import write_report
-from tests.evaluation.conftest import KEY, QUESTIONS, one_file, printed
-from tests.evaluation.mock_judge import MockJudge, Say
+from tests.evaluation.conftest import QUESTIONS, one_file, printed
+from tests.evaluation.mock_judge import KEY, MockJudge, Say
 
 
 @pytest.mark.parametrize(
@@ -260,7 +262,7 @@ def test_from_answers_over_judgments_and_scores_to_the_report(
     this = job("mt-bench", canaries=True, limit=None, max_new_tokens=4)
     scores = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench_mt, "read_rows", lambda path: one_a_category(read_rows(path)))
+        patch.setattr(mt_bench, "read_rows", lambda path: one_a_category(read_rows(path)))
         for name in ("tiny", "other"):
             run_benchmark(replace(this, name=name), console, ["answer"])
             run_benchmark(replace(this, name=name), console, ["judge"])
@@ -292,3 +294,141 @@ def one_a_category(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         first.setdefault(row["category"], row)
     return list(first.values())
+
+
+def test_the_judgments_of_mt_bench_are_fastchats(
+    job: Callable[..., Job], mock: MockJudge, console: Console
+) -> None:
+    this = job("mt-bench")
+    run_benchmark(this, console)
+    run_benchmark(job("mt-bench", "other"), console)
+    rows = read_rows(one_file(this.out / "mt_bench" / "model_judgment", "*_single.jsonl"))
+    # One file a judge, with all its models; a model's rows stand there once.
+    assert [row["model"] for row in rows] == ["babyllama-105"] * 6 + ["other"] * 6
+    run_benchmark(this, console)
+    assert len(read_rows(one_file(this.out / "mt_bench" / "model_judgment", "*_single.jsonl"))) == 12
+    assert {call["messages"][0]["role"] for call in mock.calls} == {"system"}
+    assert {(call["temperature"], call["max_tokens"]) for call in mock.calls} == {(0.0, 2048)}
+
+
+def test_v01_asks_once_more_where_there_is_no_verdict(
+    job: Callable[..., Job], mock: MockJudge, console: Console
+) -> None:
+    mock.script += [
+        Say("let me think"),
+        *[Say("[[A>B]]"), Say("[[B>A]]")] * 2,
+        Say("[[B>A]]"),
+        Say("[[A=B]]"),
+    ]
+    this = job("arena-hard", rules="v0.1", concurrency=1)
+    run_benchmark(this, console)
+    assert len(mock.calls) == 7
+    assert [message["role"] for message in mock.calls[6]["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+    ]
+    rows = read_rows(one_file(this.out / "arena-hard-v0.1" / "model_judgment", "*/babyllama-105.jsonl"))
+    assert rows[0]["games"][0]["judgment"] == "\nlet me think\n[[A=B]]"
+
+
+def test_answers_made_elsewhere_are_judged_as_they_are(
+    job: Callable[..., Job], mock: MockJudge, loads: list[str], console: Console, data_dir: Path
+) -> None:
+    this = job("mt-bench", "llama2_7b", limit=None, max_new_tokens=None)
+    folder = this.out / "mt_bench" / "model_answer"
+    folder.mkdir(parents=True)
+    given = read_rows(data_dir / "mt_bench" / "model_answer" / "llama2_7b.jsonl.gz")
+    (folder / "llama2_7b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    (scores,) = run_benchmark(this, console)
+    assert (scores.scored, len(mock.calls), loads) == (160, 160, [])
+    assert scores.official
+    # The prompts that went over the wire are those of the published judgments.
+    published = read_rows(data_dir / "mt_bench" / "judgments" / "gpt-4_single.jsonl.gz")
+    recorded = {row["user_prompt"] for row in published if row["model"] == "llama2_7b"}
+    assert {call["messages"][-1]["content"] for call in mock.calls} == recorded
+
+
+def test_a_local_model_judges_greedily(
+    job: Callable[..., Job], mock: MockJudge, console: Console, llama_folder: Path
+) -> None:
+    # Its context is far too small for these prompts: every item is unscored and says so.
+    this = job("alpaca-eval", judge=f"hf:{llama_folder}", limit=2)
+    with pytest.raises(UnscoredError):
+        run_benchmark(this, console)
+    (annotations,) = (this.out / "alpaca_eval" / "babyllama-105").glob("hf-babyllama-105@*/annotations.json")
+    assert "fills its context" in json.loads(annotations.read_text())[0]["unscored"]
+    assert mock.calls == []
+
+
+def test_the_baseline_itself_needs_no_judge(
+    job: Callable[..., Job], mock: MockJudge, console: Console
+) -> None:
+    this = job("alpaca-eval", "gpt4_1106_preview")
+    path = this.out / "alpaca_eval" / "gpt4_1106_preview" / "model_outputs.json"
+    path.parent.mkdir(parents=True)
+    questions = load_benchmark(this.settings, this.out).questions
+    path.write_text(json.dumps([dict(question.row) for question in questions]))
+    (scores,) = run_benchmark(this, console)
+    assert (scores.measures["win_rate"].value, mock.calls) == (50.0, [])
+
+
+def test_canaries_are_judged_apart_and_reported(
+    job: Callable[..., Job], mock: MockJudge, console: Console
+) -> None:
+    this = job("mt-bench", canaries=True)
+    (scores,) = run_benchmark(this, console)
+    assert len(mock.calls) == 2 * QUESTIONS * 4
+    record = json.loads(one_file(this.out / "scores", "*.json").read_text())
+    assert set(record["canaries"]) == {"canary-null", "canary-order", "canary-forged"}
+    assert all(result["scored"] == 6 and 1 <= result["mean"] <= 10 for result in record["canaries"].values())
+    assert "canary-null: " in printed(console)
+    official = read_rows(one_file(this.out / "mt_bench" / "model_judgment", "*.jsonl"))
+    assert {row["model"] for row in official} == {"babyllama-105"}
+    assert scores.scored == 6
+
+
+def test_a_new_benchmark_is_a_module_and_a_line(
+    job: Callable[..., Job], console: Console, mock: MockJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One without a judge: is the answer at least three words long?"""
+
+    def answer_row(model: str, question: JsonObject, turns: Sequence[str]) -> dict[str, Any]:
+        return {"id": question["id"], "model": model, "text": turns[0]}
+
+    def load_questions(settings: Evaluation) -> Benchmark:
+        rows = [{"id": str(i), "text": f"Tell me {i} stories."} for i in range(9)][: settings.limit]
+        questions = [
+            make_question(settings, row, row["id"], [row["text"]], temperature=0.0, max_new_tokens=99)
+            for row in rows
+        ]
+        return Benchmark("toy", questions, (), answer_row, id_of=lambda row: str(row["id"]))
+
+    def load_scoring(benchmark: Benchmark, settings: Evaluation, baseline: object) -> Benchmark:
+        def scores(answers: Answers, judgments: Sequence[JsonObject]) -> list[Scores]:
+            right = [len(row["text"].split()) >= 3 for row in answers]
+            measures = {"long": Measure(100 * sum(right) / len(right), len(right))}
+            return [Scores(answers[0]["model"], Identity("toy", "", "v1"), "long", "%", measures, len(right))]
+
+        return replace(benchmark, scores=scores)
+
+    module = SimpleNamespace(load_questions=load_questions, load_scoring=load_scoring)
+    monkeypatch.setitem(sys.modules, "slimepo.evaluation.benchmarks.toy", module)
+    monkeypatch.setitem(BENCHMARKS, "toy", Known("Toy", "three words or more."))
+
+    with pytest.raises(
+        InputError, match="judge is an option of mt-bench and arena-hard and alpaca-eval only"
+    ):
+        job("toy")
+    this = job("toy", judge=None, key_variable=None)
+    run_benchmark(this, console, dry_run=True)
+    (scores,) = run_benchmark(this, console)
+    assert (scores.scored, scores.notes[0]) == (3, "the first 3 questions only")
+    assert run_benchmark(this, console, ["score"]) == [scores]
+    record = json.loads((this.out / "scores" / "toy--babyllama-105--first-3.json").read_text())
+    assert scores_of_row(record["scores"][0]) == scores
+    assert "judge" not in record
+    assert mock.calls == []
+    write_report([this.out], this.out / "report.html")
+    assert "Toy, long (%)" in (this.out / "report.html").read_text()

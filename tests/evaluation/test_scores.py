@@ -8,10 +8,11 @@ import pytest
 from rich.console import Console
 
 from slimepo.errors import InputError, UnscoredError
-from slimepo.evaluation.benchmarks import bench_arena
+from slimepo.evaluation.benchmarks import arena_style
 from slimepo.evaluation.benchmarks.arena_style import STYLE_FEATURES
 from slimepo.evaluation.job import Job
-from slimepo.evaluation.run import STEPS, run_benchmark
+from slimepo.evaluation.run import run_benchmark
+from slimepo.evaluation.settings import STEPS
 from tests.evaluation.conftest import one_file, printed
 from tests.evaluation.mock_judge import Fail, MockJudge, Say
 
@@ -65,14 +66,14 @@ def test_style_control_counts_answers_when_it_scores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = {"category": "hard_prompt", "limit": 12, "max_new_tokens": 40, "style_control": True}
-    monkeypatch.setattr(bench_arena, "_gpt_4o_tokenizer", lambda: None)
+    monkeypatch.setattr(arena_style, "_gpt_4o_tokenizer", lambda: None)
     for steps in (STEPS, ["score"]):
         with pytest.raises(InputError, match=r"pip install tiktoken"):
             run_benchmark(job("arena-hard", **options), console, steps)
     assert (loads, mock.calls) == ([], [])
     run_benchmark(job("arena-hard", **options), console, ["answer", "judge"])
     calls = len(mock.calls)
-    monkeypatch.setattr(bench_arena, "_gpt_4o_tokenizer", WordTokenizer)
+    monkeypatch.setattr(arena_style, "_gpt_4o_tokenizer", WordTokenizer)
     (scores,) = run_benchmark(job("arena-hard", **options), console, ["score"])
     assert scores.identity.settings["style"] == list(STYLE_FEATURES)
     assert 0 <= scores.measures["score"].value <= 100

@@ -1,5 +1,5 @@
-"""The mock judge and the tiny Llama, as in the tests of evaluation."""
+"""A console that can be read back and the tiny Llama, as in the tests of evaluation."""
 
-from tests.evaluation.conftest import console, loads, mock, one_llama
+from tests.evaluation.conftest import console, loads, one_llama
 
-__all__ = ["console", "loads", "mock", "one_llama"]
+__all__ = ["console", "loads", "one_llama"]

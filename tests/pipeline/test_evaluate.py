@@ -30,7 +30,7 @@ SIZES = {
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, shared_data: Path, mock: MockJudge) -> Callable[..., Recipe]:
+def recipe(tmp_path: Path, data_dir: Path, mock: MockJudge) -> Callable[..., Recipe]:
     """Two stages of one step each, and MT-Bench's first two questions after the ones that are named."""
     build_tokenizer().save_pretrained(tmp_path / "tokenizer")
     rows = [{"prompt": f"Add {i} and 2.", "chosen": str(i + 2), "rejected": str(i + 3)} for i in range(30)]
@@ -39,7 +39,7 @@ def recipe(tmp_path: Path, shared_data: Path, mock: MockJudge) -> Callable[..., 
         "benchmark": "mt-bench",
         "judge": mock.judge,
         "key_variable": "OPENAI_API_KEY",
-        "data_dir": str(shared_data / "eval"),
+        "data_dir": str(data_dir),
         "limit": 2,
         "max_new_tokens": 4,
         "attempts": 1,
@@ -153,11 +153,11 @@ def test_a_judge_or_baseline_that_is_none_shows_before_training(
 
 
 def test_a_judges_file_shows_before_training_also_where_the_baseline_is_ones_own(
-    recipe: Callable[..., Recipe], tmp_path: Path, console: Console, shared_data: Path
+    recipe: Callable[..., Recipe], tmp_path: Path, console: Console, data_dir: Path
 ) -> None:
     folder = tmp_path / "data" / "arena_hard" / "v2.0"
     folder.mkdir(parents=True)
-    shutil.copy(shared_data / "eval" / "arena_hard" / "v2.0" / "question.jsonl.gz", folder)
+    shutil.copy(data_dir / "arena_hard" / "v2.0" / "question.jsonl.gz", folder)
     made = recipe(baseline="run-sft", data_dir=str(tmp_path / "data"), **HARD)
     answers = made.evaluate[0].model_copy(update={"judge": None, "baseline": None, "stages": ["sft"]})
     made = made.model_copy(update={"evaluate": [answers, *made.evaluate]})

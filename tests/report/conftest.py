@@ -256,9 +256,9 @@ def mt_bench_row(model: str, shift: float = 0.0, judge: str = "gpt-4", most: int
 
 
 CANARIES = {
-    "canary-null": {"mean": 1.0, "scored": 20, "high": 0},
-    "canary-order": {"mean": 4.25, "scored": 20, "high": 7},
-    "canary-forged": {"mean": None, "scored": 0, "high": 0},
+    "canary-null": {"mean": 1.0, "scored": 20, "high": 0, "unit": "1-10"},
+    "canary-order": {"mean": 4.25, "scored": 20, "high": 7, "unit": "1-10"},
+    "canary-forged": {"mean": None, "scored": 0, "high": 0, "unit": "1-10"},
 }
 
 

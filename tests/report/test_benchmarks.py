@@ -113,7 +113,8 @@ def test_a_category_without_a_score_is_absent_not_zero(tmp_path: Path) -> None:
 
 def test_canaries_have_a_line_a_judge(tmp_path: Path) -> None:
     write_evaluation(tmp_path / "evaluation")
-    write_scores(tmp_path / "arena", scores_row("third", 50.0), canaries=CANARIES)
+    won = {name: result | {"unit": "%"} for name, result in CANARIES.items()}
+    write_scores(tmp_path / "arena", scores_row("third", 50.0), canaries=won)
     table = canary_table(sources(tmp_path))
     assert table.heads == ("benchmark and judge", *CANARIES, "mixed in with")
     # The second judge had none; of the first one two models had the same.

@@ -6,8 +6,8 @@ import asyncio
 import hashlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +19,7 @@ from slimepo.evaluation.judge.client import (
     ChatRequest,
     Endpoint,
     Retries,
+    check_endpoint,
     is_endpoint,
     parse_endpoint,
 )
@@ -70,7 +71,7 @@ class Answerer(Protocol):
     @property
     def identity(self) -> dict[str, Any]: ...
 
-    def answer(self, asks: Sequence[Ask], advance: Callable[[int], None]) -> list[Turn]: ...
+    def answer(self, asks: Sequence[Ask]) -> list[Turn]: ...
 
 
 def open_answerer(
@@ -95,12 +96,24 @@ def open_answerer(
         endpoint = parse_endpoint(model, key_variable)
         if not endpoint.model:
             raise InputError(f"--model {model}: name the model too, as NAME@URL")
+        check_endpoint(endpoint)
         return EndpointModel(endpoint, retries or Retries(), concurrency)
-    if backend not in BACKENDS:
-        raise InputError(f"unknown backend {backend!r}; one of {', '.join(BACKENDS)}")
     if backend == "vllm" or (backend == "auto" and _vllm_fits(model)):
         return open_vllm(model)
+    check_backend(backend)
     return open_hf(model, batch_rows)
+
+
+def check_backend(backend: str) -> None:
+    """Nothing, where there is such a backend.
+
+    Raises:
+        InputError: its name is unknown, or vLLM is not installed.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"unknown backend {backend!r}; one of {', '.join(BACKENDS)}")
+    if backend == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise InputError("vLLM is not installed: pip install vllm, or take backend hf")
 
 
 # --- transformers ------------------------------------------------------------------------------------
@@ -108,11 +121,7 @@ def open_answerer(
 
 @dataclass(frozen=True)
 class HFModel:
-    """A model in this process, loaded when it is first asked. Greedy prompts of like lengths run together.
-
-    Sampled prompts run alone: such an answer depends on its own seed only, so that a run that was interrupted samples
-    the same again.
-    """
+    """A model in this process, loaded when it is first asked. An answer depends on its own seed, not on its company."""
 
     name: str
     identity: dict[str, Any]
@@ -126,27 +135,30 @@ class HFModel:
     def loaded(self) -> ChatModel:
         return load_chat_model(self.name)
 
-    def answer(self, asks: Sequence[Ask], advance: Callable[[int], None]) -> list[Turn]:
+    def answer(self, asks: Sequence[Ask]) -> list[Turn]:
         from slimepo.model.generate import generate
 
         context = _context(self.loaded.model.config)
         prompts = [prompt_ids(self.loaded.chat, ask.messages) for ask in asks]
         limits = [room(context, ids, ask) for ids, ask in zip(prompts, asks, strict=True)]
         turns = [Turn("", 0, "context", len(ids)) for ids in prompts]
-        for group in _groups(asks, limits):
+        groups: dict[tuple[int, float], list[int]] = {}
+        for i, (limit, ask) in enumerate(zip(limits, asks, strict=True)):
+            if limit >= 1:
+                groups.setdefault((limit, ask.temperature), []).append(i)
+        for (limit, temperature), group in groups.items():
             completions = generate(
                 self.loaded.model,
                 [prompts[i] for i in group],
                 end_token_ids=self.loaded.end_ids,
-                max_new_tokens=limits[group[0]],
-                temperature=asks[group[0]].temperature,
-                seed=asks[group[0]].seed,
+                max_new_tokens=limit,
+                temperature=temperature,
+                seed=[asks[i].seed for i in group],
                 batch_rows=self.batch_rows,
             )
-            for i, (completion,) in zip(group, completions, strict=True):
-                said = (completion.token_ids, completion.finished)
-                turns[i] = _turn(self.loaded, *said, asks[i], limits[i], len(prompts[i]))
-            advance(len(group))
+            for i, (said,) in zip(group, completions, strict=True):
+                ids, finished = said.token_ids, said.finished
+                turns[i] = _turn(self.loaded, ids, finished, asks[i], limit, len(prompts[i]))
         return turns
 
 
@@ -171,20 +183,6 @@ def _turn(loaded: ChatModel, ids: list[int], finished: bool, ask: Ask, limit: in
     text = loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
     cut = "length" if limit == ask.max_new_tokens else "context"
     return Turn(text, len(ids), "stop" if finished else cut, prompt)
-
-
-def _groups(asks: Sequence[Ask], limits: Sequence[int]) -> list[list[int]]:
-    """Indices that one call of `generate` can take: greedy ones by limit, each sampled one alone."""
-    greedy: dict[int, list[int]] = {}
-    alone = []
-    for i, (ask, limit) in enumerate(zip(asks, limits, strict=True)):
-        if limit < 1:
-            continue
-        if ask.temperature == 0:
-            greedy.setdefault(limit, []).append(i)
-        else:
-            alone.append([i])
-    return [*greedy.values(), *alone]
 
 
 def prompt_ids(chat: ChatFormat, messages: Sequence[Message]) -> list[int]:
@@ -230,7 +228,7 @@ class VLLMModel:
         engine = _vllm().LLM(model=str(folder), seed=0)
         return ChatModel(engine, tokenizer, chat, frozenset({chat.end_id}))
 
-    def answer(self, asks: Sequence[Ask], advance: Callable[[int], None]) -> list[Turn]:
+    def answer(self, asks: Sequence[Ask]) -> list[Turn]:
         from slimepo.model.load import load_config
 
         context = _context(load_config(str(model_folder(self.name))))
@@ -251,7 +249,6 @@ class VLLMModel:
             said = output.outputs[0]
             ids, finished = list(said.token_ids), said.finish_reason == "stop"
             turns[i] = _turn(self.loaded, ids, finished, asks[i], limits[i], len(prompts[i]))
-        advance(len(fit))
         return turns
 
 
@@ -263,8 +260,7 @@ def open_vllm(model: str) -> VLLMModel:
     """
     if (model_folder(model) / "adapter_config.json").exists():
         raise InputError(f"{model} is an adapter: `slimepo export` it for vLLM, or take --backend hf")
-    if importlib.util.find_spec("vllm") is None:
-        raise InputError("vLLM is not installed; take --backend hf")
+    check_backend("vllm")
     version = importlib.metadata.version("vllm")
     return VLLMModel(model, {"backend": f"vllm {version}", "weights": weights_hash(model), "dtype": "auto"})
 
@@ -300,10 +296,10 @@ class EndpointModel:
     def identity(self) -> dict[str, Any]:
         return {"backend": "endpoint", "endpoint": self.endpoint.name}
 
-    def answer(self, asks: Sequence[Ask], advance: Callable[[int], None]) -> list[Turn]:
-        return asyncio.run(self._all(asks, advance))
+    def answer(self, asks: Sequence[Ask]) -> list[Turn]:
+        return asyncio.run(self._all(asks))
 
-    async def _all(self, asks: Sequence[Ask], advance: Callable[[int], None]) -> list[Turn]:
+    async def _all(self, asks: Sequence[Ask]) -> list[Turn]:
         client = ChatClient(self.endpoint, self.retries)
         places = asyncio.Semaphore(self.concurrency)
 
@@ -316,7 +312,6 @@ class EndpointModel:
                     if failed.stops:
                         raise InputError(f"the model refuses: {failed.reason}") from None
                     return Turn("", None, f"failed: {failed.reason}")
-            advance(1)
             return Turn(reply.text, reply.completion_tokens, reply.finish_reason, reply.prompt_tokens)
 
         try:
@@ -351,14 +346,10 @@ def weights_hash(model: str) -> str:
 def model_name(model: str) -> str:
     """The name that answers and scores are filed under: a Hub id's or folder's last part, a stage with its run's."""
     if is_endpoint(model):
-        return _plain(replace(parse_endpoint(model), base_url="").name or "endpoint")
+        return (parse_endpoint(model).model or "endpoint").replace("/", "--")
     path = Path(model)
     if path.name == "model" and (path.parent / "stage.json").exists():
         path = path.parent
     if (path / "stage.json").exists():
-        return _plain(f"{path.resolve().parent.name}-{path.name}")
-    return _plain(path.resolve().name if path.is_dir() else model.rstrip("/").rpartition("/")[2])
-
-
-def _plain(name: str) -> str:
-    return name.replace("/", "--")
+        return f"{path.resolve().parent.name}-{path.name}"
+    return path.resolve().name if path.is_dir() else model.rstrip("/").rpartition("/")[2]

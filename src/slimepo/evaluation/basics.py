@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from slimepo.model.chat import ChatModel
-    from slimepo.model.generate import Completion
-    from slimepo.types import Message, Preference
+    from slimepo.types import Preference
 
 _REPEATED = 4
 
@@ -33,7 +32,7 @@ def measure_basics(
     max_length: int = 2048,
     batch_rows: int = 32,
 ) -> dict[str, Any]:
-    """Figures of a model on held-out pairs; shares are 0 to 1, log-probabilities in nats per token.
+    """Measures of a model on held-out pairs; shares are 0 to 1, log-probabilities in nats per token.
 
     accuracy: share of pairs whose chosen answer has the higher mean log-probability per token. chosen_perplexity:
     exp of minus the mean of log-probabilities over the chosen answers' tokens, every token alike. Then those of
@@ -50,11 +49,11 @@ def measure_basics(
     if not pairs:
         raise InputError(f"{data}: no preference pairs in it")
     loaded = load_chat_model(model)
-    figures: dict[str, Any] = {"model": model, "weights": weights_hash(model), "data": data}
-    figures |= _pair_figures(loaded, pairs, max_length, console)
+    measures: dict[str, Any] = {"model": model, "weights": weights_hash(model), "data": data}
+    measures |= _of_pairs(loaded, pairs, max_length, console)
     if samples:
-        figures |= _generated(loaded, pairs[:samples], max_new_tokens, batch_rows, console)
-    return figures
+        measures |= _of_generations(loaded, pairs[:samples], max_new_tokens, batch_rows, console)
+    return measures
 
 
 def generation_measures(
@@ -78,17 +77,17 @@ def generation_measures(
     }
 
 
-def show_basics(figures: dict[str, Any], console: Console) -> None:
-    """A table of the figures."""
+def show_basics(measures: dict[str, Any], console: Console) -> None:
+    """A table of the measures."""
     from rich.table import Table
 
     table = Table("measure", "value")
-    for name, value in figures.items():
+    for name, value in measures.items():
         if isinstance(value, float):
             table.add_row(name, f"{value:.4g}")
         elif isinstance(value, int):
             table.add_row(name, str(value))
-    console.print(str(figures["model"]))
+    console.print(str(measures["model"]))
     console.print(table)
 
 
@@ -101,7 +100,7 @@ def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
-def _pair_figures(
+def _of_pairs(
     loaded: ChatModel, pairs: Sequence[Preference], max_length: int, console: Console
 ) -> dict[str, Any]:
     from slimepo.data.rows import CHOSEN
@@ -124,36 +123,26 @@ def _pair_figures(
     }
 
 
-def _generated(
+def _of_generations(
     loaded: ChatModel, pairs: Sequence[Preference], max_new_tokens: int, batch_rows: int, console: Console
 ) -> dict[str, Any]:
-    said = _answers(loaded, [pair.prompt for pair in pairs], max_new_tokens, batch_rows, console)
-    texts = [_text(loaded, completion) for completion in said]
-    figures = generation_measures(texts, [c.token_ids for c in said], [c.finished for c in said])
-    return {"generations": len(said), "max_new_tokens": max_new_tokens, **figures}
-
-
-def _answers(
-    loaded: ChatModel,
-    prompts: Sequence[list[Message]],
-    max_new_tokens: int,
-    batch_rows: int,
-    console: Console,
-) -> list[Completion]:
-    """Greedy answers, one a prompt."""
     from slimepo.evaluation.answerers import prompt_ids
     from slimepo.model.generate import generate
 
     with console.status("answering prompts"):
         completions = generate(
             loaded.model,
-            [prompt_ids(loaded.chat, prompt) for prompt in prompts],
+            [prompt_ids(loaded.chat, pair.prompt) for pair in pairs],
             end_token_ids=loaded.end_ids,
             max_new_tokens=max_new_tokens,
             batch_rows=batch_rows,
         )
-    return [completion for (completion,) in completions]
-
-
-def _text(loaded: ChatModel, completion: Completion) -> str:
-    return str(loaded.tokenizer.decode(completion.token_ids, skip_special_tokens=True)).strip()
+    said = [completion for (completion,) in completions]
+    ids = [completion.token_ids for completion in said]
+    texts = [text.strip() for text in loaded.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    ended = [completion.finished for completion in said]
+    return {
+        "generations": len(said),
+        "max_new_tokens": max_new_tokens,
+        **generation_measures(texts, ids, ended),
+    }

@@ -1,21 +1,20 @@
-"""One model on one benchmark, and where its files lie."""
+"""One model on one benchmark: where its files lie, and one process at a time on them."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimepo.errors import InputError
 from slimepo.evaluation.answerers import model_name
-from slimepo.evaluation.benchmarks.base import Kind
+from slimepo.evaluation.benchmarks.base import Benchmark
 from slimepo.evaluation.judge.client import Retries
-from slimepo.evaluation.judge.many import Judge, Prices
-from slimepo.evaluation.rows import Row, write_rows
-from slimepo.evaluation.settings import Evaluation
+from slimepo.evaluation.judge.many import Calls, Judge, Prices
+from slimepo.evaluation.settings import JUDGE_CALLS, LOCKS, Evaluation
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,10 +33,6 @@ class Job:
     def retries(self) -> Retries:
         return Retries(attempts=self.settings.attempts, timeout_s=self.settings.timeout)
 
-    @property
-    def prices(self) -> Prices:
-        return Prices(self.settings.price_prompt, self.settings.price_completion)
-
 
 def make_job(settings: Evaluation, model: str, out: Path, name: str | None = None) -> Job:
     """A job under the model's own name unless another is given."""
@@ -47,37 +42,78 @@ def make_job(settings: Evaluation, model: str, out: Path, name: str | None = Non
     return Job(settings, model, name, out)
 
 
-def answers_path(job: Job, kind: Kind) -> Path:
-    return job.out / kind.folder / kind.answers_file(job.name)
-
-
-def judgments_path(job: Job, kind: Kind, judge: Judge) -> Path:
-    return job.out / kind.folder / kind.judgments_file(job.name, file_label(judge.name) + kind.variant)
-
-
-def canary_path(job: Job, kind: Kind, judge: Judge) -> Path:
-    # Apart from the official files, whose readers would list the canaries as models.
-    return job.out / kind.folder / "canaries" / f"{file_label(judge.name)}{kind.variant}.jsonl"
-
-
-def score_path(job: Job, kind: Kind, judge: Judge) -> Path:
-    style = "--style" if job.settings.style_control else ""
-    name = f"{kind.folder}--{job.name}--{file_label(judge.name)}{kind.variant}{style}.json"
-    return job.out / "scores" / name
-
-
 def file_label(name: str) -> str:
     """A judge's name as part of a file name."""
     return re.sub(r"[^\w.@+-]+", "-", re.sub(r"https?://", "", name)).strip("-")
 
 
-def replace_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write a file so that a kill leaves the old one or the new one."""
-    temporary = path.with_name(f".part.{path.name}")
-    write_rows(temporary, rows)
-    os.replace(temporary, path)
+def answers_path(job: Job, benchmark: Benchmark) -> Path:
+    return job.out / benchmark.folder / benchmark.answers_file.format(model=job.name)
 
 
-def say(console: Console, text: str) -> None:
-    """One line as it is: what judges and paths say is no markup."""
-    console.print(text)
+def judgments_path(job: Job, benchmark: Benchmark, judge: Judge) -> Path:
+    assert benchmark.judging is not None
+    label = file_label(judge.name) + _variant(job, benchmark)
+    return job.out / benchmark.folder / benchmark.judging.file.format(model=job.name, judge=label)
+
+
+def canary_path(job: Job, benchmark: Benchmark, judge: Judge) -> Path:
+    # Apart from the official files, whose readers would list the canaries as models.
+    label = file_label(judge.name) + _variant(job, benchmark)
+    return job.out / benchmark.folder / "canaries" / f"{label}.jsonl"
+
+
+def score_path(job: Job, benchmark: Benchmark, judge: Judge | None) -> Path:
+    by = f"--{file_label(judge.name)}" if judge is not None else ""
+    style = "--style" if job.settings.style_control else ""
+    return job.out / "scores" / f"{benchmark.folder}--{job.name}{by}{_variant(job, benchmark)}{style}.json"
+
+
+def _variant(job: Job, benchmark: Benchmark) -> str:
+    """What file names end in, so that a trial or another choice replaces no other judgments."""
+    settings = job.settings
+    parts = [
+        benchmark.baseline and f"vs-{benchmark.baseline}",
+        settings.references != "gpt-4" and f"references-{settings.references}",
+        settings.category,
+        settings.limit and f"first-{settings.limit}",
+    ]
+    return "".join(f"--{part}" for part in parts if part)
+
+
+def calls_of(job: Job, judge: Judge) -> Calls:
+    """How a judge is called; its replies are kept for all models and benchmarks together."""
+    prices = Prices(job.settings.price_prompt, job.settings.price_completion)
+    cache = job.out / JUDGE_CALLS / f"{file_label(judge.name)}.jsonl"
+    return Calls(cache, job.settings.concurrency, job.retries, prices)
+
+
+@contextmanager
+def locked(out: Path, label: str, console: Console) -> Iterator[None]:
+    """Hold the lock of this name in `out`; where another process has it, say so and wait until it is done.
+
+    The files stay; what counts is the operating system's lock, which ends with its process.
+
+    Raises:
+        InputError: the folder cannot be written, or its file system has no locks.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(out / LOCKS / f"{label}.lock")
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            console.print(
+                f"waiting for another process that is at work on {label} in {out} (Ctrl-C leaves it alone)"
+            )
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        # NotImplementedError: a file system without locks.
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--out {out} cannot be written: {reason}") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 from slimepo.data.files import BadRow, file_rows
 from slimepo.errors import InputError
+from slimepo.files import write_text
 
-Row = Mapping[str, Any]
+JsonObject = Mapping[str, Any]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -30,31 +30,24 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def row_line(row: Row) -> str:
-    """One row as one line of JSONL, without the line break; text stays readable (UTF-8)."""
-    return json.dumps(row, ensure_ascii=False)
-
-
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """All rows at once: a JSON list for .json, else one row a line; .gz is packed. Replaces the file."""
-    if path.name.removesuffix(".gz").endswith(".json"):
+def write_rows(path: Path, rows: Iterable[JsonObject]) -> None:
+    """All rows at once, the old file or the new one at any time: a JSON list for .json, else one row a line."""
+    if path.suffix == ".json":
         text = json.dumps(list(rows), ensure_ascii=False, indent=2) + "\n"
     else:
-        text = "".join(row_line(row) + "\n" for row in rows)
-    # Answers may hold half of a surrogate pair, which strict UTF-8 cannot write.
-    content = text.encode("utf-8", "backslashreplace")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # Answers may hold half of a surrogate pair, which UTF-8 cannot write and JSON can, as \udXXX.
+    write_text(path, text.encode("utf-8", "backslashreplace").decode())
 
 
-def need(rows: Iterable[Row], names: Iterable[str], what: str) -> None:
+def need(rows: Iterable[JsonObject], names: Iterable[str], what: str) -> None:
     """Nothing, where every row has all these fields; else an InputError that says what lacks which."""
     for number, row in enumerate(rows, 1):
         for name in names:
             field(row, name, f"{what} {number}")
 
 
-def field(row: Row, name: str, what: str) -> Any:
+def field(row: JsonObject, name: str, what: str) -> Any:
     """`row[name]`, or an InputError that says what lacks it."""
     try:
         return row[name]

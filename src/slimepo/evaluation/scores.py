@@ -1,4 +1,4 @@
-"""The scores of one model from its judgments, with all that they depend on."""
+"""The scores of one model from its answers or their judgments, with all that they depend on."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError, UnscoredError
-from slimepo.evaluation.answers import OURS
-from slimepo.evaluation.benchmarks.base import Kind
+from slimepo.evaluation.answers import answer_hashes, answers_of
+from slimepo.evaluation.benchmarks.base import OURS, Answers, Benchmark
 from slimepo.evaluation.canaries import CanaryResult, canary_answers, canary_result, canary_words
-from slimepo.evaluation.job import Job, canary_path, judgments_path, say, score_path
-from slimepo.evaluation.job_answers import answer_hashes, answers_of
+from slimepo.evaluation.job import Job, canary_path, judgments_path, score_path
 from slimepo.evaluation.judge.many import Judge
 from slimepo.evaluation.judge.request import Scores, most_common, refuse_unscored, scores_row, sha256_of
-from slimepo.evaluation.rows import Row, read_rows
+from slimepo.evaluation.rows import read_rows
 from slimepo.evaluation.settings import Evaluation
 from slimepo.files import write_json
 from slimepo.versions import versions
@@ -26,44 +24,39 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def score_job(job: Job, kind: Kind, judge: Judge, console: Console) -> list[Scores]:
-    """Score the judgments, show the scores and write their file; no file where they are refused.
+def write_scores(job: Job, benchmark: Benchmark, judge: Judge | None, console: Console) -> list[Scores]:
+    """Score the judgments (the answers themselves where no judge is asked), show the scores and write their file.
 
     Raises:
         InputError: there are no judgments, or they are about other answers or by another judge.
-        UnscoredError: too many items have no score.
+        UnscoredError: too many items have no score; no file is written then.
     """
-    path = judgments_path(job, kind, judge)
-    if not path.exists():
-        raise InputError(f"{path} is not there: run the step judge")
-    rows = [row for row in read_rows(path) if kind.model_of(row) == job.name]
-    answers = answers_of(job, kind)
-    _refuse_other_answers(kind, rows, answers, path)
-    target = score_path(job, kind, judge)
+    assert benchmark.scores is not None
+    answers = answers_of(job, benchmark)
+    judgments = [] if judge is None else _judgments(job, benchmark, judge, answers)
+    target = score_path(job, benchmark, judge)
     target.unlink(missing_ok=True)
-    if not rows:
-        raise UnscoredError(f"{kind.folder}: nothing of {job.name} is judged in {path}")
-    notes = unofficial(job.settings)
+    if judge is not None and not judgments:
+        place = judgments_path(job, benchmark, judge)
+        raise UnscoredError(f"{benchmark.folder}: nothing of {job.name} is judged in {place}")
+    notes = _unofficial(job.settings, benchmark)
     found = [
         replace(scores, official=scores.official and not notes, notes=(*scores.notes, *notes))
-        for scores in kind.scores(rows)
+        for scores in benchmark.scores(answers, judgments)
     ]
     for scores in found:
-        if scores.identity.judge != judge.name:
-            raise InputError(f"{path}: its judgments are by {scores.identity.judge}, not by {judge.name}")
+        if judge is not None and scores.identity.judge != judge.name:
+            place = judgments_path(job, benchmark, judge)
+            raise InputError(f"{place}: its judgments are by {scores.identity.judge}, not by {judge.name}")
         refuse_unscored(scores, job.settings.max_unscored)
-    canaries = _canary_results(job, kind, judge)
-    requests = kind.requests({job.name: answers})
+    canaries = {} if judge is None else _canary_results(job, benchmark, judge)
     record = {
         "scores": [scores_row(scores) for scores in found],
-        "judge": {
-            "name": judge.name,
-            "weights": judge.weights or None,
-            "settings": asdict(requests[0].sampling) if requests else None,
-        },
         "answers": {"sha256": sha256_of(answers), "made": answers[0].get(OURS, "elsewhere")},
-        "judgments_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "files": [{"path": file.path, "sha256": file.sha256, "check": file.check} for file in kind.files],
+        **({} if judge is None else _judge_facts(job, benchmark, judge, answers)),
+        "files": [
+            {"path": file.path, "sha256": file.sha256, "check": file.check} for file in benchmark.files
+        ],
         "baseline": job.settings.baseline,
         "canaries": {name: asdict(result) for name, result in canaries.items()},
         "versions": versions(),
@@ -72,26 +65,60 @@ def score_job(job: Job, kind: Kind, judge: Judge, console: Console) -> list[Scor
     write_json(target, record)
     show_scores(found, console)
     for name, result in canaries.items():
-        say(console, f"{name}: {canary_words(job.settings.benchmark, result)}")
-    say(console, f"score -> {target}")
+        console.print(f"{name}: {canary_words(result)}")
+    console.print(f"score -> {target}")
     return found
 
 
-def _refuse_other_answers(kind: Kind, rows: Sequence[Row], answers: Sequence[Row], path: Path) -> None:
-    """An InputError where a judgment says that it is about another answer than the present one."""
-    now = answer_hashes(kind, answers)
-    told = {kind.id_of(row): row[OURS]["answer_sha256"] for row in rows if OURS in row}
-    other = sum(now.get(id_, sha256) != sha256 for id_, sha256 in told.items())
+def _judgments(job: Job, benchmark: Benchmark, judge: Judge, answers: Answers) -> list[dict[str, Any]]:
+    """The model's judgments, which are about these answers."""
+    assert benchmark.judging is not None
+    path = judgments_path(job, benchmark, judge)
+    if not path.exists():
+        raise InputError(f"{path} is not there: run the step judge")
+    rows = [row for row in read_rows(path) if benchmark.judging.model_of(row) == job.name]
+    now = answer_hashes(benchmark, answers)
+    told = {benchmark.id_of(row): row[OURS]["answer_sha256"] for row in rows if OURS in row}
+    other = sum(now.get(id_) != sha256 for id_, sha256 in told.items())
     if other:
         raise InputError(f"{path}: {other} questions were judged with other answers; run the step judge")
+    return rows
 
 
-def unofficial(settings: Evaluation) -> tuple[str, ...]:
-    """What of the settings makes a figure another than the published kind."""
+def _judge_facts(job: Job, benchmark: Benchmark, judge: Judge, answers: Answers) -> dict[str, Any]:
+    assert benchmark.judging is not None
+    requests = benchmark.judging.requests(job.name, answers)
+    return {
+        "judge": {
+            "name": judge.name,
+            "weights": judge.weights or None,
+            "settings": asdict(requests[0].sampling) if requests else None,
+        },
+        "judgments_sha256": hashlib.sha256(judgments_path(job, benchmark, judge).read_bytes()).hexdigest(),
+    }
+
+
+def _canary_results(job: Job, benchmark: Benchmark, judge: Judge) -> dict[str, CanaryResult]:
+    assert benchmark.judging is not None
+    judging, path = benchmark.judging, canary_path(job, benchmark, judge)
+    if not job.settings.canaries or not path.exists():
+        return {}
+    rows = read_rows(path)
+    return {
+        name: canary_result(
+            [worth for row in rows if judging.model_of(row) == name for worth in judging.worths(row)],
+            judging.unit,
+        )
+        for name in canary_answers(judging.forged)
+    }
+
+
+def _unofficial(settings: Evaluation, benchmark: Benchmark) -> tuple[str, ...]:
+    """What of the settings makes a score another than the published kind."""
     notes = []
     if settings.limit is not None:
         notes.append(f"the first {settings.limit} questions only")
-    if settings.temperature is not None and settings.benchmark != "alpaca-eval":
+    if settings.temperature is not None and not benchmark.own_temperature:
         notes.append(f"answered at temperature {settings.temperature:g}")
     if settings.max_new_tokens is not None:
         notes.append(f"answers of at most {settings.max_new_tokens} tokens")
@@ -103,33 +130,21 @@ def show_scores(found: Sequence[Scores], console: Console) -> None:
     from rich.table import Table
 
     for scores in found:
-        category = scores.identity.settings.get("category")
-        title = f"{scores.identity.benchmark}{f' {category}' if category else ''}: {scores.model}"
+        identity = scores.identity
+        category = identity.settings.get("category")
         table = Table("measure", f"value ({scores.unit})", "interval", "n")
         for name, measure in scores.measures.items():
             interval = "" if measure.lower is None else f"{measure.lower:.2f} to {measure.upper:.2f}"
             if measure.standard_error is not None:
                 interval = f"± {measure.standard_error:.2f} (s.e.)"
             table.add_row(name, f"{measure.value:.2f}", interval, str(measure.n))
-        say(console, title)
+        console.print(f"{identity.benchmark}{f' {category}' if category else ''}: {scores.model}")
         console.print(table)
-        baseline = f", against {scores.identity.baseline}" if scores.identity.baseline else ""
-        say(console, f"judge {scores.identity.judge}{baseline}")
+        if identity.judge:
+            against = f", against {identity.baseline}" if identity.baseline else ""
+            console.print(f"judge {identity.judge}{against}")
         if scores.unscored:
             reasons = most_common(item.reason for item in scores.unscored)
-            say(console, f"{len(scores.unscored)} items without a score; most often: {reasons}")
+            console.print(f"{len(scores.unscored)} items without a score; most often: {reasons}")
         for note in scores.notes:
-            say(console, f"unofficial: {note}")
-
-
-def _canary_results(job: Job, kind: Kind, judge: Judge) -> dict[str, CanaryResult]:
-    path = canary_path(job, kind, judge)
-    if not job.settings.canaries or not path.exists():
-        return {}
-    rows = read_rows(path)
-    results = {}
-    for name in canary_answers(job.settings.benchmark):
-        own = [row for row in rows if kind.model_of(row) == name]
-        worths = [worth for row in own for worth in kind.worths(row)]
-        results[name] = canary_result(job.settings.benchmark, worths)
-    return results
+            console.print(f"unofficial: {note}")

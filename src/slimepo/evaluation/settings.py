@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from slimepo.settings import Settings
+from slimepo.words import nearest
 
-Benchmark = Literal["mt-bench", "arena-hard", "alpaca-eval"]
 
-# Options that not every benchmark has.
-ONLY: dict[str, tuple[Benchmark, ...]] = {
-    "references": ("mt-bench",),
-    "rules": ("arena-hard",),
-    "category": ("arena-hard",),
-    "style_control": ("arena-hard",),
-    "baseline": ("arena-hard", "alpaca-eval"),
+class Known(NamedTuple):
+    """A benchmark that can be run: its name in print, what it is, and its options among those that not all have."""
+
+    title: str
+    summary: str
+    options: tuple[str, ...] = ()
+
+
+_OF_A_JUDGE = ("judge", "key_variable", "price_prompt", "price_completion", "canaries")
+
+# Each is the module of its name in `slimepo.evaluation.benchmarks`, with the two functions that `base` describes.
+BENCHMARKS: dict[str, Known] = {
+    "mt-bench": Known("MT-Bench", "80 questions of two turns, graded 1 to 10.", (*_OF_A_JUDGE, "references")),
+    "arena-hard": Known(
+        "Arena-Hard",
+        "answers compared with a baseline's in both orders (--rules v2.0, or v0.1).",
+        (*_OF_A_JUDGE, "rules", "category", "style_control", "baseline"),
+    ),
+    "alpaca-eval": Known(
+        "AlpacaEval 2",
+        "win rate against gpt-4-1106-preview, raw and length-controlled.",
+        (*_OF_A_JUDGE, "baseline"),
+    ),
 }
 
-# The folder of what judges have replied, beside answers and scores.
+STEPS = ("answer", "judge", "score")
+
+# Beside answers and scores: what judges have replied, and the locks of processes at work.
 JUDGE_CALLS = "judge_calls"
+LOCKS = ".locks"
+
+
+def has_option(benchmark: str, name: str) -> bool:
+    """Whether a setting means anything to a benchmark."""
+    special = {option for known in BENCHMARKS.values() for option in known.options}
+    return name not in special or name in BENCHMARKS[benchmark].options
 
 
 class Evaluation(Settings):
@@ -29,7 +54,7 @@ class Evaluation(Settings):
     Figures made with another temperature, max_new_tokens or limit than published are marked unofficial.
     """
 
-    benchmark: Benchmark
+    benchmark: str
     judge: str | None = Field(
         None,
         min_length=1,
@@ -74,12 +99,22 @@ class Evaluation(Settings):
     # In a recipe only: the stages after which this runs (the last one without it).
     stages: list[str] = Field(default_factory=list)
 
+    @field_validator("benchmark")
+    @classmethod
+    def _known(cls, benchmark: str) -> str:
+        if benchmark not in BENCHMARKS:
+            raise ValueError(
+                f"{benchmark!r} is none of {', '.join(BENCHMARKS)}{nearest(benchmark, BENCHMARKS)}"
+            )
+        return benchmark
+
     @model_validator(mode="after")
     def _fits_the_benchmark(self) -> Evaluation:
-        for name, benchmarks in ONLY.items():
-            default: Any = type(self).model_fields[name].default
-            if self.benchmark not in benchmarks and getattr(self, name) != default:
-                raise ValueError(f"{name.replace('_', '-')} is an option of {' and '.join(benchmarks)} only")
+        for name, field in type(self).model_fields.items():
+            default: Any = field.default
+            if not has_option(self.benchmark, name) and getattr(self, name) != default:
+                having = [each for each, known in BENCHMARKS.items() if name in known.options]
+                raise ValueError(f"{name.replace('_', '-')} is an option of {' and '.join(having)} only")
         if self.rules == "v0.1" and (self.category or self.style_control):
             raise ValueError("category and style-control belong to rules v2.0")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,60 +32,38 @@ def check_evaluations(recipe: Recipe, out: Path) -> None:
     """
     if recipe.smoke or _several_processes():
         return
-    for place, entry in enumerate(recipe.evaluate):
-        try:
-            _check_entry(recipe, place, out)
-        except InputError as error:
-            raise InputError(f"evaluate: {entry.benchmark}: {error}") from error
+    # In the order in which they will run: what has been trained, and who has answered which questions, by then.
+    trained: list[Path] = []
+    answered: dict[tuple[str, str], list[str]] = {}
+    for stage in recipe.stages:
+        trained.append((out / stage.name).resolve())
+        for entry in evaluations_of(recipe, stage.name):
+            there = answered.setdefault((entry.benchmark, entry.rules), [])
+            try:
+                _check_entry(recipe, entry, out, trained, there)
+            except InputError as error:
+                raise InputError(f"evaluate: {entry.benchmark}: {error}") from error
+            there.append(f"{out.resolve().name}-{stage.name}")
 
 
-def _check_entry(recipe: Recipe, place: int, out: Path) -> None:
+def _check_entry(
+    recipe: Recipe, entry: Evaluation, out: Path, trained: Sequence[Path], answered: Sequence[str]
+) -> None:
     from slimepo.data.chat import chat_format
-    from slimepo.evaluation.answerers import prompt_ids
-    from slimepo.evaluation.benchmarks.bench_arena import ArenaHard, need_tokenizer
+    from slimepo.evaluation.answerers import check_backend, prompt_ids
     from slimepo.evaluation.judge.many import PROBE, check_judge
-    from slimepo.evaluation.libraries import need_libraries
-    from slimepo.evaluation.run import STEPS, load_benchmark
+    from slimepo.evaluation.run import load_benchmark
     from slimepo.pipeline.data import recipe_tokenizer
 
-    entry = recipe.evaluate[place]
-    need_libraries(entry, "", STEPS)
-    awaited = _answered_before(recipe, place, out)
-    kind = load_benchmark(entry, out / EVAL_FOLDER, judged=entry.judge is not None, awaited=awaited)
-    own_judge = entry.judge is not None and _is_to_be_trained(recipe, entry, entry.judge, out)
+    check_backend(entry.backend)
+    load_benchmark(entry, out / EVAL_FOLDER, awaited=answered).ready({})
+    judge = Path((entry.judge or "").removeprefix("hf:")).resolve()
+    to_be_trained = not judge.exists() and any(judge in (folder, folder / "model") for folder in trained)
+    own_judge = entry.judge is not None and to_be_trained
     if entry.system or own_judge:
         prompt_ids(chat_format(recipe_tokenizer(recipe), recipe.template_options), PROBE)
     if entry.judge is not None and not own_judge:
         check_judge(entry.judge, entry.key_variable)
-    if entry.judge is not None and isinstance(kind, ArenaHard):
-        need_tokenizer(kind, {})
-
-
-def _first_run(recipe: Recipe, entry: Evaluation) -> int:
-    """The place of the stage after which an entry runs first."""
-    return next(i for i, stage in enumerate(recipe.stages) if entry in evaluations_of(recipe, stage.name))
-
-
-def _answered_before(recipe: Recipe, place: int, out: Path) -> list[str]:
-    """The models of this run that the list lets answer the same questions before the entry at `place` first runs."""
-    entry = recipe.evaluate[place]
-    first = (_first_run(recipe, entry), place)
-    return [
-        f"{out.resolve().name}-{stage.name}"
-        for i, stage in enumerate(recipe.stages)
-        for j, other in enumerate(recipe.evaluate)
-        if (other.benchmark, other.rules) == (entry.benchmark, entry.rules)
-        and other in evaluations_of(recipe, stage.name)
-        and (i, j) < first
-    ]
-
-
-def _is_to_be_trained(recipe: Recipe, entry: Evaluation, judge: str, out: Path) -> bool:
-    """Whether a local judge is a stage of this run that is trained by the time that it judges, and not there yet."""
-    place = Path(judge.removeprefix("hf:")).resolve()
-    trained = recipe.stages[: _first_run(recipe, entry) + 1]
-    folders = [(out / stage.name).resolve() for stage in trained]
-    return not place.exists() and any(place in (folder, folder / "model") for folder in folders)
 
 
 def evaluate_stage(recipe: Recipe, stage: str, out: Path, console: Console) -> list[Exception]:

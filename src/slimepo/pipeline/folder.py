@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
-from slimepo.evaluation.locks import LOCKS
-from slimepo.evaluation.settings import JUDGE_CALLS
+from slimepo.evaluation.settings import JUDGE_CALLS, LOCKS
 from slimepo.files import is_main_process, read_json, write_json, write_text
 from slimepo.pipeline.recipe import Recipe
 from slimepo.settings import dump

@@ -14,11 +14,11 @@ from slimepo.evaluation.benchmarks import mt_bench
 from slimepo.evaluation.canaries import CanaryResult, canary_words
 from slimepo.evaluation.judge.request import Identity, Scores
 from slimepo.evaluation.judge.request import columns as split_columns
+from slimepo.evaluation.settings import BENCHMARKS
 from slimepo.report.numbers import count
 from slimepo.report.records import ABSENT, Scored, Source, number, unique
 from slimepo.report.tables import Line, Table
 
-_NAMES = {"mt-bench": "MT-Bench", "arena-hard": "Arena-Hard", "alpaca-eval": "AlpacaEval 2"}
 _HASHES = ("prompts", "questions", "references")
 
 
@@ -107,29 +107,29 @@ def category_tables(columns: Sequence[ScoreColumn]) -> list[tuple[ScoreColumn, s
 
 def canary_table(sources: Sequence[Source]) -> Table:
     """What each judge gave answers that deserve nothing; one line where several models had the same canaries."""
-    found: list[tuple[str, str, dict[str, CanaryResult], list[str]]] = []
+    found: list[tuple[str, dict[str, CanaryResult], list[str]]] = []
     for file in _files(sources):
         if not file.canaries:
             continue
         identity = file.scores[0].identity
         against = f", against {identity.baseline}" if identity.baseline else ""
         label, model = f"{_name(identity)}, judge {identity.judge}{against}", file.scores[0].model
-        same = (label, identity.benchmark, file.canaries)
-        models = next((line[3] for line in found if line[:3] == same), None)
+        same = (label, file.canaries)
+        models = next((line[2] for line in found if line[:2] == same), None)
         if models is None:
             found.append((*same, [model]))
         elif model not in models:
             models.append(model)
-    names = list(dict.fromkeys(name for _, _, canaries, _ in found for name in canaries))
+    names = list(dict.fromkeys(name for _, canaries, _ in found for name in canaries))
     lines = [
         Line(
             label,
             (
-                *(canary_words(benchmark, canaries[n]) if n in canaries else ABSENT for n in names),
+                *(canary_words(canaries[n]) if n in canaries else ABSENT for n in names),
                 ", ".join(models),
             ),
         )
-        for label, benchmark, canaries, models in found
+        for label, canaries, models in found
     ]
     return Table(("benchmark and judge", *names, "mixed in with"), lines)
 
@@ -150,7 +150,7 @@ def _mean(value: str | float | None) -> str:
 
 
 def _name(identity: Identity) -> str:
-    known = (name for key, name in _NAMES.items() if identity.benchmark.startswith(key))
+    known = (each.title for key, each in BENCHMARKS.items() if identity.benchmark.startswith(key))
     return next(known, identity.benchmark)
 
 
@@ -170,7 +170,7 @@ def _about(scores: Sequence[Scores]) -> str:
     words = [
         f"{key} {str(value)[:12] if key in _HASHES else value}"
         for key, value in facts.items()
-        if value is not None
+        if value not in (None, "")
     ]
     words += [f"{each.model}: {_items(each)}" for each in scores]
     notes = dict.fromkeys(note for each in scores for note in each.notes)

@@ -27,7 +27,7 @@ QUESTIONS = [
 
 
 def answer(question: dict[str, str], text: str, model: str) -> dict[str, Any]:
-    return arena_hard.answer_row(question, text, model, answer_id="x", tstamp=0.0)
+    return arena_hard.answer_row(model, question, [text])
 
 
 def requests_of(rules: Rules, questions: list[dict[str, str]] = QUESTIONS) -> list[JudgeRequest]:

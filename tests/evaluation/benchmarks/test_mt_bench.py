@@ -270,23 +270,14 @@ def test_a_null_is_no_rating_and_a_missing_field_is_named() -> None:
 
 
 def test_temperatures_of_the_categories() -> None:
-    assert {c: mt_bench.temperature(c) for c in (*mt_bench.CATEGORIES, "new")} == {
-        "writing": 0.7,
-        "roleplay": 0.7,
-        "reasoning": 0.0,
-        "math": 0.0,
-        "coding": 0.0,
-        "extraction": 0.0,
-        "stem": 0.1,
+    assert mt_bench.TEMPERATURES == {
+        "writing": 0.7, "roleplay": 0.7, "reasoning": 0.0, "math": 0.0, "coding": 0.0, "extraction": 0.0, "stem": 0.1,
         "humanities": 0.1,
-        "new": 0.7,
-    }
+    }  # fmt: skip
 
 
 def test_an_answer_row_is_read_back() -> None:
-    row = mt_bench.answer_row(
-        QUESTIONS[0], ["a", "b"], "ours", answer_id="x", tstamp=1.0, stop=["end", "end"]
-    )
+    row = mt_bench.answer_row("ours", QUESTIONS[0], ["a", "b"])
     requests = mt_bench.judge_requests(QUESTIONS[:1], {"ours": [row]}, templates=TEMPLATES, references=[])
     assert requests[1].messages[1]["content"] == "Write.|a|Again.|b"
 

@@ -21,8 +21,7 @@ from slimepo.evaluation.judge.client import (
     retry_after,
     scrub,
 )
-from tests.evaluation.conftest import KEY
-from tests.evaluation.mock_judge import Drip, Fail, Hang, MockJudge, Raw, Say
+from tests.evaluation.mock_judge import KEY, Drip, Fail, Hang, MockJudge, Raw, Say
 
 QUICK = Retries(attempts=4, first_wait_s=0.01, longest_wait_s=0.02, timeout_s=0.5)
 REQUEST = ChatRequest([{"role": "user", "content": "Say [[rating]]."}], 0.0, 16)

@@ -26,8 +26,8 @@ from slimepo.evaluation.judge.many import (
     open_judge,
 )
 from slimepo.evaluation.judge.request import JudgeReply, JudgeRequest, Sampling
-from tests.evaluation.conftest import KEY, printed
-from tests.evaluation.mock_judge import Fail, MockJudge, Raw, Say
+from tests.evaluation.conftest import printed
+from tests.evaluation.mock_judge import KEY, Fail, MockJudge, Raw, Say
 
 QUICK = Retries(attempts=3, first_wait_s=0.01, longest_wait_s=0.02, timeout_s=1.0)
 

@@ -27,7 +27,7 @@ import numpy as np
 from slimepo.errors import InputError
 from slimepo.evaluation.benchmarks.bootstrap import Floats
 from slimepo.evaluation.judge.request import Unscored
-from slimepo.evaluation.rows import Row
+from slimepo.evaluation.rows import JsonObject
 
 GAMED_WEIGHT = 0.2 / 2  # Upstream's 0.2, over its two gamed runs.
 FOLDS = 5
@@ -48,7 +48,7 @@ class LengthData:
     gamed_index: Any
 
 
-def length_data(rows: Sequence[Row]) -> LengthData:
+def length_data(rows: Sequence[JsonObject]) -> LengthData:
     """From the rows of upstream's df_gamed.csv: preference, index, std_delta_len, instruction_difficulty.
 
     Raises:

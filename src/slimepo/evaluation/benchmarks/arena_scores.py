@@ -17,16 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from slimepo.errors import InputError, UnscoredError
-from slimepo.evaluation.benchmarks.arena_hard import BENCHMARKS, Rules, question_id
 from slimepo.evaluation.benchmarks.arena_style import STYLE_FEATURES, style_scores
 from slimepo.evaluation.judge.request import Identity, Measure, Scores, Unscored, sha256_of
-from slimepo.evaluation.rows import Row, need
+from slimepo.evaluation.rows import JsonObject, need
 
+Rules = Literal["v0.1", "v2.0"]
+NAMES: Mapping[Rules, str] = {"v0.1": "arena-hard-v0.1", "v2.0": "arena-hard-v2.0"}
 ROUNDS = 100
 SEED = 42
 
@@ -48,7 +49,17 @@ class Battle:
     outcome: float
 
 
-def battles_of(row: Row, rules: Rules) -> tuple[list[Battle], list[Unscored]]:
+def question_id(row: JsonObject) -> str:
+    """The id of a question, answer or judgment: `uid` since 2025, `question_id` before."""
+    try:
+        return str(row["uid"] if "uid" in row else row["question_id"])
+    except KeyError:
+        raise InputError(
+            f"an Arena-Hard row has neither uid nor question_id (it has {', '.join(row)})"
+        ) from None
+
+
+def battles_of(row: JsonObject, rules: Rules) -> tuple[list[Battle], list[Unscored]]:
     """The battles of one judgment row (two games), repeated by weight, and what had to be left out.
 
     v2.0 lists the second game first, as upstream does: seeded bootstraps depend on the order.
@@ -75,12 +86,12 @@ def battles_of(row: Row, rules: Rules) -> tuple[list[Battle], list[Unscored]]:
 
 
 def score(
-    rows: Sequence[Row],
+    rows: Sequence[JsonObject],
     *,
     rules: Rules,
     baseline: str,
     category: str | None = None,
-    questions: Sequence[Row] | None = None,
+    questions: Sequence[JsonObject] | None = None,
     prompts: str | None = None,
     seed: int | None = SEED,
     rounds: int = ROUNDS,
@@ -115,7 +126,7 @@ def score(
     settings: dict[str, Any] = {"category": category, "seed": seed, "rounds": rounds}
     settings |= {"style": list(STYLE_FEATURES)} if style is not None else {}
     asked = sha256_of([dict(q) for q in questions]) if questions else None
-    identity = Identity(BENCHMARKS[rules], judge, rules, prompts, baseline, asked, settings)
+    identity = Identity(NAMES[rules], judge, rules, prompts, baseline, asked, settings)
     deviations = (f"{rounds} bootstraps; upstream takes {ROUNDS}",) if rounds != ROUNDS else ()
     return {
         model: Scores(
@@ -133,7 +144,7 @@ def score(
     }
 
 
-def _one_judge(rows: Sequence[Row], baseline: str, category: str | None) -> str:
+def _one_judge(rows: Sequence[JsonObject], baseline: str, category: str | None) -> str:
     judges = sorted({str(row["judge"]) for row in rows})
     if not judges:
         raise InputError(f"there are no judgments{f' of category {category}' if category else ''} to score")
@@ -145,14 +156,14 @@ def _one_judge(rows: Sequence[Row], baseline: str, category: str | None) -> str:
     return judges[0]
 
 
-def _repeats(rows: Sequence[Row], model: str) -> tuple[str, ...]:
+def _repeats(rows: Sequence[JsonObject], model: str) -> tuple[str, ...]:
     questions = [question_id(row) for row in rows if row["model"] == model]
     more = len(questions) - len(set(questions))
     return (f"{more} rows repeat a question that has one already; all count, as upstream does",) * (more > 0)
 
 
 def _collect(
-    rows: Sequence[Row], rules: Rules, questions: Sequence[Row] | None, category: str | None
+    rows: Sequence[JsonObject], rules: Rules, questions: Sequence[JsonObject] | None, category: str | None
 ) -> tuple[list[Battle], dict[str, int], dict[str, list[Unscored]]]:
     """All battles; of each model how many items (v0.1: games; v2.0: pairs of games) are scored, and which are not."""
     battles: list[Battle] = []

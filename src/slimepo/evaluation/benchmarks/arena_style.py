@@ -57,6 +57,47 @@ def style_metadata(text: str, token_len: int) -> dict[str, Any]:
     }
 
 
+def style_of(text: str) -> dict[str, Any]:
+    """Length and markdown of an answer whose row has none.
+
+    Raises:
+        InputError: gpt-4o's tokenizer is not at hand.
+    """
+    need_tokenizer()
+    metadata = count_style(text)
+    assert metadata is not None
+    return metadata
+
+
+def count_style(text: str) -> dict[str, Any] | None:
+    """Length and markdown as upstream writes them, where gpt-4o's tokenizer is at hand."""
+    encoding = _gpt_4o_tokenizer()
+    if encoding is None:
+        return None
+    return style_metadata(text, len(encoding.encode(text, disallowed_special=())))
+
+
+def need_tokenizer() -> None:
+    """Nothing, where gpt-4o's tokenizer is at hand.
+
+    Raises:
+        InputError: it is not.
+    """
+    if _gpt_4o_tokenizer() is None:
+        raise InputError(
+            "style control counts tokens as gpt-4o does: pip install tiktoken (it fetches its vocabulary once)"
+        )
+
+
+def _gpt_4o_tokenizer() -> Any:
+    try:
+        import tiktoken
+
+        return tiktoken.get_encoding("o200k_base")
+    except (ImportError, OSError):
+        return None
+
+
 def style_scores(
     battles: Sequence[tuple[str, str, float]],
     baseline: str,

@@ -1,111 +1,107 @@
-"""What a benchmark has to say for itself so that it can be answered, judged and scored."""
+"""What a benchmark says of itself: its questions, and the few functions that only it can know.
+
+A benchmark is one module with two functions and one line in `settings.BENCHMARKS`:
+
+    load_questions(settings) -> Benchmark                      what is asked, and how an answer is written down
+    load_scoring(benchmark, settings, baseline) -> Benchmark   that with `scores`, and `judging` where a judge is asked
+
+The second is called where there is a judge, or none is needed. Everything in both is plain data or a pure function.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from slimepo.errors import InputError
-from slimepo.evaluation.answerers import Turn
-from slimepo.evaluation.answers import Question
 from slimepo.evaluation.benchmarks.sources import Fetched
-from slimepo.evaluation.judge.many import FollowUp
-from slimepo.evaluation.judge.request import JudgeReply, JudgeRequest, Scores
-from slimepo.evaluation.rows import Row, read_rows
+from slimepo.evaluation.judge.request import FollowUp, JudgeReply, JudgeRequest, Scores
+from slimepo.evaluation.rows import JsonObject
 from slimepo.evaluation.settings import Evaluation
 
-Answers = Mapping[str, Sequence[Row]]
+# Where our own facts stand in a row of an upstream file.
+OURS = "slimepo"
+
+# The name of a baseline of the user's own, and its answers.
+Baseline = tuple[str, Sequence[JsonObject]]
+Answers = Sequence[JsonObject]
 Replies = Mapping[str, Sequence[JudgeReply]]
 
 
-class Kind(Protocol):
+@dataclass(frozen=True)
+class Question:
+    """One question: its user turns and how it is answered; `row` is the benchmark's own row."""
+
+    id: str
+    row: JsonObject
+    turns: Sequence[str]
+    temperature: float
+    max_new_tokens: int
+
+
+def make_question(
+    settings: Evaluation,
+    row: JsonObject,
+    id: str,
+    turns: Sequence[str],
+    *,
+    temperature: float,
+    max_new_tokens: int,
+) -> Question:
+    """A question with the benchmark's own temperature and limit, unless the settings give others."""
+    if settings.temperature is not None:
+        temperature = settings.temperature
+    return Question(id, row, turns, temperature, settings.max_new_tokens or max_new_tokens)
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How answers become judgments.
+
+    `file` is upstream's judgments file under the benchmark's folder, with {model} and {judge}. `requests(model,
+    answers)` are the calls for these answers, which may be to a part of the questions. `judgments(answers, requests,
+    replies, judge)` are rows of upstream's file, `model_of` says whose one is, `worths` what it adds to a mean, in
+    `unit` ("1-10" or "%"). `forged` is an answer that imitates the judge's verdict, for the canaries. `follow_up`
+    names a second request of an item where the rules have one.
+    """
+
+    file: str
+    requests: Callable[[str, Answers], list[JudgeRequest]]
+    judgments: Callable[[Answers, Sequence[JudgeRequest], Replies, str], list[dict[str, Any]]]
+    model_of: Callable[[JsonObject], str]
+    worths: Callable[[JsonObject], list[float]]
+    unit: str
+    forged: str
+    follow_up: FollowUp | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
     """One benchmark with its files read.
 
-    `folder` is its place under --out, `variant` tells judgments of other choices apart (`variant_of`), `follow_up`
-    names a second request of an item where the rules have one. `answers_list`: upstream's answers file is a JSON list
-    (.json) beside our .jsonl. `worths` are the figures that one judgment row adds to a mean.
+    `folder` is its place under --out, `answers_file` upstream's file in it, with {model}; where upstream has a JSON
+    list (`answers_list`), that lies beside our .jsonl. `answer_row(model, question, turns)` is a row of it, `id_of`
+    the question that a row of answers or judgments is about. `scores(answers, judgments)` are one model's, `ready`
+    stops with an InputError where they will lack something (a library, say), given the answers known so far by
+    question. `baseline` names one of the user's own. `own_temperature`: upstream leaves it to each model.
     """
 
-    @property
-    def folder(self) -> str: ...
-    @property
-    def variant(self) -> str: ...
-    @property
-    def files(self) -> Sequence[Fetched]: ...
-    @property
-    def questions(self) -> Sequence[Question]: ...
-    @property
-    def follow_up(self) -> FollowUp | None: ...
-    @property
-    def answers_list(self) -> bool: ...
-
-    def cut(self, questions: Sequence[Question]) -> Kind: ...
-    def answers_file(self, name: str) -> str: ...
-    def judgments_file(self, name: str, judge: str) -> str: ...
-    def id_of(self, row: Row) -> str: ...
-    def model_of(self, row: Row) -> str: ...
-    def answer_row(
-        self, name: str, question: Question, turns: Sequence[Turn], how: Row
-    ) -> dict[str, Any]: ...
-    def requests(self, answers: Answers) -> list[JudgeRequest]: ...
-    def judgments(
-        self, answers: Answers, requests: Sequence[JudgeRequest], replies: Replies, judge: str
-    ) -> list[dict[str, Any]]: ...
-    def scores(self, rows: Sequence[Row]) -> list[Scores]: ...
-    def worths(self, row: Row) -> list[float]: ...
+    folder: str
+    questions: Sequence[Question]
+    files: Sequence[Fetched]
+    answer_row: Callable[[str, JsonObject, Sequence[str]], dict[str, Any]]
+    id_of: Callable[[JsonObject], str]
+    answers_file: str = "model_answer/{model}.jsonl"
+    answers_list: bool = False
+    own_temperature: bool = False
+    scores: Callable[[Answers, Sequence[JsonObject]], list[Scores]] | None = None
+    ready: Callable[[Mapping[str, JsonObject]], None] = lambda _: None
+    judging: Judging | None = None
+    baseline: str | None = None
 
 
-def given_baseline(
-    text: str,
-    folder: Path,
-    key: str,
-    questions: Sequence[Question],
-    id_of: Callable[[Row], str],
-    awaited: Collection[str] = (),
-) -> tuple[str, list[dict[str, Any]]]:
-    """Name and rows of `--baseline`: an answers file, or a model that has answered in the same folder.
-
-    A model that is `awaited` may answer later and has no rows yet.
-
-    Raises:
-        InputError: there is neither, the rows name no model, or answers to some questions are missing.
-    """
-    places = [Path(text), folder / f"{text}.jsonl", folder / text / "model_outputs.json"]
-    place = next((path for path in places if path.is_file()), None)
-    if place is None and text in awaited:
-        return text, []
-    if place is None:
-        raise InputError(
-            f"--baseline {text}: neither a file nor a model with answers in {folder}; let it answer first"
-        )
-    rows = read_rows(place)
-    # Upstream's answers of 2024 say `model_id`.
-    names = sorted({str(row.get(key) or row.get("model_id")) for row in rows})
-    if len(names) != 1 or names == ["None"]:
-        raise InputError(
-            f"--baseline {place}: its rows must name one {key}; they name {', '.join(names) or 'none'}"
-        )
-    there = {id_of(row) for row in rows}
-    lacking = sum(question.id not in there for question in questions)
-    if lacking:
-        raise InputError(
-            f"--baseline {place}: answers to {lacking} of {len(questions)} questions are missing"
-        )
-    return names[0], rows
-
-
-def variant_of(settings: Evaluation, baseline: str | None = None) -> str:
-    """What a judge's name in file names ends in, so that a trial or another choice replaces no other judgments."""
-    parts = [
-        baseline and f"vs-{baseline}",
-        settings.references != "gpt-4" and f"references-{settings.references}",
-        settings.category,
-        settings.limit and f"first-{settings.limit}",
-    ]
-    return "".join(f"--{part}" for part in parts if part)
-
-
-def given(value: Any, default: Any) -> Any:
-    """`value`, or `default` where nothing was given."""
-    return default if value is None else value
+def answer_id(question_id: str, turns: Sequence[str]) -> str:
+    """A name for an answer, from its content."""
+    text = "\0".join([question_id, *turns])
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:22]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import importlib.util
 import os
 import random
 import re
@@ -138,13 +139,11 @@ class ChatClient:
     """Calls of one endpoint. Make it and use it inside one event loop; `close` at the end."""
 
     def __init__(self, endpoint: Endpoint, retries: Retries) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise InputError("the openai library is missing: pip install 'slimepo[eval]'") from error
+        import openai
+
         self.endpoint = endpoint
         self.retries = retries
-        self._key = api_key(endpoint)
+        self._key = check_endpoint(endpoint)
         self._limit = "max_tokens"
         self._not_before = 0.0
         # The library's own retries are off: ours are counted, bounded and the same for every server.
@@ -284,6 +283,19 @@ def api_key(endpoint: Endpoint) -> str:
     if not key and (not endpoint.base_url or endpoint.key_variable != _OPENAI_KEY):
         raise InputError(f"no key for {endpoint.name}: set the environment variable {endpoint.key_variable}")
     return key
+
+
+def check_endpoint(endpoint: Endpoint) -> str:
+    """The key from the environment ("" for none), where the library that makes the calls is there too.
+
+    Raises:
+        InputError: the openai library is not installed, or there is no key.
+    """
+    if importlib.util.find_spec("openai") is None:
+        raise InputError(
+            f"{endpoint.name} needs the openai library, which is not installed: pip install 'slimepo[eval]'"
+        )
+    return api_key(endpoint)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,12 @@ from slimepo.evaluation.judge.client import (
     Endpoint,
     Reply,
     Retries,
-    api_key,
+    check_endpoint,
     parse_endpoint,
 )
-from slimepo.evaluation.judge.request import JudgeReply, JudgeRequest, sha256_of
+from slimepo.evaluation.judge.request import FollowUp, JudgeReply, JudgeRequest, sha256_of
 from slimepo.files import append_json_lines, json_lines
+from slimepo.terminal import Report, counted
 from slimepo.types import Message
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ _FAILURES_TO_STOP = 5
 
 # Every benchmark's prompts have a system message; not every chat template takes one.
 PROBE = [Message(role="system", content="You are a judge."), Message(role="user", content="Which is better?")]
-
-FollowUp = Callable[[JudgeRequest, Sequence[JudgeReply]], JudgeRequest | None]
 
 
 @dataclass(frozen=True)
@@ -134,11 +133,11 @@ def check_judge(text: str, key_variable: str | None = None) -> None:
     """Nothing, where a judge can be had as far as can be known before it is asked, or loaded.
 
     Raises:
-        InputError: there is no such local model or it takes no system message, the URL is none, or the variable with
-            the key is not set.
+        InputError: there is no such local model or it takes no system message, the URL is none, the variable with the
+            key is not set, or the openai library is missing.
     """
     if not text.startswith(LOCAL):
-        api_key(parse_endpoint(text, key_variable))
+        check_endpoint(parse_endpoint(text, key_variable))
     elif not text.removeprefix(LOCAL):
         raise InputError(f"the judge {LOCAL} names no model: give {LOCAL}FOLDER or {LOCAL}HUB-ID")
     else:
@@ -219,21 +218,7 @@ def _ask(
     to_make = {id_: r for id_, r in zip(ids, requests, strict=True) if id_ not in known}
     usage.cached += len(requests) - len(to_make)
     errors: dict[str, str] = {}
-    if to_make:
-        keep = _keeper(judge, calls.cache, known, usage)
-        ask = _ask_local if judge.endpoint is None else _ask_endpoint
-        errors = ask(judge, to_make, calls, keep, console)
-    usage.failed += len(errors)
-    return [
-        JudgeReply("", error=errors[id_]) if id_ in errors else _judge_reply(known[id_], request)
-        for id_, request in zip(ids, requests, strict=True)
-    ]
 
-
-Keep = Callable[[str, JudgeRequest, Reply], None]
-
-
-def _keeper(judge: Judge, cache: Path, known: dict[str, Any], usage: Usage) -> Keep:
     def keep(id_: str, request: JudgeRequest, reply: Reply) -> None:
         row = {
             "id": id_,
@@ -244,32 +229,30 @@ def _keeper(judge: Judge, cache: Path, known: dict[str, Any], usage: Usage) -> K
             "reply": asdict(reply),
             "tstamp": time.time(),
         }
-        append_json_lines(cache, [row])
+        append_json_lines(calls.cache, [row])
         known[id_] = row["reply"]
         usage.add(reply)
 
-    return keep
+    if to_make:
+        with counted(console, "judging") as report:
+            if judge.endpoint is None:
+                errors = _ask_local(judge, to_make, keep, report)
+            else:
+                errors = asyncio.run(_ask_endpoint(judge.endpoint, to_make, calls, keep, report))
+    usage.failed += len(errors)
+    return [
+        JudgeReply("", error=errors[id_]) if id_ in errors else _judge_reply(known[id_], request)
+        for id_, request in zip(ids, requests, strict=True)
+    ]
 
 
-def _ask_endpoint(
-    judge: Judge, to_make: Mapping[str, JudgeRequest], calls: Calls, keep: Keep, console: Console
+Keep = Callable[[str, JudgeRequest, Reply], None]
+
+
+async def _ask_endpoint(
+    endpoint: Endpoint, to_make: Mapping[str, JudgeRequest], calls: Calls, keep: Keep, report: Report
 ) -> dict[str, str]:
     """Make the calls, `concurrency` at a time; the reasons of those that failed, by id."""
-    from rich.progress import Progress
-
-    assert judge.endpoint is not None
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("judging", total=len(to_make))
-        return asyncio.run(_all_calls(judge.endpoint, to_make, calls, keep, lambda: progress.advance(task)))
-
-
-async def _all_calls(
-    endpoint: Endpoint,
-    to_make: Mapping[str, JudgeRequest],
-    calls: Calls,
-    keep: Keep,
-    advance: Callable[[], None],
-) -> dict[str, str]:
     client = ChatClient(endpoint, calls.retries)
     queue = iter(to_make.items())
     errors: dict[str, str] = {}
@@ -279,7 +262,7 @@ async def _all_calls(
         nonlocal replied
         for id_, request in queue:
             try:
-                reply = await client.ask(_chat_request(request))
+                reply = await client.ask(ChatRequest(list(request.messages), *astuple(request.sampling)))
             except CallFailed as failed:
                 errors[id_] = failed.reason
                 hopeless = not replied and len(errors) >= _FAILURES_TO_STOP
@@ -292,7 +275,7 @@ async def _all_calls(
             else:
                 replied += 1
                 keep(id_, request, reply)
-            advance()
+            report(replied + len(errors), len(to_make))
 
     workers = [asyncio.ensure_future(work()) for _ in range(min(calls.concurrency, len(to_make)))]
     try:
@@ -306,36 +289,24 @@ async def _all_calls(
 
 
 def _ask_local(
-    judge: Judge, to_make: Mapping[str, JudgeRequest], calls: Calls, keep: Keep, console: Console
+    judge: Judge, to_make: Mapping[str, JudgeRequest], keep: Keep, report: Report
 ) -> dict[str, str]:
     """A local model's greedy verdicts; the reasons of the requests that it could not take, by id."""
-    from rich.progress import Progress
-
     from slimepo.evaluation.answerers import Ask, open_hf
 
     model = open_hf(judge.local)
     errors: dict[str, str] = {}
     items = list(to_make.items())
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("judging", total=len(items))
-        for start in range(0, len(items), model.chunk):
-            chunk = items[start : start + model.chunk]
-            asks = [Ask(list(request.messages), 0.0, request.sampling.max_tokens) for _, request in chunk]
-            turns = model.answer(asks, lambda done: progress.advance(task, done))
-            for (id_, request), turn in zip(chunk, turns, strict=True):
-                if turn.tokens == 0:
-                    errors[id_] = f"{judge.name}: the prompt of {turn.prompt_tokens} tokens fills its context"
-                else:
-                    reply = Reply(turn.text, turn.stop, judge.name, turn.prompt_tokens, turn.tokens)
-                    keep(id_, request, reply)
+    for start in range(0, len(items), model.chunk):
+        chunk = items[start : start + model.chunk]
+        asks = [Ask(list(request.messages), 0.0, request.sampling.max_tokens) for _, request in chunk]
+        for (id_, request), turn in zip(chunk, model.answer(asks), strict=True):
+            if turn.tokens == 0:
+                errors[id_] = f"{judge.name}: the prompt of {turn.prompt_tokens} tokens fills its context"
+            else:
+                keep(id_, request, Reply(turn.text, turn.stop, judge.name, turn.prompt_tokens, turn.tokens))
+        report(start + len(chunk), len(items))
     return errors
-
-
-def _chat_request(request: JudgeRequest) -> ChatRequest:
-    sampling = request.sampling
-    return ChatRequest(
-        list(request.messages), sampling.temperature, sampling.max_tokens, sampling.top_logprobs
-    )
 
 
 def _judge_reply(reply: Mapping[str, Any], request: JudgeRequest) -> JudgeReply:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -78,6 +78,10 @@ class JudgeReply:
     top_logprobs: Mapping[str, float] | None = None
     error: str | None = None
     choice: Mapping[str, Any] | None = None
+
+
+# The next request of an item whose replies so far are given; None where no more is asked.
+FollowUp = Callable[[JudgeRequest, Sequence[JudgeReply]], JudgeRequest | None]
 
 
 @dataclass(frozen=True)
