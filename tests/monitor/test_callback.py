@@ -205,7 +205,7 @@ class TestFile:
         assert [line["kind"] for line in lines] == ["start", *["probe", "generation"] * 7, "end"]
         start, end, probes = lines[0], lines[-1], of_kind(healthy, "probe")
         assert [len(ids) for ids in start["rows"].values()] == [64, 64]
-        assert (start["threshold"], start["margins"], start["steps"]) == (1.25, [0.0, 1.0, 1.5], 24)
+        assert (start["threshold"], start["margins"], start["steps"]) == (1.25, [1.0, 1.5], 24)
         assert len(start["prompts"]) == 4
         assert all(prompt["text"] for prompt in start["prompts"])
         assert [p["step"] for p in probes] == [0, 2, 3, 6, 12, 18, 24]
@@ -233,9 +233,8 @@ class TestFile:
         last = of_kind(healthy, "probe")[-1]
         assert line["step"] == 24
         for name in ("train", "heldout"):
-            for key in ("chosen_change", "chosen_fell", "rejected_p5", "entropy", "margin"):
+            for key in ("chosen_change", "chosen_fell", "rejected_p5", "entropy", "past_hard_margin"):
                 assert line[f"monitor/{name}/{key}"] == last[name][key]
-            assert line[f"monitor/{name}/past_hard_margin"] == last[name]["past_margin"][2]
         assert line["monitor/gradient_share/distance"] == last["gradient_share"]["distance"]
         assert line["monitor/generation/finished"] == of_kind(healthy, "generation")[-1]["finished"]
         assert all(isinstance(v, (int, float)) for k, v in line.items() if k.startswith("monitor/"))
@@ -347,4 +346,6 @@ def test_a_wrong_setting_is_refused_before_a_model_is_loaded(tmp_path: Path) -> 
 
 def test_a_trainer_that_hands_nothing_over_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to watch"):
-        DisplacementMonitor(MonitorSettings(), tmp_path).on_train_begin(Any, Any, Any, model=tiny_model())
+        DisplacementMonitor(MonitorSettings(), tmp_path).on_train_begin(
+            None, None, None, processing_class=None
+        )

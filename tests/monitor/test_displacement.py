@@ -8,6 +8,7 @@ from slimepo.monitor.displacement import (
     BINS,
     SideScores,
     figures,
+    flat,
     looping,
     of_scores,
     repeated,
@@ -25,16 +26,19 @@ CHOSEN = side([-1.0, -2.0], [-0.5], [-3.0, -1.0])  # -1.5, -0.5, -2 per token
 REJECTED = side([-1.0, -1.0], [-2.0, -2.0], [-4.0], entropy=0.7)  # -1, -2, -4
 
 
-def test_a_first_probe_has_moved_nothing() -> None:
-    found = figures(CHOSEN, REJECTED, None, 1.25, (0.0, 1.0, 2.0))
+OPTIONS = {"threshold": 1.25, "soft_margin": 1.5, "hard_margin": 2.0}
+
+
+def test_a_first_look_has_moved_nothing() -> None:
+    found = figures(CHOSEN, REJECTED, None, OPTIONS)
     assert found["chosen_change"] == found["rejected_change"] == found["chosen_fell"] == 0
-    assert found["chosen_pairs"] == 3
+    assert (found["pairs"], found["chosen_pairs"]) == (3, 3)
     assert found["chosen"] == pytest.approx(-4 / 3, abs=1e-6)
     assert found["rejected"] == pytest.approx(-7 / 3, abs=1e-6)
     # Margins: -0.5, 1.5, 2.
     assert found["margin"] == pytest.approx(1.0)
-    assert found["accuracy"] == pytest.approx(2 / 3, abs=1e-6)
-    assert found["past_margin"] == pytest.approx([2 / 3, 2 / 3, 1 / 3], abs=1e-6)
+    shares = [found[key] for key in ("accuracy", "past_soft_margin", "past_hard_margin")]
+    assert shares == pytest.approx([2 / 3, 2 / 3, 1 / 3], abs=1e-6)
     # A mean over pairs of 0 of 2, 2 of 2 and 1 of 1 tokens.
     assert found["rejected_below_floor"] == pytest.approx(2 / 3, abs=1e-6)
     assert found["rejected_p5"] == pytest.approx(np.percentile([-1, -1, -2, -2, -4], 5))
@@ -44,7 +48,7 @@ def test_a_first_probe_has_moved_nothing() -> None:
 
 def test_changes_are_against_the_start_pair_by_pair() -> None:
     start = {"chosen": [-1.0, -1.0, -2.0], "rejected": [-1.0, -1.0, -1.0]}
-    found = figures(CHOSEN, REJECTED, start, 1.25, (0.0, 1.0, 1.5))
+    found = figures(CHOSEN, REJECTED, start, OPTIONS)
     # -0.5, +0.5, 0: one of three fell, and one that stayed did not.
     assert found["chosen_change"] == pytest.approx(0)
     assert found["chosen_fell"] == pytest.approx(1 / 3, abs=1e-6)
@@ -72,20 +76,21 @@ def test_whole_sets_of_which_there_are_log_probs_alone() -> None:
 
 
 def test_a_side_that_is_not_there_has_no_figures() -> None:
-    """A demonstration has no rejected answer; a judged answer has one of the two."""
-    found = figures(CHOSEN, side([], [], []), None, 1.25, (0.0,))
-    for key in ("rejected", "margin", "accuracy", "rejected_below_floor", "rejected_p1", "entropy_rejected"):
-        assert found[key] is None
-    assert found["past_margin"] == [None]
-    assert found["chosen"] == pytest.approx(-4 / 3, abs=1e-6)
-    judged = figures(side([-1.0], []), side([], [-3.0]), None, 1.25, (0.0,))
-    assert (judged["chosen"], judged["rejected"], judged["margin"]) == (-1.0, -3.0, None)
-    assert (judged["pairs"], judged["chosen_pairs"]) == (2, 1)
-    assert judged["per_pair"] == {"chosen": [-1.0, None], "rejected": [None, -3.0]}
+    """A judged answer is one of the two; a demonstration has no rejected answer."""
+    found = figures(side([-1.0], []), side([], [-3.0]), None, OPTIONS)
+    assert (found["chosen"], found["rejected"], found["margin"]) == (-1.0, -3.0, None)
+    assert (found["pairs"], found["chosen_pairs"]) == (2, 1)
+    assert found["per_pair"] == {"chosen": [-1.0, None], "rejected": [None, -3.0]}
+    line = {"kind": "probe", "train": figures(CHOSEN, side([], [], []), None, OPTIONS), "heldout": None}
+    logged = flat(line | {"gradient_share": {"chosen": 0.5}, "entanglement": {"ratio": [1.0, 2.0]}})
+    assert {name.rpartition("/")[2] for name in logged if name.startswith("monitor/train/")} == {
+        "pairs", "chosen_pairs", "chosen", "chosen_change", "chosen_change_error", "chosen_fell", "entropy", "top1"
+    }  # fmt: skip
+    assert (logged["monitor/gradient_share/chosen"], logged["monitor/entanglement"]) == (0.5, 1.5)
 
 
 def test_tokens_below_the_last_bin_are_counted_in_it() -> None:
-    found = figures(side([-1.0]), side([-500.0, -29.9, 0.0]), None, 1.25, (0.0,))
+    found = figures(side([-1.0]), side([-500.0, -29.9, 0.0]), None, OPTIONS)
     assert len(found["rejected_histogram"]) == len(BINS) - 1
     assert (found["rejected_histogram"][0], found["rejected_histogram"][-1]) == (2, 1)
 

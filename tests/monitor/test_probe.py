@@ -35,10 +35,13 @@ class TestSample:
 
     def test_judged_rows_are_counted_by_their_chosen_answers(self) -> None:
         """Every other row has a chosen answer here; however rare they are, no more than four times as many rows."""
-        judged = [without(row, 0) if at % 2 else without(row, 1) for at, row in enumerate(random_rows(80))]
+        judged = [
+            replace(row, responses=(row.responses[0][:0], row.responses[1]) if at % 2 else row.responses[:1])
+            for at, row in enumerate(random_rows(80))
+        ]
         found = sample(judged, 10, 0)
-        assert sum(len(row.response(0)) > 0 for row in found) == 10 < len(found)
-        assert len(sample([without(row, 0) for row in judged], 10, 0)) == 40
+        assert sum(len(row.responses[0]) > 0 for row in found) == 10 < len(found)
+        assert len(sample([replace(row, responses=()) for row in judged], 10, 0)) == 40
 
     def test_prompts_differ(self) -> None:
         rows = random_rows(60)
@@ -72,13 +75,13 @@ def test_scores_are_those_of_the_models_own_logits(layout: str, adapter: bool) -
     install_logps(model)
     choose_layout(model, layout)
     rows = random_rows(7)
-    rows[2] = without(rows[2], 1)
+    rows[2] = replace(rows[2], responses=rows[2].responses[:1])
     chosen, rejected = score_sample(model, rows, StepCollator(4, layout=layout), 3)  # type: ignore[arg-type]
     model.eval()
     for row, w, l, entropy, top1 in zip(  # noqa: E741
         rows, chosen.logps, rejected.logps, chosen.entropy, chosen.top1, strict=True
     ):
-        for answer, logps in zip(row.responses, (w, l), strict=True):
+        for answer, logps in ((row.response(0), w), (row.response(1), l)):
             assert len(logps) == len(answer)
             if len(answer):
                 table = _table(model, row, answer)
@@ -86,13 +89,6 @@ def test_scores_are_those_of_the_models_own_logits(layout: str, adapter: bool) -
         table = _table(model, row, row.responses[0])
         np.testing.assert_allclose(entropy, -(np.exp(table) * table).sum(-1), atol=1e-5)
         np.testing.assert_array_equal(top1, table.argmax(-1) == row.responses[0])
-
-
-def without(row: Row, position: int) -> Row:
-    """The row without one of its two responses."""
-    return replace(
-        row, responses=tuple(ids[:0] if i == position else ids for i, ids in enumerate(row.responses))
-    )
 
 
 def _table(model: torch.nn.Module, row: Row, answer: np.ndarray) -> np.ndarray:
@@ -167,6 +163,6 @@ def test_greedy_answers_are_counted_and_checked() -> None:
         assert answer["tokens"] == 12 or answer["finished"]
         assert answer["valid"] is answer["finished"]
     assert found["finished"] == pytest.approx(sum(a["finished"] for a in found["answers"]) / 3, abs=1e-6)
-    silent = greedy_answers(model, rows, 1, 12, None, None)
+    silent = greedy_answers(model, rows, 1, 12, lambda ids: None, None)
     assert silent["valid"] is None
     assert all(a["text"] is None for a in silent["answers"])

@@ -23,7 +23,7 @@ from slimepo.data.rows import PAIR, Row
 from slimepo.errors import InputError
 from slimepo.losses import find_objective, hyperparameters, slime
 from slimepo.model.score import PairScores
-from slimepo.monitor.displacement import BINS, figures, flat_answers, flat_figures, of_scores
+from slimepo.monitor.displacement import BINS, figures, flat, of_scores
 from slimepo.monitor.probe import (
     end_token,
     entanglement,
@@ -96,27 +96,23 @@ class DisplacementMonitor(TrainerCallback):
         """
         probes = self.record.of_kind("probe")
         if probes:
-            now, start = (of_scores(scores, before, self._threshold) for scores in (after, before))
+            now, start = (of_scores(scores, before, self._options["threshold"]) for scores in (after, before))
             # Without the mild thresholds of a warning that is on: what the sample said has no say here.
             verdicts = judge_pairs({"heldout": now}, {"heldout": start}, on={})
             self.record.conclude(probes[-1]["step"], verdicts, now["chosen_pairs"])
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        processing_class: Any = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        watched, settings = self._watched, self.settings
-        if watched is None or model is None:
+        watched, settings, tokenizer = self._watched, self.settings, given["processing_class"]
+        if watched is None:
             raise InputError(
                 "DisplacementMonitor has nothing to watch: give it to a PreferenceTrainer, or call watch"
             )
         self._steps = look_steps(state.max_steps, settings.every)
-        self._decode = (lambda ids: str(processing_class.decode(ids))) if processing_class else None
+        self._decode: Callable[[list[int]], str | None] = lambda ids: (
+            str(tokenizer.decode(ids)) if tokenizer else None
+        )
         heldout = list(watched.heldout if self.heldout is None else self.heldout)
         self._rows = {
             "train": sample(watched.train, settings.pairs, args.seed),
@@ -125,28 +121,21 @@ class DisplacementMonitor(TrainerCallback):
         rows = [row for of in self._rows.values() for row in of]
         self._end = end_token(rows)
         self._prompts = prompts_for(heldout or watched.train, settings.prompts, args.seed)
-        longest = max((len(answer) for row in rows for answer in row.responses[:2]), default=1)
+        longest = max((len(answer) for row in rows for answer in row.responses), default=1)
         self._max_new_tokens = min(settings.max_new_tokens, 2 * longest)
         objective = find_objective(watched.loss)
         self._slime = {**objective.preset, **watched.loss_options} if objective.function is slime else None
-        options = hyperparameters(slime) | (self._slime or {})
-        self._threshold: float = options["threshold"]
-        self._margins = [0.0, options["soft_margin"], options["hard_margin"]]
+        self._options = hyperparameters(slime) | (self._slime or {})
         if state.is_world_process_zero:
-            self._take_up_or_begin(model, args, state)
+            self._take_up_or_begin(given["model"], args, state)
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> TrainerControl:
-        if state.global_step not in self._steps or model is None:
+        if state.global_step not in self._steps:
             return control
         if state.is_world_process_zero:
-            self._look(model, args, state)
+            self._look(given["model"], args, state)
         if self.settings.stop_on:
             # The main process alone has measured, and all must leave the loop at the same step.
             stop = torch.tensor(float(self.record.stopped is not None), device=args.device)
@@ -156,27 +145,15 @@ class DisplacementMonitor(TrainerCallback):
         return control
 
     def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        if not state.is_world_process_zero or model is None:
-            return
-        probes = self.record.of_kind("probe")
-        if probes[-1]["step"] < state.global_step:
+        record, step = self.record, state.global_step
+        if state.is_world_process_zero:
             # A run that ends early, by whatever callback, has its last figures too.
-            self._look(model, args, state)
-        self.record.append(
-            {
-                "kind": "end",
-                "step": state.global_step,
-                "reason": "stopped" if self.record.stopped else "finished",
-                "warnings": self.record.holding(),
-            }
-        )
+            if record.of_kind("probe")[-1]["step"] < step:
+                self._look(given["model"], args, state)
+            reason = "stopped" if record.stopped else "finished"
+            record.append({"kind": "end", "step": step, "reason": reason, "warnings": record.holding()})
 
     def _take_up_or_begin(self, model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
         """Go on behind a checkpoint with step 0 as the file has it, or write a new file with how things stand now."""
@@ -187,16 +164,12 @@ class DisplacementMonitor(TrainerCallback):
             "version": VERSION,
             "loss": self._watched.loss,
             "name": self.record.path.parent.name,
-            "threshold": self._threshold,
-            "margins": self._margins,
+            "threshold": self._options["threshold"],
+            "margins": [self._options["soft_margin"], self._options["hard_margin"]],
             "rows": {name: [row.id for row in rows] for name, rows in self._rows.items()},
             "bins": list(BINS),
             "prompts": [
-                {
-                    "row_id": row.id,
-                    "text": self._decode(row.prompt_ids.tolist()) if self._decode else None,
-                }
-                for row in self._prompts
+                {"row_id": row.id, "text": self._decode(row.prompt_ids.tolist())} for row in self._prompts
             ],
             "max_new_tokens": self._max_new_tokens,
             "seed": args.seed,
@@ -243,7 +216,7 @@ class DisplacementMonitor(TrainerCallback):
             **found,
         }
         record.append(line)
-        self._unlogged |= flat_figures(line)
+        self._unlogged |= flat(line)
         record.warn(step, judge_pairs(line, before or line, record.on), stop_on)
         if self._end is None or not self._prompts:
             return
@@ -260,7 +233,7 @@ class DisplacementMonitor(TrainerCallback):
         seconds = round(time.perf_counter() - started, 4)
         line = {"kind": "generation", "step": step, "seconds": seconds, **answers}
         record.append(line)
-        self._unlogged |= flat_answers(line)
+        self._unlogged |= flat(line)
         record.warn(step, [judge_answers(line, record.of_kind("generation")[0], record.on)], stop_on)
 
     def _figures(self, model: nn.Module, before: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -278,7 +251,7 @@ class DisplacementMonitor(TrainerCallback):
             if of:
                 sides = chosen.part(part), rejected.part(part)
                 start = before[name]["per_pair"] if before else None
-                found[name] = figures(*sides, start, self._threshold, self._margins)
+                found[name] = figures(*sides, start, self._options)
                 if name == "train" and self._slime is not None:
                     found["gradient_share"] = gradient_share(self._slime, *sides)
         pairs = [row for row in self._rows["train"] if all(len(row.response(i)) for i in PAIR)]

@@ -15,11 +15,6 @@ FloatArray = NDArray[np.float64]
 
 # Edges of the histogram of rejected tokens, in nats; what is lower counts in the first bin.
 BINS: tuple[float, ...] = tuple(-30 + 0.5 * i for i in range(61))
-_FLAT = (
-    "chosen_pairs", "chosen", "rejected", "margin", "accuracy", "chosen_change", "rejected_change", "chosen_fell",
-    "rejected_fell", "rejected_below_floor", "rejected_p1", "rejected_p5", "entropy", "entropy_rejected", "top1",
-)  # fmt: skip
-_FLAT_ANSWERS = ("length", "finished", "repeated", "looping", "valid")
 _LONGEST_BLOCK, _LOOP_COPIES, _NGRAM = 16, 5, 4
 
 
@@ -47,36 +42,32 @@ def figures(
     chosen: SideScores,
     rejected: SideScores,
     start: Mapping[str, Sequence[float | None]] | None,
-    threshold: float,
-    margins: Sequence[float],
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What is written about a sample at one look; means over pairs, None for what no pair has.
 
-    start: `per_pair` as it was at step 0; None if this is step 0. threshold: rejected tokens below -threshold nats are
-    under the floor. margins: the share of pairs at or past each is counted (past 0: above it).
+    start: `per_pair` as it was at step 0; None if this is step 0. options: SLIME's, for its floor and its two margins.
     """
     w, l = chosen.means(), rejected.means()  # noqa: E741
-    change_w, change_l = (w - w, l - l) if start is None else (
-        w - _as_array(start["chosen"]), l - _as_array(start["rejected"])
-    )  # fmt: skip
-    margin = w - l
-    tokens = _flat(rejected.logps)
+    before_w, before_l = (w, l) if start is None else map(_as_array, (start["chosen"], start["rejected"]))
+    margin, change_l, tokens = w - l, l - before_l, _flat(rejected.logps)
     return {
         "pairs": len(w),
         "chosen": _mean(w),
         "rejected": _mean(l),
         "margin": _mean(margin),
         "accuracy": _share(margin > 0, margin),
-        **fall(change_w),
+        "past_soft_margin": _share(margin >= options["soft_margin"], margin),
+        "past_hard_margin": _share(margin >= options["hard_margin"], margin),
+        **fall(w - before_w),
         "rejected_change": _mean(change_l),
         "rejected_fell": _share(change_l < 0, change_l),
-        "past_margin": [_share(margin >= m if m else margin > 0, margin) for m in margins],
-        **_floor(rejected.logps, threshold),
+        **_floor(rejected.logps, options["threshold"]),
         "rejected_p1": _percentile(tokens, 1),
-        "rejected_histogram": np.histogram(np.clip(tokens, BINS[0], 0), BINS)[0].tolist(),
         "entropy": _mean(_flat(chosen.entropy)),
         "entropy_rejected": _mean(_flat(rejected.entropy)),
         "top1": _mean(_flat(chosen.top1)),
+        "rejected_histogram": np.histogram(np.clip(tokens, BINS[0], 0), BINS)[0].tolist(),
         "per_pair": {"chosen": _with_none(w), "rejected": _with_none(l)},
     }
 
@@ -98,23 +89,23 @@ def fall(change: FloatArray) -> dict[str, Any]:
     }
 
 
-def flat_figures(line: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a look at pairs under the names that trackers show."""
-    flat: dict[str, float | None] = {}
-    for name in ("train", "heldout"):
-        if line[name] is not None:
-            flat |= {f"monitor/{name}/{key}": line[name][key] for key in _FLAT}
-            _, soft, hard = line[name]["past_margin"]
-            flat |= {f"monitor/{name}/past_soft_margin": soft, f"monitor/{name}/past_hard_margin": hard}
-    flat |= {f"monitor/gradient_share/{k}": v for k, v in (line["gradient_share"] or {}).items()}
-    if line["entanglement"]:
-        flat["monitor/entanglement"] = float(np.mean(line["entanglement"]["ratio"]))
-    return {name: value for name, value in flat.items() if value is not None}
-
-
-def flat_answers(line: Mapping[str, Any]) -> dict[str, float]:
-    """The same of greedy answers."""
-    return {f"monitor/generation/{key}": line[key] for key in _FLAT_ANSWERS if line[key] is not None}
+def flat(line: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a `probe` or a `generation` under the names that trackers show."""
+    if line["kind"] == "generation":
+        told = {
+            "generation": {key: line[key] for key in ("length", "finished", "repeated", "looping", "valid")}
+        }
+    else:
+        told = {name: line[name] or {} for name in ("train", "heldout", "gradient_share")}
+    figures = {
+        f"monitor/{part}/{key}": value
+        for part, of in told.items()
+        for key, value in of.items()
+        if isinstance(value, int | float)
+    }
+    if line.get("entanglement"):
+        figures["monitor/entanglement"] = float(np.mean(line["entanglement"]["ratio"]))
+    return figures
 
 
 def repeated(tokens: Sequence[int]) -> float:

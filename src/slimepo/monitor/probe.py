@@ -49,7 +49,7 @@ def prompts_for(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
 
 def end_token(rows: Sequence[Row]) -> int | None:
     """The token that most of the answers end in; None where fewer than half of them share one."""
-    answers = [answer for row in rows for answer in row.responses[:2] if len(answer)]
+    answers = [answer for row in rows for i in PAIR if len(answer := row.response(i))]
     ((token, times),) = Counter(int(answer[-1]) for answer in answers).most_common(1) or [(0, -1)]
     return token if 2 * times >= len(answers) else None
 
@@ -135,7 +135,7 @@ def greedy_answers(
     prompts: Sequence[Row],
     end_token_id: int,
     max_new_tokens: int,
-    decode: Callable[[list[int]], str] | None,
+    decode: Callable[[list[int]], str | None],
     valid: Callable[[str, str], bool] | None,
 ) -> dict[str, Any]:
     """Answer prompts greedily: lengths, whether they end, how much they repeat; text where there is a tokenizer."""
@@ -149,7 +149,7 @@ def greedy_answers(
     answers: list[dict[str, Any]] = []
     for row, (completion,) in zip(prompts, completions, strict=True):
         ids = completion.token_ids[:-1] if completion.finished else completion.token_ids
-        text = decode(ids) if decode else None
+        text = decode(ids)
         answers.append(
             {
                 "row_id": row.id,
@@ -193,6 +193,6 @@ def _dot(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> float:
 
 def _digest(row: Row, seed: int) -> bytes:
     hashed = hashlib.blake2b(str(seed).encode(), digest_size=16)
-    for ids in (row.prompt_ids, *map(row.response, PAIR)):
+    for ids in (row.prompt_ids, *(row.response(i) for i in PAIR)):
         hashed.update(len(ids).to_bytes(4, "big") + ids.tobytes())
     return hashed.digest()
