@@ -21,6 +21,8 @@ from slimepo.training.config import PreferenceConfig, SLIMEConfig
 from slimepo.training.steps import StepSampler
 from slimepo.training.trainer import PreferenceTrainer, SLIMETrainer
 from tests.tiny import random_rows, tiny_model
+from tests.training import rank_worker
+from tests.training.rank_worker import JOBS, train
 
 
 def trainer(tmp_path: Path, model: Any = None, rows: Any = None, **options: Any) -> PreferenceTrainer:
@@ -88,28 +90,21 @@ class TestBatchLayout:
             total += sft(PairLogps(logps, mask, logps[:, :0], mask[:, :0])).loss.item()
         assert value.item() == pytest.approx(total / 5, rel=1e-5)
 
-    @pytest.mark.parametrize("options", [("random",), ("group_by_length",), ("random", "kto")])
-    def test_two_ranks_take_the_same_steps_as_one(self, tmp_path: Path, options: tuple[str, ...]) -> None:
+    @pytest.mark.parametrize("job", ["random", "group_by_length", "kto"])
+    def test_two_ranks_take_the_same_steps_as_one(self, job: str, two_ranks: Path) -> None:
         """With rows that do not divide, so that the last step leaves one rank with none."""
-        weights = []
-        for ranks in (1, 2):
-            out = tmp_path / f"{ranks}.json"
-            result = run_worker(ranks, out, *options)
-            assert result.returncode == 0, result.stderr[-3000:]
-            weights.append(json.loads(out.read_text()))
-        assert len(weights[0]["losses"]) == 6
-        for one, two in zip(weights[0]["losses"], weights[1]["losses"], strict=True):
+        alone, both = train(job, ranks=1), json.loads((two_ranks / f"{job}-0.json").read_text())
+        assert len(alone["losses"]) == 6
+        for one, two in zip(alone["losses"], both["losses"], strict=True):
             assert two == pytest.approx(one, rel=1e-5)
-        np.testing.assert_allclose(weights[1]["weights"], weights[0]["weights"], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(both["weights"], alone["weights"], rtol=1e-4, atol=1e-6)
         # z0 is a difference of sums of some 50 nats in float32.
-        assert weights[1]["score"] == pytest.approx(weights[0]["score"], rel=1e-5, abs=1e-5)
+        assert both["score"] == pytest.approx(alone["score"], rel=1e-5, abs=1e-5)
 
-    def test_two_ranks_leave_the_run_together(self, tmp_path: Path) -> None:
+    def test_two_ranks_leave_the_run_together(self, two_ranks: Path) -> None:
         """The main process alone measures, and the other one must not wait for it."""
-        out = tmp_path / "out.json"
-        result = run_worker(2, out, "random", "stop")
-        assert result.returncode == 0, result.stderr[-3000:]
-        assert json.loads(out.read_text())["steps"] == 2
+        for rank in (0, 1):
+            assert json.loads((two_ranks / f"stop-{rank}.json").read_text())["steps"] == 2
 
 
 def _disturb(model: torch.nn.Module) -> None:
@@ -120,13 +115,15 @@ def _disturb(model: torch.nn.Module) -> None:
             parameter.add_(0.05 * torch.randn_like(parameter))
 
 
-def run_worker(ranks: int, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    worker = [str(Path(__file__).with_name("rank_worker.py")), str(out), str(8 // ranks), *options]
-    launch = [sys.executable]
-    if ranks > 1:
-        port = str(20000 + os.getpid() % 20000)
-        launch += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port", port]
-    return subprocess.run(launch + worker, capture_output=True, text=True, timeout=240)
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what every job of rank_worker gave on each of two ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port"]
+    launch += [str(20000 + os.getpid() % 20000), rank_worker.__file__, str(folder), *JOBS]
+    result = subprocess.run(launch, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder
 
 
 class TestOrder:
@@ -177,11 +174,12 @@ class TestFailures:
         assert named
         assert named <= guilty
 
-    def test_a_non_finite_loss_on_one_rank_stops_all_of_them(self, tmp_path: Path) -> None:
-        result = run_worker(2, tmp_path / "out.json", "sequential", "poison")
-        assert result.returncode != 0
-        assert "not finite at step 1; rows: row 1" in result.stderr
-        assert "rows: of another rank" in result.stderr
+    def test_a_non_finite_loss_on_one_rank_stops_all_of_them(self, two_ranks: Path) -> None:
+        there, here = (
+            json.loads((two_ranks / f"poison-{rank}.json").read_text())["error"] for rank in (0, 1)
+        )
+        assert "not finite at step 1; rows: row 1" in here
+        assert "rows: of another rank" in there
 
     def test_a_non_finite_gradient_stops_before_the_weights_change(self, tmp_path: Path) -> None:
         made = trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=2)
