@@ -400,8 +400,7 @@ def test_a_new_benchmark_is_a_module_and_a_line(
     def load_questions(settings: Evaluation) -> Benchmark:
         rows = [{"id": str(i), "text": f"Tell me {i} stories."} for i in range(9)][: settings.limit]
         questions = [
-            make_question(settings, row, row["id"], [row["text"]], temperature=0.0, max_new_tokens=99)
-            for row in rows
+            make_question(settings, row, row["id"], [row["text"]], temperature=0.0, limit=99) for row in rows
         ]
         return Benchmark("toy", questions, (), answer_row, id_of=lambda row: str(row["id"]))
 

@@ -14,7 +14,7 @@ from slimepo.evaluation.benchmarks.base import OURS, Answers, Benchmark
 from slimepo.evaluation.canaries import CanaryResult, canary_answers, canary_result, canary_words
 from slimepo.evaluation.job import Job, canary_path, judgments_path, score_path
 from slimepo.evaluation.judge.many import Judge
-from slimepo.evaluation.judge.request import Scores, most_common, refuse_unscored, scores_row, sha256_of
+from slimepo.evaluation.judge.request import Scores, most_common, refuse_unscored, sha256_of
 from slimepo.evaluation.rows import read_rows
 from slimepo.evaluation.settings import Evaluation
 from slimepo.files import write_json
@@ -51,7 +51,7 @@ def write_scores(job: Job, benchmark: Benchmark, judge: Judge | None, console: C
         refuse_unscored(scores, job.settings.max_unscored)
     canaries = {} if judge is None else _canary_results(job, benchmark, judge)
     record = {
-        "scores": [scores_row(scores) for scores in found],
+        "scores": [asdict(scores) for scores in found],
         "answers": {"sha256": sha256_of(answers), "made": answers[0].get(OURS, "elsewhere")},
         **({} if judge is None else _judge_facts(job, benchmark, judge, answers)),
         "files": [

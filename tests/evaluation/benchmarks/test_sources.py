@@ -37,7 +37,7 @@ def pinned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_every_official_file_at_hand_has_the_pinned_hash(shared_data: Path) -> None:
     at_hand = [path for path in SOURCES if _there(shared_data / "eval" / path)]
-    assert len(at_hand) >= 15
+    assert len(at_hand) >= 14
     for path in at_hand:
         assert fetch(path, data_dir=shared_data / "eval").sha256 == SOURCES[path].digest
 

@@ -1,7 +1,7 @@
 """What is kept beside a score, and the two guards: too much unscored, and columns that do not compare."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import pytest
@@ -18,7 +18,6 @@ from slimepo.evaluation.judge.request import (
     one_column,
     refuse_unscored,
     scores_of_row,
-    scores_row,
     sha256_of,
 )
 from slimepo.types import Message
@@ -86,7 +85,7 @@ def test_scores_are_put_into_columns_that_compare() -> None:
 
 
 def test_scores_survive_a_json_file() -> None:
-    assert scores_of_row(json.loads(json.dumps(scores_row(SCORES)))) == SCORES
+    assert scores_of_row(json.loads(json.dumps(asdict(SCORES)))) == SCORES
     with pytest.raises(InputError, match="no benchmark scores"):
         scores_of_row({"model": "ours"})
 

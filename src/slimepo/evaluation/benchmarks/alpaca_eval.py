@@ -64,12 +64,7 @@ def load_questions(settings: Evaluation) -> Benchmark:
     file = fetch(BASELINE, data_dir=settings.data_dir)
     questions = [
         make_question(
-            settings,
-            row,
-            row["instruction"],
-            [row["instruction"]],
-            temperature=0.0,
-            max_new_tokens=ANSWER_TOKENS,
+            settings, row, row["instruction"], [row["instruction"]], temperature=0.0, limit=ANSWER_TOKENS
         )
         for row in read_rows(file.file)[: settings.limit]
     ]

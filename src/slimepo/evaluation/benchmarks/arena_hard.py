@@ -85,12 +85,7 @@ def load_questions(settings: Evaluation) -> Benchmark:
         )
     questions = [
         make_question(
-            settings,
-            row,
-            question_id(row),
-            [question_text(row)],
-            temperature=0.0,
-            max_new_tokens=ANSWER_TOKENS,
+            settings, row, question_id(row), [question_text(row)], temperature=0.0, limit=ANSWER_TOKENS
         )
         for row in rows[: settings.limit]
     ]
@@ -366,13 +361,11 @@ def judgment_rows(
     baseline. A game without verdict has the score None and says why under `unscored`.
     """
     games: dict[tuple[str, str], list[JudgeRequest]] = {}
-    for request in sorted(requests, key=lambda r: r.part):
+    for request in requests:
         games.setdefault((request.model, request.question_id), []).append(request)
-    # The order of the requests, not that of the sorted parts.
-    order = dict.fromkeys((r.model, r.question_id) for r in requests)
     rows = []
-    for key in order:
-        both = games[key]
+    for both in games.values():
+        both.sort(key=lambda request: request.part)
         if len(both) != 2 or not all(replies.get(r.key) for r in both):
             continue
         old = both[0].benchmark == NAMES["v0.1"]
@@ -391,15 +384,13 @@ def judgment_rows(
 
 def _game(request: JudgeRequest, replies: Sequence[JudgeReply], old: bool) -> dict[str, Any]:
     error = next((reply.error for reply in replies if reply.error), None)
+    text = joined_text(replies) if old else replies[-1].text
     if old:
-        text = joined_text(replies)
-        verdict = parse_verdict(text, "v0.1")
         game: dict[str, Any] = {"user_prompt": request.messages[1]["content"], "judgment": text}
     else:
-        text = replies[-1].text
-        verdict = parse_verdict(text, "v2.0")
         game = {"judgment": {"answer": text}, "prompt": [dict(m) for m in request.messages]}
-    if isinstance(verdict, Unscored) or (error and not old):
-        reason = error or (verdict.reason if isinstance(verdict, Unscored) else "")
-        return {"score": None, **game, "unscored": reason}
-    return {"score": verdict, **game}
+    verdict = parse_verdict(text, "v0.1" if old else "v2.0")
+    if isinstance(verdict, Unscored):
+        return {"score": None, **game, "unscored": error or verdict.reason}
+    # v0.1 reads what came before a failed second call too.
+    return {"score": None, **game, "unscored": error} if error and not old else {"score": verdict, **game}

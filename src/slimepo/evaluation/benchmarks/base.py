@@ -41,18 +41,12 @@ class Question:
 
 
 def make_question(
-    settings: Evaluation,
-    row: JsonObject,
-    id: str,
-    turns: Sequence[str],
-    *,
-    temperature: float,
-    max_new_tokens: int,
+    settings: Evaluation, row: JsonObject, id: str, turns: Sequence[str], *, temperature: float, limit: int
 ) -> Question:
-    """A question with the benchmark's own temperature and limit, unless the settings give others."""
+    """A question with the benchmark's own temperature and `limit` of new tokens, unless the settings give others."""
     if settings.temperature is not None:
         temperature = settings.temperature
-    return Question(id, row, turns, temperature, settings.max_new_tokens or max_new_tokens)
+    return Question(id, row, turns, temperature, settings.max_new_tokens or limit)
 
 
 @dataclass(frozen=True)

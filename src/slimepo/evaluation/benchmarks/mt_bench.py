@@ -71,7 +71,7 @@ def load_questions(settings: Evaluation) -> Benchmark:
             str(row["question_id"]),
             row["turns"],
             temperature=TEMPERATURES.get(row["category"], 0.7),
-            max_new_tokens=ANSWER_TOKENS,
+            limit=ANSWER_TOKENS,
         )
         for row in read_rows(file.file)[: settings.limit]
     ]

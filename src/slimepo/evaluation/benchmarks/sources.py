@@ -58,106 +58,49 @@ class Fetched:
     check: Check
 
 
-SOURCES: dict[str, Source] = {
-    source.path: source
-    for source in (
-        Source(
-            "mt_bench/question.jsonl",
-            f"{_FASTCHAT}/mt_bench/question.jsonl",
-            "119565adbab82227089cefdb44c8d7e2cf04dc0a0ec233634c82e7d4e2a944f7",
-        ),
-        Source(
-            "mt_bench/judge_prompts.jsonl",
-            f"{_FASTCHAT}/judge_prompts.jsonl",
-            "fd283293406d024f44c174b094ef48031d0687a4682fd3a56b29b138f80281b6",
-        ),
-        Source(
-            "mt_bench/reference_answer/gpt-4.jsonl",
-            f"{_FASTCHAT}/mt_bench/reference_answer/gpt-4.jsonl",
-            "f957a5bc977badb66885ec970e6cd08527845780313f0995764260e5777b9b3f",
-        ),
-        Source(
-            "mt_bench/reference_answer/gpt-4-1106-preview.jsonl",
-            f"{_SIMPO}/mt-bench/gpt-4-1106-preview.jsonl",
-            "fe030678a33dbbd3d729e7569375150b8830a53f5b11f820a75b630db317f56f",
-        ),
-        Source(
-            "arena_hard/v0.1/question.jsonl",
-            f"{_ARENA}/data/arena-hard-v0.1/question.jsonl",
-            "2650242d2883f22b2abd498f273b6a7e02253cce533f5c91a858e1d44aa3002f",
-        ),
-        Source(
-            "arena_hard/v0.1/answer.gpt-4-0314.jsonl",
-            f"{_ARENA}/data/arena-hard-v0.1/model_answer/gpt-4-0314.jsonl",
-            "0f6abc84de4600fde987d9db70f838f4ecdbd27a2f1f4058c12aa322a6f791b2",
-        ),
-        Source(
-            "arena_hard/v2.0/question.jsonl",
-            f"{_ARENA}/data/arena-hard-v2.0/question.jsonl",
-            "a75cef6623db6b27aec810497b059f0659705d7ff48dcbccc5bd5b130728ac73",
-        ),
-        Source(
-            "arena_hard/v2.0/answer.o3-mini-2025-01-31.jsonl",
-            f"{_ARENA}/data/arena-hard-v2.0/model_answer/o3-mini-2025-01-31.jsonl",
-            "c23a7c255eead99f7f86ad48aa1d8ccdb5b3334f2097e0e1e09184df87265e03",
-        ),
-        Source(
-            "arena_hard/v2.0/answer.gemini-2.0-flash-001.jsonl",
-            f"{_ARENA}/data/arena-hard-v2.0/model_answer/gemini-2.0-flash-001.jsonl",
-            "75513a4feb8e2f642a9bdb952d1c3ed245b9c952",
-            "git id",
-        ),
-        Source(
-            "arena_hard/config/arena-hard-v0.1.yaml",
-            f"{_ARENA}/config/arena-hard-v0.1.yaml",
-            "87ac45a188421218349697b5eda95cc77f6e60b6f61495d67d8cfebba3210528",
-        ),
-        Source(
-            "arena_hard/config/arena-hard-v2.0.yaml",
-            f"{_ARENA}/config/arena-hard-v2.0.yaml",
-            "ee68e5c6ac98a79720bf11014fc3f7fc3c3e5899153b3b08efe3db0e174215a0",
-        ),
-        Source(
-            "arena_hard/config/judge_utils.py",
-            f"{_ARENA}/utils/judge_utils.py",
-            "cbb093f4fc27408d8447e946392f26f98538b1e3950f574aca91a0f7595167b4",
-        ),
-        Source(
-            "arena_hard/config/judge_settings.json",
-            "",
-            "b66f754e88b34cfae0bfa226b19a2f3d19252879393947525effc26d2795d8b2",
-            "derived",
-        ),
-        Source(
-            "alpaca_eval/baseline_gpt4_1106_preview.model_outputs.json",
-            f"{_ALPACA}/results/gpt4_1106_preview/model_outputs.json",
-            "83db546b872ddebee8965fd05fa48461ee3c32bc695c62fb57f2d214ff741ec4",
-        ),
-        Source(
-            "alpaca_eval/alpaca_eval_clf.txt",
-            f"{_ALPACA}/src/alpaca_eval/evaluators_configs/alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt",
-            "784227e6dc2832fc08c43d2c8ea3a308e7523780187a1aaad2f85e30bac85f62",
-        ),
-        Source(
-            "alpaca_eval/df_gamed.csv",
-            f"{_ALPACA_HUB}/df_gamed.csv",
-            "97aeec3f1c7de6dee6fd31fe66f1702623f4614c3efe1c6fc5f4927cd5fd674d",
-            "reported",
-        ),
-        Source(
-            "alpaca_eval/df_gamed_surrogate.csv",
-            "",
-            "050afb459bbe77576c30f5082ab7a4f338cface3c8a759222cac784d3818ae72",
-            "derived",
-        ),
-        Source(
-            "alpaca_eval/instruction_difficulty_recovered.csv",
-            "",
-            "fb48cb3ea64e0c43c4d4c8645ee354dc3fffd7ba0efcc2eea374d2b7a3416368",
-            "derived",
-        ),
-    )
-}
+# fmt: off
+_SOURCES = [
+    Source("mt_bench/question.jsonl", f"{_FASTCHAT}/mt_bench/question.jsonl",
+           "119565adbab82227089cefdb44c8d7e2cf04dc0a0ec233634c82e7d4e2a944f7"),
+    Source("mt_bench/judge_prompts.jsonl", f"{_FASTCHAT}/judge_prompts.jsonl",
+           "fd283293406d024f44c174b094ef48031d0687a4682fd3a56b29b138f80281b6"),
+    Source("mt_bench/reference_answer/gpt-4.jsonl", f"{_FASTCHAT}/mt_bench/reference_answer/gpt-4.jsonl",
+           "f957a5bc977badb66885ec970e6cd08527845780313f0995764260e5777b9b3f"),
+    Source("mt_bench/reference_answer/gpt-4-1106-preview.jsonl", f"{_SIMPO}/mt-bench/gpt-4-1106-preview.jsonl",
+           "fe030678a33dbbd3d729e7569375150b8830a53f5b11f820a75b630db317f56f"),
+    Source("arena_hard/v0.1/question.jsonl", f"{_ARENA}/data/arena-hard-v0.1/question.jsonl",
+           "2650242d2883f22b2abd498f273b6a7e02253cce533f5c91a858e1d44aa3002f"),
+    Source("arena_hard/v0.1/answer.gpt-4-0314.jsonl", f"{_ARENA}/data/arena-hard-v0.1/model_answer/gpt-4-0314.jsonl",
+           "0f6abc84de4600fde987d9db70f838f4ecdbd27a2f1f4058c12aa322a6f791b2"),
+    Source("arena_hard/v2.0/question.jsonl", f"{_ARENA}/data/arena-hard-v2.0/question.jsonl",
+           "a75cef6623db6b27aec810497b059f0659705d7ff48dcbccc5bd5b130728ac73"),
+    Source("arena_hard/v2.0/answer.o3-mini-2025-01-31.jsonl",
+           f"{_ARENA}/data/arena-hard-v2.0/model_answer/o3-mini-2025-01-31.jsonl",
+           "c23a7c255eead99f7f86ad48aa1d8ccdb5b3334f2097e0e1e09184df87265e03"),
+    Source("arena_hard/v2.0/answer.gemini-2.0-flash-001.jsonl",
+           f"{_ARENA}/data/arena-hard-v2.0/model_answer/gemini-2.0-flash-001.jsonl",
+           "75513a4feb8e2f642a9bdb952d1c3ed245b9c952", "git id"),
+    Source("arena_hard/config/arena-hard-v0.1.yaml", f"{_ARENA}/config/arena-hard-v0.1.yaml",
+           "87ac45a188421218349697b5eda95cc77f6e60b6f61495d67d8cfebba3210528"),
+    Source("arena_hard/config/arena-hard-v2.0.yaml", f"{_ARENA}/config/arena-hard-v2.0.yaml",
+           "ee68e5c6ac98a79720bf11014fc3f7fc3c3e5899153b3b08efe3db0e174215a0"),
+    Source("arena_hard/config/judge_utils.py", f"{_ARENA}/utils/judge_utils.py",
+           "cbb093f4fc27408d8447e946392f26f98538b1e3950f574aca91a0f7595167b4"),
+    Source("arena_hard/config/judge_settings.json", "",
+           "b66f754e88b34cfae0bfa226b19a2f3d19252879393947525effc26d2795d8b2", "derived"),
+    Source("alpaca_eval/baseline_gpt4_1106_preview.model_outputs.json",
+           f"{_ALPACA}/results/gpt4_1106_preview/model_outputs.json",
+           "83db546b872ddebee8965fd05fa48461ee3c32bc695c62fb57f2d214ff741ec4"),
+    Source("alpaca_eval/alpaca_eval_clf.txt",
+           f"{_ALPACA}/src/alpaca_eval/evaluators_configs/alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt",
+           "784227e6dc2832fc08c43d2c8ea3a308e7523780187a1aaad2f85e30bac85f62"),
+    Source("alpaca_eval/df_gamed.csv", f"{_ALPACA_HUB}/df_gamed.csv",
+           "97aeec3f1c7de6dee6fd31fe66f1702623f4614c3efe1c6fc5f4927cd5fd674d", "reported"),
+    Source("alpaca_eval/df_gamed_surrogate.csv", "",
+           "050afb459bbe77576c30f5082ab7a4f338cface3c8a759222cac784d3818ae72", "derived"),
+]
+# fmt: on
+SOURCES = {source.path: source for source in _SOURCES}
 
 
 def fetch(*paths: str, data_dir: Path | str | None = None) -> Fetched:

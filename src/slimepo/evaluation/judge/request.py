@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from slimepo.errors import InputError, UnscoredError
@@ -139,13 +140,8 @@ class Scores:
     notes: tuple[str, ...] = ()
 
 
-def scores_row(scores: Scores) -> dict[str, Any]:
-    """Scores as plain data for a JSON file; `scores_of_row` reads it back."""
-    return asdict(scores)
-
-
 def scores_of_row(row: Mapping[str, Any]) -> Scores:
-    """Scores from what `scores_row` wrote.
+    """Scores from the plain data (`dataclasses.asdict`) of a score file.
 
     Raises:
         InputError: the row is something else.
@@ -225,10 +221,4 @@ def _difference(one: Scores, other: Scores) -> str:
 
 def most_common(reasons: Iterable[str]) -> str:
     """The most frequent text with its count, or an empty one."""
-    counts: dict[str, int] = {}
-    for reason in reasons:
-        counts[reason] = counts.get(reason, 0) + 1
-    if not counts:
-        return ""
-    text = max(counts, key=lambda r: counts[r])
-    return f"{text} ({counts[text]})"
+    return "".join(f"{text} ({count})" for text, count in Counter(reasons).most_common(1))
