@@ -64,7 +64,6 @@ def contenders() -> dict[str, Contender]:
         "full log-softmax": _full_log_softmax,
         "F.cross_entropy": _cross_entropy,
         "slimepo chunked": lambda h, w, t: linear_logps(h, w, t, impl="chunked"),
-        "slimepo compiled": lambda h, w, t: linear_logps(h, w, t, impl="compiled"),
         "slimepo chunked + stats": lambda h, w, t: linear_logps_stats(h, w, t, impl="chunked").logps,
     }
     peer = _cut_cross_entropy()

@@ -10,8 +10,6 @@ from torch import Tensor
 if not torch.cuda.is_available():
     # Read when the kernels are defined, at their first use.
     os.environ["TRITON_INTERPRET"] = "1"
-# One process compiles as fast as a pool here, and leaves none behind.
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
 @pytest.fixture

@@ -16,17 +16,17 @@ from slimepo.kernels.naive import linear_logps_naive, token_stats_naive
 from slimepo.kernels.passes import EAGER, Adjustment, Passes
 from slimepo.kernels.sweep import Job
 
-Implementation = Literal["auto", "naive", "chunked", "compiled", "triton"]
+Implementation = Literal["auto", "naive", "chunked", "triton"]
 
 log = logging.getLogger(__name__)
 
 
 class TokenStats(NamedTuple):
-    """Per token: log-prob (with gradients), entropy in nats and argmax hit (both without)."""
+    """Per token: log-prob (with gradients); entropy in nats and `top1`, whether no token is likelier (both without)."""
 
     logps: Tensor
     entropy: Tensor
-    hit: Tensor
+    top1: Tensor
 
 
 def linear_logps(
@@ -50,8 +50,8 @@ def linear_logps(
         scale: positive factor on the logits (Cohere's logit_scale, 1 / Granite's logits_scaling).
         impl: "naive" is the specification and holds all `[N, V]` logits. The others hold a tile of them, and
             at most 64 MiB (256 MiB on a GPU, in float32) from forward to backward where the head trains:
-            "chunked" is plain PyTorch, "compiled" the same with its passes under torch.compile, "triton" with
-            Triton kernels. "auto" is "triton" on a GPU that has it, else "chunked".
+            "chunked" is plain PyTorch, "triton" the same with Triton kernels for its passes. "auto" is "triton"
+            on a GPU that has it, else "chunked".
 
     Returns:
         `[N]` in nats, float32 (float64 for float64 input), with gradients for hidden, weight and bias. Under
@@ -81,16 +81,16 @@ def linear_logps_stats(
 
     Returns:
         TokenStats: `logps [N]` as from `linear_logps`; `entropy [N]` of the token's distribution in nats, and
-        `hit [N]`, whether no token is likelier than the target (ties count). No gradient flows through the two.
+        `top1 [N]`, whether no token is likelier than the target (ties count). No gradient flows through the two.
     """
     if _checked(impl, hidden, weight, targets, scale) == "naive":
         inputs = (hidden, weight, targets, bias, softcap, scale)
         return TokenStats(linear_logps_naive(*inputs), *token_stats_naive(*inputs))
     job = _job(impl, hidden, softcap, scale, stats=True)
-    logps, entropy, hit = linear_logps_chunked(hidden, weight, targets, bias, job)
+    logps, entropy, top1 = linear_logps_chunked(hidden, weight, targets, bias, job)
     assert entropy is not None
-    assert hit is not None
-    return TokenStats(logps, entropy, hit)
+    assert top1 is not None
+    return TokenStats(logps, entropy, top1)
 
 
 def _checked(
@@ -120,10 +120,6 @@ def _job(impl: Implementation, hidden: Tensor, softcap: float | None, scale: flo
 
 
 def _passes(impl: Implementation, device: str) -> Passes:
-    if impl == "compiled":
-        from slimepo.kernels.compiled import compiled_passes
-
-        return compiled_passes()
     if impl == "triton":
         if importlib.util.find_spec("triton") is None:
             raise InputError(

@@ -30,7 +30,7 @@ Result = tuple[Tensor, Tensor | None, Tensor | None]
 def linear_logps_chunked(
     hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, bias_V: Tensor | None, job: Job
 ) -> Result:
-    """Log-probs `[N]` as `linear_logps_naive`, and entropy and hit `[N]` where `job.stats` asks for them.
+    """Log-probs `[N]` as `linear_logps_naive`, and entropy and top1 `[N]` where `job.stats` asks for them.
 
     Matrix products run in `job.dtype`, everything after them in float32 or wider.
     """
@@ -59,8 +59,8 @@ class _ChunkedLogps(torch.autograd.Function):
             ctx.save_for_backward(whole.slope)
         else:
             ctx.save_for_backward(hidden, weight, bias, targets, whole.lse, whole.pull)
-        ctx.mark_non_differentiable(*(t for t in (whole.entropy, whole.hit) if t is not None))
-        return whole.logps, whole.entropy, whole.hit
+        ctx.mark_non_differentiable(*(t for t in (whole.entropy, whole.top1) if t is not None))
+        return whole.logps, whole.entropy, whole.top1
 
     @staticmethod
     @once_differentiable
@@ -75,9 +75,9 @@ class _ChunkedLogps(torch.autograd.Function):
 def _empty(hidden: Tensor, job: Job, wants_slope: bool) -> RowBlock:
     wide = wide_dtype(job.dtype)
     logps, lse, pull, entropy = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(4))
-    hit = hidden.new_empty(len(hidden), dtype=torch.bool)
+    top1 = hidden.new_empty(len(hidden), dtype=torch.bool)
     slope = hidden.new_empty(hidden.shape, dtype=job.dtype) if wants_slope else None
-    return RowBlock(logps, lse, pull, entropy if job.stats else None, hit if job.stats else None, slope)
+    return RowBlock(logps, lse, pull, entropy if job.stats else None, top1 if job.stats else None, slope)
 
 
 def _gradients(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

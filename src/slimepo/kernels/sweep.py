@@ -71,7 +71,7 @@ class RowBlock(NamedTuple):
     lse: Tensor
     pull: Tensor  # d logp / d (scale * raw target logit): 1 - p, times the soft cap's slope
     entropy: Tensor | None
-    hit: Tensor | None
+    top1: Tensor | None
     slope: Tensor | None  # [n, H] d logp / d hidden
 
 

@@ -39,7 +39,7 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
 def install_logps(model: nn.Module) -> None:
     """Let `model(input_ids, predict_at=..., targets=...)` return log-probs `[N]`; other calls stay as they are.
 
-    With `stats=True` it returns `slimepo.kernels.TokenStats`, which has the entropy and the hit of each token too.
+    With `stats=True` it returns `slimepo.kernels.TokenStats`, which has the entropy and the top1 of each token too.
 
     Doing it again changes nothing, so that what accelerate has put around the forward meanwhile stays.
     """
@@ -73,7 +73,7 @@ def response_logps(forward: Callable[..., Any], batch: Batch) -> Tensor:
 
 
 def token_stats(forward: Callable[..., Any], batch: Batch) -> TokenStats:
-    """Log-probs, entropies and hits of the batch's response tokens, flat `[N]`, in the order of `targets`."""
+    """Log-probs, entropies and top1 of the batch's response tokens, flat `[N]`, in the order of `targets`."""
     stats: TokenStats = forward(**_inputs(batch), stats=True)
     return stats
 
@@ -133,7 +133,7 @@ def head_logps(
 
 
 def _head_stats(model: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor) -> TokenStats:
-    """What `head_logps` gives, with the entropy and the hit of each token."""
+    """What `head_logps` gives, with the entropy and the top1 of each token."""
     head = _active(model.get_output_embeddings())
     after = _adjustment(model)
     if type(head) is nn.Linear:
@@ -144,8 +144,8 @@ def _head_stats(model: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor) ->
     logits_NV = adjust(raw_NV, after.softcap, after.scale)
     entropy_N = torch.special.entr(logits_NV.detach().softmax(dim=-1)).sum(dim=-1)
     # From the raw logits: a soft cap makes large ones equal.
-    hit_N = raw_NV.gather(1, targets_N[:, None]).squeeze(1) == raw_NV.amax(dim=-1)
-    return TokenStats(gather_logps(logits_NV, targets_N), entropy_N, hit_N)
+    top1_N = raw_NV.gather(1, targets_N[:, None]).squeeze(1) == raw_NV.amax(dim=-1)
+    return TokenStats(gather_logps(logits_NV, targets_N), entropy_N, top1_N)
 
 
 def _active(head: Any) -> nn.Module:

@@ -69,7 +69,7 @@ def score_sample(
             batch = to_device(collator.batch([rows[i] for i in index], positions), device)
             stats = token_stats(forward, batch)
             table = (
-                torch.stack([stats.logps.double(), stats.entropy.double(), stats.hit.double()]).cpu().numpy()
+                torch.stack([stats.logps.double(), stats.entropy.double(), stats.top1.double()]).cpu().numpy()
             )
             lengths = [n for of_position in batch["response_tokens"] for n in of_position]
             parts = iter(np.split(table, np.cumsum(lengths)[:-1], axis=1))
