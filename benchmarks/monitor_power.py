@@ -20,21 +20,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from benchmarks.record import append_csv, provenance
-from slimepo.data.chat import chat_format, encode_prompt
 from slimepo.data.tokenize import tokenize
 from slimepo.files import cache_folder
-from slimepo.model.generate import generate
-from slimepo.model.load import random_config, random_model
+from slimepo.model.chat import load_chat_model
 from slimepo.model.score import score_pairs
 from slimepo.monitor.displacement import fall
 from slimepo.monitor.settings import MonitorSettings, look_steps
 from slimepo.monitor.verdicts import judge_pairs
-from slimepo.playground.pairs import pairs_from_samples
-from slimepo.playground.tokenizer import build_tokenizer
-from slimepo.playground.world import demonstrations, make_tasks, user_turn
+from slimepo.pipeline.pairs import read_pairs
+from slimepo.pipeline.run import run_recipe, runs_of
+from slimepo.playground.quickstart import load_quickstart
+from slimepo.terminal import make_console
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.trainer import PreferenceTrainer
 
@@ -43,11 +42,7 @@ RUNS = (
     ("dpo", 1e-3), ("simpo", 1e-3), ("slime", 1e-4), ("dpo", 3e-5), ("simpo", 3e-5), ("sft", 1e-3),
     ("dpo", 3e-4), ("slime", 1e-3),
 )  # fmt: skip
-DEMONSTRATIONS, COMPARED, HELDOUT, TRAIN_ROWS, SAMPLES = 60_000, 3_000, 1_100, 500, 1_000
-SIZES = dict(
-    hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=6,
-    initializer_range=0.1, tie_word_embeddings=True, max_position_embeddings=512,
-)  # fmt: skip
+TRAIN_ROWS, SAMPLES = 500, 1_000
 QUIET: dict[str, Any] = dict(
     train_sampling_strategy="group_by_length", save_strategy="no", report_to="none", disable_tqdm=True,
     logging_steps=1000, monitor=False,
@@ -72,43 +67,18 @@ class Truth(TrainerCallback):  # type: ignore[misc]
                 self.found[f"{state.global_step}|{name}"] = change
 
 
-class World:
-    """A seed's model after supervised training, and pairs of its own samples."""
-
-    def __init__(self, seed: int, folder: Path) -> None:
-        self.seed, self.tokenizer = seed, build_tokenizer()
-        self.chat = chat_format(self.tokenizer)
-        heldout = make_tasks(HELDOUT, seed + 1_000_003)
-        tasks = make_tasks(DEMONSTRATIONS + COMPARED, seed, exclude={task.key for task in heldout})
-        self.model = self._supervised(tasks[:DEMONSTRATIONS], folder / "sft")
-        self.train, self.heldout = (self._pairs(part) for part in (tasks[DEMONSTRATIONS:], heldout))
-
-    def _supervised(self, tasks: Sequence[Any], folder: Path) -> PreTrainedModel:
-        if (folder / "done").exists():
-            return AutoModelForCausalLM.from_pretrained(folder)
-        model = random_model(random_config("llama", SIZES, self.tokenizer), self.seed)
-        rows = tokenize(demonstrations(tasks, self.seed), self.chat, pairs=False).rows
-        args = PreferenceConfig(
-            output_dir=str(folder), loss="sft", loss_options={"average": "token"}, learning_rate=3e-3, max_steps=5000,
-            per_device_train_batch_size=32, seed=self.seed, warmup_steps=100, max_grad_norm=1.0, adam_beta2=0.99,
-            **QUIET,
-        )  # fmt: skip
-        set_seed(self.seed)
-        PreferenceTrainer(model, args, rows).train()
-        model.save_pretrained(folder)
-        (folder / "done").touch()
-        return model
-
-    def _pairs(self, tasks: Sequence[Any]) -> Sequence[Any]:
-        completions = generate(
-            self.model, [encode_prompt(self.chat, user_turn(task)) for task in tasks], end_token_ids={self.chat.end_id},
-            max_new_tokens=64, temperature=1.0, samples=6, seed=self.seed,
-        )  # fmt: skip
-        texts = [
-            [self.tokenizer.decode(c.token_ids[:-1]) for c in of_task if c.finished]
-            for of_task in completions
-        ]
-        return tokenize(pairs_from_samples(tasks, texts)[0], self.chat).rows
+def own_world(seed: int, out: Path) -> tuple[PreTrainedModel, dict[str, Sequence[Any]]]:
+    """The quickstart's SFT model of a seed, and the pairs of its own samples; one step of one stage has them made."""
+    control = "objectives=[{loss: sft, learning_rates: [1e-4], name: control}]"
+    world = load_quickstart(
+        out, [f"seed={seed}", control, "preference.max_steps=1", "preference.monitor=false"]
+    )
+    ((recipe, folder),) = runs_of(world.recipe, out)
+    world.write(recipe, folder)
+    run_recipe(recipe, folder, make_console())
+    loaded = load_chat_model(str(folder / "sft"))
+    pairs = {name: read_pairs(folder / "samples" / f"{name}.jsonl") for name in ("train", "heldout")}
+    return loaded.model, {name: tokenize(rows, loaded.chat).rows for name, rows in pairs.items()}
 
 
 def measure(seed: int, runs: Sequence[tuple[str, float]], folder: Path) -> None:
@@ -116,11 +86,11 @@ def measure(seed: int, runs: Sequence[tuple[str, float]], folder: Path) -> None:
     missing = [run for run in runs if not (folder / f"{run[0]}-{run[1]:g}.npz").exists()]
     if not missing:
         return
-    world = World(seed, folder)
-    rows = {"heldout": world.heldout, "train": world.train[:TRAIN_ROWS]}
-    start = {name: score_pairs(world.model, of, 64).chosen for name, of in rows.items()}
+    base, pairs = own_world(seed, folder / "run")
+    rows = {"heldout": pairs["heldout"], "train": pairs["train"][:TRAIN_ROWS]}
+    start = {name: score_pairs(base, of, 64).chosen for name, of in rows.items()}
     for loss, rate in missing:
-        model = copy.deepcopy(world.model)
+        model = copy.deepcopy(base)
         truth = Truth(model, rows, start)
         with tempfile.TemporaryDirectory() as output:
             args = PreferenceConfig(
@@ -128,7 +98,7 @@ def measure(seed: int, runs: Sequence[tuple[str, float]], folder: Path) -> None:
                 per_device_train_batch_size=32, **QUIET,
             )  # fmt: skip
             set_seed(seed)
-            PreferenceTrainer(model, args, world.train, callbacks=[truth]).train()
+            PreferenceTrainer(model, args, pairs["train"], callbacks=[truth]).train()
         np.savez(folder / f"{loss}-{rate:g}.npz", **truth.found)
         print(seed, loss, rate, {k: round(float(v.mean()), 3) for k, v in truth.found.items()}, flush=True)
 

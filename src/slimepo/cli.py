@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -204,24 +205,34 @@ def quickstart(
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, help="So many seeds, on one page: medians and spreads.")
     ] = 1,
-    out: Annotated[Path, typer.Option("--out", help="Where the table and the page go.")] = Path(
-        "runs/quickstart"
-    ),
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Train the SFT model again.")] = False,
+    out: Annotated[
+        Path, typer.Option("--out", help="The run folder; with several seeds, that of theirs.")
+    ] = Path("runs/quickstart"),
+    restart: Restart = False,
 ) -> None:
-    """See SLIME work in minutes: a small world with verifiable answers, SFT, then preference objectives."""
-    from slimepo.playground.settings import load_quickstart
+    """See SLIME work in minutes: a small world with verifiable answers, SFT, then preference objectives.
 
-    recipe = load_quickstart(overrides or [], objective or [], sweep=sweep)
-    from slimepo.files import cache_folder
-    from slimepo.playground.quickstart import run_seeds
-    from slimepo.report.folders import read_source
+    The same command goes on where an interrupted run stopped.
+    """
+    from slimepo.playground.quickstart import load_quickstart
+
+    world = load_quickstart(out, overrides or [], objective or [], seeds=seeds, sweep=sweep)
+    from slimepo.pipeline.folder import check_folder
+    from slimepo.pipeline.run import run_recipe, runs_of
+    from slimepo.report.page import write_report
     from slimepo.report.tables import results_in_terminal
 
-    console = _console()
-    folders = run_seeds(recipe, seeds, out, console, cache=None if no_cache else cache_folder("playground"))
-    console.print(results_in_terminal([read_source(folder) for folder in folders]))
-    console.print(f"page: {out / 'page.html'}")
+    console, folders = _console(), []
+    for recipe, folder in runs_of(world.recipe, out):
+        check_folder(recipe, folder, restart)
+        world.write(recipe, folder)
+        folders.append(folder)
+    # A run that breaks is a result too, and said where it happened.
+    with contextlib.suppress(NonFiniteLossError):
+        run_recipe(world.recipe, out, console)
+    written = write_report(folders, out / "report.html")
+    console.print(results_in_terminal(written.sources))
+    console.print(f"page: {out / 'report.html'}")
 
 
 @app.command()
@@ -294,7 +305,7 @@ def main() -> NoReturn:
 
 def _run(recipe: Any, out: Path, restart: bool) -> None:
     from slimepo.pipeline.console import print_summary
-    from slimepo.pipeline.run import run_recipe
+    from slimepo.pipeline.run import run_recipe, runs_of
 
     console = _console()
     try:
@@ -302,7 +313,15 @@ def _run(recipe: Any, out: Path, restart: bool) -> None:
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on from the last checkpoint")
         raise
-    print_summary(results, out, console)
+    folders = [folder for _, folder in runs_of(recipe, out)]
+    if len(folders) == 1:
+        print_summary(results, out, console)
+        return
+    from slimepo.report.folders import read_sources
+    from slimepo.report.tables import results_in_terminal
+
+    console.print(results_in_terminal(read_sources(folders)))
+    console.print(f"run folders: {', '.join(map(str, folders))}")
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:

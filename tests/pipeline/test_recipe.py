@@ -63,9 +63,9 @@ def test_a_model_can_be_replaced_by_a_random_one(recipe_file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("sed=1", "unknown key 'sed'; did you mean 'seed'"),
-        ("data.pth=x", "unknown key 'data.pth'; did you mean 'path'"),
-        ("stages.slime.learning_rte=1", "unknown key 'stages.1.learning_rte'; did you mean 'learning_rate'"),
+        ("sed=1", "unknown key 'sed' .did you mean 'seed'"),
+        ("data.pth=x", "unknown key 'data.pth' .did you mean 'path'"),
+        ("stages.slime.learning_rte=1", "unknown key 'stages.1.learning_rte' .did you mean 'learning_rate'"),
         ("adapter.rank=3", "unknown key 'adapter.rank'"),
         ("stages.dpo.epochs=1", "there is no 'dpo'; there are: sft, slime"),
         ("stages.slime.loss_options.hard_margn=1", "stage 'slime'.*did you mean 'hard_margin'"),
@@ -118,6 +118,45 @@ def test_one_stage_takes_keys_of_the_stage_and_of_the_recipe() -> None:
     assert recipe.stages[0].loss_options == {"exponent": 2}
     assert recipe.seed == 3
     assert recipe.parts == {"preference": 0.99, "heldout": 0.01}
+
+
+STAGES = [{"loss": "sft"}, {"loss": "slime", "part": "own"}]
+OWN: dict[str, Any] = {
+    "model": "m",
+    "data": {"path": "x"},
+    "tasks": {"train": "tasks.jsonl", "checker": "c:c"},
+    "pairs": {"own": {"model": "sft"}},
+    "stages": STAGES,
+}
+
+
+def test_a_stage_names_the_pairs_that_the_run_makes() -> None:
+    recipe = make_recipe(OWN)
+    assert recipe.needs(recipe.stages[1]) == ["sft"]
+    # Pairs are no part of the split: all rows are for the one part that is.
+    assert recipe.parts == {"sft": 0.99, "heldout": 0.01}
+    alone = make_recipe(OWN | {"data": {}, "pairs": {"own": {}}, "stages": STAGES[1:]})
+    assert alone.needs(alone.stages[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stages": STAGES[1:]}, "the model 'sft' of its pairs is no stage before it"),
+        ({"tasks": None}, "give tasks.train and tasks.checker"),
+        ({"tasks": {"checker": "c:c"}, "pairs": {}, "stages": STAGES[:1]}, "tasks: give a file"),
+        ({"pairs": {"sft": {}}}, "pairs 'sft' are named like a stage or a part"),
+        ({"pairs": {}}, r"no part 'own' in data.parts or pairs \(sft, preference"),
+        ({"data": {}}, "stage 'sft' trains on part 'sft' of the data: give data.path"),
+        ({"pairs": {"own": {"per_prompt": 1}}}, "per_prompt: Input should be greater than or equal to 2"),
+        ({"seeds": [0, 1], "seed": 0}, "give seed or seeds, not both"),
+        ({"seeds": [1, 1]}, "one stands there twice"),
+        ({"seeds": [-1]}, "seeds"),
+    ],
+)
+def test_wrong_tasks_pairs_and_seeds_are_named(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        make_recipe(OWN | changes)
 
 
 def test_a_random_model_needs_a_tokenizer() -> None:

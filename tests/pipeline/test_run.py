@@ -22,8 +22,8 @@ from slimepo.model.score import PairScores
 from slimepo.monitor.callback import DisplacementMonitor
 from slimepo.pipeline.console import print_summary
 from slimepo.pipeline.recipe import Recipe, load_recipe
-from slimepo.pipeline.run import run_recipe
-from slimepo.pipeline.stage import StageRows, stage_trainer
+from slimepo.pipeline.run import run_recipe, runs_of
+from slimepo.pipeline.stage import StageRows, stage_arguments, stage_trainer
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.playground.world import demonstrations, make_tasks
 from slimepo.report.folders import read_source
@@ -158,6 +158,42 @@ def test_all_held_out_pairs_have_the_monitor_s_last_word(
         heldout = result["heldout"]
         assert pairs == heldout["pairs"]
         assert change == pytest.approx(heldout["after"]["logps/chosen"] - heldout["before"]["logps/chosen"])
+
+
+def test_a_stage_that_breaks_hides_none_that_does_not_need_it(world: Path, tmp_path: Path) -> None:
+    text = (world / "recipe.yaml").read_text()
+    keys = "batch_size: 8, max_steps: 2"
+    text += f"  - {{loss: slime, name: later, learning_rate: 1e-3, {keys}}}\n"
+    text += f"  - {{loss: simpo, start: sft, learning_rate: 1e-3, {keys}}}\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    overrides = ["stages.slime.learning_rate=1e30", "stages.sft.max_steps=2", "seeds=[1, 2]"]
+    shown = make_console(file=io.StringIO(), width=200)
+    with pytest.raises(NonFiniteLossError):
+        run_recipe(load_recipe(tmp_path / "recipe.yaml", overrides), tmp_path / "out", shown)
+    for seed in (1, 2):
+        run = tmp_path / "out" / f"seed-{seed}"
+        assert (run / "simpo" / "stage.json").exists()
+        assert not (run / "later").exists()
+    assert "later: left out, for slime has no model" in shown.file.getvalue()
+
+
+def test_seeds_are_runs_of_their_own_and_one_is_the_folder_itself(
+    world: Path, finished: Path, tmp_path: Path
+) -> None:
+    two = load_recipe(world / "recipe.yaml", ["seeds=[0, 3]"])
+    assert [(run.seed, folder) for run, folder in runs_of(two, tmp_path)] == [
+        (0, tmp_path / "seed-0"),
+        (3, tmp_path / "seed-3"),
+    ]
+    # A seed that was done before is not run again, whatever became of the others.
+    shutil.copytree(finished, tmp_path / "seed-0")
+    results = run_recipe(two, tmp_path, console())
+    assert [r["name"] for r in results] == ["sft", "slime"] * 2
+    one, other = (weights(tmp_path / f"seed-{seed}") for seed in (0, 3))
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    ((run, folder),) = runs_of(load_recipe(world / "recipe.yaml", ["seeds=[3]"]), tmp_path)
+    assert (run.seed, folder) == (3, tmp_path)
+    assert run == load_recipe(world / "recipe.yaml", ["seed=3"])
 
 
 def test_done_stages_are_skipped(world: Path, finished: Path) -> None:
@@ -367,7 +403,8 @@ def test_a_step_holds_exactly_the_pairs_asked_for(
     recipe = load_recipe(world / "recipe.yaml", overrides)
     rows = StageRows(random_rows(batch + 3), [])
     tokenizer = build_tokenizer()
-    trainer = stage_trainer(recipe, recipe.stages[1], recipe.model, rows, tokenizer, tmp_path)
+    args = stage_arguments(recipe, recipe.stages[1], tmp_path)
+    trainer = stage_trainer(recipe, args, recipe.model, rows, tokenizer, tmp_path)
     sizes = [[b["rows"] for b in step["batches"]] for step in trainer.get_train_dataloader()]
     assert [sum(step) for step in sizes] == [batch, 3]
     assert max(sizes[0]) <= micro

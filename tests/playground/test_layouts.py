@@ -1,6 +1,7 @@
 """The quickstart's own model takes the same fifty steps in every layout: its sizes, tokenizer, world, and SLIME."""
 
 import copy
+import tempfile
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -9,30 +10,41 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from slimepo.data.chat import chat_format
 from slimepo.data.rows import Row
 from slimepo.data.tokenize import tokenize
-from slimepo.playground.quickstart import build_world, sft_model
-from slimepo.playground.settings import load_quickstart
+from slimepo.model.load import random_config, random_model
+from slimepo.pipeline.recipe import RandomModel
+from slimepo.playground.quickstart import load_quickstart
 from slimepo.playground.tasks import slip
-from slimepo.playground.world import assistant_turn, user_turn
-from slimepo.terminal import make_console
-from slimepo.training.config import SLIMEConfig
+from slimepo.playground.tokenizer import build_tokenizer
+from slimepo.playground.world import assistant_turn, demonstrations, make_tasks, user_turn
+from slimepo.training.config import PreferenceConfig, SLIMEConfig
 from slimepo.training.trainer import PreferenceTrainer
 from slimepo.types import Preference
 
 STEPS, PAIRS = 50, 8
 
-# The recipe as it is, but for how long SFT goes on and how much of the world there is.
-RECIPE = load_quickstart(
-    ["sft.steps=30", "world.demonstrations=960", "world.preference_prompts=400", "world.heldout_prompts=11"]
-)
+RECIPE = load_quickstart(Path("out")).recipe
 
 
 @pytest.fixture(scope="module")
 def start() -> tuple[PreTrainedModel, list[Row]]:
-    """The model after a short SFT, and pairs of a right answer and a likely mistake."""
-    world = build_world(RECIPE)
-    model, _ = sft_model(RECIPE, world, make_console(quiet=True), cache=None)
+    """The quickstart's model after a short SFT, and pairs of a right answer and a likely mistake."""
+    tokenizer = build_tokenizer()
+    chat = chat_format(tokenizer)
+    assert isinstance(RECIPE.model, RandomModel)
+    model = random_model(random_config(RECIPE.model.architecture, RECIPE.model.sizes, tokenizer), seed=0)
+    tasks = make_tasks(1360, seed=0)
+    rows = tokenize(demonstrations(tasks[:960], seed=0), chat, pairs=False).rows
+    sft = RECIPE.stages[0]
+    with tempfile.TemporaryDirectory() as folder:
+        args = PreferenceConfig(
+            output_dir=folder, loss="sft", loss_options=sft.loss_options, learning_rate=sft.learning_rate, max_steps=30,
+            per_device_train_batch_size=sft.batch_size, save_strategy="no", report_to="none", disable_tqdm=True,
+            monitor=False, **sft.args,
+        )  # fmt: skip
+        PreferenceTrainer(model, args, rows).train()
     pairs = [
         Preference(
             user_turn(task),
@@ -40,15 +52,15 @@ def start() -> tuple[PreTrainedModel, list[Row]]:
             assistant_turn(slip(task, Random(task.key))),
             source="world",
         )
-        for task in world.compared
+        for task in tasks[960:]
     ]
-    return model, tokenize(pairs, world.chat).rows
+    return model, tokenize(pairs, chat).rows
 
 
 def losses(folder: Path, start: tuple[PreTrainedModel, list[Row]], layout: str) -> list[float]:
     model, rows = start
     args = SLIMEConfig(
-        output_dir=str(folder), learning_rate=max(RECIPE.preference.sweep), max_steps=STEPS,
+        output_dir=str(folder), learning_rate=RECIPE.stages[-1].learning_rate, max_steps=STEPS,
         logging_steps=1, save_strategy="no",
         per_device_train_batch_size=PAIRS, report_to="none", disable_tqdm=True, layout=layout,
     )  # fmt: skip

@@ -1,149 +1,157 @@
-"""The quickstart at a small size: SFT, pairs from samples, objectives, table and page; the cache; wrong input."""
+"""The quickstart at a small size: ordinary run folders, one page, and a command that goes on; wrong input."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from slimepo.cli import app
 from slimepo.errors import InputError
-from slimepo.monitor.callback import DisplacementMonitor
-from slimepo.playground.quickstart import build_world, run_quickstart, run_seeds, sft_key
-from slimepo.playground.settings import load_quickstart
-from slimepo.playground.world import demonstrations
-from slimepo.terminal import make_console
+from slimepo.files import json_lines
+from slimepo.playground.quickstart import load_quickstart
+from slimepo.report.folders import read_sources
+from slimepo.settings import read_mapping
+from tests.playground.conftest import SMALL, command
 
-SMALL = [
-    "world.demonstrations=300",
-    "world.preference_prompts=60",
-    "world.heldout_prompts=36",
-    "sft.steps=20",
-    "samples.per_prompt=2",
-    "samples.max_new_tokens=12",
-    "model.hidden_size=32",
-    "model.intermediate_size=32",
-    "model.num_hidden_layers=1",
-    "model.num_attention_heads=2",
-    "model.num_key_value_heads=2",
-    "preference.learning_rates=[1e-3]",
-]
+STAGES = ["sft", "sft-on-chosen-1e-3", "slime-1e-4", "slime-1e16", "kto-3e-5"]
+BROKEN = "slime-1e16"
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def stage(run: Path, name: str) -> Any:
+    return json.loads((run / name / "stage.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def first(cache: Path) -> tuple[dict[str, Any], Path]:
-    out = cache / "out"
-    return run_quickstart(load_quickstart(SMALL), out, make_console(quiet=True), cache=cache / "models"), out
+def test_it_leaves_ordinary_run_folders_and_a_page(quickstart: tuple[Path, str]) -> None:
+    out, said = quickstart
+    assert {path.name for path in out.iterdir()} == {"seed-4", "seed-5", "report.html", "report.md"}
+    for run in (out / "seed-4", out / "seed-5"):
+        files = {".slimepo-run", "recipe.yaml", "versions.json", "data.json", "world", "samples"}
+        assert {path.name for path in run.iterdir()} == files | set(STAGES)
+        recipe = read_mapping(run / "recipe.yaml", "recipe")
+        assert [each["name"] for each in recipe["stages"]] == STAGES
+        assert f"seed-{recipe['seed']}" == run.name
+    for text in ((out / "report.html").read_text(), (out / "report.md").read_text(), said):
+        assert "slime-1e-4" in text
+        assert "not finite" in text
+    assert "slime-1e-4 (2 seeds)" in (out / "report.md").read_text()
+    assert f"page: {out / 'report.html'}" in said
 
 
-def test_it_leaves_a_table_a_page_and_the_numbers(first: tuple[dict[str, Any], Path]) -> None:
-    result, out = first
-    assert {"quickstart.json", "table.md", "page.html"} == {p.name for p in out.iterdir()}
-    assert json.loads((out / "quickstart.json").read_text())["runs"][0]["name"] == result["runs"][0]["name"]
-    once_or_twice = ["sft on chosen", "dpo", "dpo", "simpo", "simpo", "slime", "slime"]
-    assert [run["objective"] for run in result["runs"]] == once_or_twice
-    for run in result["runs"]:
-        figures = {"exact_match", "format_valid", "end_rate", "repetition", "logps/chosen", "logps/rejected"}
-        assert figures | {"rejected_below_floor"} <= run["before"].keys() & run["after"].keys()
-        assert 0 <= run["chosen_fell"] <= 1
-        assert run["curve"]
-        assert set(run["distributions"]) == {"margin", "rejected_tokens", "answer_lengths"}
-        assert sum(run["distributions"]["answer_lengths"]["after"]) == result["heldout_prompts"]
-        start, *_, end = run["monitor"]
-        assert (start["kind"], end["kind"]) == ("start", "end")
-        assert start["rows"]["heldout"], "the monitor is given the held-out pairs"
-        answers = next(line for line in run["monitor"] if line["kind"] == "generation")
-        assert answers["valid"] is not None, "and the world's checker of forms"
-    assert "slime 1e-3" in (out / "page.html").read_text()
+def test_every_stage_is_measured_on_pairs_and_tasks(quickstart: tuple[Path, str]) -> None:
+    run = quickstart[0] / "seed-4"
+    made = json.loads((run / "samples" / "pairs.json").read_text())
+    for name in STAGES[1:]:
+        if name == BROKEN:
+            continue
+        heldout = stage(run, name)["heldout"]
+        figures = {
+            "exact_match",
+            "format_valid",
+            "end_rate",
+            "repetition",
+            "logps/chosen",
+            "rejected_below_floor",
+        }
+        assert figures <= heldout["before"].keys() & heldout["after"].keys()
+        assert (heldout["prompts"], heldout["pairs"]) == (36, made["heldout"]["pairs"])
+        shapes = json.loads((run / name / "distributions.json").read_text())
+        assert set(shapes) == {"margin", "rejected_tokens", "answer_lengths"}
+        assert sum(shapes["answer_lengths"]["after"]) == len(json_lines(run / name / "answers.jsonl")) == 36
+        answers = next(
+            line for line in json_lines(run / name / "monitor.jsonl") if line["kind"] == "generation"
+        )
+        assert answers["valid"] is not None, "the monitor is given the world's checker of forms"
+    # A pair is two judged answers, so that every objective takes the same number of steps.
+    assert len({stage(run, name)["steps"] for name in STAGES[1:] if name != BROKEN}) == 1
+    assert stage(run, "slime-1e-4")["heldout"]["before"] == stage(run, "kto-3e-5")["heldout"]["before"]
 
 
-def test_the_second_run_starts_from_the_cached_sft_model(
-    first: tuple[dict[str, Any], Path], cache: Path
+def test_a_run_that_breaks_is_a_result_too(quickstart: tuple[Path, str]) -> None:
+    records = {record.name: record for source in read_sources([quickstart[0]]) for record in source.records}
+    assert records[f"seed-5/{BROKEN}"].state == "failed"
+    assert "not finite" in records[f"seed-5/{BROKEN}"].note
+    assert records["seed-5/kto-3e-5"].state == "finished"
+
+
+def test_another_seed_is_another_world_and_no_heldout_problem_is_trained_on(
+    quickstart: tuple[Path, str],
 ) -> None:
-    again = run_quickstart(
-        load_quickstart(SMALL), cache / "again", make_console(quiet=True), cache=cache / "models"
-    )
-    assert again["sft"]["cached"]
-    assert not first[0]["sft"]["cached"]
-    for one, two in zip(first[0]["runs"], again["runs"], strict=True):
-        assert one["after"] == two["after"]
+    seen = []
+    for run in sorted(quickstart[0].glob("seed-*")):
+        heldout, compared = (json_lines(run / "world" / name) for name in ("heldout.jsonl", "tasks.jsonl"))
+        assert not {row["id"] for row in heldout} & {row["id"] for row in compared}
+        trained = {row["prompt"] for row in json_lines(run / "world" / "demonstrations.jsonl")}
+        assert not {row["prompt"] for row in heldout} & trained
+        seen.append({row["id"] for row in heldout})
+    assert seen[0] != seen[1]
 
 
-def test_the_cache_is_keyed_by_what_the_model_depends_on() -> None:
-    def key(*overrides: str) -> str:
-        recipe = load_quickstart([*SMALL, *overrides])
-        world = build_world(recipe)
-        return sft_key(recipe, demonstrations(world.demonstrated, recipe.seed))
-
-    assert key() == key("preference.epochs=1")
-    assert len({key(), key("seed=1"), key("sft.steps=21"), key("model.hidden_size=64")}) == 4
-
-
-def test_no_heldout_problem_is_trained_on() -> None:
-    world = build_world(load_quickstart(SMALL))
-    heldout = {task.key for task in world.heldout}
-    assert not heldout & {task.key for task in (*world.demonstrated, *world.compared)}
+def test_the_same_command_goes_on_in_the_second_seed(quickstart: tuple[Path, str]) -> None:
+    out = quickstart[0]
+    whole = load_file(out / "seed-5" / "kto-3e-5" / "model" / "model.safetensors")
+    shutil.rmtree(out / "seed-5" / "kto-3e-5")
+    done = {path: path.stat().st_mtime_ns for path in out.glob("*/*/stage.json")}
+    result = CliRunner().invoke(app, command(out), catch_exceptions=False)
+    assert result.exit_code == 0
+    assert all(path.stat().st_mtime_ns == written for path, written in done.items())
+    again = load_file(out / "seed-5" / "kto-3e-5" / "model" / "model.safetensors")
+    assert all((again[name] == whole[name]).all() for name in whole)
 
 
-def test_one_objective_runs_beside_the_control() -> None:
-    recipe = load_quickstart(SMALL, ["slime"], sweep=True)
-    assert [o.name for o in recipe.objectives] == ["sft on chosen", "slime"]
-    assert recipe.preference.learning_rates == recipe.preference.sweep
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["world.demonstrations=301"], "holds a run in another world; give another --out, or --restart"),
+        (["sft.max_steps=21"], "holds a run of another recipe .*--restart"),
+    ],
+)
+def test_a_folder_of_another_quickstart_is_refused(
+    quickstart: tuple[Path, str], change: list[str], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        CliRunner().invoke(app, [*command(quickstart[0]), *change], catch_exceptions=False)
 
 
-def test_any_other_objective_runs_when_it_is_asked_for(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    last_words: list[int] = []
-    monkeypatch.setattr(
-        DisplacementMonitor, "conclude", lambda self, before, after: last_words.append(len(after.chosen))
-    )
-    assert [o.name for o in load_quickstart().objectives] == ["sft on chosen", "dpo", "simpo", "slime"]
-    recipe = load_quickstart(SMALL, ["kto", "slime/without-hard"])
-    result = run_quickstart(recipe, cache / "others", make_console(quiet=True), cache=cache / "models")
-    names = {run["objective"]: run for run in result["runs"]}
-    assert set(names) == {"sft on chosen", "kto", "slime/without-hard"}
-    assert all(run["error"] is None for run in result["runs"])
-    assert len({run["steps"] for run in result["runs"]}) == 1
-    assert last_words == [result["pairs"]["heldout"]] * 3, "all held-out pairs judge every run"
+def names(*arguments: Any, **options: Any) -> list[str]:
+    return [each.name for each in load_quickstart(Path("out"), *arguments, **options).recipe.stages]
 
 
-def test_several_seeds_share_a_page(cache: Path) -> None:
-    out = cache / "seeds"
-    recipe = load_quickstart([*SMALL, "seed=4"], ["slime"])
-    folders = run_seeds(recipe, 2, out, make_console(quiet=True), cache=cache / "models")
-    assert folders == [out / "seed-4", out / "seed-5"]
-    first, second = (json.loads((folder / "quickstart.json").read_text()) for folder in folders)
-    assert (first["seed"], second["seed"]) == (4, 5)
-    assert first["runs"][0]["before"] != second["runs"][0]["before"], "another seed is another SFT model"
-    assert "slime 1e-4 (2 seeds)" in (out / "table.md").read_text()
-    assert "slime 1e-4 (2 seeds)" in (out / "page.html").read_text()
+def test_the_listed_objectives_run_and_others_when_asked_for() -> None:
+    control = ["sft", "sft-on-chosen-1e-3"]
+    assert names() == [
+        *control,
+        "dpo-3e-5",
+        "dpo-1e-3",
+        "simpo-3e-5",
+        "simpo-1e-3",
+        "slime-1e-4",
+        "slime-1e-3",
+    ]
+    assert names([], ["ipo", "slime/without-hard"]) == [*control, "ipo-1e-5", "slime-without-hard-1e-4"]
+    rates = ["1e-5", "3e-5", "1e-4", "3e-4", "1e-3"]
+    assert names([], ["slime"], sweep=True)[6:] == [f"slime-{rate}" for rate in rates]
 
 
-def test_a_run_that_breaks_is_a_result_too(cache: Path) -> None:
-    overrides = [*SMALL, "objectives.slime.learning_rates=[1e16]"]
-    result = run_quickstart(
-        load_quickstart(overrides, ["slime"]),
-        cache / "broken",
-        make_console(quiet=True),
-        cache=cache / "models",
-    )
-    broken = result["runs"][1]
-    assert "not finite at step" in broken["error"]
-    assert "not finite" in (cache / "broken" / "page.html").read_text()
+def test_one_seed_is_the_folder_itself() -> None:
+    one, two = (load_quickstart(Path("out"), SMALL, seeds=seeds).recipe for seeds in (1, 2))
+    assert (one.seeds, one.data.path) == ([0], "out/world/demonstrations.jsonl")
+    assert (two.seeds, two.data.path) == ([0, 1], "out/seed-{seed}/world/demonstrations.jsonl")
 
 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("sft.step=3", "unknown key 'sft.step'; did you mean 'steps'"),
-        ("objectives.kto.loss=kto", "there is no 'kto'; there are: sft on chosen, dpo, simpo, slime"),
+        ("sft.max_step=3", "unknown key 'stages.0.max_step' .did you mean 'max_steps'"),
+        ("world.heldout=3", "unknown key 'world.heldout' .did you mean 'heldout_prompts'"),
+        ("objectives.kto.loss=kto", "there is no 'kto'; there are: sft-on-chosen, dpo, simpo, slime"),
         ("objectives.slime.loss_options.exponent=0", "exponent = 0"),
         ("world.right=2", "world.right"),
     ],
 )
 def test_wrong_input_is_named(override: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        load_quickstart([override])
+        load_quickstart(Path("out"), [override])

@@ -1,8 +1,8 @@
-"""Made-up folders of runs, quickstarts and evaluations for the report's tests."""
+"""Made-up folders of runs and evaluations for the report's tests."""
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -275,8 +275,8 @@ def write_evaluation(folder: Path) -> Path:
     return folder
 
 
-def metrics(exact: float, chosen: float) -> dict[str, float]:
-    """What a quickstart measures of a model."""
+def figures(exact: float, chosen: float) -> dict[str, float]:
+    """What a stage with held-out pairs and tasks measures."""
     return held_out(chosen) | {
         "exact_match": exact,
         "format_valid": 0.9,
@@ -288,75 +288,104 @@ def metrics(exact: float, chosen: float) -> dict[str, float]:
     }
 
 
-def quickstart_run(objective: str, rate: float, exact: float, **changes: Any) -> dict[str, Any]:
-    """One run of a quickstart."""
-    run = {
-        "name": f"{objective} {short_number(rate)}",
-        "objective": objective,
+def compared(loss: str, rate: float, exact: float, **changes: Any) -> dict[str, Any]:
+    """A stage that starts from the SFT model of its run, for `write_comparison`; `error` and `after` change its end."""
+    return {
+        "name": f"{loss}-{short_number(rate)}",
+        "loss": loss,
         "learning_rate": rate,
-        "options": {"loss": objective},
-        "seconds": 6.2,
-        "steps": 50,
-        "before": metrics(0.5, -0.56),
-        "after": metrics(exact, -0.6),
+        "loss_options": {},
+        "exact": exact,
         "chosen_fell": 0.31,
         "curve": curve(50, rate * 100),
-        "distributions": {"margin": {"edges": [-1, 0, 1], "before": [3, 4], "after": [1, 6]}},
-        "error": None,
+        "error": "",
+        "answer": {"text": "12", "correct": True, "valid": True, "finished": True},
+        **changes,
     }
-    return {**run, **changes}
 
 
-@pytest.fixture
-def result() -> dict[str, Any]:
-    return quickstart_result()
+SIX = [
+    compared("slime", 1e-4, 0.56),
+    compared(
+        "slime",
+        1e-3,
+        0.52,
+        answer={"text": "The answer is 12", "correct": False, "valid": False, "finished": True},
+    ),
+    compared("dpo", 1e-4, 0.51),
+    compared(
+        "dpo", 1e-3, 0.16, chosen_fell=0.97, answer={"text": "12" * 900, "correct": False, "finished": False}
+    ),
+    compared("sft", 1e-4, 0.58),
+    compared("simpo", 1e-3, math.nan, error="the loss is not finite at step 12"),
+]
 
 
-def quickstart_result() -> dict[str, Any]:
-    """What a quickstart writes to quickstart.json."""
-    answer = {"text": "13", "correct": False, "valid": True, "finished": True}
-    return {
-        "title": "SLIME in the built-in world",
-        "seed": 0,
-        "versions": {"torch": "2.13.0"},
-        "recipe": {"model": {"init": "random", "hidden_size": 96}, "seed": 0, "preference": {"epochs": 2}},
-        "seconds": {"sft": 95.0, "samples": 6.1},
-        "sft": {"cached": True, "seconds": 95.0, "metrics": {"exact_match": 0.5, "format_valid": 0.8}},
-        "pairs": {
-            "tasks": 3000,
-            "pairs": 2800,
-            "gold_share": 0.1,
-            "invalid_share": 0.2,
-            "train": 2400,
-            "heldout": 400,
-        },
-        "heldout_prompts": 1100,
-        "runs": [
-            quickstart_run("slime", 1e-4, 0.56),
-            quickstart_run("slime", 1e-3, 0.52),
-            quickstart_run("dpo", 1e-4, 0.51),
-            quickstart_run("dpo", 1e-3, 0.16, chosen_fell=0.97),
-            quickstart_run("sft", 1e-4, 0.58),
-            quickstart_run(
-                "simpo",
-                1e-3,
-                math.nan,
-                after=None,
-                chosen_fell=None,
-                error="the loss is not finite at step 12",
+def write_comparison(
+    folder: Path,
+    stages: Sequence[dict[str, Any]] = SIX,
+    *,
+    seed: int = 0,
+    prompt: str = "Add 5 and 7.",
+    prompts: int = 1,
+    text: str = "13",
+) -> Path:
+    """Writes a folder as the quickstart does: SFT, pairs of its samples, and stages that start from it."""
+    folder.mkdir(parents=True)
+    keys = ("name", "loss", "learning_rate", "loss_options")
+    recipe = {
+        "model": {"init": "random", "hidden_size": 96},
+        "seed": seed,
+        "data": {"path": "world/demonstrations.jsonl"},
+        "tasks": {"heldout": "world/heldout.jsonl"},
+        "pairs": {"samples": {"model": "sft", "per_prompt": 6}},
+        "stages": [
+            {"loss": "sft", "name": "sft", "learning_rate": 3e-3},
+            *(
+                {"start": "sft", "part": "samples", "epochs": 2.0} | {key: each[key] for key in keys}
+                for each in stages
             ),
         ],
-        "samples": [
+    }
+    (folder / ".slimepo-run").write_text("A run of slimepo; see recipe.yaml.\n")
+    with (folder / "recipe.yaml").open("w") as file:
+        YAML(typ="safe", pure=True).dump(recipe, file)
+    write_json(folder / "versions.json", {"torch": "2.13.0"})
+    write_json(folder / "data.json", {"rows": 60000, "malformed": 0})
+    write_json(folder / "sft" / "stage.json", {"name": "sft", "loss": "sft", "steps": 5000, "seconds": 95.0})
+    made = {
+        "tasks": 3000,
+        "pairs": 2800,
+        "gold_chosen": 280,
+        "invalid_rejected": 560,
+        "dropped: all right": 200,
+    }
+    write_json(
+        folder / "samples" / "pairs.json", {"model": "sft", "train": made, "heldout": made, "seconds": 6.1}
+    )
+    for each in stages:
+        place = folder / each["name"]
+        write_json(place / "data.json", {"kept": 2400, "dropped": {}})
+        (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in each["curve"]))
+        if each["error"]:
+            write_json(place / "error.json", {"error": each["error"]})
+            continue
+        heldout = {"pairs": 400, "prompts": 1100, "chosen_fell": each["chosen_fell"]}
+        heldout |= {"before": figures(0.5, -0.56), "after": figures(each["exact"], -0.6)}
+        done = {"name": each["name"], "loss": each["loss"], "steps": 50, "seconds": 6.2, "heldout": heldout}
+        write_json(place / "stage.json", done)
+        shape = {"edges": [-1, 0, 1], "before": [3, 4], "after": [1, 6]}
+        write_json(place / "distributions.json", {"margin": shape, "answer_lengths": shape})
+        before = {"text": text, "correct": False, "valid": True, "finished": True}
+        rows = [
             {
                 "family": "add",
-                "prompt": "Add 5 and 7.",
+                "prompt": [{"role": "user", "content": prompt if prompts == 1 else f"{prompt} {at}"}],
                 "gold": "12",
-                "answers": {
-                    "sft": answer,
-                    "slime 1e-4": {**answer, "text": "12", "correct": True},
-                    "slime 1e-3": {**answer, "text": "The answer is 12", "valid": False},
-                    "dpo 1e-3": {**answer, "text": "12" * 900, "finished": False},
-                },
+                "before": before,
+                "after": each["answer"],
             }
-        ],
-    }
+            for at in range(prompts)
+        ]
+        (place / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder

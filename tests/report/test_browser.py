@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from slimepo.report.page import write_report
-from tests.report.conftest import quickstart_result, write_evaluation, write_json, write_run
+from tests.report.conftest import SIX, write_comparison, write_evaluation, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
@@ -30,12 +30,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     folders += [write_run(folder / f"dpo-s{seed}", "dpo", seed=seed, shift=seed / 10) for seed in range(4)]
     folders += [write_run(folder / state, "simpo", state=state) for state in ("failed", "killed")]
-    result = quickstart_result()
-    for run in result["runs"][:2]:
-        run["options"] |= {"a_rather_long_option_name": 1.25, "another_one": "with words"}
-    result["samples"][0]["answers"]["sft"]["text"] = "unbroken" * 30
-    write_json(folder / "quickstart" / "quickstart.json", result)
-    folders += [folder / "quickstart", write_evaluation(folder / "evaluation")]
+    options = {"loss_options": {"a_rather_long_option_name": 1.25, "another_one": "with words"}}
+    stages = [*(each | options for each in SIX[:2]), *SIX[2:]]
+    folders += [write_comparison(folder / "quickstart", stages, text="unbroken" * 30)]
+    folders += [write_evaluation(folder / "evaluation")]
     target = folder / "site" / "page.html"
     write_report(folders, target)
     return target

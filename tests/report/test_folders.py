@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,7 +10,7 @@ from slimepo.errors import InputError
 from slimepo.report.folders import read_source, read_sources
 from slimepo.report.groups import by_rate, compare_settings, group_records
 from slimepo.report.records import flat, short_number
-from tests.report.conftest import scores_row, write_json, write_run
+from tests.report.conftest import SIX, scores_row, write_comparison, write_json, write_run
 
 MakeRun = Callable[..., Path]
 
@@ -135,14 +134,31 @@ def test_several_preference_stages_are_records_of_their_own(make_run: MakeRun) -
     assert "slime.learning_rate" not in later.settings
 
 
-def test_a_quickstart_gives_a_record_a_run(result: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "quickstart.json").write_text(json.dumps(result))
-    source = read_source(tmp_path)
-    assert [record.name for record in source.records] == [run["name"] for run in result["runs"]]
+def test_stages_compared_from_one_model_are_records_of_their_own(tmp_path: Path) -> None:
+    """The control is supervised training too, and no other starts from it."""
+    (source,) = read_sources([write_comparison(tmp_path / "run")])
+    assert [record.name for record in source.records] == [stage["name"] for stage in SIX]
+    assert {record.start for record in source.records} == {"sft"}
     assert [record.loss for record in source.records[-2:]] == ["sft", "simpo"]
     assert source.records[-1].state == "failed"
-    assert source.records[0].settings["preference.epochs"] == 2
-    assert source.records[0].after["exact_match"] == 0.56
+    first = source.records[0]
+    assert (first.settings["epochs"], first.settings["pairs.samples.per_prompt"]) == (2, 6)
+    assert (first.after["exact_match"], first.prompts, first.heldout) == (0.56, 1100, 400)
+    assert [(a.run, a.text, a.correct) for a in first.samples[0].answers] == [
+        ("before", "13", False),
+        ("after", "12", True),
+    ]
+    assert source.pairs["samples"]["train"]["pairs"] == 2800
+    assert source.seconds == {"sft": 95.0, "samples (pairs)": 6.1}
+
+
+def test_a_folder_of_seeds_stands_for_its_runs(tmp_path: Path) -> None:
+    for seed in (10, 2):
+        write_comparison(tmp_path / "study" / f"seed-{seed}", SIX[:2], seed=seed)
+    sources = read_sources([tmp_path / "study"])
+    assert [source.path.name for source in sources] == ["seed-2", "seed-10"]
+    groups = group_records([record for source in sources for record in source.records])
+    assert [group.label for group in groups] == ["slime-1e-4 (2 seeds)", "slime-1e-3 (2 seeds)"]
 
 
 def test_scores_are_found_in_a_run_too(make_run: MakeRun, evaluation: Path) -> None:
@@ -267,6 +283,3 @@ def test_a_folder_of_runs_is_not_taken_for_its_scores(make_run: MakeRun, tmp_pat
     write_json(run / "eval" / "scores" / "a.json", {"scores": [scores_row("ours", 10.0)]})
     with pytest.raises(InputError, match=f"a folder of runs; name them, such as {run}, or {run.parent}/"):
         read_source(run.parent)
-    write_json(tmp_path / "quickstart" / "seed-0" / "quickstart.json", {})
-    with pytest.raises(InputError, match=r"a folder of runs; name them, such as .*seed-0"):
-        read_source(tmp_path / "quickstart")

@@ -11,25 +11,24 @@ from xml.etree import ElementTree
 import pytest
 
 from slimepo.errors import InputError
+from slimepo.report.answers import shown_samples
 from slimepo.report.findings import findings
 from slimepo.report.page import (
     Report,
-    make_report,
     read_report,
     report_command,
     report_markdown,
     report_page,
-    shown_samples,
 )
-from slimepo.report.quickstart import quickstart_source
 from slimepo.report.tables import results, results_in_terminal
 from slimepo.terminal import make_console
 from tests.report.conftest import (
     HOSTILE,
+    SIX,
     Tags,
-    quickstart_result,
-    quickstart_run,
+    compared,
     scores_row,
+    write_comparison,
     write_evaluation,
     write_json,
     write_run,
@@ -38,8 +37,10 @@ from tests.report.conftest import (
 MakeRun = Callable[..., Path]
 
 
-def of_quickstart(result: Any) -> Report:
-    return make_report([quickstart_source(Path("made-up"), result)])
+@pytest.fixture
+def six(tmp_path: Path) -> Report:
+    """Six stages compared from one model."""
+    return read_report([write_comparison(tmp_path / "made-up")])
 
 
 def told(report: Report) -> dict[str, Any]:
@@ -63,9 +64,8 @@ def pieces(value: Any) -> Iterator[tuple[Any, Any]]:
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Folders of every kind: seeds, a run that broke, one that was killed, scores, a quickstart."""
+    """Folders of every kind: seeds, a run that broke, one that was killed, scores, a comparison."""
     folder = tmp_path_factory.mktemp("runs")
-    write_json(folder / "quickstart" / "quickstart.json", quickstart_result())
     return [
         *(
             write_run(folder / f"slime-s{seed}", seed=seed, shift=seed / 10, watched=True)
@@ -75,7 +75,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         write_run(folder / "broken", "simpo", state="failed", options={"gamma_beta_ratio": 20}),
         write_run(folder / "killed", "simpo", state="killed", watched=True),
         write_evaluation(folder / "evaluation"),
-        folder / "quickstart",
+        write_comparison(folder / "quickstart"),
     ]
 
 
@@ -158,7 +158,7 @@ def test_the_monitors_warnings_and_both_ends_of_its_answers_are_shown(
     assert "The run was stopped." in page
     assert "it has passed" not in page
     assert "Gone at step 60." in page
-    sample = next(sample for sample in shown_samples(report) if sample.prompt == "Why is it so?")
+    sample = next(sample for sample in shown_samples(report.sources) if sample.prompt == "Why is it so?")
     # All began alike, so that answer stands there once.
     assert [answer.run for answer in sample.answers].count("before training") == 1
     assert {answer.run for answer in sample.answers} == {
@@ -226,15 +226,12 @@ def texts_of(drawing: str) -> list[str]:
     return [node.text or "" for node in ElementTree.fromstring(drawing).iter() if node.tag.endswith("text")]
 
 
-def test_hostile_text_is_shown_and_not_run(result: dict[str, Any]) -> None:
-    result["title"] = HOSTILE
-    result["samples"][0]["prompt"] = HOSTILE
-    result["samples"][0]["answers"] = {HOSTILE: {"text": HOSTILE, "correct": False}}
-    result["runs"][0] |= {"name": HOSTILE, "options": {"$x$": HOSTILE}}
-    result["runs"][1] |= {"objective": HOSTILE, "error": HOSTILE}
-    result["recipe"] = {HOSTILE: HOSTILE}
-    result["versions"] = {HOSTILE: HOSTILE}
-    report = of_quickstart(result)
+def test_hostile_text_is_shown_and_not_run(tmp_path: Path) -> None:
+    stages = [
+        compared("slime", 1e-4, 0.5, name=HOSTILE.replace("/", "|"), loss_options={"$x$": HOSTILE}),
+        compared(HOSTILE, 1e-4, 0.5, name="other", error=HOSTILE),
+    ]
+    report = read_report([write_comparison(tmp_path / "run", stages, prompt=HOSTILE, text=HOSTILE)])
     tags = Tags(report_page(report))
     assert not {"script", "img"} & {tag for tag, _ in tags.seen}
     assert not [attributes for _, attributes in tags.seen if "onerror" in attributes]
@@ -242,42 +239,41 @@ def test_hostile_text_is_shown_and_not_run(result: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("value", ["absent", None, float("nan")])
-def test_no_key_of_a_quickstart_is_needed(result: dict[str, Any], value: Any) -> None:
-    """Tables and findings for every piece taken away alone; the page for every one at the top and in a run."""
-    result["runs"] = [result["runs"][0], result["runs"][-1]]
-    # Few pictures, because many pages are drawn.
-    result["runs"][0] |= {"curve": [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}], "distributions": {}}
-    result["runs"][1]["curve"] = []
-    text = json.dumps(result)
-    for at in range(len(list(pieces(result)))):
-        broken = json.loads(text)
-        container, key = list(pieces(broken))[at]
-        was = container[key]
-        if value == "absent":
-            del container[key]
-        elif value is None or isinstance(was, float):
-            container[key] = value
-        report = of_quickstart(broken)
-        report_markdown(report)
-        results_in_terminal(report.sources)
-        told(report)
-        if value == "absent" and (container is broken or container is broken.get("runs", [0])[0]):
-            Tags(report_page(report))
+def test_no_key_of_a_runs_files_is_needed(tmp_path: Path, value: Any) -> None:
+    """Tables, findings and answers for every piece taken away alone."""
+    folder = write_comparison(tmp_path / "run", [SIX[0], SIX[-1]])
+    stage = SIX[0]["name"]
+    for file in (
+        "data.json",
+        "samples/pairs.json",
+        *(f"{stage}/{n}" for n in ("stage.json", "distributions.json", "answers.jsonl")),
+    ):
+        text = (folder / file).read_text()
+        for at in range(len(list(pieces(json.loads(text))))):
+            broken = json.loads(text)
+            container, key = list(pieces(broken))[at]
+            was = container[key]
+            if value == "absent":
+                del container[key]
+            elif value is None or isinstance(was, float):
+                container[key] = value
+            (folder / file).write_text(json.dumps(broken))
+            report = read_report([folder])
+            report_markdown(report)
+            results_in_terminal(report.sources)
+            told(report)
+            shown_samples(report.sources)
+        (folder / file).write_text(text)
+    Tags(report_page(read_report([folder])))
 
 
-def test_an_empty_result_and_an_empty_run_make_a_page() -> None:
-    assert "made-up" in report_page(of_quickstart({}))
-    assert not Tags(
-        report_page(of_quickstart({"runs": [{}], "samples": [{}, {"answers": {"sft": {}}}]}))
-    ).open
-
-
-def test_markdown_has_a_line_a_run(result: dict[str, Any]) -> None:
-    result["runs"][0]["name"] = "a|b\nc"
-    lines = report_markdown(of_quickstart(result)).split("\n\n")[0].splitlines()
+def test_markdown_has_a_line_a_run(tmp_path: Path) -> None:
+    stages = [SIX[0] | {"name": "a|b"}, *SIX[1:]]
+    report = read_report([write_comparison(tmp_path / "made-up", stages)])
+    lines = report_markdown(report).split("\n\n")[0].splitlines()
     assert len(lines) == 2 + 1 + 6
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
-    assert "a\\|b c" in lines[3]
+    assert "a\\|b" in lines[3]
     assert "stopped: the loss is not finite" in lines[-1]
     assert "**58.0**" in lines[-2].replace("50.0 → ", "")
 
@@ -323,108 +319,102 @@ def test_the_command_says_where_the_page_is(make_run: MakeRun, tmp_path: Path) -
         report_command([folder], tmp_path / "page.md", console)
 
 
-# --- what only a quickstart has ---------------------------------------------------------------------------
+# --- stages compared from one model on tasks --------------------------------------------------------------
 
 
-def test_the_page_tells_what_a_quickstart_holds(result: dict[str, Any]) -> None:
-    page = report_page(of_quickstart(result))
+def test_the_page_tells_what_a_comparison_holds(six: Report) -> None:
+    page = report_page(six)
     for words in (
         "50.0 → 56.0",
         "-0.56 → -0.60",
+        "start: sft",
+        "from one model (sft) · seed 0 · 1,100 held-out prompts, greedy answers",
         "stopped: the loss is not finite at step 12",
         "✓ right",
         "✗ wrong form",
         "✗ does not end",
         "plain SFT on the chosen answers",
-        "sft (from the cache)",
+        "samples (pairs)",
         "hidden_size: 96",
         "2.13.0",
-        "pairs held out",
+        "280 (10.0\u00a0%)",
         "By family of tasks",
         "Over the learning rate",
     ):
         assert words in page
 
 
-def test_findings_name_the_control_and_the_best_of_the_rest(result: dict[str, Any]) -> None:
-    found = told(of_quickstart(result))
+def test_findings_name_the_control_and_the_best_of_the_rest(six: Report) -> None:
+    found = told(six)
     best = found["Best exact match"].text.replace("\u00a0", " ")
-    assert "sft 1e-4, the control (plain SFT on the chosen answers): 58.0 %, from 50.0 % after SFT" in best
-    assert "rejected answers: slime 1e-4, 56.0 %" in best
+    assert "sft-1e-4, the control (plain SFT on the chosen answers): 58.0 %, from 50.0 % at the start" in best
+    assert "rejected answers: slime-1e-4, 56.0 %" in best
     assert "DPO: 31\u00a0% at 1e-4, 97\u00a0% at 1e-3" in found["Chosen answers"].lines
     assert "DPO: 51.0\u00a0% → 16.0\u00a0% (1e-4 to 1e-3)" in found["Learning rate"].lines
     # Twice the standard error of a share of one half: 196 * sqrt(0.25 / 1100).
     assert f"± {196 * math.sqrt(0.25 / 1100):.1f} points" in found["How sure"].text
-    assert found["Not to the end"].lines == ("simpo 1e-3: stopped: the loss is not finite at step 12",)
+    assert found["Not to the end"].lines == ("simpo-1e-3: stopped: the loss is not finite at step 12",)
 
 
-def test_findings_say_when_nothing_got_better(result: dict[str, Any]) -> None:
-    result["runs"] = [quickstart_run("slime", 1e-3, 0.4), quickstart_run("sft", 1e-3, 0.45)]
-    assert told(of_quickstart(result))["Best exact match"].text.startswith(
-        "No run is better than the SFT start"
-    )
+def test_findings_say_when_nothing_got_better(tmp_path: Path) -> None:
+    stages = [compared("slime", 1e-3, 0.4), compared("sft", 1e-3, 0.45)]
+    found = told(read_report([write_comparison(tmp_path / "run", stages)]))
+    assert found["Best exact match"].text.startswith("No run is better than the start")
 
 
-def test_quickstarts_of_several_seeds_are_bands(result: dict[str, Any], tmp_path: Path) -> None:
+def with_seeds(folder: Path, **failed: Any) -> Report:
+    """Three seeds of two stages; `failed` changes the first stage of the last."""
     for seed in (0, 1, 2):
-        runs = [quickstart_run("slime", 1e-4, 0.5 + seed / 100), quickstart_run("dpo", 1e-4, 0.4)]
-        write_json(tmp_path / f"seed-{seed}" / "quickstart.json", result | {"seed": seed, "runs": runs})
-    report = read_report(sorted(tmp_path.iterdir()))
-    assert [group.label for group in report.groups] == ["slime 1e-4 (3 seeds)", "dpo 1e-4 (3 seeds)"]
+        first = compared("slime", 1e-4, 0.5 + seed / 100) | (failed if seed == 2 else {})
+        write_comparison(folder / f"seed-{seed}", [first, compared("dpo", 1e-4, 0.4)], seed=seed)
+    return read_report([folder])
+
+
+def test_several_seeds_are_bands(tmp_path: Path) -> None:
+    report = with_seeds(tmp_path)
+    assert [group.label for group in report.groups] == ["slime-1e-4 (3 seeds)", "dpo-1e-4 (3 seeds)"]
     page = report_page(report)
-    row = table_with(page, "exact match, %")["slime 1e-4 (3 seeds)"]
+    row = table_with(page, "exact match, %")["slime-1e-4 (3 seeds)"]
     assert row["exact match, %"] == "50.0 → 51.0 (+0.0 to +2.0)"
+    assert table_with(page, "exact match, %")["start: sft"]["exact match, %"] == "50.0 (50.0 to 50.0)"
 
 
-def test_the_terminal_table_fits_100_columns(result: dict[str, Any]) -> None:
-    name = "[bold]simpo gamma 20 at 1e-4[/nonsense]"
-    result["runs"] = [*result["runs"], quickstart_run("simpo", 1e-4, 0.5, name=name)]
+def in_terminal(report: Report) -> str:
     console = make_console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(results_in_terminal(of_quickstart(result).sources))
+    console.print(results_in_terminal(report.sources))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100
+    return text
+
+
+def test_the_terminal_table_fits_100_columns(tmp_path: Path) -> None:
+    stages = [*SIX, compared("simpo", 1e-4, 0.5, name="[bold]simpo gamma 20 at 1e-4[nonsense]")]
+    text = in_terminal(read_report([write_comparison(tmp_path / "run", stages)]))
     assert "…" not in text
     assert "50.0 → 56.0" in text
     assert "[bold]simpo" in text.replace("\n", "")
-    assert "simpo 1e-3 stopped: the loss is not finite at step 12" in text
+    assert "simpo-1e-3 stopped: the loss is not finite at step 12" in text
 
 
-def test_with_several_seeds_the_terminal_has_the_spread_below_the_median(
-    result: dict[str, Any], tmp_path: Path
-) -> None:
-    for seed in (0, 1, 2):
-        runs = [quickstart_run("slime", 1e-4, 0.5 + seed / 100), quickstart_run("dpo", 1e-4, 0.4)]
-        write_json(tmp_path / f"seed-{seed}" / "quickstart.json", result | {"seed": seed, "runs": runs})
-    console = make_console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(results_in_terminal(read_report(sorted(tmp_path.iterdir())).sources))
-    text = console.export_text()
-    assert max(map(len, text.splitlines())) <= 100
+def test_with_several_seeds_the_terminal_has_the_spread_below_the_median(tmp_path: Path) -> None:
+    text = in_terminal(with_seeds(tmp_path))
     assert "50.0 → 51.0" in text
     assert "(+0.0 to +2.0)" in text
     assert "smallest and the largest change since a seed's own start" in text
 
 
-def test_a_seed_that_failed_does_not_hide_the_others_in_the_terminal(
-    result: dict[str, Any], tmp_path: Path
-) -> None:
-    for seed in (0, 1, 2):
-        failed = {"error": "the loss is not finite at step 3", "after": {}} if seed == 2 else {}
-        runs = [quickstart_run("slime", 1e-4, 0.5 + seed / 100) | failed]
-        write_json(tmp_path / f"seed-{seed}" / "quickstart.json", result | {"seed": seed, "runs": runs})
-    console = make_console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(results_in_terminal(read_report(sorted(tmp_path.iterdir())).sources))
-    text = console.export_text()
+def test_a_seed_that_failed_does_not_hide_the_others_in_the_terminal(tmp_path: Path) -> None:
+    text = in_terminal(with_seeds(tmp_path, error="the loss is not finite at step 3"))
     assert "50.0 → 50.5" in text
     assert "seed 2 stopped: the loss is not finite at step 3" in " ".join(text.split())
 
 
-def test_many_runs_and_long_curves_stay_small(result: dict[str, Any]) -> None:
+def test_many_runs_and_long_curves_stay_small(tmp_path: Path) -> None:
     long = [{"step": step, "logps/chosen": -math.sqrt(step), "logps/rejected": -step} for step in range(5000)]
-    result["runs"] = [
-        quickstart_run(objective, rate, 0.5, curve=long)
-        for objective in ("slime", "dpo", "simpo", "orpo", "sft")
+    stages = [
+        compared(loss, rate, 0.5, curve=long, answer={"text": "x " * 2000, "correct": False})
+        for loss in ("slime", "dpo", "simpo", "orpo", "sft")
         for rate in (3e-5, 1e-4, 3e-4, 1e-3)
     ]
-    answers = {run["name"]: {"text": "x " * 2000, "correct": False} for run in result["runs"]}
-    result["samples"] = [{**result["samples"][0], "prompt": str(at), "answers": answers} for at in range(60)]
-    assert len(report_page(of_quickstart(result)).encode()) < 3_000_000
+    report = read_report([write_comparison(tmp_path / "run", stages, prompts=60)])
+    assert len(report_page(report).encode()) < 3_000_000

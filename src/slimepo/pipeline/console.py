@@ -11,37 +11,55 @@ from slimepo.monitor.verdicts import heldout_facts
 if TYPE_CHECKING:
     from rich.console import Console
 
-_FIGURES = (
+# What is held out, in words: label, key, form.
+FIGURES = (
     ("chosen, nats per token", "logps/chosen", "{:z.3f}"),
     ("rejected, nats per token", "logps/rejected", "{:z.3f}"),
     ("margin, nats per token", "margin", "{:z.3f}"),
     ("chosen likelier than rejected", "accuracy", "{:.1%}"),
     ("rejected tokens under the floor", "rejected_below_floor", "{:.1%}"),
+    ("right answers to tasks", "exact_match", "{:.1%}"),
+    ("answers of valid form", "format_valid", "{:.1%}"),
+    ("answers that end", "end_rate", "{:.1%}"),
 )
 
 
 def print_summary(results: Sequence[dict[str, Any]], out: Path, console: Console) -> None:
-    """What each stage did to the held-out pairs, and where the model is."""
+    """What each stage did to the held-out pairs and tasks, and where the model is."""
     from rich.table import Table
 
-    counts = {str(r["heldout"]["pairs"]) for r in results if "heldout" in r}
-    title = f"{' / '.join(sorted(counts)) or 'no'} held-out pairs, before → after"
-    table = Table(title=title, title_justify="left")
+    held = [result.get("heldout", {}) for result in results]
+    counts = [
+        f"{' / '.join(found)} held-out {what}"
+        for what in ("pairs", "prompts")
+        if (found := sorted({str(each[what]) for each in held if what in each}))
+    ]
+    table = Table(title=f"{', '.join(counts) or 'no held-out pairs'}, before → after", title_justify="left")
     table.add_column()
     for result in results:
         table.add_column(result["name"], justify="right", no_wrap=True)
-    for label, key, form in _FIGURES:
-        table.add_row(label, *(_change(result, key, form) for result in results))
-    table.add_row("pairs whose chosen answer fell", *(_fell(result) for result in results))
-    table.add_row("steps, time", *(f"{r['steps']}, {_clock(r['seconds'])}" for r in results))
+    for label, key, form in FIGURES:
+        cells = [
+            f"{form.format(each['before'][key])} → {form.format(each['after'][key])}"
+            if key in each.get("after", {})
+            else "-"
+            for each in held
+        ]
+        if key.startswith("logps") or any(cell != "-" for cell in cells):
+            table.add_row(label, *cells)
+    fell = [f"{each['chosen_fell']:.1%}" if "chosen_fell" in each else "-" for each in held]
+    table.add_row("pairs whose chosen answer fell", *fell)
+    times = [divmod(round(result["seconds"]), 60) for result in results]
+    table.add_row(
+        "steps, time",
+        *(f"{r['steps']}, {minutes}:{rest:02d}" for r, (minutes, rest) in zip(results, times, strict=True)),
+    )
     console.print(table)
     for result in results:
         stopped = (result.get("monitor") or {}).get("stopped")
         if stopped:
-            console.print(
-                f"{result['name']} was stopped at step {stopped['step']}: {stopped['message']}",
-                style="yellow",
-            )  # fmt: skip
+            told = f"{result['name']} was stopped at step {stopped['step']}: {stopped['message']}"
+            console.print(told, style="yellow")
     for number, fact in enumerate(final_facts(results[-1]), 1):
         console.print(f"{number}. {fact}")
     page = out / "report.html"
@@ -58,22 +76,4 @@ def final_facts(result: dict[str, Any]) -> list[str]:
     monitor = result.get("monitor")
     if monitor is not None:
         return list(monitor["facts"])
-    return heldout_facts(result["heldout"]) if "heldout" in result else []
-
-
-def _change(result: dict[str, Any], key: str, form: str) -> str:
-    if "heldout" not in result:
-        return "-"
-    if key not in result["heldout"]["after"]:
-        return "-"
-    before, after = result["heldout"]["before"][key], result["heldout"]["after"][key]
-    return f"{form.format(before)} → {form.format(after)}"
-
-
-def _fell(result: dict[str, Any]) -> str:
-    return f"{result['heldout']['chosen_fell']:.1%}" if "heldout" in result else "-"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+    return heldout_facts(result["heldout"]) if "pairs" in result.get("heldout", {}) else []

@@ -15,7 +15,9 @@ from slimepo.data.split import fingerprint, row_hash, split
 from slimepo.data.tokenize import tokenize
 from slimepo.errors import InputError
 from slimepo.files import is_main_process, write_json
+from slimepo.pipeline.pairs import read_pairs
 from slimepo.pipeline.recipe import Data, Recipe, Stage
+from slimepo.pipeline.tasks import RunTasks
 from slimepo.types import Preference
 
 if TYPE_CHECKING:
@@ -35,10 +37,11 @@ class RunData:
 
 @dataclass(frozen=True)
 class StageRows:
-    """Tokenised rows of one stage: those trained on and those only scored."""
+    """Tokenised rows of one stage: those trained on and those only scored; and the run's tasks, where it has some."""
 
     train: Sequence[Row]
     heldout: Sequence[Row]
+    tasks: RunTasks | None = None
 
 
 def recipe_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -46,29 +49,34 @@ def recipe_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     name = recipe.tokenizer or recipe.model
     if not isinstance(name, str):
         raise InputError("a random model needs a tokenizer: give tokenizer: FOLDER-or-Hub-id")
-    return load_tokenizer(name, recipe.chat_template)
+    return load_tokenizer(recipe.path(name), recipe.chat_template)
 
 
 def load_data(recipe: Recipe) -> RunData:
-    """Read the recipe's rows and split them."""
+    """Read the recipe's rows and split them; without a path there are none."""
     data = recipe.data
-    rows = read_rows(
-        data.path,
-        format=data.format,
-        split=data.split,
-        skip_bad_rows=data.skip_bad_rows,
-        limit=_limit(recipe),
-    )
-    records = _records(rows)
-    parts = split(records, recipe.parts, recipe.seed)
-    facts: dict[str, Any] = {
-        "format": rows.format,
-        "rows": len(records),
-        "malformed": len(rows.malformed),
-    }
+    if data.path is None:
+        parts: dict[str, list[Preference]] = {}
+        facts: dict[str, Any] = {"rows": 0, "malformed": 0}
+    else:
+        smoke = SMOKE_ROWS if recipe.smoke else None
+        limit = min((each for each in (data.limit, smoke) if each is not None), default=None)
+        rows = read_rows(
+            recipe.path(data.path),
+            format=data.format,
+            split=data.split,
+            skip_bad_rows=data.skip_bad_rows,
+            limit=limit,
+        )
+        records = _records(rows)
+        parts = split(records, recipe.parts, recipe.seed)
+        facts = {"format": rows.format, "rows": len(records), "malformed": len(rows.malformed)}
     if data.heldout:
         heldout_rows = read_rows(
-            data.heldout, format=data.format, split=data.heldout_split, skip_bad_rows=data.skip_bad_rows
+            recipe.path(data.heldout),
+            format=data.format,
+            split=data.heldout_split,
+            skip_bad_rows=data.skip_bad_rows,
         )
         parts["heldout"] = _records(heldout_rows)
     heldout = parts.get("heldout", [])
@@ -76,8 +84,8 @@ def load_data(recipe: Recipe) -> RunData:
         # By content, so that the order of the file does not matter.
         heldout = sorted(heldout, key=row_hash)[: data.heldout_limit]
     parts["heldout"] = heldout
-    unused = len(records) - sum(len(p) for name, p in parts.items() if name != "heldout" or not data.heldout)
-    facts["in_no_part"] = unused
+    used = sum(len(part) for name, part in parts.items() if name != "heldout" or not data.heldout)
+    facts["in_no_part"] = facts["rows"] - used
     facts["parts"] = {
         name: {"rows": len(part), "fingerprint": fingerprint(part)} for name, part in parts.items()
     }
@@ -85,9 +93,17 @@ def load_data(recipe: Recipe) -> RunData:
 
 
 def stage_rows(
-    recipe: Recipe, stage: Stage, data: RunData, chat: ChatFormat, out: Path, console: Console
+    recipe: Recipe,
+    stage: Stage,
+    data: RunData,
+    tasks: RunTasks | None,
+    chat: ChatFormat,
+    out: Path,
+    console: Console,
 ) -> StageRows:
     """Tokenise what a stage needs; every dropped row is counted, shown and written to the run folder.
+
+    Held out are the pairs of held-out tasks for a stage that trains on pairs of the run's own, else the data's.
 
     Raises:
         InputError: no row is left.
@@ -95,16 +111,21 @@ def stage_rows(
     from slimepo.losses import find_objective
 
     objective = find_objective(stage.loss)
+    train_rows, heldout_rows = data.parts.get(stage.part, []), data.parts["heldout"]
+    if stage.part in recipe.pairs:
+        train_rows = read_pairs(out / stage.part / "train.jsonl")
+        heldout_rows = read_pairs(out / stage.part / "heldout.jsonl") or heldout_rows
     train, dropped = _tokenized(
-        data.parts[stage.part], chat, recipe.data, len(objective.positions) > 1, objective.judged, console
+        train_rows, chat, recipe.data, len(objective.positions) > 1, objective.judged, console
     )
     # Held-out demonstrations have one side; pairs are scored on both, whatever the stage trains on.
-    heldout_rows = data.parts["heldout"]
     compared = any(row.rejected for row in heldout_rows)
     judged = any(row.rejected and not row.chosen for row in heldout_rows)
     heldout, heldout_dropped = _tokenized(heldout_rows, chat, recipe.data, compared, judged, console)
-    _say_dropped(console, stage.part, len(train), dropped)
-    _say_dropped(console, "heldout", len(heldout), heldout_dropped)
+    for name, kept, drops in ((stage.part, train, dropped), ("heldout", heldout, heldout_dropped)):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(drops.items()))
+        told = f"{len(kept):,} rows kept, {sum(drops.values())} dropped{f' ({reasons})' if reasons else ''}"
+        console.print(f"{name}: {told}")
     if is_main_process():
         write_json(
             out / stage.name / "data.json",
@@ -115,7 +136,7 @@ def stage_rows(
         raise InputError(
             f"stage {stage.name!r}: no row of part {stage.part!r} is left to train on ({reasons})"
         )
-    return StageRows(train, heldout)
+    return StageRows(train, heldout, tasks)
 
 
 def _records(rows: Rows) -> list[Preference]:
@@ -139,15 +160,3 @@ def _tokenized(
             progress=lambda done, total: status.update(f"tokenising: {done:,}/{total:,}"),
         )
     return result.rows, dict(Counter(drop.reason for drop in result.drops))
-
-
-def _limit(recipe: Recipe) -> int | None:
-    limits = [recipe.data.limit, SMOKE_ROWS if recipe.smoke else None]
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _say_dropped(console: Console, part: str, kept: int, dropped: dict[str, int]) -> None:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
-    console.print(
-        f"{part}: {kept:,} rows kept, {sum(dropped.values())} dropped{f' ({reasons})' if reasons else ''}"
-    )

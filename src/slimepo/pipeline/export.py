@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
-from slimepo.errors import InputError
+from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.files import replace_folder
 from slimepo.model.adapters import merge
 from slimepo.model.logps import causal_lm
 from slimepo.model.modes import measuring
+from slimepo.pipeline.console import FIGURES
 from slimepo.pipeline.folder import last_checkpoint
 from slimepo.pipeline.recipe import Recipe, Stage
 from slimepo.settings import dump
@@ -23,14 +24,6 @@ from slimepo.settings import dump
 # Logits before merging and after reloading may differ by rounding, no more; relative to the largest logit above 1.
 FLOAT32_TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.1
-
-_NAMES = {
-    "logps/chosen": "chosen, nats per token",
-    "logps/rejected": "rejected, nats per token",
-    "margin": "margin, nats per token",
-    "accuracy": "chosen likelier than rejected",
-    "rejected_below_floor": "rejected tokens under the floor",
-}
 
 
 def export_model(
@@ -50,10 +43,13 @@ def export_model(
         The largest difference of a logit between the trained model and the one loaded from the folder.
 
     Raises:
+        NonFiniteLossError: the model's own logits are not finite.
         RuntimeError: the model came back different; the folder is not put in place.
     """
     folder = Path(folder)
     trained = probe_logits(model)
+    if not torch.isfinite(trained).all():
+        raise NonFiniteLossError("the trained model's logits are not finite. Lower the learning rate")
     half = (
         any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()) or dtype != torch.float32
     )
@@ -114,52 +110,37 @@ def _generation_config(
 
 def model_card(recipe: Recipe, stage: Stage, result: dict[str, Any]) -> str:
     """What was trained, on what, with which settings and which figures, as Markdown with metadata."""
-    base = result["base"]
-    head = [
+    base, heldout = result["base"], result.get("heldout")
+    of_data = recipe.data.path is not None and stage.part not in recipe.pairs
+    lines = [
         "---",
         "library_name: transformers",
         "tags: [slimepo, preference-optimization, " + stage.loss + "]",
-    ]
-    # The Hub wants the id of a published model there, not a local folder or a made-up one.
-    head += [f"base_model: {recipe.model}"] if isinstance(recipe.model, str) else []
-    lines = [
-        *head,
+        # The Hub wants the id of a published model there, not a local folder or a made-up one.
+        *([f"base_model: {recipe.model}"] if isinstance(recipe.model, str) else []),
         "---",
         "",
         f"# {stage.name}",
         "",
         f"Trained with slimepo: objective `{stage.loss}`, {result['steps']} steps of {stage.batch_size} pairs at "
-        f"learning rate {stage.learning_rate:g}, {result['rows']:,} rows of part `{stage.part}` of "
-        f"`{recipe.data.path}`.",
+        f"learning rate {stage.learning_rate:g}, {result['rows']:,} rows of part `{stage.part}`"
+        f"{f' of `{recipe.path(recipe.data.path or str())}`' if of_data else ', made from samples'}.",
         "",
         f"Started from {f'`{base}`' if isinstance(base, str) else 'random weights'}; "
         f"{result['trained_parameters']:,} of {result['parameters']:,} parameters trained.",
         "",
-        *_heldout(result),
-        "## Recipe",
-        "",
-        "```yaml",
-        dump(recipe).rstrip(),
-        "```",
-        "",
     ]
-    return "\n".join(lines)
-
-
-def _heldout(result: dict[str, Any]) -> list[str]:
-    if "heldout" not in result:
-        return []
-    before, after = result["heldout"]["before"], result["heldout"]["after"]
-    rows = [
-        f"| {label} | {before[key]:.3f} | {after[key]:.3f} |" for key, label in _NAMES.items() if key in after
-    ]
-    return [
-        f"## {result['heldout']['pairs']} held-out pairs",
-        "",
-        "| | before | after |",
-        "|---|---|---|",
-        *rows,
-        "",
-        f"The chosen answer became less likely in {100 * result['heldout']['chosen_fell']:.0f} % of the pairs.",
-        "",
-    ]
+    if heldout is not None:
+        before, after = heldout["before"], heldout["after"]
+        counts = [f"{heldout[what]:,} held-out {what}" for what in ("pairs", "prompts") if what in heldout]
+        lines += [f"## {' and '.join(counts)}", "", "| | before | after |", "|---|---|---|"]
+        lines += [
+            f"| {label} | {form.format(before[key])} | {form.format(after[key])} |"
+            for label, key, form in FIGURES
+            if key in after
+        ]
+        lines.append("")
+        if "chosen_fell" in heldout:
+            fell = 100 * heldout["chosen_fell"]
+            lines += [f"The chosen answer became less likely in {fell:.0f} % of the pairs.", ""]
+    return "\n".join([*lines, "## Recipe", "", "```yaml", dump(recipe).rstrip(), "```", ""])

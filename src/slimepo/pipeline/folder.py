@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Says that a folder is a run of slimepo; nothing is ever deleted from a folder without it.
 MARKER = ".slimepo-run"
+# What a run goes on from: stages that are done, checkpoints, samples for pairs.
+_BEGUN = ("*/stage.json", "*/checkpoints/checkpoint-*", "*/samples-*.jsonl", "*/pairs.json")
 # Inside the run folder; what `slimepo eval --out` would be given.
 EVAL_FOLDER = "eval"
 
@@ -55,18 +57,23 @@ def check_folder(recipe: Recipe, out: Path, restart: bool) -> None:
         return
     if not out.is_dir() or not (out / MARKER).exists():
         raise InputError(f"{out} is not empty and no run of slimepo; give another --out")
-    old = (out / "recipe.yaml").read_text(encoding="utf-8")
-    stages = [path.parent for path in (*out.glob("*/stage.json"), *out.glob("*/checkpoints"))]
-    begun = _begun(out)
     if restart:
-        for stage in set(stages):
-            shutil.rmtree(stage)
+        patterns = ("*/stage.json", "*/checkpoints", "*/samples-*.jsonl", "*/pairs.json")
+        for made in {path.parent for pattern in patterns for path in out.glob(pattern)}:
+            shutil.rmtree(made)
         clear_evaluations(out)
-    elif begun and old != dump(recipe):
-        raise InputError(
-            f"{out} holds a run of another recipe ({_first_difference(old, dump(recipe))}); "
-            "give another --out, or --restart to throw that run away"
-        )
+    elif begun(out):
+        old, new = (out / "recipe.yaml").read_text(encoding="utf-8"), dump(recipe)
+        if old != new:
+            raise InputError(
+                f"{out} holds a run of another recipe ({_first_difference(old, new)}); "
+                "give another --out, or --restart to throw that run away"
+            )
+
+
+def mark_folder(out: Path) -> None:
+    """Say that a folder is a run of slimepo, before anything else is put into it."""
+    write_text(out / MARKER, "A run of slimepo; see recipe.yaml.\n")
 
 
 def claim_folder(recipe: Recipe, out: Path, facts: dict[str, Any], console: Console) -> None:
@@ -77,26 +84,25 @@ def claim_folder(recipe: Recipe, out: Path, facts: dict[str, Any], console: Cons
     """
     if not is_main_process():
         return
-    begun = _begun(out)
-    before = read_json(out / "data.json") if begun else None
-    if before is not None and before["parts"] != facts["parts"]:
-        raise InputError(
-            f"{recipe.data.path} has changed since {out} was begun; give another --out, or --restart"
-        )
-    old: dict[str, str] = (read_json(out / "versions.json") if begun else None) or {}
+    going_on = begun(out)
+    before = read_json(out / "data.json") if going_on else None
+    for key, what in (("parts", recipe.data.path), ("tasks", "a file of tasks")):
+        if before is not None and before.get(key) != facts.get(key):
+            raise InputError(f"{what} has changed since {out} was begun; give another --out, or --restart")
+    old: dict[str, str] = (read_json(out / "versions.json") if going_on else None) or {}
     new = versions()
     changed = [f"{name} {old[name]} then, {new[name]} now" for name in old if old[name] != new.get(name)]
     if changed:
         console.print(f"note: the run was begun with other versions: {', '.join(changed)}")
-    write_text(out / MARKER, "A run of slimepo; see recipe.yaml.\n")
+    mark_folder(out)
     write_text(out / "recipe.yaml", dump(recipe))
     write_json(out / "versions.json", old or new)
     write_json(out / "data.json", facts)
 
 
-def _begun(out: Path) -> bool:
+def begun(out: Path) -> bool:
     """Whether a run has something to go on from; one that failed before its first checkpoint has not."""
-    return any(out.glob("*/stage.json")) or any(out.glob("*/checkpoints/checkpoint-*"))
+    return any(any(out.glob(pattern)) for pattern in _BEGUN)
 
 
 def _first_difference(old: str, new: str) -> str:

@@ -43,10 +43,11 @@ class Data(Settings):
     """Where the pairs come from and how they are split.
 
     `path` is a file, a folder or a Hub id; `heldout` another one whose rows are only scored. Without it the
-    part named heldout is held out.
+    part named heldout is held out. A recipe whose stages all train on `pairs` of its own needs no path. In a path,
+    here and in `tasks`, {seed} stands for the run's seed.
     """
 
-    path: str
+    path: str | None = None
     split: str | None = None
     format: str = "auto"
     limit: int | None = Field(None, ge=1)
@@ -60,8 +61,40 @@ class Data(Settings):
     cut_long_responses: bool = False
 
 
+class Tasks(Settings):
+    """Prompts with answers that a function checks (see `slimepo.pipeline.tasks`).
+
+    `train` and `heldout` are files, a task a row: its `prompt`, where there is one its right `answer`, an `id`, a
+    `family`, and whatever else the checker reads. `checker` is package.module:function or file.py:function, called with
+    the row and an answer; it returns a `slimepo.Verdict` or a bool. Every stage answers the held-out tasks greedily,
+    with at most `max_new_tokens`, before and after. `batch_rows`: answers written side by side.
+    """
+
+    train: str | None = None
+    heldout: str | None = None
+    checker: str
+    max_new_tokens: int = Field(256, ge=1)
+    batch_rows: int = Field(256, ge=1)
+
+
+class Pairs(Settings):
+    """A part that is made by the run: pairs from a model's own samples on the tasks (see `slimepo.pipeline.pairs`).
+
+    `model` is the stage whose model is sampled (none: the recipe's model). With `gold`, a task's own answer is chosen
+    where no sample is right; without, such a task gives no pair. `seed` is that of the run unless given.
+    """
+
+    model: str | None = None
+    per_prompt: int = Field(8, ge=2)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(256, ge=1)
+    gold: bool = False
+    seed: int | None = Field(None, ge=0)
+
+
 class Stage(Settings):
-    """One objective trained on one part of the data.
+    """One objective trained on one part: of the data, or one of `pairs`.
 
     It starts from the model that the stage before it exported, or the one named by `start`, so that several
     objectives can be compared from one. `reference` says where the log-probs of the reference model come from, for an
@@ -113,12 +146,15 @@ class Recipe(Settings):
     `adapter` is LoRA for a pretrained model and nothing (full fine-tuning) for a random one, unless given;
     the word `none` means full fine-tuning. `dtype` is that of the frozen weights (auto: bfloat16 under an adapter
     where the device computes in it), `export_dtype` that of exported models: a bfloat16 export rounds away most of
-    what a small learning rate has changed. `evaluate` lists benchmarks that run after a stage.
+    what a small learning rate has changed. `pairs` are parts made by the run, by name. `evaluate` lists benchmarks that
+    run after a stage. `seeds` makes a run of each, in a folder of its own.
     """
 
     model: str | RandomModel
-    data: Data
+    data: Data = Data.model_validate({})
     stages: list[Stage] = Field(min_length=1)
+    tasks: Tasks | None = None
+    pairs: dict[str, Pairs] = Field(default_factory=dict)
     tokenizer: str | None = None
     chat_template: str | None = None
     template_options: dict[str, Any] = Field(default_factory=dict)
@@ -126,6 +162,7 @@ class Recipe(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = Field(0, ge=0)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
     smoke: bool = False
     evaluate: list[Evaluation] = Field(default_factory=list)
 
@@ -139,7 +176,11 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         names = [stage.name for stage in self.stages]
-        for name in names:
+        for name in [*names, *self.pairs]:
+            if [*names, *self.pairs, *(self.data.parts or ())].count(name) > 1 and name in self.pairs:
+                raise ValueError(
+                    f"pairs {name!r} are named like a stage or a part of the data: give another name"
+                )
             if names.count(name) > 1:
                 raise ValueError(f"two stages are named {name!r}; give each a name of its own")
             if not name or "/" in name or name.startswith("."):
@@ -149,28 +190,62 @@ class Recipe(Settings):
         for place, stage in enumerate(self.stages):
             # A reference that is no stage's name is another model.
             asked = {"start": stage.start, "reference": stage.reference if stage.reference in names else None}
+            if stage.part in self.pairs:
+                asked["part"] = self.pairs[stage.part].model
+            elif stage.part not in self.parts:
+                parts = ", ".join([*self.parts, *self.pairs])
+                raise ValueError(
+                    f"stage {stage.name!r}: no part {stage.part!r} in data.parts or pairs ({parts})"
+                )
+            elif self.data.path is None:
+                raise ValueError(
+                    f"stage {stage.name!r} trains on part {stage.part!r} of the data: give data.path"
+                )
             for key, wanted in asked.items():
                 if wanted is not None and wanted not in names[:place]:
                     before = ", ".join(names[:place]) or "none"
+                    what = f"{key} {wanted!r}" if key != "part" else f"the model {wanted!r} of its pairs"
                     raise ValueError(
-                        f"stage {stage.name!r}: {key} {wanted!r} is no stage before it (there are: {before})"
+                        f"stage {stage.name!r}: {what} is no stage before it (there are: {before})"
                     )
-            if stage.part not in self.parts:
-                raise ValueError(
-                    f"stage {stage.name!r}: no part {stage.part!r} in data.parts ({', '.join(self.parts)})"
-                )
         for evaluation in self.evaluate:
             unknown = [name for name in evaluation.stages if name not in names]
             if unknown:
                 raise ValueError(f"evaluate: there is no stage {unknown[0]!r}; there are: {', '.join(names)}")
         if isinstance(self.model, RandomModel) and self.tokenizer is None:
             raise ValueError("a random model needs a tokenizer: give tokenizer: FOLDER-or-Hub-id")
+        if self.pairs and (self.tasks is None or self.tasks.train is None):
+            raise ValueError("pairs are made from answers to tasks: give tasks.train and tasks.checker")
+        if self.tasks is not None and self.tasks.train is None and self.tasks.heldout is None:
+            raise ValueError("tasks: give a file: heldout, train, or both")
+        if isinstance(self.model, RandomModel) and any(made.model is None for made in self.pairs.values()):
+            raise ValueError(
+                "pairs of a random model's samples teach nothing: give model, the stage that is sampled"
+            )
+        if self.seeds and "seed" in self.model_fields_set:
+            raise ValueError("give seed or seeds, not both")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: one stands there twice")
         return self
 
     def before(self, stage: Stage) -> list[str]:
         """Names of the stages before this one."""
         names = [each.name for each in self.stages]
         return names[: names.index(stage.name)]
+
+    def start_of(self, stage: Stage) -> str | None:
+        """The stage whose model this one starts from; None where that is the recipe's own model."""
+        return stage.start or next(reversed(self.before(stage)), None)
+
+    def needs(self, stage: Stage) -> list[str]:
+        """The stages that must be done before this one."""
+        made = self.pairs[stage.part].model if stage.part in self.pairs else None
+        wanted = (self.start_of(stage), made, stage.reference)
+        return [name for name in dict.fromkeys(wanted) if name in self.before(stage)]
+
+    def path(self, given: str) -> str:
+        """A path of the recipe in the run of this seed, the first of several."""
+        return given.replace("{seed}", str([*self.seeds, self.seed][0]))
 
     @property
     def parts(self) -> dict[str, float]:
@@ -181,10 +256,10 @@ class Recipe(Settings):
         """
         if self.data.parts is not None:
             return self.data.parts
-        used = list(dict.fromkeys(stage.part for stage in self.stages))
+        used = list(dict.fromkeys(stage.part for stage in self.stages if stage.part not in self.pairs))
         heldout = {} if self.data.heldout else {"heldout": 0.01}
-        if len(used) == 1:
-            return {used[0]: 1 - sum(heldout.values()), **heldout}
+        if len(used) < 2:
+            return {name: 1 - sum(heldout.values()) for name in used} | heldout
         return (
             {"sft": 0.33, "preference": 0.66, **heldout} if heldout else {"sft": 1 / 3, "preference": 2 / 3}
         )

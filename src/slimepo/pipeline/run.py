@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.data.chat import ChatFormat, chat_format
-from slimepo.errors import InputError
+from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.files import read_json
 from slimepo.model.load import check_model
 from slimepo.pipeline.data import RunData, load_data, recipe_tokenizer, stage_rows
 from slimepo.pipeline.evaluate import check_evaluations, evaluate_stage
 from slimepo.pipeline.folder import check_folder, claim_folder
+from slimepo.pipeline.pairs import make_pairs
 from slimepo.pipeline.recipe import RandomModel, Recipe, Stage
-from slimepo.pipeline.stage import (
-    exported_model,
-    failure_on_record,
-    run_stage,
-    stage_arguments,
-)
+from slimepo.pipeline.stage import exported_model, failure_on_record, run_stage, stage_arguments
+from slimepo.pipeline.tasks import RunTasks, load_tasks
 from slimepo.training.reference import SOURCES
 from slimepo.words import nearest
 
@@ -27,46 +24,87 @@ if TYPE_CHECKING:
 
 
 def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = False) -> list[dict[str, Any]]:
-    """Run every stage that is not done yet and return the figures of all of them.
+    """Run every stage of every seed that is not done yet and return the figures of all of them.
+
+    A stage whose loss stops being finite hides no other: what does not need its model runs first.
 
     Raises:
         InputError: wrong input of any kind, found before a model is loaded where it can be. A benchmark that failed
             is raised when all stages are done; the same command then tries it again.
+        NonFiniteLossError: of the first stage that it happened to.
     """
-    check_folder(recipe, out, restart)
-    for stage in recipe.stages:
-        stage_arguments(recipe, stage, out / stage.name)
-    check_evaluations(recipe, out)
+    runs = runs_of(recipe, out)
+    for run, folder in runs:
+        check_folder(run, folder, restart)
     results: list[dict[str, Any]] = []
+    failed: list[Exception] = []
+    for run, folder in runs:
+        if len(runs) > 1:
+            console.print(f"seed {run.seed}", style="bold")
+        of_run, failures = _run_stages(run, folder, console)
+        results += of_run
+        failed += failures
+    if failed:
+        raise failed[0]
+    return results
+
+
+def runs_of(recipe: Recipe, out: Path) -> list[tuple[Recipe, Path]]:
+    """The recipe of each seed with its run folder: `out` itself, with several seeds `out/seed-N`."""
+    if len(recipe.seeds) > 1:
+        return [
+            (recipe.model_copy(update={"seed": seed, "seeds": []}), out / f"seed-{seed}")
+            for seed in recipe.seeds
+        ]
+    return [(recipe.model_copy(update={"seed": [*recipe.seeds, recipe.seed][0], "seeds": []}), out)]
+
+
+def _run_stages(recipe: Recipe, out: Path, console: Console) -> tuple[list[dict[str, Any]], list[Exception]]:
+    """The figures of every stage, and what went wrong on the way."""
+    arguments = {stage.name: stage_arguments(recipe, stage, out / stage.name) for stage in recipe.stages}
+    check_evaluations(recipe, out)
     pending = [stage for stage in recipe.stages if read_json(out / stage.name / "stage.json") is None]
     for stage in pending:
         check_reference(recipe, stage)
     if pending:
-        data = load_data(recipe)
+        tasks, data = load_tasks(recipe), load_data(recipe)
         tokenizer = recipe_tokenizer(recipe)
         chat = chat_format(tokenizer, recipe.template_options)
-        claim_folder(recipe, out, data.facts, console)
-        _announce(recipe, chat, data, console)
-    base: str | RandomModel = recipe.model
-    exported: dict[str, str] = {}
+        claim_folder(recipe, out, data.facts | ({"tasks": tasks.facts} if tasks else {}), console)
+        _announce(recipe, chat, data, tasks, console)
+    results: list[dict[str, Any]] = []
+    broken: dict[str, Exception] = {}
     failed: list[Exception] = []
     for stage in recipe.stages:
-        base = base if stage.start is None else exported[stage.start]
-        done = read_json(out / stage.name / "stage.json")
+        folder, start = out / stage.name, recipe.start_of(stage)
+        base: str | RandomModel = str(exported_model(out / start)) if start else recipe.model
+        done = read_json(folder / "stage.json")
+        missing = [name for name in recipe.needs(stage) if name in broken]
         if done is not None:
             console.print(f"{stage.name}: done before, {done['steps']} steps")
             results.append(done)
+        elif missing:
+            console.print(f"{stage.name}: left out, for {missing[0]} has no model")
+            broken[stage.name] = broken[missing[0]]
+            continue
         else:
-            rows = stage_rows(recipe, stage, data, chat, out, console)
-            ends = {chat.end_id}
-            folder = out / stage.name
-            with failure_on_record(folder):
-                results.append(run_stage(recipe, stage, base, rows, tokenizer, ends, folder, console))
-        base = exported[stage.name] = str(exported_model(out / stage.name))
+            if stage.part in recipe.pairs and tasks is not None:
+                sampled = recipe.pairs[stage.part].model
+                model = str(exported_model(out / sampled)) if sampled else str(recipe.model)
+                make_pairs(recipe, stage.part, model, tasks, chat, out / stage.part, console)
+            rows = stage_rows(recipe, stage, data, tasks, chat, out, console)
+            try:
+                with failure_on_record(folder):
+                    args = arguments[stage.name]
+                    results.append(
+                        run_stage(recipe, stage, args, base, rows, tokenizer, chat, folder, console)
+                    )
+            except NonFiniteLossError as error:
+                console.print(f"{stage.name}: {error}", style="red")
+                broken[stage.name] = error
+                continue
         failed += evaluate_stage(recipe, stage.name, out, console)
-    if failed:
-        raise failed[0]
-    return results
+    return results, [*dict.fromkeys(broken.values()), *failed]
 
 
 def check_reference(recipe: Recipe, stage: Stage) -> None:
@@ -88,14 +126,20 @@ def check_reference(recipe: Recipe, stage: Stage) -> None:
         ) from error
 
 
-def _announce(recipe: Recipe, chat: ChatFormat, data: RunData, console: Console) -> None:
-    parts = ", ".join(f"{name} {facts['rows']:,}" for name, facts in data.facts["parts"].items())
-    console.print(
-        f"{data.facts['rows']:,} rows ({data.facts['format']}) from {recipe.data.path}: {parts}",
-    )
-    if data.facts["in_no_part"] > 0:
-        console.print(f"{data.facts['in_no_part']:,} rows are in no part of data.parts")
-    if data.facts["malformed"]:
-        console.print(f"{data.facts['malformed']} malformed rows skipped")
+def _announce(
+    recipe: Recipe, chat: ChatFormat, data: RunData, tasks: RunTasks | None, console: Console
+) -> None:
+    facts = data.facts
+    if recipe.data.path is not None:
+        parts = ", ".join(f"{name} {part['rows']:,}" for name, part in facts["parts"].items())
+        console.print(
+            f"{facts['rows']:,} rows ({facts['format']}) from {recipe.path(recipe.data.path)}: {parts}"
+        )
+    if facts["in_no_part"] > 0:
+        console.print(f"{facts['in_no_part']:,} rows are in no part of data.parts")
+    if facts["malformed"]:
+        console.print(f"{facts['malformed']} malformed rows skipped")
+    if tasks is not None:
+        console.print(f"tasks: {len(tasks.train):,} for training, {len(tasks.heldout):,} held out")
     for note in chat.notes:
         console.print(f"note: {note}")

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from slimepo.data.rows import Row
+from slimepo.data.chat import ChatFormat
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.files import is_main_process, write_json, write_text
 from slimepo.losses import hyperparameters, slime
 from slimepo.model.adapters import PROJECTIONS, lora_config
 from slimepo.model.load import load_config, load_model, random_config, random_model, smoke_config
 from slimepo.model.modes import computes_in_bf16
-from slimepo.model.score import PairScores, chosen_fell, distributions, score_pairs, summary
+from slimepo.model.score import PairScores, chosen_fell, distributions, histogram, score_pairs, summary
 from slimepo.monitor.callback import DisplacementMonitor
 from slimepo.monitor.settings import monitor_settings
 from slimepo.pipeline.data import StageRows
 from slimepo.pipeline.export import export_model, model_card
 from slimepo.pipeline.folder import last_checkpoint, remove_unfinished_checkpoints
 from slimepo.pipeline.recipe import Adapter, RandomModel, Recipe, Stage
+from slimepo.pipeline.tasks import Answer, answer_tasks, measure
 from slimepo.training.callbacks import MetricsFile, TrainingProgress, peak_memory
 from slimepo.training.config import PreferenceConfig
 from slimepo.words import nearest
@@ -43,13 +45,13 @@ SMOKE_STEPS, SMOKE_BATCH = 5, 8
 def run_stage(
     recipe: Recipe,
     stage: Stage,
+    args: PreferenceConfig,
     base: str | RandomModel,
     rows: StageRows,
     tokenizer: PreTrainedTokenizerBase,
-    end_token_ids: Collection[int],
+    chat: ChatFormat,
     folder: Path,
     console: Console,
-    callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
     """Train, export to `folder/model`, write `folder/stage.json` and return what is in it.
 
@@ -57,39 +59,126 @@ def run_stage(
     """
     started = time.time()
     progress = TrainingProgress(console, stage.name)
-    trainer = stage_trainer(recipe, stage, base, rows, tokenizer, folder, [*callbacks, progress])
-    _announce(trainer, stage.name, console)
+    trainer = stage_trainer(recipe, args, base, rows, tokenizer, folder, [progress])
+    console.print(f"{stage.name}: layout {trainer.layout} ({trainer.layout_reason})")
+    if trainer.reference is not None:
+        console.print(f"{stage.name}: reference {trainer.reference.source} ({trainer.reference.reason})")
+    if trainer.args.activation_checkpointing:
+        console.print(f"{stage.name}: activations {trainer.activations}")
     if is_main_process():
         remove_unfinished_checkpoints(folder / "checkpoints")
     trainer.accelerator.wait_for_everyone()
     checkpoint = last_checkpoint(folder / "checkpoints")
     if checkpoint is not None:
         console.print(f"{stage.name}: going on from {checkpoint.name}")
-    before = _scores(trainer.model, rows.heldout, console, "held-out pairs before")
-    _train(trainer, recipe.seed, checkpoint, progress)
-    after = _scores(trainer.model, rows.heldout, console, "held-out pairs after")
-    result = {
+    before = _standing(trainer.model, rows, chat, console, "before")
+    if trainer.monitor is not None:
+        trainer.monitor.record.say = progress.warn
+    try:
+        # Scoring used no randomness that training needs, but the start must not depend on that.
+        set_seed(recipe.seed)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        progress.close()
+    after = _standing(trainer.model, rows, chat, console, "after")
+    parameters = list(trainer.model.parameters())
+    result: dict[str, Any] = {
         "name": stage.name,
         "loss": stage.loss,
         "loss_options": stage.loss_options,
         "base": base if isinstance(base, str) else base.model_dump(),
-        **_facts(trainer),
+        "steps": trainer.state.global_step,
+        "rows": len(trainer.train_dataset),
+        "layout": trainer.layout,
+        "reference": trainer.reference.source if trainer.reference else None,
+        "parameters": sum(p.numel() for p in parameters),
+        "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "peak_memory": peak_memory(),
         "seconds": round(time.time() - started, 1),
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
     }
-    if before is not None and after is not None:
-        result["heldout"] = _heldout(before, after, stage)
-        if trainer.monitor is not None:
-            trainer.monitor.conclude(before, after)
-    result["monitor"] = trainer.monitor.record.summary(result.get("heldout")) if trainer.monitor else None
+    threshold = stage.loss_options.get("threshold", hyperparameters(slime)["threshold"])
+    heldout = _heldout(rows, before, after, threshold)
+    if heldout:
+        result["heldout"] = heldout
+    if trainer.monitor is not None and before.scores is not None and after.scores is not None:
+        trainer.monitor.conclude(before.scores, after.scores)
+    of_pairs = heldout if "pairs" in heldout else None
+    result["monitor"] = trainer.monitor.record.summary(of_pairs) if trainer.monitor else None
     if is_main_process():
-        if before is not None and after is not None:
-            write_json(folder / "distributions.json", distributions(before, after))
-        _export(trainer, recipe, stage, tokenizer, end_token_ids, folder / "model", result)
+        _write_standings(rows, before, after, folder)
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        dtype = getattr(torch, recipe.export_dtype)
+        result["export_difference"] = export_model(model, tokenizer, folder / "model", {chat.end_id}, dtype)
+        write_text(folder / "model" / "README.md", model_card(recipe, stage, result))
+        # What the chat template was given in training, so that generation gives it the same.
+        write_json(folder / "model" / "slimepo.json", {"template_options": recipe.template_options})
         # Written last: a stage with this file is done.
         write_json(folder / "stage.json", result)
     trainer.accelerator.wait_for_everyone()
     return result
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a model stands on what is held out: scores of the pairs, answers to the tasks."""
+
+    scores: PairScores | None
+    answers: list[Answer]
+
+
+def _standing(model: Any, rows: StageRows, chat: ChatFormat, console: Console, when: str) -> Standing:
+    scores, answers = None, []
+    if rows.heldout:
+        what = f"held-out pairs {when}"
+        with console.status(what) as status:
+            scores = score_pairs(
+                model, rows.heldout, progress=lambda done, total: status.update(f"{what}: {done}/{total}")
+            )
+    if rows.tasks is not None and rows.tasks.heldout:
+        answers = answer_tasks(model, rows.tasks, chat, {chat.end_id}, console, f"held-out tasks {when}")
+    return Standing(scores, answers)
+
+
+def _heldout(rows: StageRows, before: Standing, after: Standing, threshold: float) -> dict[str, Any]:
+    """Figures of the held-out pairs and tasks before and after; empty where nothing is held out."""
+    found: dict[str, Any] = {"before": {}, "after": {}}
+    if before.scores is not None and after.scores is not None:
+        found |= {"pairs": len(before.scores.chosen), "chosen_fell": chosen_fell(before.scores, after.scores)}
+        for when, scores in (("before", before.scores), ("after", after.scores)):
+            found[when] = summary(scores, threshold)
+    if rows.tasks is not None and rows.tasks.heldout:
+        found["prompts"] = len(rows.tasks.heldout)
+        for when, standing in (("before", before), ("after", after)):
+            found[when] |= measure(rows.tasks.heldout, standing.answers)
+    return found if found["after"] else {}
+
+
+def _write_standings(rows: StageRows, before: Standing, after: Standing, folder: Path) -> None:
+    """Distributions before and after, and all answers to the held-out tasks."""
+    shapes: dict[str, Any] = {}
+    if before.scores is not None and after.scores is not None:
+        shapes = distributions(before.scores, after.scores)
+    if rows.tasks is not None and rows.tasks.heldout:
+        was, now = ([answer.tokens for answer in standing.answers] for standing in (before, after))
+        shapes["answer_lengths"] = histogram(was, now)
+        lines = [
+            {"task": task.id, "prompt": task.prompt, "gold": task.gold, "family": task.family}
+            | {"before": _told(old), "after": _told(new)}
+            for task, old, new in zip(rows.tasks.heldout, before.answers, after.answers, strict=True)
+        ]
+        write_text(
+            folder / "answers.jsonl", "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in lines)
+        )
+    if shapes:
+        write_json(folder / "distributions.json", shapes)
+
+
+def _told(answer: Answer) -> dict[str, Any]:
+    verdict = answer.verdict
+    return {
+        "text": answer.text, "correct": verdict.correct, "valid": verdict.valid, "finished": answer.finished,
+    }  # fmt: skip
 
 
 @contextmanager
@@ -106,75 +195,9 @@ def failure_on_record(folder: Path) -> Iterator[None]:
         raise
 
 
-def _announce(trainer: PreferenceTrainer, name: str, console: Console) -> None:
-    """Say what was chosen for this model and objective."""
-    console.print(f"{name}: layout {trainer.layout} ({trainer.layout_reason})")
-    if trainer.reference is not None:
-        console.print(f"{name}: reference {trainer.reference.source} ({trainer.reference.reason})")
-    if trainer.args.activation_checkpointing:
-        console.print(f"{name}: activations {trainer.activations}")
-
-
-def _train(
-    trainer: PreferenceTrainer, seed: int, checkpoint: Path | None, progress: TrainingProgress
-) -> None:
-    """Train from the checkpoint, or from the start."""
-    if trainer.monitor is not None:
-        trainer.monitor.record.say = progress.warn
-    try:
-        # Scoring used no randomness that training needs, but the start must not depend on that.
-        set_seed(seed)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        progress.close()
-
-
-def _facts(trainer: PreferenceTrainer) -> dict[str, Any]:
-    """What the trainer did, and with what."""
-    parameters = list(trainer.model.parameters())
-    return {
-        "steps": trainer.state.global_step,
-        "rows": len(trainer.train_dataset),
-        "layout": trainer.layout,
-        "reference": trainer.reference.source if trainer.reference else None,
-        "parameters": sum(p.numel() for p in parameters),
-        "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "peak_memory": peak_memory(),
-    }
-
-
-def _heldout(before: PairScores, after: PairScores, stage: Stage) -> dict[str, Any]:
-    """Figures of the held-out pairs before and after."""
-    threshold = stage.loss_options.get("threshold", hyperparameters(slime)["threshold"])
-    return {
-        "pairs": len(before.chosen),
-        "before": summary(before, threshold),
-        "after": summary(after, threshold),
-        "chosen_fell": chosen_fell(before, after),
-    }
-
-
-def _export(
-    trainer: PreferenceTrainer,
-    recipe: Recipe,
-    stage: Stage,
-    tokenizer: PreTrainedTokenizerBase,
-    end_token_ids: Collection[int],
-    folder: Path,
-    result: dict[str, Any],
-) -> None:
-    """Write the model with its card to `folder`; how far the export is off goes into `result`."""
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    dtype = getattr(torch, recipe.export_dtype)
-    result["export_difference"] = export_model(model, tokenizer, folder, end_token_ids, dtype)
-    write_text(folder / "README.md", model_card(recipe, stage, result))
-    # What the chat template was given in training, so that generation gives it the same.
-    write_json(folder / "slimepo.json", {"template_options": recipe.template_options})
-
-
 def stage_trainer(
     recipe: Recipe,
-    stage: Stage,
+    args: PreferenceConfig,
     base: str | RandomModel,
     rows: StageRows,
     tokenizer: PreTrainedTokenizerBase,
@@ -184,7 +207,6 @@ def stage_trainer(
     """The trainer of a stage, its model loaded and its adapter made from the recipe's seed."""
     from slimepo.training.trainer import PreferenceTrainer
 
-    args = stage_arguments(recipe, stage, folder)
     model = stage_model(recipe, base, tokenizer)
     if recipe.adapter is not None and not isinstance(base, str):
         # An adapter's checkpoints are of use only beside the model they were made for.
@@ -192,7 +214,9 @@ def stage_trainer(
         if is_main_process():
             model.save_pretrained(folder / "base")
     settings = monitor_settings(args.monitor)
-    watching = [DisplacementMonitor(settings, folder, heldout=rows.heldout)] if settings else []
+    watching = []
+    if settings:
+        watching = [DisplacementMonitor(settings, folder, heldout=rows.heldout, valid=_form_check(rows))]
     set_seed(recipe.seed)
     return PreferenceTrainer(
         model=model,
@@ -202,6 +226,18 @@ def stage_trainer(
         peft_config=lora(recipe.adapter) if recipe.adapter else None,
         callbacks=[MetricsFile(folder / "metrics.jsonl"), *watching, *callbacks],
     )
+
+
+def _form_check(rows: StageRows) -> Callable[[str, str], bool] | None:
+    """For the monitor: whether an answer has the form that its row's task asks for; None for rows of no task."""
+    tasks = rows.tasks
+    if tasks is None:
+        return None
+    of_id = {task.id: task for task in (*tasks.train, *tasks.heldout)}
+    # The monitor asks what is held out, and where nothing is, rows that are trained on.
+    if not {row.id for row in rows.heldout or rows.train} <= of_id.keys():
+        return None
+    return lambda row_id, text: tasks.check(of_id[row_id], text).valid
 
 
 def stage_model(
@@ -223,13 +259,14 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         InputError: an argument that does not exist or does not fit.
     """
     share = device_share(stage, recipe.smoke)
+    of_stage = stage.reference in recipe.before(stage)
     micro = min(stage.micro_batch_size, share)
     checkpointing = stage.activation_checkpointing
     values: dict[str, Any] = {
         "output_dir": str(folder / "checkpoints"),
         "loss": stage.loss,
         "loss_options": stage.loss_options,
-        "reference": _reference(recipe, stage, folder),
+        "reference": str(exported_model(folder.parent / stage.reference)) if of_stage else stage.reference,
         "learning_rate": stage.learning_rate,
         "num_train_epochs": stage.epochs,
         "max_steps": SMOKE_STEPS if recipe.smoke else stage.max_steps,
@@ -256,13 +293,6 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         return PreferenceConfig(**(values | stage.args))
     except (TypeError, ValueError) as error:
         raise InputError(f"stage {stage.name!r}: {error}") from error
-
-
-def _reference(recipe: Recipe, stage: Stage, folder: Path) -> str:
-    """What the trainer is told: the model that a stage before exported, or what the recipe says."""
-    if stage.reference not in recipe.before(stage):
-        return stage.reference
-    return str(exported_model(folder.parent / stage.reference))
 
 
 def exported_model(folder: Path) -> Path:
@@ -298,10 +328,3 @@ def base_dtype(recipe: Recipe) -> torch.dtype:
         return getattr(torch, recipe.dtype)  # type: ignore[no-any-return]
     # A model that trains whole keeps float32 weights: steps of 5e-7 vanish in bfloat16.
     return torch.bfloat16 if recipe.adapter is not None and computes_in_bf16() else torch.float32
-
-
-def _scores(model: nn.Module, rows: Sequence[Row], console: Console, what: str) -> PairScores | None:
-    if not rows:
-        return None
-    with console.status(what) as status:
-        return score_pairs(model, rows, progress=lambda done, total: status.update(f"{what}: {done}/{total}"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from random import Random
+from typing import Any
 
 from slimepo.playground.families import Family, Task
 from slimepo.playground.tasks_numbers import NUMBER_FAMILIES
@@ -49,6 +51,12 @@ def check(task: Task, answer: str) -> Verdict:
     if task.family == "json":
         return Verdict(valid and json.loads(answer) == json.loads(task.gold), valid)
     return Verdict(valid and answer == task.gold, valid)
+
+
+def judge(row: Mapping[str, Any], answer: str) -> Verdict:
+    """`check` for a row of a recipe's `tasks` file, its `checker`."""
+    numbers, words = tuple(row["numbers"]), tuple(row["words"])
+    return check(Task(row["family"], row["prompt"], row["answer"], numbers, words), answer)
 
 
 def slip(task: Task, rng: Random) -> str:

@@ -1,16 +1,76 @@
-"""The data of the built-in world: tasks and noisy demonstrations, each a function of a seed."""
+"""The data of the built-in world: tasks and noisy demonstrations, each a function of a seed, and their files."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from random import Random
+from typing import Any
+
+from pydantic import Field
 
 from slimepo.errors import InputError
+from slimepo.files import write_text
 from slimepo.playground.families import Task
 from slimepo.playground.tasks import FAMILIES, make_task, malformed, slip
+from slimepo.playground.tokenizer import build_tokenizer
+from slimepo.settings import Settings
 from slimepo.types import Message, Preference
 
 _MOST_REDRAWS = 1_000
+# Held-out tasks are drawn with another seed than those trained on.
+_HELDOUT_SEED = 1_000_003
+
+
+class WorldSettings(Settings):
+    """How many tasks, and how noisy the demonstrations are (shares that sum to 1)."""
+
+    demonstrations: int = Field(ge=1)
+    preference_prompts: int = Field(ge=1)
+    heldout_prompts: int = Field(ge=1)
+    right: float = Field(0.45, ge=0, le=1)
+    slip: float = Field(0.35, ge=0, le=1)
+    malformed: float = Field(0.20, ge=0, le=1)
+
+
+def write_world(settings: WorldSettings, seed: int, folder: Path) -> None:
+    """The world of a seed as files: a tokenizer, demonstrations.jsonl, and the tasks tasks.jsonl and heldout.jsonl.
+
+    No held-out problem is among those trained on, whatever its wording.
+    """
+    heldout = make_tasks(settings.heldout_prompts, seed + _HELDOUT_SEED)
+    total = settings.demonstrations + settings.preference_prompts
+    tasks = make_tasks(total, seed, exclude={task.key for task in heldout})
+    demonstrated, compared = tasks[: settings.demonstrations], tasks[settings.demonstrations :]
+    rows = demonstrations(
+        demonstrated,
+        seed,
+        right=settings.right,
+        slip_share=settings.slip,
+        malformed_share=settings.malformed,
+    )
+    build_tokenizer().save_pretrained(folder / "tokenizer")
+    shown = ({"prompt": row.prompt[0]["content"], "completion": row.chosen[0]["content"]} for row in rows)
+    _write_lines(folder / "demonstrations.jsonl", shown)
+    _write_lines(folder / "tasks.jsonl", map(task_row, compared))
+    _write_lines(folder / "heldout.jsonl", map(task_row, heldout))
+
+
+def task_row(task: Task) -> dict[str, Any]:
+    """A task as a row of a recipe's `tasks` file, which `slimepo.playground.tasks.judge` is called with."""
+    return {
+        "id": task.key,
+        "family": task.family,
+        "prompt": task.prompt,
+        "answer": task.gold,
+        "numbers": task.numbers,
+        "words": task.words,
+    }
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def make_tasks(count: int, seed: int, exclude: Collection[str] = frozenset()) -> list[Task]:

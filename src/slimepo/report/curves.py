@@ -11,7 +11,6 @@ from typing import Any
 
 from slimepo.report.figures import INK, WIDE, Panel, Style, figure_of, start_line, styles, svg
 from slimepo.report.groups import Group, Spread, by_rate
-from slimepo.report.quickstart import SFT_START
 from slimepo.report.records import Record, short_number
 
 # Metric, title. Those of an objective's own that are not here are drawn under their names.
@@ -192,7 +191,7 @@ def over_learning_rate(
             ends.append((points[-1][2].median, name))
         if start is not None:
             start_line(axes, start * scale)
-            ends.append((start * scale, SFT_START))
+            ends.append((start * scale, "start"))
         rates = sorted({x for points in lines.values() for _, x, _ in points})
         axes.set_xticks(rates, [short_number(rate) for rate in rates])
         axes.minorticks_off()

@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from slimepo.report.groups import Group, Spread, by_rate
 from slimepo.report.numbers import count, percent
-from slimepo.report.quickstart import start_figures
-from slimepo.report.records import Record, Source, Warned, number, short_number
+from slimepo.report.records import Record, Source, Warned, short_number
 from slimepo.report.tables import best_group, exact_match, start_group, trouble
 
 _CONTROL = "plain SFT on the chosen answers"
@@ -80,9 +79,9 @@ def _best_match(groups: Sequence[Group], start: Spread | None) -> Finding | None
     control = best_group([group for group in groups if group.first.loss == "sft"])
     others = best_group([group for group in groups if group.first.loss != "sft"])
     text = f"{best.label}{f', the control ({_CONTROL})' if best is control else ''}: {_match(best)}"
-    text += f", from {percent(start.median, 1)} after SFT." if start is not None else "."
+    text += f", from {percent(start.median, 1)} at the start." if start is not None else "."
     if start is not None and _median(best) <= start.median:
-        text = f"No run is better than the SFT start. The nearest is {text}"
+        text = f"No run is better than the start. The nearest is {text}"
     if best is control and others is not None:
         text += f" Best of those that also see rejected answers: {others.label}, {_match(others)}."
     elif control is not None:
@@ -124,21 +123,22 @@ def _format(groups: Sequence[Group], start: Group | None) -> Finding | None:
     ends = [(have[-1], "highest")] + ([(have[0], "lowest")] if len(have) > 1 else [])
     told = [f"{percent(share, 1)} with {group.label} (the {which})" for (share, group), which in ends]
     began = _valid(start) if start else None
-    told += [f"{percent(began.median, 1)} after SFT"] if began else []
+    told += [f"{percent(began.median, 1)} at the start"] if began else []
     return Finding("Format", f"Answers in a valid form: {', '.join(told)}.")
 
 
 def _certainty(sources: Sequence[Source], shares: Sequence[float]) -> Finding | None:
-    quickstarts = [source.quickstart for source in sources if source.kind == "quickstart"]
-    prompts = number(quickstarts[0].get("heldout_prompts")) if quickstarts else None
-    starts = [figures["exact_match"] for q in quickstarts if "exact_match" in (figures := start_figures(q))]
+    records = [record for source in sources for record in source.records]
+    prompts = min((record.prompts for record in records if record.prompts), default=0)
+    start = start_group(sources)
+    starts = [r.after["exact_match"] for r in start.records if "exact_match" in r.after] if start else []
     known = [share for share in (*shares, *starts) if 0 <= share <= 1]
     if not prompts or prompts < 1 or not known:
         return None
     # The share nearest to one half has the widest interval.
     share = min(known, key=lambda share: abs(share - 0.5))
     points = 196 * math.sqrt(share * (1 - share) / prompts)
-    seeds = len({record.seed for source in sources for record in source.records})
+    seeds = len({record.seed for record in records})
     told = "One seed" if seeds < 2 else f"{seeds} seeds"
     rest = " Smaller differences may be chance, and another seed was not tried." if seeds < 2 else ""
     each = "" if seeds < 2 else "of each run "

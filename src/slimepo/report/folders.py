@@ -1,4 +1,4 @@
-"""Folders to records: what `slimepo run`, `slimepo quickstart` and `slimepo eval` have left behind, also half-way."""
+"""Folders to records: what runs and evaluations have left behind, also half-way."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from slimepo.evaluation.canaries import CanaryResult
 from slimepo.evaluation.judge.request import scores_of_row
 from slimepo.files import json_lines, read_json
 from slimepo.pipeline.folder import MARKER, last_checkpoint
+from slimepo.report.answers import task_samples
 from slimepo.report.monitor import monitor_distributions, monitor_lines, monitor_samples, warnings_of
-from slimepo.report.quickstart import quickstart_source
 from slimepo.report.records import (
     Record,
     Scored,
@@ -35,12 +35,16 @@ _UNTOLD = "no end is recorded: still running, or killed"
 
 
 def read_sources(paths: Sequence[Path]) -> list[Source]:
-    """Every folder read; records with the same name get their folder's, so that each has a name of its own.
+    """Every folder read, one of seeds as its runs; records with the same name get their folder's as well.
 
     Raises:
         InputError: a folder is none of slimepo's, or there is nothing in any of them.
     """
-    sources = [read_source(path) for path in paths]
+    sources = [read_source(each) for path in paths for each in _seeds(path) or [path]]
+    if len(sources) == 1 and len(sources[0].records) > 1:
+        # Of one run the stages alone tell its records apart.
+        only = sources[0]
+        sources = [replace(only, records=tuple(replace(r, name=r.stage) for r in only.records))]
     if not any(
         record.curve or record.state != "unfinished" for s in sources for record in s.records
     ) and not any(source.scores for source in sources):
@@ -62,11 +66,9 @@ def read_source(path: Path) -> Source:
         there = "a file; give its folder" if path.exists() else "no such folder"
         raise InputError(f"report {path}: {there}")
     scores = read_scores(path)
-    if (path / "quickstart.json").exists():
-        return replace(quickstart_source(path, read_json(path / "quickstart.json")), scores=scores)
     if (path / MARKER).exists():
         return replace(_run_source(path), scores=scores)
-    runs = sorted(file.parent for name in (MARKER, "quickstart.json") for file in path.glob(f"*/{name}"))
+    runs = sorted(file.parent for file in path.glob(f"*/{MARKER}"))
     if runs:
         raise InputError(f"report {path}: a folder of runs; name them, such as {runs[0]}, or {path}/*")
     if scores:
@@ -76,6 +78,12 @@ def read_source(path: Path) -> Source:
     raise InputError(
         f"report {path}: not a run folder (of slimepo run, train or quickstart) and no scores of slimepo eval in it"
     )
+
+
+def _seeds(path: Path) -> list[Path]:
+    """The runs of a folder of seeds, in their order; none where it is no such folder."""
+    seeds = [file.parent for file in path.glob(f"seed-*/{MARKER}")] if not (path / MARKER).exists() else []
+    return sorted(seeds, key=lambda seed: (len(seed.name), seed.name))
 
 
 def read_scores(path: Path) -> tuple[Scored, ...]:
@@ -108,17 +116,22 @@ def _scored(file: Path, rows: Sequence[dict[str, Any]], canaries: dict[str, Any]
 def _told_apart(name: str, source: Source, names: Sequence[str]) -> str:
     if names.count(name) < 2:
         return name
-    folder = source.path.resolve()
-    return f"{folder.name}: {name}" if source.kind == "quickstart" else f"{folder.parent.name}/{name}"
+    return f"{source.path.resolve().parent.name}/{name}"
 
 
 def _run_source(path: Path) -> Source:
     recipe = read_mapping(path / "recipe.yaml", "recipe") if (path / "recipe.yaml").exists() else {}
     stages = [mapping(stage) for stage in recipe.get("stages") or ()]
     begun = [at for at, stage in enumerate(stages) if _begun(path / str(stage.get("name")))]
-    # What the preference stages start from is not what a report compares, unless there is nothing else yet.
-    shown = [at for at in begun if stages[at].get("loss") != "sft"] or begun or list(range(len(stages)))[:1]
+    # Supervised training that others start from is not what a report compares, unless there is nothing else yet.
+    started = {place for at in begun for place in _led_to(stages, at)}
+    shown = [at for at in begun if at not in started or stages[at].get("loss") != "sft"]
+    shown = shown or begun or list(range(len(stages)))[:1]
     records = [_stage_record(path, recipe, stages, at, len(shown) > 1) for at in shown]
+    others = [str(stages[at].get("name")) for at in begun if at not in shown]
+    pairs = {name: mapping(read_json(path / name / "pairs.json")) for name in mapping(recipe.get("pairs"))}
+    times = {name: mapping(read_json(path / name / "stage.json")).get("seconds") for name in others}
+    times |= {f"{name} (pairs)": facts.get("seconds") for name, facts in pairs.items()}
     return Source(
         path,
         "run",
@@ -126,6 +139,8 @@ def _run_source(path: Path) -> Source:
         data=mapping(read_json(path / "data.json")),
         versions={key: str(value) for key, value in mapping(read_json(path / "versions.json")).items()},
         recipe=recipe,
+        pairs={name: facts for name, facts in pairs.items() if facts},
+        seconds=numbers(times),
     )
 
 
@@ -153,6 +168,7 @@ def _stage_record(
         loss=loss,
         series=loss,
         stage=name,
+        start=str(stages[led[-1]].get("name") or "") if (led := _led_to(stages, at)) else "",
         settings=_settings(recipe, stages, at),
         seed=int(seed) if (seed := number(recipe.get("seed"))) is not None else None,
         learning_rate=number(stage.get("learning_rate")),
@@ -162,12 +178,13 @@ def _stage_record(
         after=numbers(heldout.get("after")),
         chosen_fell=number(heldout.get("chosen_fell")),
         heldout=number(heldout.get("pairs")),
+        prompts=number(heldout.get("prompts")),
         curve=curve,
         monitor=monitor_lines(watched, curve),
         warnings=warnings_of(watched, done),
         distributions=distributions(read_json(folder / "distributions.json"))
         or monitor_distributions(watched),
-        samples=monitor_samples(watched),
+        samples=task_samples(json_lines(folder / "answers.jsonl")) or monitor_samples(watched),
         facts=_facts(done),
         kept=number(drops.get("kept")),
         dropped=numbers(drops.get("dropped")),

@@ -148,8 +148,8 @@ def _label(group: Sequence[Record]) -> str:
     """A record's own name; of several seeds what their names have in common, and how many they are."""
     if len(group) == 1:
         return group[0].name
-    # A folder's name before a run's is only there to tell seeds apart.
-    names = {record.name.rpartition(": ")[2] for record in group}
+    # A folder's name before a stage's is only there to tell seeds apart.
+    names = {record.name.rpartition("/")[2] for record in group}
     stem = names.pop() if len(names) == 1 else _without_seed(_common_start(sorted(names)))
     return f"{stem or series_label(group[0].series)} ({len(group)} seeds)"
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
 from slimepo.files import write_text
 from slimepo.report import tables
+from slimepo.report.answers import shown_samples
 from slimepo.report.benchmarks import (
     ScoreColumn,
     benchmark_table,
@@ -26,10 +27,8 @@ from slimepo.report.findings import findings
 from slimepo.report.folders import read_sources
 from slimepo.report.groups import Group, compare_settings, group_records
 from slimepo.report.numbers import count, duration
-from slimepo.report.quickstart import samples as quickstart_samples
-from slimepo.report.quickstart import start_figures
 from slimepo.report.radar import model_styles, radar_panels
-from slimepo.report.records import ABSENT, Answer, Sample, Source, mapping, numbers
+from slimepo.report.records import ABSENT, Source, mapping
 from slimepo.report.shapes import distribution_panels, family_panels
 
 if TYPE_CHECKING:
@@ -49,10 +48,9 @@ class Report:
 
     @property
     def title(self) -> str:
-        """The quickstart's own where there is nothing else, else the run's name, or how many runs there are."""
+        """The run's name, or how many there are."""
         if len(self.sources) == 1:
-            only = self.sources[0]
-            return str(only.quickstart.get("title") or only.path.resolve().name or "slimepo report")
+            return self.sources[0].path.resolve().name or "slimepo report"
         return f"slimepo report: {self.runs} runs" if self.runs else "slimepo report"
 
     @property
@@ -141,7 +139,7 @@ def report_page(report: Report) -> str:
     look = styles(groups)
     columns = score_columns(sources)
     benchmarks, benchmark_notes = benchmark_table(columns)
-    quickstart = next((source.quickstart for source in sources if source.kind == "quickstart"), {})
+    records = [record for group in groups for record in group.records]
     return environment.get_template("template.html.j2").render(
         report=report,
         groups=groups,
@@ -151,7 +149,7 @@ def report_page(report: Report) -> str:
         benchmark_notes=benchmark_notes,
         categories=_categories(report, columns),
         canaries=canary_table(sources),
-        speed=tables.speed(groups),
+        speed=tables.speed(groups, sources),
         data=tables.data_facts(groups, sources),
         figures=_figures(report),
         keys={label: swatch(style) for label, style in look.items()},
@@ -159,14 +157,13 @@ def report_page(report: Report) -> str:
         differing=differing,
         same=same,
         blocks=tables.settings_blocks(groups),
-        samples=shown_samples(report)[:_MOST_SAMPLES],
-        warned=[record for group in groups for record in group.records if record.warnings],
-        monitor_facts=[
-            (r.name, fact) for g in groups for r in g.records for fact in r.facts.get("monitor") or ()
-        ],
-        quickstart=quickstart,
-        pairs=numbers(quickstart.get("pairs")),
-        seconds=numbers(quickstart.get("seconds")),
+        samples=shown_samples(sources)[:_MOST_SAMPLES],
+        warned=[record for record in records if record.warnings],
+        monitor_facts=[(r.name, fact) for r in records for fact in r.facts.get("monitor") or ()],
+        start=tables.start_group(sources),
+        seeds=sorted({record.seed for record in records if record.seed is not None}),
+        prompts=sorted({record.prompts for record in records if record.prompts}),
+        pairs=tables.pair_facts(sources),
         versions=_versions(sources),
         recipes=[(source.path.name, _yaml(source.recipe)) for source in sources if source.recipe],
     )
@@ -203,34 +200,11 @@ def report_markdown(report: Report) -> str:
     return "\n".join(parts)
 
 
-def shown_samples(report: Report) -> list[Sample]:
-    """The prompts that runs answered, each with everybody's answer: a quickstart's tasks, then the monitor's probes."""
-    found: dict[str, Sample] = {}
-    quickstarts = [source for source in report.sources if source.kind == "quickstart"]
-    for source in quickstarts:
-        for sample in quickstart_samples(source.quickstart):
-            where = f"{source.path.name}: " if len(quickstarts) > 1 else ""
-            _add(found, sample, [replace(answer, run=where + answer.run) for answer in sample.answers])
-    for record in (record for source in report.sources for record in source.records):
-        for sample in record.samples:
-            names = {"before": "before training", "after": record.name}
-            _add(found, sample, [replace(each, run=names[each.run]) for each in sample.answers])
-    return list(found.values())
-
-
-def _add(found: dict[str, Sample], sample: Sample, answers: Sequence[Answer]) -> None:
-    """Runs that started alike gave the same answer before: it is shown once."""
-    old = found.setdefault(sample.prompt, replace(sample, answers=()))
-    new = tuple(answer for answer in answers if answer not in old.answers)
-    found[sample.prompt] = replace(old, answers=(*old.answers, *new))
-
-
 def _figures(report: Report) -> dict[str, Any]:
     groups = report.groups
-    starts = [start_figures(source.quickstart) for source in report.sources if source.kind == "quickstart"]
-    befores = starts or [record.before for group in groups for record in group.records if record.before]
+    befores = [record.before for group in groups for record in group.records if record.before]
     # A common start is a line in every picture; different ones would be many.
-    start = befores[0] if befores and all(_near(before, befores[0]) for before in befores) else {}
+    start = befores[0] if befores and all(tables.same_start(each, befores[0]) for each in befores) else {}
     return {
         "rate": rate_panels(groups, start),
         "curves": main_panels(
@@ -253,11 +227,6 @@ def _categories(report: Report, columns: Sequence[ScoreColumn]) -> list[dict[str
         keys = {label: swatch(style) for label, style in look.items()} if panels else {}
         found.append({"title": title, "table": table, "panels": panels, "keys": keys})
     return found
-
-
-def _near(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    keys = ("logps/chosen", "logps/rejected")
-    return all(key in one and key in other and abs(one[key] - other[key]) < 1e-3 for key in keys)
 
 
 def _versions(sources: Sequence[Source]) -> list[tuple[str, str]]:

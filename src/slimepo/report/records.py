@@ -1,7 +1,7 @@
 """What a report is about, as plain data: one `Record` a training run, one `Source` a folder, read from files.
 
-A folder of `slimepo run` gives a record a preference stage (each stage where none of them has begun), a folder of
-`slimepo quickstart` one a run in it, a folder of `slimepo eval` none, only scores. Nothing that is absent is made up.
+A run folder gives a record a stage, those left out that do supervised training for others to start from; a folder of
+`slimepo eval` gives none, only scores. Nothing that is absent is made up.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Record:
     """One training run, cleaned: every number in it is finite, and what was absent is None or empty.
 
     `settings` are flat (`loss_options.beta`) and without the seed: records with the same settings differ only in it.
-    `before` and `after` are figures on held-out data, `curve` the log lines, `monitor` those of the monitor.
+    `before` and `after` are figures of held-out pairs and tasks, `heldout` and `prompts` how many these are; `start`
+    is the stage that it started from; `curve` the log lines, `monitor` those of the monitor.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Record:
     after: dict[str, float] = field(default_factory=dict)
     chosen_fell: float | None = None
     heldout: float | None = None
+    prompts: float | None = None
     curve: list[dict[str, float]] = field(default_factory=list)
     monitor: list[dict[str, float]] = field(default_factory=list)
     warnings: tuple[Warned, ...] = ()
@@ -94,6 +96,7 @@ class Record:
     seconds: float | None = None
     peak_memory: float | None = None
     stage: str = ""
+    start: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,15 +110,19 @@ class Scored:
 
 @dataclass(frozen=True)
 class Source:
-    """One folder given to a report. `quickstart` is the content of quickstart.json where it is one."""
+    """One folder given to a report.
+
+    `pairs` are the facts of pairs that the run made, `seconds` the time of that and of stages without a record.
+    """
 
     path: Path
-    kind: Literal["run", "quickstart", "evaluation"]
+    kind: Literal["run", "evaluation"]
     records: tuple[Record, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     recipe: Any = None
-    quickstart: dict[str, Any] = field(default_factory=dict)
+    pairs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
     scores: tuple[Scored, ...] = ()
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slimepo.report.groups import Group, group_records, series_label, told
-from slimepo.report.numbers import after, change, count, duration, size, written
-from slimepo.report.quickstart import SFT_START, start_figures
-from slimepo.report.records import ABSENT, Record, Source, numbers, short_number
+from slimepo.report.numbers import after, change, count, duration, percent, size, written
+from slimepo.report.records import ABSENT, Record, Source, mapping, number, numbers, short_number
 
 if TYPE_CHECKING:
     from rich.table import Table as TerminalTable
@@ -87,7 +86,7 @@ def results(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
 
 
 def results_in_terminal(sources: Sequence[Source]) -> TerminalTable:
-    """The results of a quickstart, or of several with other seeds, for a terminal of 100 columns or more."""
+    """The results of a run, or of one with other seeds, for a terminal of 100 columns or more."""
     from rich import box
     from rich.table import Table as TerminalTable
     from rich.text import Text
@@ -98,7 +97,7 @@ def results_in_terminal(sources: Sequence[Source]) -> TerminalTable:
     notes += [f"{', '.join(controls)}: the control, plain SFT on the chosen answers"] if controls else []
     several = any(len(group.records) > 1 for group in groups)
     table = TerminalTable(
-        title=Text(str(sources[0].quickstart.get("title") or "slimepo quickstart")),
+        title=Text((sources[0].path if len(sources) == 1 else sources[0].path.parent).resolve().name),
         title_justify="left",
         caption=Text("\n".join([*notes, *_TERMINAL_NOTES, *([_SEEDS_NOTE] if several else [])])),
         caption_justify="left",
@@ -164,15 +163,27 @@ def exact_match(group: Group) -> Any:
 
 
 def start_group(sources: Sequence[Source]) -> Group | None:
-    """The SFT models that quickstarts began with, as a group of their own."""
-    quickstarts = [source.quickstart for source in sources if source.kind == "quickstart"]
-    figures = [figures for result in quickstarts if (figures := start_figures(result))]
-    records = [Record(SFT_START, "", "", "", after=dict(each), seed=at) for at, each in enumerate(figures)]
-    return Group(SFT_START, "", tuple(records)) if records else None
+    """The models that the records of a run all started from, a record a run; None where no run compares any."""
+    found: list[Record] = []
+    for source in sources:
+        own = [record for record in source.records if record.start and record.before]
+        if len(own) > 1 and all(same_start(record.before, own[0].before) for record in own):
+            first = own[0]
+            found.append(Record(f"start: {first.start}", "", "", "", after=first.before, seed=len(found)))
+    names = {record.name for record in found}
+    return Group(names.pop() if len(names) == 1 else "start", "", tuple(found)) if found else None
 
 
-def speed(groups: Sequence[Group]) -> Table:
-    """Tokens per second, steps, time, memory: medians over the log lines and seeds."""
+def same_start(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether figures before training are those of one model on one set of pairs and tasks."""
+    keys = [key for key in ("logps/chosen", "logps/rejected", "exact_match") if key in one or key in other]
+    return bool(keys) and all(
+        key in one and key in other and abs(one[key] - other[key]) < 1e-3 for key in keys
+    )
+
+
+def speed(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
+    """Tokens per second, steps, time, memory: medians over the log lines and seeds; time of what came before."""
     rows = [
         (
             group.label,
@@ -187,6 +198,13 @@ def speed(groups: Sequence[Group]) -> Table:
             ),
         )
         for group in groups
+    ]
+    before = {
+        name: [s.seconds[name] for s in sources if name in s.seconds] for s in sources for name in s.seconds
+    }
+    rows += [
+        (name, (ABSENT, ABSENT, ABSENT, duration(statistics.median(times)), ABSENT, ABSENT, ABSENT))
+        for name, times in before.items()
     ]
     heads = ("tokens/s", "padding, %", "steps", "time", "peak memory", "layout", "trained parameters")
     return _filled("run", heads, rows)
@@ -225,6 +243,39 @@ def data_facts(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
             )
         )
     return _filled("run", heads, rows)
+
+
+def pair_facts(sources: Sequence[Source]) -> Table:
+    """How the pairs that runs made themselves came about, a line a set."""
+    found = [
+        (
+            f"{source.path.resolve().name}/{name}" if len(sources) > 1 else name,
+            which,
+            mapping(facts.get(which)),
+        )
+        for source in sources
+        for name, facts in source.pairs.items()
+        for which in ("train", "heldout")
+        if mapping(facts.get(which))
+    ]
+    keys = list(dict.fromkeys(key for *_, counts in found for key in counts))
+    rows = []
+    for label, which, counts in found:
+        cells = []
+        for key in keys:
+            # What happened to pairs is told as a share of them too.
+            share = key.endswith(("_chosen", "_rejected")) and number(counts.get("pairs"))
+            part = (
+                f" ({percent(counts[key] / counts['pairs'], 1)})" if share and number(counts.get(key)) else ""
+            )
+            cells.append(count(counts.get(key)) + part)
+        rows.append((f"{label}, {'for training' if which == 'train' else 'held out'}", cells))
+    words = {
+        "tasks": "tasks sampled",
+        "gold_chosen": "chosen is the given answer (no sample was right)",
+        "invalid_rejected": "rejected is wrong in form",
+    }
+    return _filled("pairs", [words.get(key, key) for key in keys], rows)
 
 
 def settings_blocks(groups: Sequence[Any], width: int = 6) -> list[tuple[int, int]]:

@@ -1,0 +1,199 @@
+"""Preference pairs from a model's own samples: sampled, judged by the tasks' checker, kept as ordinary files.
+
+The folder of a recipe's entry `pairs.NAME` holds, for the sets train and heldout, `samples-SET.jsonl` (written as they
+come) and `SET.jsonl` (the pairs), and `pairs.json` (written last: the pairs are made).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slimepo.errors import InputError
+from slimepo.files import append_json_lines, is_main_process, json_lines, read_json, write_json, write_text
+from slimepo.pipeline.tasks import RunTasks, Task, completion_text, prompt_ids
+from slimepo.types import Message, Preference, Verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from slimepo.data.chat import ChatFormat
+    from slimepo.model.chat import ChatModel
+    from slimepo.pipeline.recipe import Pairs, Recipe
+
+FACTS = "pairs.json"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What is chosen and what is rejected in answer to a task, and how that came about."""
+
+    task: Task
+    chosen: str
+    rejected: str
+    gold: bool
+    rejected_valid: bool
+
+
+def make_pairs(
+    recipe: Recipe, name: str, model: str, tasks: RunTasks, chat: ChatFormat, folder: Path, console: Console
+) -> None:
+    """Write the pairs `name` of a recipe, from samples of `model`, unless that is done; a killed run goes on.
+
+    Raises:
+        InputError: no task for training gives a pair.
+    """
+    if not is_main_process():
+        # The other ranks read what the first one writes.
+        while read_json(folder / FACTS) is None:
+            time.sleep(0.5)
+        return
+    if read_json(folder / FACTS) is not None:
+        return
+    settings, started = recipe.pairs[name], time.monotonic()
+    facts: dict[str, Any] = {"model": settings.model or recipe.model}
+    answerer: ChatModel | None = None
+    for which, of_set in {"train": tasks.train, "heldout": tasks.heldout}.items():
+        if recipe.smoke:
+            pairs = [Pair(task, task.gold or "right", "wrong, and made up", True, True) for task in of_set]
+            made = {"tasks": len(of_set), "pairs": len(pairs)}
+        else:
+            if answerer is None:
+                from slimepo.model.chat import load_chat_model
+
+                loaded = load_chat_model(model)
+                # The recipe's template, which a model that no stage has made does not come with.
+                answerer = replace(loaded, chat=chat, end_ids=loaded.end_ids | {chat.end_id})
+            kept = folder / f"samples-{which}.jsonl"
+            seed = recipe.seed if settings.seed is None else settings.seed
+            samples = sampled(answerer, of_set, settings, tasks.batch_rows, seed, kept, console, name)
+            pairs, made = judged_pairs(of_set, samples, tasks, gold=settings.gold)
+        write_pairs(folder / f"{which}.jsonl", pairs)
+        facts[which] = made
+        if which == "train" and not pairs:
+            raise InputError(f"pairs {name!r}: none of {len(of_set)} tasks gives a pair ({_counted(made)})")
+    facts["seconds"] = round(time.monotonic() - started, 1)
+    write_json(folder / FACTS, facts)
+    note = " (a smoke run samples nothing: they are made up)" if recipe.smoke else ""
+    console.print(f"{name}: {_counted(facts['train'])}{note}")
+
+
+def sampled(
+    answerer: ChatModel,
+    tasks: Sequence[Task],
+    settings: Pairs,
+    batch_rows: int,
+    seed: int,
+    file: Path,
+    console: Console,
+    name: str,
+) -> list[list[str]]:
+    """The finished answers of the model to each task; `file` keeps them as they come, and is not asked again."""
+    from slimepo.model.generate import generate
+    from slimepo.terminal import counted
+
+    kept: dict[int, list[str]] = {row["place"]: row["answers"] for row in json_lines(file)}
+    with counted(console, f"{name}: samples") as report:
+
+        def keep(places: Sequence[int], completions: Any) -> None:
+            rows: list[dict[str, Any]] = [
+                {
+                    "place": place,
+                    "task": tasks[place].id,
+                    "answers": answers,
+                    "unfinished": len(given) - len(answers),
+                }
+                for place, given in zip(places, completions, strict=True)
+                for answers in [[completion_text(answerer.chat, c) for c in given if c.finished]]
+            ]
+            append_json_lines(file, rows)
+            kept.update({row["place"]: row["answers"] for row in rows})
+            report(len(kept), len(tasks))
+
+        generate(
+            answerer.model,
+            prompt_ids(tasks, answerer.chat),
+            end_token_ids=answerer.end_ids,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            samples=settings.per_prompt,
+            seed=seed,
+            batch_rows=batch_rows,
+            done=list(kept),
+            finished=keep,
+        )
+    return [kept[place] for place in range(len(tasks))]
+
+
+def judged_pairs(
+    tasks: Sequence[Task], samples: Sequence[Sequence[str]], of: RunTasks, *, gold: bool
+) -> tuple[list[Pair], dict[str, int]]:
+    """One pair a task that has both a right answer and a wrong sample to set against it; and counts of tasks.
+
+    samples: for each task the texts that the model gave, without the end token; unfinished ones left out.
+    Chosen: the most frequent right sample; where none is right, with `gold`, the task's own answer.
+    Rejected: among the wrong samples those of valid form, or all where none is valid (a fluent mistake teaches more
+    than a broken one); of these the most frequent. The earlier sample wins a tie, and empty samples are no answers.
+    """
+    pairs: list[Pair] = []
+    counts: Counter[str] = Counter()
+    for task, texts in zip(tasks, samples, strict=True):
+        answers = [text for text in texts if text]
+        verdicts: dict[str, Verdict] = {text: of.check(task, text) for text in dict.fromkeys(answers)}
+        right = [text for text in answers if verdicts[text].correct]
+        wrong = [text for text in answers if not verdicts[text].correct]
+        chosen = _most_frequent(right) if right else task.gold if gold else None
+        if not wrong or chosen is None:
+            counts["all right" if right else "no sample" if not wrong else "none right"] += 1
+            continue
+        rejected = _most_frequent([text for text in wrong if verdicts[text].valid] or wrong)
+        pairs.append(Pair(task, chosen, rejected, not right, verdicts[rejected].valid))
+    return pairs, {
+        "tasks": len(tasks),
+        "pairs": len(pairs),
+        "gold_chosen": sum(pair.gold for pair in pairs),
+        "invalid_rejected": sum(not pair.rejected_valid for pair in pairs),
+        **{f"dropped: {reason}": counts[reason] for reason in ("all right", "none right", "no sample")},
+    }
+
+
+def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
+    """A file that any run may train on: prompt, chosen, rejected; `task` says which task a pair is of."""
+    rows = [
+        {
+            "prompt": pair.task.prompt,
+            "chosen": _turn(pair.chosen),
+            "rejected": _turn(pair.rejected),
+            "task": pair.task.id,
+        }
+        for pair in pairs
+    ]
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_pairs(path: Path) -> list[Preference]:
+    """The pairs of such a file; each is called after its task."""
+    return [
+        Preference(row["prompt"], row["chosen"], row["rejected"], row["task"]) for row in json_lines(path)
+    ]
+
+
+def _turn(text: str) -> list[Message]:
+    return [Message(role="assistant", content=text)]
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(
+        f"{value:,} {key.replace('_', ' ')}" for key, value in counts.items() if value or key == "pairs"
+    )
+
+
+def _most_frequent(texts: Sequence[str]) -> str:
+    # Counter keeps the order of first appearance among equals.
+    return Counter(texts).most_common(1)[0][0]

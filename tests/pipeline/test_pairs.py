@@ -1,0 +1,197 @@
+"""Pairs from samples: which is chosen and which rejected, and a killed run that goes on."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slimepo.data.read import read_rows
+from slimepo.errors import InputError
+from slimepo.files import json_lines
+from slimepo.pipeline import pairs as module
+from slimepo.pipeline.pairs import Pair, judged_pairs
+from slimepo.pipeline.recipe import make_recipe
+from slimepo.pipeline.run import run_recipe
+from slimepo.pipeline.tasks import RunTasks, Task
+from slimepo.playground.tasks import judge
+from slimepo.playground.world import WorldSettings, write_world
+from slimepo.terminal import make_console
+
+ROW = {"family": "add", "prompt": "Add 2 and 3.", "answer": "5", "numbers": [2, 3], "words": []}
+TASK = Task("add|2|3", [{"role": "user", "content": "Add 2 and 3."}], ROW)
+TASKS = RunTasks([TASK], [], lambda task, text: judge(task.row, text), 8, 8)
+
+
+def made(samples: list[str], gold: bool = True) -> tuple[str, str] | None:
+    pairs, _ = judged_pairs([TASK], [samples], TASKS, gold=gold)
+    return (pairs[0].chosen, pairs[0].rejected) if pairs else None
+
+
+def test_a_right_sample_is_chosen_and_a_wrong_one_rejected() -> None:
+    assert made(["4", "5"]) == ("5", "4")
+
+
+def test_the_right_answer_is_chosen_where_no_sample_is_right_if_that_is_asked_for() -> None:
+    assert made(["4", "6"]) == ("5", "4")
+    assert made(["4", "6"], gold=False) is None
+
+
+def test_the_most_frequent_wrong_sample_is_rejected() -> None:
+    assert made(["4", "6", "6", "5"]) == ("5", "6")
+
+
+def test_a_wrong_sample_of_valid_form_goes_before_a_more_frequent_broken_one() -> None:
+    assert made(["5.", "5.", "5.", "5", "7"]) == ("5", "7")
+
+
+def test_a_broken_sample_is_rejected_where_there_is_nothing_better() -> None:
+    assert made(["5", "5.", "05", "05"]) == ("5", "05")
+
+
+def test_the_earlier_sample_wins_a_tie() -> None:
+    assert made(["9", "8", "8", "9"]) == ("5", "9")
+
+
+def test_empty_samples_are_no_answers() -> None:
+    assert made(["", "", "4"]) == ("5", "4")
+
+
+def test_another_spelling_of_a_right_answer_is_right() -> None:
+    row = {
+        "family": "json",
+        "prompt": "?",
+        "answer": '{"pet": "ruso"}',
+        "numbers": [],
+        "words": ["pet", "pet", "ruso"],
+    }
+    pairs, _ = judged_pairs([Task("j", [], row)], [['{"pet":"ruso"}', '{"pet": "r"}']], TASKS, gold=True)
+    assert pairs[0].chosen == '{"pet":"ruso"}'
+
+
+@pytest.mark.parametrize("gold", [True, False])
+def test_every_task_is_accounted_for(gold: bool) -> None:
+    samples = [["5", "4"], ["4"], ["5.", "5"], ["5", "5"], [], [""]]
+    pairs, counts = judged_pairs([TASK] * 6, samples, TASKS, gold=gold)
+    assert counts == {
+        "tasks": 6,
+        "pairs": 3 if gold else 2,
+        "gold_chosen": int(gold),
+        "invalid_rejected": 1,
+        "dropped: all right": 1,
+        "dropped: none right": int(not gold),
+        "dropped: no sample": 2,
+    }
+    assert pairs[-1] == Pair(TASK, "5", "5.", gold=False, rejected_valid=False)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A recipe of SFT and SLIME on its samples, run to its end."""
+    folder = tmp_path_factory.mktemp("pairs")
+    write_world(
+        WorldSettings(demonstrations=200, preference_prompts=40, heldout_prompts=24), 0, folder / "world"
+    )
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    values = {
+        "model": {"init": "random", "architecture": "llama", "num_key_value_heads": 2, **sizes},
+        "tokenizer": f"{folder}/world/tokenizer",
+        "data": {"path": f"{folder}/world/demonstrations.jsonl", "parts": {"sft": 1.0}},
+        "tasks": {
+            "train": f"{folder}/world/tasks.jsonl",
+            "heldout": f"{folder}/world/heldout.jsonl",
+            "checker": "slimepo.playground.tasks:judge",
+            "max_new_tokens": 8,
+            "batch_rows": 32,
+        },
+        "pairs": {"own": {"model": "sft", "per_prompt": 4, "max_new_tokens": 8, "gold": True}},
+        "stages": [
+            {
+                "loss": "sft",
+                "learning_rate": 1e-2,
+                "epochs": 1,
+                "batch_size": 20,
+                "micro_batch_size": 20,
+                "monitor": False,
+            },
+            {"loss": "slime", "part": "own", "learning_rate": 1e-3, "batch_size": 20, "max_steps": 2},
+        ],
+    }
+    run_recipe(make_recipe(values), folder / "run", make_console(quiet=True))
+    return values, folder / "run"
+
+
+def test_the_pairs_are_an_ordinary_file_named_after_their_tasks(base: tuple[dict[str, Any], Path]) -> None:
+    _, run = base
+    facts = json.loads((run / "own" / "pairs.json").read_text())
+    for which in ("train", "heldout"):
+        rows = read_rows(run / "own" / f"{which}.jsonl").preferences
+        assert len(rows) == facts[which]["pairs"] > 10
+    stage = json.loads((run / "slime" / "stage.json").read_text())
+    assert stage["rows"] == facts["train"]["pairs"]
+    assert (stage["heldout"]["pairs"], stage["heldout"]["prompts"]) == (facts["heldout"]["pairs"], 24)
+    assert {"exact_match", "format_valid", "margin"} <= stage["heldout"]["before"].keys() & stage["heldout"][
+        "after"
+    ].keys()
+    sft = json.loads((run / "sft" / "stage.json").read_text())["heldout"]
+    assert "pairs" not in sft
+    assert sft["after"]["exact_match"] == stage["heldout"]["before"]["exact_match"]
+    lines = json_lines(run / "slime" / "answers.jsonl")
+    right = [line["after"]["correct"] and line["after"]["finished"] for line in lines]
+    assert sum(right) / 24 == stage["heldout"]["after"]["exact_match"]
+
+
+def test_the_monitor_is_given_the_form_check(base: tuple[dict[str, Any], Path]) -> None:
+    answers = next(x for x in json_lines(base[1] / "slime" / "monitor.jsonl") if x["kind"] == "generation")
+    assert answers["valid"] is not None
+
+
+def test_a_killed_run_goes_on_and_samples_nothing_twice(
+    base: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, run = base
+    whole = {
+        name: (run / "own" / name).read_text()
+        for name in ("train.jsonl", "heldout.jsonl", "samples-train.jsonl")
+    }
+    shutil.rmtree(run / "slime")
+    for name in ("pairs.json", "train.jsonl", "heldout.jsonl", "samples-heldout.jsonl"):
+        (run / "own" / name).unlink()
+    lines = whole["samples-train.jsonl"].splitlines(keepends=True)
+    # Killed in the middle of a line, of a batch.
+    (run / "own" / "samples-train.jsonl").write_text("".join(lines[:19]) + lines[19][:9])
+    kept: list[int] = []
+    append = module.append_json_lines
+    monkeypatch.setattr(
+        module, "append_json_lines", lambda path, rows: (kept.append(len(rows)), append(path, rows))
+    )
+    run_recipe(make_recipe(values), run, make_console(quiet=True))
+    for name in ("train.jsonl", "heldout.jsonl"):
+        assert (run / "own" / name).read_text() == whole[name]
+    # Batches of 8 prompts: two were done, the third is asked again.
+    assert sum(kept) == 40 - 16 + 24
+
+
+def test_changed_tasks_are_refused(base: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    values, run = base
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "slime")
+    tasks = Path(values["tasks"]["train"])
+    text = tasks.read_text()
+    try:
+        tasks.write_text("".join(text.splitlines(keepends=True)[1:]))
+        with pytest.raises(InputError, match="a file of tasks has changed since"):
+            run_recipe(make_recipe(values), tmp_path / "run", make_console(quiet=True))
+    finally:
+        tasks.write_text(text)
+
+
+def test_a_smoke_run_makes_its_pairs_up_and_says_so(
+    base: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    shown = make_console(file=io.StringIO(), width=200)
+    results = run_recipe(make_recipe(base[0] | {"smoke": True}), tmp_path / "smoke", shown)
+    assert [result["steps"] for result in results] == [5, 5]
+    assert "a smoke run samples nothing: they are made up" in shown.file.getvalue()
