@@ -60,6 +60,14 @@ def linear_logps(
     Raises:
         InputError: a target outside the vocabulary (on a GPU its log-prob is NaN), a scale that is not positive,
             or an implementation that cannot run here.
+
+    Example:
+        >>> import math, torch
+        >>> from slimepo.kernels import linear_logps
+        >>> hidden = torch.tensor([[1.0, 0.0]])
+        >>> weight = torch.tensor([[math.log(2), 0.0], [0.0, 1.0], [0.0, 2.0]])  # probabilities 1/2, 1/4 and 1/4
+        >>> linear_logps(hidden, weight, torch.tensor([0]))  # log(1/2)
+        tensor([-0.6931])
     """
     if _checked(impl, hidden, weight, targets, scale) == "naive":
         return linear_logps_naive(hidden, weight, targets, bias, softcap, scale)
@@ -82,6 +90,15 @@ def linear_logps_stats(
     Returns:
         TokenStats: `logps [N]` as from `linear_logps`; `entropy [N]` of the token's distribution in nats, and
         `top1 [N]`, whether no token is likelier than the target (ties count). No gradient flows through the two.
+
+    Example:
+        >>> import math, torch
+        >>> from slimepo.kernels import linear_logps_stats
+        >>> hidden = torch.tensor([[1.0, 0.0]])
+        >>> weight = torch.tensor([[math.log(2), 0.0], [0.0, 1.0], [0.0, 2.0]])  # probabilities 1/2, 1/4 and 1/4
+        >>> stats = linear_logps_stats(hidden, weight, torch.tensor([1]))
+        >>> stats.logps, stats.entropy, stats.top1  # log(1/4), 1.5 * log(2), and token 0 is likelier
+        (tensor([-1.3863]), tensor([1.0397]), tensor([False]))
     """
     if _checked(impl, hidden, weight, targets, scale) == "naive":
         inputs = (hidden, weight, targets, bias, softcap, scale)

@@ -21,7 +21,20 @@ class Counts(NamedTuple):
 
 
 def count(policy: PairLogps) -> Counts:
-    """The counts of one batch taken alone, as if it were the whole step."""
+    """The counts of one batch taken alone, as if it were the whole step.
+
+    Example:
+        >>> import torch
+        >>> from slimepo.losses import count
+        >>> from slimepo.types import PairLogps
+        >>> pairs = PairLogps(
+        ...     chosen=torch.tensor([[-1.0, -3.0]]), chosen_mask=torch.tensor([[True, True]]),
+        ...     rejected=torch.tensor([[-4.0, 0.0]]), rejected_mask=torch.tensor([[True, False]]),
+        ... )
+        >>> counts = count(pairs)
+        >>> counts.pairs, counts.chosen_tokens, counts.rejected_tokens
+        (1, 2.0, 1.0)
+    """
     return Counts(
         pairs=policy.chosen_mask.shape[0],
         chosen_tokens=float(policy.chosen_mask.sum()),
@@ -33,6 +46,17 @@ def step_loss(output: LossOutput, counts: Counts) -> Tensor:
     """The scalar that is differentiated: the sum over these pairs divided by the counts of the whole step.
 
     Added up over the micro-batches and ranks of a step this is the same number for every way to split it.
+
+    Example:
+        >>> import torch
+        >>> from slimepo.losses import count, cpo, step_loss
+        >>> from slimepo.types import PairLogps
+        >>> pairs = PairLogps(
+        ...     chosen=torch.tensor([[-1.0, -3.0]]), chosen_mask=torch.tensor([[True, True]]),
+        ...     rejected=torch.tensor([[-4.0, 0.0]]), rejected_mask=torch.tensor([[True, False]]),
+        ... )
+        >>> step_loss(cpo(pairs), count(pairs))  # softplus(0) / 1 pair + 4 / 2 chosen tokens
+        tensor(2.6931)
     """
     total = output.loss.sum() / max(counts.pairs, 1)
     tokens = {"chosen": counts.chosen_tokens, "rejected": counts.rejected_tokens}
@@ -44,7 +68,7 @@ def step_loss(output: LossOutput, counts: Counts) -> Tensor:
 def masked(logps: Tensor, mask: Tensor) -> Tensor:
     """`logps` with zeros where there is no token, in at least float32 (float64 stays float64).
 
-    Masked entries are replaced before any arithmetic, so that NaN or infinity there reaches neither the
+    Masked entries are replaced before any arithmetic (`logps * mask` would keep NaN: 0 * NaN is NaN), so that NaN or infinity there reaches neither the
     value nor the gradient.
     """
     if logps.dtype not in (torch.float32, torch.float64):

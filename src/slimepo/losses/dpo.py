@@ -54,6 +54,20 @@ def dpo(
 
     Raises:
         InputError: a hyperparameter out of its range.
+
+    Example:
+        >>> import torch
+        >>> from slimepo.losses import dpo
+        >>> from slimepo.types import PairLogps
+        >>> pairs = PairLogps(
+        ...     chosen=torch.tensor([[-1.0, -3.0]]), chosen_mask=torch.tensor([[True, True]]),
+        ...     rejected=torch.tensor([[-4.0, 0.0]]), rejected_mask=torch.tensor([[True, False]]),
+        ... )
+        >>> before = PairLogps(
+        ...     torch.tensor([[-2.0, -3.0]]), pairs.chosen_mask, torch.tensor([[-3.0, 0.0]]), pairs.rejected_mask
+        ... )
+        >>> dpo(pairs, before, beta=0.5).loss  # log-ratios 1 and -1: softplus(-0.5 * (1 + 1))
+        tensor([0.3133])
     """
     check_number("beta", beta, above=0)
     _check_smoothing(label_smoothing)
@@ -79,6 +93,20 @@ def rpo(policy: PairLogps, reference: PairLogps, *, beta: float = 0.1, eta: floa
 
     Raises:
         InputError: a hyperparameter out of its range.
+
+    Example:
+        >>> import torch
+        >>> from slimepo.losses import rpo
+        >>> from slimepo.types import PairLogps
+        >>> pairs = PairLogps(
+        ...     chosen=torch.tensor([[-1.0, -3.0]]), chosen_mask=torch.tensor([[True, True]]),
+        ...     rejected=torch.tensor([[-4.0, 0.0]]), rejected_mask=torch.tensor([[True, False]]),
+        ... )
+        >>> before = PairLogps(
+        ...     torch.tensor([[-2.0, -3.0]]), pairs.chosen_mask, torch.tensor([[-3.0, 0.0]]), pairs.rejected_mask
+        ... )
+        >>> rpo(pairs, before, beta=0.5, eta=0.1).loss  # 0.3133 of dpo and the anchor 0.1 * 2
+        tensor([0.5133])
     """
     check_number("eta", eta, at_least=0)
     output = dpo(policy, reference, beta=beta)
@@ -110,6 +138,20 @@ def chi_po(
 
     Raises:
         InputError: a hyperparameter out of its range.
+
+    Example:
+        >>> import torch
+        >>> from slimepo.losses import chi_po
+        >>> from slimepo.types import PairLogps
+        >>> pairs = PairLogps(
+        ...     chosen=torch.tensor([[-1.0, -3.0]]), chosen_mask=torch.tensor([[True, True]]),
+        ...     rejected=torch.tensor([[-4.0, 0.0]]), rejected_mask=torch.tensor([[True, False]]),
+        ... )
+        >>> before = PairLogps(
+        ...     torch.tensor([[-2.0, -3.0]]), pairs.chosen_mask, torch.tensor([[-3.0, 0.0]]), pairs.rejected_mask
+        ... )
+        >>> chi_po(pairs, before, beta=0.5).loss  # log-ratios 1 and -1: softplus(-0.5 * (e + 1 - 1 / e + 1))
+        tensor([0.1076])
     """
     check_number("beta", beta, above=0)
     check_number("clip_low", clip_low)
@@ -145,6 +187,20 @@ def ipo(
 
     Raises:
         InputError: a hyperparameter out of its range.
+
+    Example:
+        >>> import torch
+        >>> from slimepo.losses import ipo
+        >>> from slimepo.types import PairLogps
+        >>> pairs = PairLogps(
+        ...     chosen=torch.tensor([[-1.0, -3.0]]), chosen_mask=torch.tensor([[True, True]]),
+        ...     rejected=torch.tensor([[-4.0, 0.0]]), rejected_mask=torch.tensor([[True, False]]),
+        ... )
+        >>> before = PairLogps(
+        ...     torch.tensor([[-2.0, -3.0]]), pairs.chosen_mask, torch.tensor([[-3.0, 0.0]]), pairs.rejected_mask
+        ... )
+        >>> ipo(pairs, before, tau=0.5).loss  # log-ratios per token 0.5 and -1: (1.5 - 1) ** 2
+        tensor([0.2500])
     """
     check_number("tau", tau, above=0)
     ratios = log_ratios(policy, reference, length_normalized)
@@ -181,6 +237,20 @@ def lpo(
 
     Raises:
         InputError: a hyperparameter out of its range.
+
+    Example:
+        >>> import torch
+        >>> from slimepo.losses import lpo
+        >>> from slimepo.types import PairLogps
+        >>> pairs = PairLogps(
+        ...     chosen=torch.tensor([[-1.0, -3.0]]), chosen_mask=torch.tensor([[True, True]]),
+        ...     rejected=torch.tensor([[-4.0, 0.0]]), rejected_mask=torch.tensor([[True, False]]),
+        ... )
+        >>> before = PairLogps(
+        ...     torch.tensor([[-2.0, -3.0]]), pairs.chosen_mask, torch.tensor([[-3.0, 0.0]]), pairs.rejected_mask
+        ... )
+        >>> lpo(pairs, before, beta=0.5, rejected_rate=1.0).loss  # x1 = 0.5, x2 = -1: |1.5 - 1| twice, no hinge
+        tensor([1.])
     """
     check_number("beta", beta, above=0)
     check_number("chosen_rate", chosen_rate, above=0)
@@ -199,6 +269,7 @@ def lpo(
 
 def smoothed_logistic(logits: Tensor, label_smoothing: float) -> Tensor:
     """-(1 - e) log sigma(h) - e log sigma(-h), the logistic loss with a share e of flipped labels."""
+    # In one piece: log(sigmoid(h)) is log(0) for a very negative h, where this is h and its slope 1.
     loss = -F.logsigmoid(logits)
     if label_smoothing == 0:
         return loss

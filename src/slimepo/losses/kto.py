@@ -40,6 +40,20 @@ def kto(
 
     Raises:
         InputError: a hyperparameter out of its range.
+
+    Example:
+        >>> import torch
+        >>> from slimepo.losses import kto
+        >>> from slimepo.types import PairLogps
+        >>> rows = PairLogps(  # a desirable answer, and an undesirable one
+        ...     chosen=torch.tensor([[-4.0], [0.0]]), chosen_mask=torch.tensor([[True], [False]]),
+        ...     rejected=torch.tensor([[0.0], [-4.0]]), rejected_mask=torch.tensor([[False], [True]]),
+        ... )
+        >>> before = PairLogps(
+        ...     torch.tensor([[-5.0], [0.0]]), rows.chosen_mask, torch.tensor([[0.0], [-3.0]]), rows.rejected_mask
+        ... )
+        >>> kto(rows, before, torch.tensor(0.5), beta=1.0).loss  # sigma(-(1 - 0.5)) and sigma(-(0.5 + 1))
+        tensor([0.3775, 0.1824])
     """
     check_number("beta", beta, above=0)
     check_number("desirable_weight", desirable_weight, at_least=0)

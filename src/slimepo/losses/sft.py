@@ -26,6 +26,19 @@ def sft(
 
     Returns:
         loss `[pairs]` (all of it in `token_loss` when `average="token"`); metrics as `pair_metrics` has them.
+
+    Example:
+        >>> import torch
+        >>> from slimepo.losses import sft
+        >>> from slimepo.types import PairLogps
+        >>> pairs = PairLogps(
+        ...     chosen=torch.tensor([[-1.0, -3.0]]), chosen_mask=torch.tensor([[True, True]]),
+        ...     rejected=torch.tensor([[-4.0, 0.0]]), rejected_mask=torch.tensor([[True, False]]),
+        ... )
+        >>> sft(pairs).loss  # (1 + 3) / 2
+        tensor([2.])
+        >>> sft(pairs, average="token").token_loss  # a sum, to be divided by the tokens of the whole step
+        {'chosen': tensor([4.])}
     """
     check_choice("average", average, ("sequence", "token"))
     metrics = pair_metrics(policy)

@@ -36,6 +36,17 @@ def simpo(
 
     Raises:
         InputError: a hyperparameter out of its range.
+
+    Example:
+        >>> import torch
+        >>> from slimepo.losses import simpo
+        >>> from slimepo.types import PairLogps
+        >>> pairs = PairLogps(
+        ...     chosen=torch.tensor([[-1.0, -3.0]]), chosen_mask=torch.tensor([[True, True]]),
+        ...     rejected=torch.tensor([[-4.0, 0.0]]), rejected_mask=torch.tensor([[True, False]]),
+        ... )
+        >>> simpo(pairs, beta=1.0, gamma=0.5).loss  # means -2 and -4: softplus(-(2 - 0.5))
+        tensor([0.2014])
     """
     check_number("beta", beta, above=0)
     check_number("gamma", gamma)
@@ -69,6 +80,20 @@ def cpo(
 
     Raises:
         InputError: a hyperparameter out of its range.
+
+    Example:
+        >>> import torch
+        >>> from slimepo.losses import cpo
+        >>> from slimepo.types import PairLogps
+        >>> pairs = PairLogps(
+        ...     chosen=torch.tensor([[-1.0, -3.0]]), chosen_mask=torch.tensor([[True, True]]),
+        ...     rejected=torch.tensor([[-4.0, 0.0]]), rejected_mask=torch.tensor([[True, False]]),
+        ... )
+        >>> output = cpo(pairs)
+        >>> output.loss  # both answers sum to -4: softplus(0)
+        tensor([0.6931])
+        >>> output.token_loss  # the NLL as a sum, to be divided by the tokens of the whole step
+        {'chosen': tensor([4.])}
     """
     check_number("beta", beta, above=0)
     check_number("nll_weight", nll_weight, at_least=0)
@@ -102,6 +127,17 @@ def orpo(
 
     Raises:
         InputError: a hyperparameter out of its range.
+
+    Example:
+        >>> import torch
+        >>> from slimepo.losses import orpo
+        >>> from slimepo.types import PairLogps
+        >>> pairs = PairLogps(
+        ...     chosen=torch.tensor([[-1.0, -3.0]]), chosen_mask=torch.tensor([[True, True]]),
+        ...     rejected=torch.tensor([[-4.0, 0.0]]), rejected_mask=torch.tensor([[True, False]]),
+        ... )
+        >>> orpo(pairs, beta=1.0).loss  # log odds of exp(-2) and exp(-4): softplus(-(-1.8546 + 3.9815))
+        tensor([0.1126])
     """
     check_number("beta", beta, above=0)
     check_number("nll_weight", nll_weight, at_least=0)
@@ -120,4 +156,5 @@ def _chosen_nll(policy: PairLogps, weight: float) -> dict[str, Tensor]:
 def _log_odds(logps: Tensor) -> Tensor:
     """log(p / (1 - p)) of log p; a p of 1 within rounding counts as the largest p below 1, so that it stays finite."""
     logps = logps.clamp(max=-torch.finfo(logps.dtype).eps)
+    # 1 - p = -expm1(log p) keeps its digits where p is close to 1; 1 - exp(log p) has none left there.
     return logps - torch.log(-torch.expm1(logps))

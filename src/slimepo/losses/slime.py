@@ -75,6 +75,22 @@ def slime(
 
     Raises:
         InputError: a hyperparameter out of its range.
+
+    Example:
+        >>> import torch
+        >>> from slimepo.losses import slime
+        >>> from slimepo.types import PairLogps
+        >>> pairs = PairLogps(
+        ...     chosen=torch.tensor([[-1.0, -3.0]]), chosen_mask=torch.tensor([[True, True]]),
+        ...     rejected=torch.tensor([[-4.0, 0.0]]), rejected_mask=torch.tensor([[True, False]]),
+        ... )
+        >>> output = slime(pairs, threshold=4.0, exponent=1.0)
+        >>> output.metrics["loss/chosen"]  # 0.1 * 2
+        tensor([0.2000])
+        >>> output.metrics["loss/rejected"]  # 0.1 * softplus(4 - 4)
+        tensor([0.0693])
+        >>> output.loss  # Delta = -2 + 4 is past the hard margin of 1.5: nothing is separated further
+        tensor([0.2693])
     """
     _check_hyperparameters(
         chosen_weight,

@@ -67,6 +67,11 @@ def find_objective(name: str) -> Objective:
 
     Raises:
         InputError: no such name (with the nearest one) or nothing callable at that path.
+
+    Example:
+        >>> from slimepo.losses import find_objective
+        >>> find_objective("slime/without-hard").preset
+        {'hard_gate': 'one'}
     """
     if name in LOSSES:
         return LOSSES[name]
@@ -83,7 +88,13 @@ def find_objective(name: str) -> Objective:
 
 
 def hyperparameters(function: LossFunction) -> dict[str, Any]:
-    """Name and default of every hyperparameter, read from the signature (keyword-only parameters)."""
+    """Name and default of every hyperparameter, read from the signature (keyword-only parameters).
+
+    Example:
+        >>> from slimepo.losses import hyperparameters, simpo
+        >>> hyperparameters(simpo)
+        {'beta': 2.0, 'gamma': 0.5, 'nll_weight': 0.0}
+    """
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
@@ -93,6 +104,18 @@ def bind(name: str, options: Mapping[str, Any]) -> BoundLoss:
 
     Raises:
         InputError: an unknown name, a value of the wrong type, or one that the objective refuses.
+
+    Example:
+        >>> import torch
+        >>> from slimepo.losses import bind
+        >>> from slimepo.types import PairLogps
+        >>> pairs = PairLogps(
+        ...     chosen=torch.tensor([[-1.0, -3.0]]), chosen_mask=torch.tensor([[True, True]]),
+        ...     rejected=torch.tensor([[-4.0, 0.0]]), rejected_mask=torch.tensor([[True, False]]),
+        ... )
+        >>> loss = bind("simpo", {"beta": 1.0})
+        >>> loss(pairs).loss  # softplus(-(2 - 0.5))
+        tensor([0.2014])
     """
     objective = find_objective(name)
     function = objective.function
