@@ -68,8 +68,8 @@ def step_loss(output: LossOutput, counts: Counts) -> Tensor:
 def masked(logps: Tensor, mask: Tensor) -> Tensor:
     """`logps` with zeros where there is no token, in at least float32 (float64 stays float64).
 
-    Masked entries are replaced before any arithmetic (`logps * mask` would keep NaN: 0 * NaN is NaN), so that NaN or infinity there reaches neither the
-    value nor the gradient.
+    Masked entries are replaced before any arithmetic (0 * NaN is NaN: a product would not do), so that NaN or
+    infinity there reaches neither the value nor the gradient.
     """
     if logps.dtype not in (torch.float32, torch.float64):
         logps = logps.float()
