@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import traceback
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from typing import NamedTuple
@@ -33,5 +34,8 @@ def slimepo(*arguments: object, stdin: str = "") -> Done:
             cli.main()
         except SystemExit as done:
             code = done.code
+        except Exception:
+            traceback.print_exc()
+            code = 1
     assert isinstance(code, int)
     return Done(code, out.getvalue(), err.getvalue())

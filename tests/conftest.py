@@ -28,11 +28,6 @@ def official_data() -> Path:
     return SHARED
 
 
-@pytest.fixture(scope="session")
-def shared_data(official_data: Path) -> Path:
-    return official_data
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
@@ -75,23 +70,29 @@ def fail_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 
 @pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny random Llama with a trained tokenizer and a chat template."""
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama with a trained tokenizer and a chat template."""
     from tests.standins import save_llama
 
-    return save_llama(tmp_path_factory.mktemp("llama"))
+    return save_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
 @pytest.fixture(scope="session")
-def data_dir(shared_data: Path) -> Path:
-    """The benchmarks' files, as `--data-dir` takes them."""
-    return shared_data / "eval"
+def made_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.evaluation.made import write_files
+
+    return write_files(tmp_path_factory.mktemp("made"))
 
 
-@pytest.fixture(scope="session")
-def llama_folder(shared_data: Path) -> Path:
-    """A tiny real Llama that writes stories."""
-    return shared_data / "models" / "babyllama-105"
+@pytest.fixture
+def data_dir(made_files: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Made-up files of the benchmarks, as `--data-dir` takes them: they are pinned in place of the official ones."""
+    from slimepo.evaluation.benchmarks.sources import SOURCES
+    from tests.evaluation.made import pins
+
+    for name, source in pins(made_files).items():
+        monkeypatch.setitem(SOURCES, name, source)
+    return made_files
 
 
 @pytest.fixture

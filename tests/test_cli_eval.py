@@ -1,8 +1,6 @@
 """`slimepo eval` from outside: exit codes, one-line errors, and no key anywhere."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,12 +8,8 @@ from typer.main import get_command
 
 from slimepo.cli_eval import app
 from slimepo.evaluation.settings import Evaluation
+from tests.command import Done, slimepo
 from tests.evaluation.mock_judge import KEY, Fail, MockJudge, Say
-
-
-def slimepo(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "slimepo.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 @pytest.fixture
@@ -45,7 +39,7 @@ def answered(tmp_path: Path, data_dir: Path) -> list[object]:
     ]
 
 
-def no_key(result: subprocess.CompletedProcess[str], folder: Path) -> None:
+def no_key(result: Done, folder: Path) -> None:
     assert KEY not in result.stdout + result.stderr
     assert not any(KEY.encode() in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 

@@ -173,7 +173,7 @@ def test_seeds_differ_by_question_turn_and_run() -> None:
 def test_the_answers_file_of_mt_bench_is_fastchats(job: Callable[..., Job], console: Console) -> None:
     this = job("mt-bench")
     run_benchmark(this, console, ["answer"])
-    rows = read_rows(this.out / "mt_bench" / "model_answer" / "babyllama-105.jsonl")
+    rows = read_rows(this.out / "mt_bench" / "model_answer" / "tiny-llama.jsonl")
     assert [list(row)[:4] for row in rows] == [
         ["question_id", "answer_id", "model_id", "choices"]
     ] * QUESTIONS
@@ -188,7 +188,7 @@ def test_alpaca_evals_list_without_our_journal_is_no_answer_of_others(
 ) -> None:
     this = job("alpaca-eval")
     run_benchmark(this, console, ["answer"])
-    folder = this.out / "alpaca_eval" / "babyllama-105"
+    folder = this.out / "alpaca_eval" / "tiny-llama"
     (folder / "model_outputs.jsonl").unlink()
     loads.clear()
     run_benchmark(job("alpaca-eval", max_new_tokens=13), console, ["answer"])

@@ -2,7 +2,9 @@
 
 import json
 import math
+from itertools import chain
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from rich.console import Console
 from slimepo.errors import InputError
 from slimepo.evaluation.answerers import prompt_ids
 from slimepo.evaluation.basics import generation_measures, measure_basics, show_basics
-from slimepo.model.chat import load_chat_model
+from slimepo.model.chat import ChatModel, load_chat_model
 from tests.data.conftest import encode_response
 from tests.evaluation.conftest import printed
 
@@ -35,6 +37,9 @@ def test_texts_too_short_for_a_measure_give_none() -> None:
     assert math.isnan(figures["repetition"])
 
 
+SIDES = ("chosen", "rejected")
+
+
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
@@ -48,36 +53,32 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_figures_of_the_tiny_llama(llama_folder: Path, pairs: Path, console: Console) -> None:
-    model = str(llama_folder)
-    figures = measure_basics(model, str(pairs), console, samples=2, max_new_tokens=8)
-    assert (figures["pairs"], figures["generations"]) == (3, 2)
-    # Two of three pairs prefer English to noise.
-    assert figures["accuracy"] == pytest.approx(2 / 3)
-    assert figures["mean_tokens"] == 8
-    show_basics(figures, console)
-    assert "chosen_perplexity" in printed(console)
+def logps(loaded: ChatModel, prompt: str, answer: str) -> list[float]:
+    """Of each token of the answer and its end, from the model's own logits."""
+    asked, said = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": answer}]
+    start = prompt_ids(loaded.chat, asked)  # type: ignore[arg-type]
+    ids = encode_response(loaded.chat, asked, said)  # type: ignore[arg-type]
+    with torch.no_grad():
+        found = loaded.model(torch.tensor([start + ids])).logits[0].double().log_softmax(-1)
+    return [float(found[len(start) - 1 + i, token]) for i, token in enumerate(ids)]
 
 
-def test_the_perplexity_is_that_of_all_chosen_tokens_alike(
+def test_figures_are_those_of_the_models_own_logits(
     llama_folder: Path, pairs: Path, console: Console
 ) -> None:
     name = str(llama_folder)
     loaded = load_chat_model(name)
-    total, count = 0.0, 0
-    for line in pairs.read_text().splitlines():
-        row = json.loads(line)
-        asked = [{"role": "user", "content": row["prompt"]}]
-        said = [{"role": "assistant", "content": row["chosen"]}]
-        start = prompt_ids(loaded.chat, asked)  # type: ignore[arg-type]
-        answer = encode_response(loaded.chat, asked, said)  # type: ignore[arg-type]
-        with torch.no_grad():
-            logps = loaded.model(torch.tensor([start + answer])).logits[0].double().log_softmax(-1)
-        total += sum(float(logps[len(start) - 1 + i, token]) for i, token in enumerate(answer))
-        count += len(answer)
-    figures = measure_basics(name, str(pairs), console, samples=0)
-    assert figures["chosen_perplexity"] == pytest.approx(math.exp(-total / count), rel=1e-5)
-    assert "end_rate" not in figures
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    chosen, rejected = ([logps(loaded, row["prompt"], row[side]) for row in rows] for side in SIDES)
+    figures = measure_basics(name, str(pairs), console, samples=2, max_new_tokens=8)
+    assert (figures["pairs"], figures["generations"], figures["mean_tokens"]) == (3, 2, 8)
+    preferred = [fmean(a) > fmean(b) for a, b in zip(chosen, rejected, strict=True)]
+    assert figures["accuracy"] == pytest.approx(fmean(preferred))
+    # Every token counts alike, whatever the length of its answer.
+    assert figures["chosen_perplexity"] == pytest.approx(math.exp(-fmean(chain(*chosen))), rel=1e-5)
+    show_basics(figures, console)
+    assert "chosen_perplexity" in printed(console)
+    assert "end_rate" not in measure_basics(name, str(pairs), console, samples=0)
 
 
 def test_pairs_that_are_all_too_long_are_an_error(llama_folder: Path, pairs: Path, console: Console) -> None:

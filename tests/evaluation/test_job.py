@@ -91,7 +91,7 @@ def test_a_step_waits_for_the_process_that_writes_the_same_files(
     if step == "judge":
         run_benchmark(this, console, ["answer"])
     loads.clear()
-    label = "mt_bench--babyllama-105" if step == "answer" else file_label(mock.judge)
+    label = "mt_bench--tiny-llama" if step == "answer" else file_label(mock.judge)
     with locked(this.out, label, console):
         thread = threading.Thread(target=run_benchmark, args=(this, console))
         thread.start()
@@ -100,6 +100,17 @@ def test_a_step_waits_for_the_process_that_writes_the_same_files(
     thread.join()
     assert len(mock.calls) == 6
     assert one_file(this.out / "scores", "*.json").exists()
+
+
+WITH_MADE_FILES = """
+import sys
+from pathlib import Path
+from slimepo.cli import main
+from slimepo.evaluation.benchmarks.sources import SOURCES
+from tests.evaluation.made import pins
+SOURCES.update(pins(Path(sys.argv.pop(1))))
+main()
+"""
 
 
 def test_two_models_judged_at_once_keep_all_rows_and_share_the_replies(
@@ -111,9 +122,21 @@ def test_two_models_judged_at_once_keep_all_rows_and_share_the_replies(
     for name in ("one", "two"):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
     mock.delay = 1.0
-    command = [sys.executable, "-m", "slimepo.cli", "eval", "mt-bench", "--judge", mock.judge, "--limit", "2"]
-    command += ["--data-dir", str(data_dir), "--out", str(tmp_path), "--model"]
-    runs = [subprocess.Popen([*command, name], stdout=subprocess.DEVNULL) for name in ("one", "two")]
+    command = [
+        sys.executable,
+        "-c",
+        WITH_MADE_FILES,
+        str(data_dir),
+        "eval",
+        "mt-bench",
+        "--judge",
+        mock.judge,
+    ]
+    command += ["--limit", "2", "--data-dir", str(data_dir), "--out", str(tmp_path), "--model"]
+    root = Path(__file__).parents[2]
+    runs = [
+        subprocess.Popen([*command, name], stdout=subprocess.DEVNULL, cwd=root) for name in ("one", "two")
+    ]
     assert [run.wait(timeout=120) for run in runs] == [0, 0]
     # Both say the same, so that the second asks nothing.
     assert len(mock.calls) == 4

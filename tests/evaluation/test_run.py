@@ -59,7 +59,7 @@ def test_answer_judge_score(
     (scores,) = run_benchmark(this, console)
     assert len(mock.calls) == calls
     assert measures <= set(scores.measures)
-    assert (scores.model, scores.identity.judge) == ("babyllama-105", mock.judge)
+    assert (scores.model, scores.identity.judge) == ("tiny-llama", mock.judge)
     assert not scores.official
     assert "the first 3 questions only" in scores.notes
     record = json.loads(one_file(this.out / "scores", "*.json").read_text())
@@ -78,7 +78,7 @@ def test_alpaca_eval_writes_upstreams_list(
 ) -> None:
     this = job("alpaca-eval")
     (scores,) = run_benchmark(this, console)
-    folder = this.out / "alpaca_eval" / "babyllama-105"
+    folder = this.out / "alpaca_eval" / "tiny-llama"
     outputs = json.loads((folder / "model_outputs.json").read_text())
     assert [set(row) for row in outputs] == [
         {"dataset", "instruction", "output", "generator", OURS}
@@ -261,14 +261,12 @@ def test_from_answers_over_judgments_and_scores_to_the_report(
     # Questions of all eight categories, so that the page has a radar plot; the canaries answer some of them too.
     this = job("mt-bench", canaries=True, limit=None, max_new_tokens=4)
     scores = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mt_bench, "read_rows", lambda path: one_a_category(read_rows(path)))
-        for name in ("tiny", "other"):
-            run_benchmark(replace(this, name=name), console, ["answer"])
-            run_benchmark(replace(this, name=name), console, ["judge"])
-            scores += run_benchmark(replace(this, name=name), console, ["score"])
-    # Both say the same, so that the second is judged from the cache: 8 questions of two turns, three canaries.
-    assert len(mock.calls) == 2 * 8 * (1 + 3)
+    for name in ("tiny", "other"):
+        run_benchmark(replace(this, name=name), console, ["answer"])
+        run_benchmark(replace(this, name=name), console, ["judge"])
+        scores += run_benchmark(replace(this, name=name), console, ["score"])
+    # Both say the same, so that the second is judged from the cache: 10 questions of two turns, three canaries.
+    assert len(mock.calls) == 2 * 10 * (1 + 3)
     write_report([this.out], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     markdown = (tmp_path / "report.md").read_text()
@@ -277,23 +275,13 @@ def test_from_answers_over_judgments_and_scores_to_the_report(
     for text in (page, markdown):
         assert f"{overall.value:.2f} [{overall.lower:.2f}, {overall.upper:.2f}]" in text
         for canary in record["canaries"].values():
-            assert f"{canary['mean']:.2f} on average; {canary['high']} of 16 rated 7 or more" in text
+            assert f"{canary['mean']:.2f} on average; {canary['high']} of 20 rated 7 or more" in text
     picture = re.search(r'aria-label="(MT-Bench by category, judge mock[^"]*mean ratings[^"]*)"', page)
     assert picture
     for name in mt_bench.CATEGORIES:
         assert f"{name} {scores[0].measures[f'category/{name}'].value:.2f}" in picture.group(1)
     assert "tiny: " in picture.group(1)
     assert "other: " in picture.group(1)
-
-
-def one_a_category(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first question of each category; other rows as they are."""
-    if not all("category" in row and "turns" in row for row in rows):
-        return rows
-    first: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        first.setdefault(row["category"], row)
-    return list(first.values())
 
 
 def test_the_judgments_of_mt_bench_are_fastchats(
@@ -304,7 +292,7 @@ def test_the_judgments_of_mt_bench_are_fastchats(
     run_benchmark(job("mt-bench", "other"), console)
     rows = read_rows(one_file(this.out / "mt_bench" / "model_judgment", "*_single.jsonl"))
     # One file a judge, with all its models; a model's rows stand there once.
-    assert [row["model"] for row in rows] == ["babyllama-105"] * 6 + ["other"] * 6
+    assert [row["model"] for row in rows] == ["tiny-llama"] * 6 + ["other"] * 6
     run_benchmark(this, console)
     assert len(read_rows(one_file(this.out / "mt_bench" / "model_judgment", "*_single.jsonl"))) == 12
     assert {call["messages"][0]["role"] for call in mock.calls} == {"system"}
@@ -329,25 +317,26 @@ def test_v01_asks_once_more_where_there_is_no_verdict(
         "assistant",
         "user",
     ]
-    rows = read_rows(one_file(this.out / "arena-hard-v0.1" / "model_judgment", "*/babyllama-105.jsonl"))
+    rows = read_rows(one_file(this.out / "arena-hard-v0.1" / "model_judgment", "*/tiny-llama.jsonl"))
     assert rows[0]["games"][0]["judgment"] == "\nlet me think\n[[A=B]]"
 
 
 def test_answers_made_elsewhere_are_judged_as_they_are(
-    job: Callable[..., Job], mock: MockJudge, loads: list[str], console: Console, data_dir: Path
+    job: Callable[..., Job], mock: MockJudge, loads: list[str], console: Console
 ) -> None:
-    this = job("mt-bench", "llama2_7b", limit=None, max_new_tokens=None)
+    this = job("mt-bench", "theirs", limit=None, max_new_tokens=None)
     folder = this.out / "mt_bench" / "model_answer"
     folder.mkdir(parents=True)
-    given = read_rows(data_dir / "mt_bench" / "model_answer" / "llama2_7b.jsonl.gz")
-    (folder / "llama2_7b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    given = [
+        {"question_id": 81 + at, "choices": [{"index": 0, "turns": [f"Yes {at}.", f"No {at}."]}]}
+        for at in range(10)
+    ]
+    (folder / "theirs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
     (scores,) = run_benchmark(this, console)
-    assert (scores.scored, len(mock.calls), loads) == (160, 160, [])
+    assert (scores.scored, len(mock.calls), loads) == (20, 20, [])
     assert scores.official
-    # The prompts that went over the wire are those of the published judgments.
-    published = read_rows(data_dir / "mt_bench" / "judgments" / "gpt-4_single.jsonl.gz")
-    recorded = {row["user_prompt"] for row in published if row["model"] == "llama2_7b"}
-    assert {call["messages"][-1]["content"] for call in mock.calls} == recorded
+    asked = [call["messages"][-1]["content"] for call in mock.calls]
+    assert all(sum(f"Yes {at}." in text for text in asked) == 2 for at in range(10))
 
 
 def test_a_local_model_judges_greedily(
@@ -357,7 +346,7 @@ def test_a_local_model_judges_greedily(
     this = job("alpaca-eval", judge=f"hf:{llama_folder}", limit=2)
     with pytest.raises(UnscoredError):
         run_benchmark(this, console)
-    (annotations,) = (this.out / "alpaca_eval" / "babyllama-105").glob("hf-babyllama-105@*/annotations.json")
+    (annotations,) = (this.out / "alpaca_eval" / "tiny-llama").glob("hf-tiny-llama@*/annotations.json")
     assert "fills its context" in json.loads(annotations.read_text())[0]["unscored"]
     assert mock.calls == []
 
@@ -385,7 +374,7 @@ def test_canaries_are_judged_apart_and_reported(
     assert all(result["scored"] == 6 and 1 <= result["mean"] <= 10 for result in record["canaries"].values())
     assert "canary-null: " in printed(console)
     official = read_rows(one_file(this.out / "mt_bench" / "model_judgment", "*.jsonl"))
-    assert {row["model"] for row in official} == {"babyllama-105"}
+    assert {row["model"] for row in official} == {"tiny-llama"}
     assert scores.scored == 6
 
 
@@ -425,7 +414,7 @@ def test_a_new_benchmark_is_a_module_and_a_line(
     (scores,) = run_benchmark(this, console)
     assert (scores.scored, scores.notes[0]) == (3, "the first 3 questions only")
     assert run_benchmark(this, console, ["score"]) == [scores]
-    record = json.loads((this.out / "scores" / "toy--babyllama-105--first-3.json").read_text())
+    record = json.loads((this.out / "scores" / "toy--tiny-llama--first-3.json").read_text())
     assert scores_of_row(record["scores"][0]) == scores
     assert "judge" not in record
     assert mock.calls == []

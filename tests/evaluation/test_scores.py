@@ -96,7 +96,7 @@ def test_judgments_of_other_answers_are_not_scored(job: Callable[..., Job], cons
         options = {"category": "hard_prompt"} if benchmark == "arena-hard" else {}
         this = job(benchmark, **options)
         run_benchmark(this, console)
-        for path in this.out.rglob("babyllama-105.jsonl"):
+        for path in this.out.rglob("tiny-llama.jsonl"):
             if path.parent.name == "model_answer":
                 path.unlink()
         for path in this.out.rglob("model_outputs.json*"):

@@ -157,7 +157,7 @@ def test_a_judges_file_shows_before_training_also_where_the_baseline_is_ones_own
 ) -> None:
     folder = tmp_path / "data" / "arena_hard" / "v2.0"
     folder.mkdir(parents=True)
-    shutil.copy(data_dir / "arena_hard" / "v2.0" / "question.jsonl.gz", folder)
+    shutil.copy(data_dir / "arena_hard" / "v2.0" / "question.jsonl", folder)
     made = recipe(baseline="run-sft", data_dir=str(tmp_path / "data"), **HARD)
     answers = made.evaluate[0].model_copy(update={"judge": None, "baseline": None, "stages": ["sft"]})
     made = made.model_copy(update={"evaluate": [answers, *made.evaluate]})

@@ -310,7 +310,7 @@ class TestAsInTRL:
     ]
 
     @pytest.mark.parametrize("kind", ["strings", "messages", "implicit"])
-    def test_trl_datasets_train_as_they_are(self, tmp_path: Path, llama: Path, kind: str) -> None:
+    def test_trl_datasets_train_as_they_are(self, tmp_path: Path, llama_folder: Path, kind: str) -> None:
         def turn(role: str, text: str) -> dict[str, str]:
             return {"role": role, "content": text}
 
@@ -325,7 +325,7 @@ class TestAsInTRL:
             rows = [{side: r["prompt"] + r[side] for side in ("chosen", "rejected")} for r in rows]
         dataset = Dataset.from_list(rows)
         made = SLIMETrainer(
-            model=str(llama),
+            model=str(llama_folder),
             args=SLIMEConfig(
                 output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, save_strategy="no"
             ),
@@ -340,19 +340,21 @@ class TestAsInTRL:
         with pytest.raises(InputError, match="score_pairs"):
             made.predict(dataset)
 
-    def test_a_model_object_and_its_tokenizer(self, tmp_path: Path, llama: Path) -> None:
+    def test_a_model_object_and_its_tokenizer(self, tmp_path: Path, llama_folder: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         made = SLIMETrainer(
-            model=AutoModelForCausalLM.from_pretrained(llama),
+            model=AutoModelForCausalLM.from_pretrained(llama_folder),
             args=SLIMEConfig(output_dir=str(tmp_path), hard_margin=2.0),
             train_dataset=Dataset.from_list(self.ROWS),
-            processing_class=AutoTokenizer.from_pretrained(llama),
+            processing_class=AutoTokenizer.from_pretrained(llama_folder),
         )
         assert made.args.loss_options["hard_margin"] == 2.0
         assert len(made.train_dataset) == 6
 
-    def test_no_row_left_is_said_with_its_reason(self, tmp_path: Path, llama: Path) -> None:
+    def test_no_row_left_is_said_with_its_reason(self, tmp_path: Path, llama_folder: Path) -> None:
         rows = Dataset.from_list([{"prompt": "a", "chosen": "same", "rejected": "same"}])
         with pytest.raises(InputError, match=r"no row of the dataset is left.*identical responses"):
-            SLIMETrainer(model=str(llama), args=SLIMEConfig(output_dir=str(tmp_path)), train_dataset=rows)
+            SLIMETrainer(
+                model=str(llama_folder), args=SLIMEConfig(output_dir=str(tmp_path)), train_dataset=rows
+            )

@@ -32,8 +32,8 @@ OURS = [output("three", "yy", "ours"), output("one", "longer", "ours"), output("
 
 
 @pytest.fixture(scope="module")
-def folder(shared_data: Path) -> Path:
-    return shared_data / "eval" / "alpaca_eval"
+def folder(official_data: Path) -> Path:
+    return official_data / "eval" / "alpaca_eval"
 
 
 @pytest.fixture(scope="module")

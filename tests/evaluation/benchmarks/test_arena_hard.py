@@ -45,8 +45,8 @@ def requests_of(rules: Rules, questions: list[dict[str, str]] = QUESTIONS) -> li
 
 
 @pytest.fixture(scope="module")
-def folder(shared_data: Path) -> Path:
-    return shared_data / "eval" / "arena_hard"
+def folder(official_data: Path) -> Path:
+    return official_data / "eval" / "arena_hard"
 
 
 @pytest.fixture(scope="module")

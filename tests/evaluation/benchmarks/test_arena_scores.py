@@ -24,8 +24,8 @@ def outcomes(verdicts: tuple[str | None, str | None], rules: Rules) -> list[floa
 
 
 @pytest.fixture(scope="module")
-def folder(shared_data: Path) -> Path:
-    return shared_data / "eval" / "arena_hard" / "ko_v0.1"
+def folder(official_data: Path) -> Path:
+    return official_data / "eval" / "arena_hard" / "ko_v0.1"
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,8 @@ STYLE = {
 BATTLES = [("m", "1", 1.0), ("m", "2", 0.0)]
 
 
-def test_markdown_is_counted_as_in_the_published_answers(shared_data: Path) -> None:
-    answers = read_rows(shared_data / "eval" / "arena_hard" / "v2.0" / "answer.o3-mini-2025-01-31.jsonl.gz")
+def test_markdown_is_counted_as_in_the_published_answers(official_data: Path) -> None:
+    answers = read_rows(official_data / "eval" / "arena_hard" / "v2.0" / "answer.o3-mini-2025-01-31.jsonl.gz")
     assert len(answers) == 750
     for row in answers:
         assert arena_style.style_metadata(answer_text(row), row["metadata"]["token_len"]) == row["metadata"]
@@ -67,8 +67,8 @@ def test_what_style_cannot_be_computed_is_named() -> None:
 
 
 @pytest.fixture(scope="module")
-def problem(shared_data: Path) -> tuple[dict[str, Any], Any]:
-    folder = shared_data / "eval" / "arena_hard" / "ko_v0.1"
+def problem(official_data: Path) -> tuple[dict[str, Any], Any]:
+    folder = official_data / "eval" / "arena_hard" / "ko_v0.1"
     golden = json.loads((folder / "golden_v2_three_models_official_code.json").read_text())
     style: dict[str, dict[str, Any]] = {}
     for row in read_rows(folder / "conv_metadata_10models.jsonl.gz"):

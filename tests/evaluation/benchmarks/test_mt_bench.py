@@ -59,8 +59,8 @@ def judged(
 
 
 @pytest.fixture(scope="module")
-def folder(shared_data: Path) -> Path:
-    return shared_data / "eval" / "mt_bench"
+def folder(official_data: Path) -> Path:
+    return official_data / "eval" / "mt_bench"
 
 
 @pytest.fixture(scope="module")

@@ -35,11 +35,11 @@ def pinned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache" / "eval"
 
 
-def test_every_official_file_at_hand_has_the_pinned_hash(shared_data: Path) -> None:
-    at_hand = [path for path in SOURCES if _there(shared_data / "eval" / path)]
+def test_every_official_file_at_hand_has_the_pinned_hash(official_data: Path) -> None:
+    at_hand = [path for path in SOURCES if _there(official_data / "eval" / path)]
     assert len(at_hand) >= 14
     for path in at_hand:
-        assert fetch(path, data_dir=shared_data / "eval").sha256 == SOURCES[path].digest
+        assert fetch(path, data_dir=official_data / "eval").sha256 == SOURCES[path].digest
 
 
 def _there(path: Path) -> bool:
@@ -116,9 +116,9 @@ def test_a_file_pinned_by_gits_own_id(pinned: Path, monkeypatch: pytest.MonkeyPa
         fetch(QUESTIONS, data_dir=tmp_path)
 
 
-def test_where_files_may_stand_for_each_other_the_first_that_is_there_is_taken(shared_data: Path) -> None:
+def test_where_files_may_stand_for_each_other_the_first_that_is_there_is_taken(data_dir: Path) -> None:
     names = ("alpaca_eval/df_gamed.csv", "alpaca_eval/df_gamed_surrogate.csv")
-    assert fetch(*names, data_dir=shared_data / "eval").check == "derived"
+    assert fetch(*names, data_dir=data_dir).check == "derived"
 
 
 def test_what_no_repository_has_is_asked_for(pinned: Path) -> None:
