@@ -129,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         measure(seed, RUNS[: given.first], folder)
         for loss, rate in RUNS[: given.first]:
             changes = np.load(folder / f"{loss}-{rate:g}.npz")
-            steps = sorted({int(key.split("|")[0]) for key in changes})
+            last = max(int(key.split("|")[0]) for key in changes)
+            steps = look_steps(last)[1:]
             looks = [{name: changes[f"{step}|{name}"] for name in ("heldout", "train")} for step in steps]
             held = [look["heldout"] for look in looks]
             for pairs in given.pairs:

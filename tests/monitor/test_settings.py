@@ -11,8 +11,8 @@ from slimepo.monitor.settings import MonitorSettings, look_steps, monitor_settin
 @pytest.mark.parametrize(
     ("last", "every", "steps"),
     [
-        (188, None, [0, 12, 24, 47, 94, 141, 188]),
-        (30, None, [0, 2, 4, 8, 15, 23, 30]),
+        (188, None, [0, 24, 47, 94, 141, 188]),
+        (30, None, [0, 4, 8, 15, 23, 30]),
         (2, None, [0, 1, 2]),
         (1, None, [0, 1]),
         (10, 4, [0, 4, 8, 10]),

@@ -109,6 +109,7 @@ class DisplacementMonitor(TrainerCallback):
             raise InputError(
                 "DisplacementMonitor has nothing to watch: give it to a PreferenceTrainer, or call watch"
             )
+        self._stopping = False
         self._steps = look_steps(state.max_steps, settings.every)
         self._decode: Callable[[list[int]], str | None] = lambda ids: (
             str(tokenizer.decode(ids)) if tokenizer else None
@@ -140,8 +141,15 @@ class DisplacementMonitor(TrainerCallback):
             # The main process alone has measured, and all must leave the loop at the same step.
             stop = torch.tensor(float(self.record.stopped is not None), device=args.device)
             if broadcast(stop) > 0:
-                # No checkpoint here: a run that went on from it would take one step more before it stopped again.
                 control.should_training_stop, control.should_log, control.should_save = True, True, False
+                self._stopping = True
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        # No checkpoint where it stops: a run that went on from one would take one step more before it stopped again.
+        control.should_save &= not self._stopping
         return control
 
     def on_train_end(
