@@ -103,7 +103,7 @@ def slimepo_step(
     case: Case, policy: nn.Module, reference: nn.Module, rows: Rows, folder: Path
 ) -> tuple[float, Tensor]:
     """Loss of all rows in one batch, and the gradient of a training step in micro-batches."""
-    source = {"reference": "copy"} if find_objective(case.objective).needs_reference else {}
+    source = {"reference": "copy"} if "reference" in find_objective(case.objective).asks else {}
     trainer = PreferenceTrainer(
         model=copy.deepcopy(reference),
         args=PreferenceConfig(

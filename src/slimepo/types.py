@@ -28,12 +28,14 @@ class Preference:
 
     All three are lists of messages. A demonstration (supervised data) is a Preference whose `rejected`
     is empty. `source` says where the row came from (`file:line`) and is no part of its identity.
+    `weight` is how much the row counts in the mean loss of a step, 0 or more.
     """
 
     prompt: list[Message]
     chosen: list[Message]
     rejected: list[Message]
     source: str = field(default="", compare=False)
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Unpaired:
     response: list[Message]
     label: bool
     source: str = field(default="", compare=False)
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ class PairLogps:
 class LossOutput:
     """What an objective returns: nothing in it is reduced over pairs.
 
-    `loss` is `[pairs]`; a step's loss is its mean over the pairs of the global batch. `token_loss` holds
-    parts that are averaged over tokens instead: `[pairs]` sums under the key "chosen" or "rejected",
+    `loss` is `[pairs]`; a step's loss is its mean over the pairs of the global batch, by their weights. `token_loss`
+    holds parts that are averaged over tokens instead: `[pairs]` sums under the key "chosen" or "rejected",
     divided by the number of such tokens in the global batch. `metrics` are `[pairs]`, detached; NaN where a pair
     has no such figure, which means leave out.
     """

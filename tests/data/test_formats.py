@@ -80,6 +80,26 @@ def test_every_pair_format_is_recognised_and_gives_the_same_record(name, row):
     assert convert(row, name) == PLAIN
 
 
+@pytest.mark.parametrize(("name", "row"), SAME_PAIR.values(), ids=SAME_PAIR)
+def test_a_weight_is_read_in_every_pair_format(name, row):
+    for written, weight in ((0, 0.0), (2.5, 2.5), ("0.5", 0.5), (None, 1.0), ("", 1.0)):
+        assert convert(row | {"weight": written}, name).weight == weight
+
+
+def test_judged_answers_and_demonstrations_have_weights():
+    for row in (
+        {"prompt": "2+2?", "completion": "4"},
+        {"messages": [user("2+2?"), assistant("4")], "label": 0},
+    ):
+        assert read(row | {"weight": 3}).weight == 3.0
+
+
+@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), "much", True, [1]])
+def test_what_is_no_weight_makes_a_row_malformed(weight):
+    with pytest.raises(MalformedRow, match=r"'weight' is .*finite number, 0 or more"):
+        read({"prompt": "2+2?", "completion": "4", "weight": weight})
+
+
 @pytest.mark.parametrize(
     "row",
     [

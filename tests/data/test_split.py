@@ -111,6 +111,7 @@ def test_a_fingerprint_ignores_order_and_source_but_no_content():
     assert row_hash(row("a")) != row_hash(row("a", chosen="better"))
     answer = [{"role": "assistant", "content": "x"}]
     assert row_hash(Unpaired([], answer, True)) != row_hash(Unpaired([], answer, False))
+    assert row_hash(Unpaired([], answer, True)) != row_hash(Unpaired([], answer, True, weight=2.0))
 
 
 def test_unpaired_rows_with_the_same_prompt_go_where_the_pairs_go():

@@ -70,9 +70,8 @@ def evaluate(case: Case, policy: PairLogps, reference: PairLogps | None = None) 
     given = policy if not case.one_sided else one_sided(policy)
     reference = reference or rows(random_pairs(len(policy.chosen), seed=9), slice(None))
     function = bind(case.name, case.options)
-    if not find_objective(case.name).mismatched:
-        return function(given, reference)
-    return function(given, reference, None if case.divergence is None else torch.tensor(case.divergence))
+    beside = {"reference": reference, "divergence": torch.tensor(case.divergence or 0.0)}
+    return function(given, **{name: beside[name] for name in find_objective(case.name).asks})
 
 
 def one_sided(policy: PairLogps) -> PairLogps:
@@ -224,7 +223,7 @@ def test_an_empty_response_is_not_nan(case: Case) -> None:
 @every_case
 def test_the_reference_is_read_where_it_is_asked_for_and_nowhere_else(case: Case) -> None:
     policy = random_pairs()
-    if find_objective(case.name).needs_reference:
+    if "reference" in find_objective(case.name).asks:
         assert evaluate(case, policy).loss.tolist() != evaluate(case, policy, policy).loss.tolist()
     else:
         without = bind(case.name, case.options)(policy)

@@ -13,6 +13,7 @@ from slimepo.types import PairLogps
 from tests.losses.problems import pairs_of, sigmoid
 
 log_ratios = st.floats(-30, 30)
+ZERO = torch.zeros(())
 
 
 def judged(ratio: float, desirable: bool) -> tuple[PairLogps, PairLogps]:
@@ -37,8 +38,8 @@ class TestValue:
     def test_weights(self) -> None:
         weights = {"desirable_weight": 1.5, "undesirable_weight": 0.25}
         for desirable, weight in ((True, 1.5), (False, 0.25)):
-            plain = kto(*judged(2.0, desirable)).loss.item()
-            assert kto(*judged(2.0, desirable), **weights).loss.item() == pytest.approx(weight * plain)
+            plain = kto(*judged(2.0, desirable), ZERO).loss.item()
+            assert kto(*judged(2.0, desirable), ZERO, **weights).loss.item() == pytest.approx(weight * plain)
 
     @given(st.floats(0, 20))
     def test_at_the_reference_point_either_answer_costs_half(self, z0: float) -> None:
@@ -55,12 +56,14 @@ class TestValue:
     def test_a_loss_close_to_zero_keeps_its_digits(self) -> None:
         # 1 - sigma(x) in floats is 0 from x = 37 on; the loss is exp(-x).
         policy, reference = judged(80.0, True)
-        assert kto(policy, reference, beta=1.0).loss.item() == pytest.approx(math.exp(-80), rel=1e-10, abs=0)
+        assert kto(policy, reference, ZERO, beta=1.0).loss.item() == pytest.approx(
+            math.exp(-80), rel=1e-10, abs=0
+        )
 
 
 class TestReferencePoint:
-    @pytest.mark.parametrize("divergence", [None, torch.tensor(0.0), torch.tensor(-5.0)])
-    def test_it_is_never_below_zero(self, divergence: torch.Tensor | None) -> None:
+    @pytest.mark.parametrize("divergence", [torch.tensor(0.0), torch.tensor(-5.0)])
+    def test_it_is_never_below_zero(self, divergence: torch.Tensor) -> None:
         output = kto(*judged(2.0, True), divergence)
         assert output.loss.item() == pytest.approx(1 - sigmoid(0.2), rel=1e-12)
         assert output.metrics["z0"].tolist() == [0]
@@ -86,20 +89,22 @@ class TestReferencePoint:
 class TestRows:
     def test_gradients_push_good_answers_up_and_bad_ones_down(self) -> None:
         good, reference = judged(0.0, True)
-        kto(good, reference).loss.sum().backward()
+        kto(good, reference, ZERO).loss.sum().backward()
         assert good.chosen.grad[0, :2].tolist() == pytest.approx([-0.025] * 2)
         bad, reference = judged(0.0, False)
-        kto(bad, reference).loss.sum().backward()
+        kto(bad, reference, ZERO).loss.sum().backward()
         assert bad.rejected.grad[0, :2].tolist() == pytest.approx([0.025] * 2)
 
     def test_a_row_with_both_answers_has_the_mean_and_one_with_none_nothing(self) -> None:
         policy = pairs_of([[-1.0], [], []], [[-2.0], [-2.0], []])
         reference = pairs_of([[-3.0], [], []], [[-5.0], [-5.0], []])
         good, bad = 1 - sigmoid(0.2), 1 - sigmoid(-0.3)
-        assert kto(policy, reference).loss.tolist() == pytest.approx([(good + bad) / 2, bad, 0], rel=1e-12)
+        assert kto(policy, reference, ZERO).loss.tolist() == pytest.approx(
+            [(good + bad) / 2, bad, 0], rel=1e-12
+        )
 
     def test_absent_answers_have_no_metrics(self) -> None:
-        metrics = kto(*judged(2.0, False)).metrics
+        metrics = kto(*judged(2.0, False), ZERO).metrics
         assert math.isnan(metrics["rewards/chosen"].item())
         assert math.isnan(metrics["logps/chosen"].item())
         assert math.isnan(metrics["margin"].item())
@@ -109,8 +114,7 @@ class TestRows:
 def test_the_table_says_what_it_needs() -> None:
     objective = find_objective("kto")
     assert objective.judged
-    assert objective.mismatched
-    assert objective.needs_reference
+    assert objective.asks == ("reference", "divergence")
     bind("kto", {"beta": 0.3})
 
 
@@ -124,4 +128,4 @@ def test_the_table_says_what_it_needs() -> None:
 )
 def test_bad_hyperparameters_are_named_with_their_range(options: dict[str, float], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        kto(*judged(1.0, True), **options)
+        kto(*judged(1.0, True), ZERO, **options)

@@ -7,21 +7,31 @@ from pathlib import Path
 import pytest
 
 from slimepo.errors import InputError
-from slimepo.losses import LOSSES, bind, find_objective, hyperparameters, slime
+from slimepo.losses import LOSSES, Objective, bind, find_objective, hyperparameters, slime
+from slimepo.types import LossOutput
 from slimepo.words import nearest
 
 
-def test_every_objective_takes_policy_and_reference_and_keywords_with_defaults() -> None:
+def test_every_objective_takes_the_policy_what_it_asks_for_and_keywords_with_defaults() -> None:
     for objective in LOSSES.values():
         parameters = list(inspect.signature(objective.function).parameters.values())
-        given = ["policy", "reference", *["divergence"] * objective.mismatched]
-        assert [p.name for p in parameters[: len(given)]] == given
-        assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in parameters[len(given) :])
+        assert parameters[0].name == "policy"
+        hyper = [p for p in parameters[1:] if p.name not in ("reference", *objective.asks)]
+        assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in hyper)
 
 
-def test_a_reference_without_a_default_asks_for_a_reference_model() -> None:
-    needing = {name for name, objective in LOSSES.items() if objective.needs_reference}
-    assert needing == {"dpo", "ipo", "kto", "rpo", "lpo", "chi_po"}
+def test_a_parameter_without_a_default_asks_for_what_its_name_says() -> None:
+    asked = {name: objective.asks for name, objective in LOSSES.items() if objective.asks}
+    with_reference = dict.fromkeys(("dpo", "ipo", "rpo", "lpo", "chi_po"), ("reference",))
+    assert asked == with_reference | {"kto": ("reference", "divergence")}
+
+
+def test_what_is_asked_for_is_no_hyperparameter() -> None:
+    def own(policy, reference, *, weight, scale=1.0):  # type: ignore[no-untyped-def]
+        return LossOutput(policy.chosen.sum(-1), {})
+
+    assert Objective(own).asks == ("reference", "weight")
+    assert hyperparameters(own) == {"scale": 1.0}
 
 
 def test_defaults_are_the_papers() -> None:
@@ -84,16 +94,8 @@ def test_a_users_own_objective_says_by_its_signature_whether_it_needs_a_referenc
         f"def loss({signature}, *, scale=1.0):\n    return LossOutput(scale * {reads}.sum(-1), {{}})\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert find_objective(f"{name}:loss").needs_reference is needs
-    if signature != "policy":
-        bind(f"{name}:loss", {"scale": 2})
-
-
-def test_a_users_own_objective_takes_two_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "lonely.py").write_text("def loss(policy):\n    return policy\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match=r"made-up pairs.*positional argument"):
-        bind("lonely:loss", {})
+    assert (find_objective(f"{name}:loss").asks == ("reference",)) is needs
+    bind(f"{name}:loss", {"scale": 2})
 
 
 def test_a_users_own_objective_lies_in_the_folder_where_the_command_runs(

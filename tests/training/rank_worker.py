@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "kto": {
         "train_sampling_strategy": "random", "loss": "kto", "loss_options": {"beta": 0.5}, "learning_rate": 0.3,
     },
+    # Rows that count by their weights, 0 among them.
+    "weights": {"train_sampling_strategy": "random", **SLIME},
     # Towards unlearning, with a monitor that ends the run.
     "stop": {
         "train_sampling_strategy": "random", "loss": "simpo", "loss_options": {"beta": 2.0, "gamma": 40.0},
@@ -41,6 +44,8 @@ JOBS: dict[str, dict[str, Any]] = {
 def train(job: str, ranks: int) -> dict[str, Any]:
     """Six steps of 8 pairs: losses, weights, the score of held-out pairs; or the error that ended it."""
     rows, model = random_rows(17), tiny_model()
+    if job == "weights":
+        rows = [replace(row, values={"weight": i % 4 / 2}) for i, row in enumerate(rows)]
     if job == "poison":
         # Row 1 is rank 1's, and no other row holds the token 60.
         for row in rows:

@@ -54,9 +54,9 @@ def word_tokenizer(order: int) -> PreTrainedTokenizerFast:
 def logps_of(trainer: PreferenceTrainer) -> PairLogps:
     """Reference log-probs of the training rows as the trainer sees them now."""
     batch = trainer.data_collator.batch(trainer.train_dataset)
-    (logps,) = trainer._references([batch])
-    assert logps is not None
-    return logps
+    assert trainer.reference is not None
+    with trainer.accelerator.autocast():
+        return reference_logps(trainer.reference, [batch])[0]
 
 
 def assert_same(a: PairLogps, b: PairLogps, atol: float = 1e-6) -> None:
@@ -109,7 +109,7 @@ class TestSources:
         with torch.no_grad():
             trained.add_(0.1 * torch.randn_like(trained))
         batch = trainer.data_collator.batch(trainer.train_dataset)
-        output = trainer._objective(trainer.model, batch, trainer._references([batch])[0], None)
+        output = trainer._objective(trainer.model, batch, logps_of(trainer), None)
         assert output.metrics["rewards/chosen"].abs().min() > 0
         output.loss.sum().backward()
         assert trained.grad is not None
@@ -162,7 +162,7 @@ class TestSources:
         assert trainer.reference is not None
         assert (trainer.reference.source, "trained before" in trainer.reference.reason) == ("cache", True)
         batch = trainer.data_collator.batch(trainer.train_dataset)
-        output = trainer._objective(trainer.model, batch, trainer._references([batch])[0], None)
+        output = trainer._objective(trainer.model, batch, logps_of(trainer), None)
         assert output.metrics["rewards/chosen"].abs().max() < 1e-5
         with pytest.raises(InputError, match="trained before"):
             choose_reference(first.model, "adapters-off", "padded")
@@ -271,8 +271,8 @@ class TestCache:
         sizes: list[int] = []
         real = StepCollator.batch
 
-        def spy(self: StepCollator, pairs: Any) -> Any:
-            batch = real(self, pairs)
+        def spy(self: StepCollator, pairs: Any, *positions: Any) -> Any:
+            batch = real(self, pairs, *positions)
             sizes.append(batch["input_ids"].numel())
             return batch
 
@@ -446,7 +446,7 @@ class TestCache:
         scores = {}
         for source in ("cache", "copy"):
             trainer = made(tmp_path, tiny_model(), reference=source)
-            trainer.eval_dataset = trainer._rows(rows)
+            trainer.eval_dataset = trainer._dataset(rows)
             trainer.train()
             scores[source] = trainer.evaluate()
         assert scores["cache"] == pytest.approx(scores["copy"], rel=1e-5)
@@ -460,7 +460,7 @@ class TestReferenceFree:
         def forbidden(*_: Any, **__: Any) -> None:
             raise AssertionError("a reference was asked for")
 
-        for name in ("choose_reference", "with_reference", "reference_logps"):
+        for name in ("choose_reference", "reference_values", "reference_logps"):
             monkeypatch.setattr(f"slimepo.training.trainer.{name}", forbidden)
         model = tiny_model()
         trainer = made(tmp_path, model, loss=loss, monitor=False)

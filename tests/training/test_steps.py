@@ -2,7 +2,7 @@
 
 import pytest
 
-from slimepo.training.steps import StepSampler, rows_read, shared_chunks
+from slimepo.training.steps import StepSampler, rows_read, shares
 
 
 def sampler(rows: int, **options: object) -> StepSampler:
@@ -29,10 +29,9 @@ def test_rows_dropped_at_the_end_of_one_epoch_are_read_in_another() -> None:
     assert rows_read(sampler(3, drop_last=True), 10, 1.0) == [], "no step is full"
 
 
-@pytest.mark.parametrize(("rows", "ranks"), [(10, 1), (10, 2), (10, 3), (3, 2), (0, 2)])
-def test_ranks_score_every_row_once_and_take_as_many_chunks(rows: int, ranks: int) -> None:
-    taken = [list(shared_chunks(range(rows), 4, rank, ranks)) for rank in range(ranks)]
-    assert len({len(chunks) for chunks in taken}) == 1
-    counted = [row for chunks in taken for chunk, weight in chunks for row in chunk if weight]
-    assert sorted(counted) == list(range(rows))
-    assert all(len(chunk) <= 4 for chunks in taken for chunk, _ in chunks)
+@pytest.mark.parametrize(("batches", "ranks"), [(3, 1), (3, 2), (3, 3), (1, 2), (0, 2)])
+def test_ranks_score_every_batch_once_and_take_as_many_as_each_other(batches: int, ranks: int) -> None:
+    taken = [list(shares([[i] for i in range(batches)], rank, ranks)) for rank in range(ranks)]
+    assert len({len(of_rank) for of_rank in taken}) == 1
+    counted = [row for of_rank in taken for batch, times in of_rank for row in batch if times]
+    assert sorted(counted) == list(range(batches))

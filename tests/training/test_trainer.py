@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ import torch
 from datasets import Dataset
 
 from slimepo.data.batch import StepCollator
+from slimepo.data.rows import Row
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.model.adapters import lora_config
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
 from slimepo.training.steps import StepSampler
 from slimepo.training.trainer import PreferenceTrainer, SLIMETrainer
+from tests.model.test_logps import plain_logps
 from tests.tiny import random_rows, tiny_model
 from tests.training import rank_worker
 from tests.training.rank_worker import JOBS, train
@@ -36,9 +40,92 @@ def trainer(tmp_path: Path, model: Any = None, rows: Any = None, **options: Any)
     )
 
 
+def with_weights(rows: Sequence[Row]) -> list[Row]:
+    """0, 0.5, 1 ... in turn."""
+    return [replace(row, values={"weight": i % 4 / 2}) for i, row in enumerate(rows)]
+
+
+class TestWeights:
+    """A row counts as much as its weight says; what a loss is divided by is the sum of the weights."""
+
+    def loss_and_gradient(self, made: PreferenceTrainer) -> tuple[float, torch.Tensor]:
+        value = made.training_step(made.model, next(iter(made.get_train_dataloader()))).item()
+        return value, torch.cat([p.grad.flatten() for p in made.model.parameters() if p.grad is not None])
+
+    @pytest.mark.parametrize(("loss", "options"), [("slime", {}), ("sft", {"average": "token"}), ("dpo", {})])
+    def test_a_weight_of_two_is_the_row_twice_and_of_zero_is_no_row(
+        self, tmp_path: Path, loss: str, options: dict[str, Any]
+    ) -> None:
+        a, b, c = random_rows(3)
+        weighted = [replace(row, values={"weight": w}) for row, w in ((a, 2.0), (b, 1.0), (c, 0.0))]
+        found = []
+        for rows in (weighted, [a, replace(a, id="again"), b]):
+            made = trainer(
+                tmp_path, tiny_model(), rows, loss=loss, loss_options=options,
+                per_device_train_batch_size=2, gradient_accumulation_steps=2,
+            )  # fmt: skip
+            _disturb(made.model)
+            found.append((*self.loss_and_gradient(made), made.score(rows)["loss"]))
+        (value, gradient, scored), (as_rows, gradient_as_rows, scored_as_rows) = found
+        assert value == pytest.approx(as_rows, rel=1e-5)
+        assert scored == pytest.approx(scored_as_rows, rel=1e-5)
+        torch.testing.assert_close(gradient, gradient_as_rows, rtol=1e-4, atol=1e-7)
+
+    def test_a_step_of_weights_of_zero_is_no_nan(self, tmp_path: Path) -> None:
+        rows = [replace(row, values={"weight": 0.0}) for row in random_rows(4)]
+        value, gradient = self.loss_and_gradient(trainer(tmp_path, rows=rows))
+        assert value == 0
+        assert gradient.abs().max() == 0
+
+    @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+    def test_what_is_no_weight_is_refused_by_the_rows_name(self, tmp_path: Path, weight: float) -> None:
+        rows = [replace(row, values={"weight": weight}) for row in random_rows(2)]
+        with pytest.raises(InputError, match="row 0 has the weight"):
+            trainer(tmp_path, rows=rows)
+
+
+class TestSideInformation:
+    """An objective is given what its signature asks for."""
+
+    OWN = (
+        "from slimepo.types import LossOutput\n"
+        "def loss(policy, *, weight, advantages, behaviour, scale=1.0):\n"
+        "    ratio = (policy.chosen - behaviour.chosen) * policy.chosen_mask\n"
+        "    return LossOutput(-scale * weight * advantages[:, 0] * ratio.sum(-1), {})\n"
+    )
+
+    def test_a_users_own_objective_gets_the_values_of_its_rows(self, tmp_path: Path) -> None:
+        (tmp_path / "own.py").write_text(self.OWN)
+        rows = [
+            replace(
+                row,
+                values={
+                    "weight": 3.0,
+                    "advantages": np.array([i - 1.5, 0.0]),
+                    "behaviour": tuple(np.full(len(ids), -2.0, dtype=np.float32) for ids in row.responses),
+                },
+            )
+            for i, row in enumerate(random_rows(4))
+        ]
+        made = trainer(tmp_path, rows=rows, loss=f"{tmp_path}/own.py:loss", per_device_train_batch_size=4)
+        value = made.training_step(made.model, next(iter(made.get_train_dataloader()))).item()
+        expected = 0.0
+        for i, row in enumerate(rows):
+            ratio = plain_logps(made.model, row, 0).sum().item() + 2.0 * len(row.responses[0])
+            # Weighted by itself, and by nobody else a second time.
+            expected -= 3.0 * (i - 1.5) * ratio / 4
+        assert value == pytest.approx(expected, rel=1e-4)
+
+    def test_a_row_that_lacks_what_is_asked_for_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "own.py").write_text(self.OWN)
+        with pytest.raises(InputError, match="row 0 has no value 'advantages', and this loss asks for it"):
+            trainer(tmp_path, loss=f"{tmp_path}/own.py:loss")
+
+
 class TestBatchLayout:
     """The loss of a step is its mean over the pairs of the global batch, however it is cut up."""
 
+    @pytest.mark.parametrize("weighted", [False, True])
     @pytest.mark.parametrize(
         ("loss", "options"),
         [
@@ -52,10 +139,11 @@ class TestBatchLayout:
         ],
     )
     def test_1x8_2x4_and_8x1_give_the_same_loss_and_gradient(
-        self, tmp_path: Path, loss: str, options: dict[str, Any]
+        self, tmp_path: Path, loss: str, options: dict[str, Any], weighted: bool
     ) -> None:
         start, results = tiny_model(), []
         rows = random_rows(4 if loss == "kto" else 8)
+        rows = with_weights(rows) if weighted else rows
         for micro in (1, 2, 3, 8):
             made = trainer(
                 tmp_path, copy.deepcopy(start), rows, loss=loss, loss_options=options,
@@ -64,7 +152,7 @@ class TestBatchLayout:
             _disturb(made.model)
             batches = next(iter(made.get_train_dataloader()))
             if micro < 8:
-                assert len(batches) > 1
+                assert len(batches["batches"]) > 1
             value = made.training_step(made.model, batches)
             results.append((value, [p.grad for p in made.model.parameters()]))
         whole_loss, whole_gradient = results[-1]
@@ -76,7 +164,6 @@ class TestBatchLayout:
     def test_the_loss_is_the_objective_over_plain_log_probs(self, tmp_path: Path) -> None:
         from slimepo.losses import sft
         from slimepo.types import PairLogps
-        from tests.model.test_logps import plain_logps
 
         rows, model = random_rows(5), tiny_model()
         made = trainer(
@@ -90,7 +177,7 @@ class TestBatchLayout:
             total += sft(PairLogps(logps, mask, logps[:, :0], mask[:, :0])).loss.item()
         assert value.item() == pytest.approx(total / 5, rel=1e-5)
 
-    @pytest.mark.parametrize("job", ["random", "group_by_length", "kto"])
+    @pytest.mark.parametrize("job", ["random", "group_by_length", "kto", "weights"])
     def test_two_ranks_take_the_same_steps_as_one(self, job: str, two_ranks: Path) -> None:
         """With rows that do not divide, so that the last step leaves one rank with none."""
         alone, both = train(job, ranks=1), json.loads((two_ranks / f"{job}-0.json").read_text())
@@ -281,7 +368,7 @@ class TestPreparation:
         first = trainer(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4)
         again = PreferenceTrainer(model=tiny_model(), args=first.args, train_dataset=random_rows(8))
         assert again.data_collator.micro_batch_size == 2
-        assert len(next(iter(again.get_train_dataloader()))) == 4
+        assert len(next(iter(again.get_train_dataloader()))["batches"]) == 4
 
     def test_dropped_rows_are_said(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         tokenizer = build_tokenizer()

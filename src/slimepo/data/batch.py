@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -38,12 +38,12 @@ class Batch(TypedDict):
     response_tokens: list[list[int]]  # [positions][rows], plain numbers that need no look at the device
     real_tokens: int
     row_ids: list[str]
-    values: dict[str, Tensor]  # those that all rows have: [rows] or [rows, positions], float32
+    values: dict[str, Tensor]  # those that all rows have, and weight: [rows] or [rows, positions], float32
     token_values: dict[str, Tensor]  # likewise, [N] in the order of `targets`
 
 
 class Step(TypedDict):
-    """One optimizer step: its micro-batches, and beside each the answers to other prompts that its rows have."""
+    """One optimizer step: its micro-batches, and batches of the answers to other prompts that its rows have."""
 
     batches: list[Batch]
     mismatched: list[Batch]
@@ -64,11 +64,13 @@ class StepCollator:
     max_tokens: int | None = None
 
     def __call__(self, rows: Sequence[Row]) -> Step:
-        parts = [[rows[i] for i in index] for index in self.cut(rows)]
-        mismatched = [[row for row in part if len(row.response(MISMATCHED))] for part in parts]
+        beside, others = (
+            replace(self, positions=(MISMATCHED,)),
+            [r for r in rows if len(r.response(MISMATCHED))],
+        )
         return Step(
-            batches=[self.batch(part) for part in parts],
-            mismatched=[self.batch(part, (MISMATCHED,)) for part in mismatched if part],
+            batches=[self.batch([rows[i] for i in index]) for index in self.cut(rows)],
+            mismatched=[beside.batch([others[i] for i in index]) for index in beside.cut(others)],
         )
 
     def batch(self, rows: Sequence[Row], positions: tuple[int, ...] | None = None) -> Batch:
@@ -145,6 +147,8 @@ def _batch(
         for index, response in enumerate(of_position)
     ]
     values, token_values = _values(rows, positions)
+    # Every row counts once unless it says otherwise.
+    values["weight"] = torch.tensor([float(row.values.get("weight", 1)) for row in rows], dtype=torch.float32)  # type: ignore[arg-type]
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         predict_at=_flat([places for of_position in predict_at for places in of_position]),

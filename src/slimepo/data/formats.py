@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ class Format:
 def convert(row: RawRow, name: str, source: str = "") -> Preference | Unpaired:
     """The canonical record of one raw row of the format `name`.
 
-    A `system` column, where there is one, becomes the system message. Raises MalformedRow.
+    A `system` column, where there is one, becomes the system message, and a `weight` column the row's weight. Raises
+    MalformedRow.
     """
     if row.get("tools"):
         raise MalformedRow("'tools' is not empty, and tool definitions are not supported")
@@ -46,12 +48,13 @@ def convert(row: RawRow, name: str, source: str = "") -> Preference | Unpaired:
         raise MalformedRow("the prompt is empty: the conversation starts with the answer")
     if prompt[-1]["role"] == "assistant":
         raise MalformedRow("the prompt ends in an assistant turn; it must end in the turn that is answered")
+    weight = _weight(row)
     if isinstance(record, Unpaired):
         _from_assistant("response", record.response)
-        return Unpaired(prompt, record.response, record.label, source)
+        return Unpaired(prompt, record.response, record.label, source, weight)
     for side, turns in (("chosen", record.chosen), ("rejected", record.rejected)):
         _from_assistant(side, turns)
-    return Preference(prompt, record.chosen, record.rejected, source)
+    return Preference(prompt, record.chosen, record.rejected, source, weight)
 
 
 def recognise(row: RawRow) -> str:
@@ -162,6 +165,19 @@ def _with_system(prompt: Turns, system: Any) -> Turns:
             raise MalformedRow("the 'system' column and the system message of the conversation differ")
         return prompt
     return [first, *prompt]
+
+
+def _weight(row: RawRow) -> float:
+    value = row.get("weight")
+    if value is None or value == "":
+        return 1.0
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise MalformedRow(f"'weight' is {value!r}; it must be a finite number, 0 or more")
+    return weight
 
 
 def _from_assistant(side: str, turns: Turns) -> None:

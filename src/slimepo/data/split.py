@@ -67,9 +67,12 @@ def prompt_hash(prompt: list[Message]) -> str:
 
 def row_hash(row: Record) -> str:
     """A stable name for a row's contents, its source aside; 32 hexadecimal digits."""
-    if isinstance(row, Preference):
-        return _digest(_canonical([row.prompt, row.chosen, row.rejected]))
-    return _digest(_canonical([row.prompt, row.response, row.label]))
+    content = (
+        [row.prompt, row.chosen, row.rejected]
+        if isinstance(row, Preference)
+        else [row.prompt, row.response, row.label]
+    )
+    return _digest(_canonical(content if row.weight == 1 else [*content, row.weight]))
 
 
 def fingerprint(rows: Iterable[Record]) -> str:

@@ -133,7 +133,8 @@ def _tokenize_batch(
             result.cut.append(row_id)
         by_side = dict(zip(sides, fitted, strict=True))
         given = tuple(_ids(by_side.get(side, [])) for side in wanted.sides)
-        result.rows.append(Row(_ids(prompt), given, id=row_id))
+        values = {} if row.weight == 1 else {"weight": row.weight}
+        result.rows.append(Row(_ids(prompt), given, values, row_id))
 
 
 def _row_id(row: Preference) -> str:

@@ -1,9 +1,9 @@
 """Objectives: pure functions from per-token log-probs to one loss a pair.
 
 `LOSSES` is the one list of them. To add one, write a function
-`(policy, reference, *, hyperparameters) -> LossOutput`, put it in the table, and add a worked test and a
-row in docs/objectives.md; recipes, the command line and the contract test read the table and the signature. A
-`reference` parameter without a default asks for a reference model.
+`(policy, *, hyperparameters) -> LossOutput`, put it in the table, and add a worked test and a
+row in docs/objectives.md; recipes, the command line and the contract test read the table and the signature. Every
+further parameter without a default asks for something by its name, such as `reference` for a reference model.
 """
 
 from slimepo.losses.common import Counts, count, step_loss

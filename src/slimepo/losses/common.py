@@ -13,7 +13,10 @@ from slimepo.types import LossOutput, PairLogps
 
 
 class Counts(NamedTuple):
-    """How many pairs and response tokens a step holds, over all micro-batches and ranks."""
+    """What the sums of a step are divided by, over all micro-batches and ranks: its rows and their response tokens.
+
+    Each row counts as much as its weight says; with weights of 1 these are plain numbers of pairs and tokens.
+    """
 
     pairs: float
     chosen_tokens: float
@@ -42,10 +45,15 @@ def count(policy: PairLogps) -> Counts:
     )
 
 
-def step_loss(output: LossOutput, counts: Counts) -> Tensor:
-    """The scalar that is differentiated: the sum over these pairs divided by the counts of the whole step.
+def step_loss(output: LossOutput, counts: Counts, weight: Tensor | None = None) -> Tensor:
+    """The scalar that is differentiated: the weighted sum over these rows divided by the counts of the whole step.
 
     Added up over the micro-batches and ranks of a step this is the same number for every way to split it.
+
+    Args:
+        output: what the objective returned for these rows.
+        counts: of the whole step, weighted in the same way; a step whose weights are all 0 has loss 0.
+        weight: `[rows]`; None counts every row once.
 
     Example:
         >>> import torch
@@ -58,11 +66,11 @@ def step_loss(output: LossOutput, counts: Counts) -> Tensor:
         >>> step_loss(cpo(pairs), count(pairs))  # softplus(0) / 1 pair + 4 / 2 chosen tokens
         tensor(2.6931)
     """
-    total = output.loss.sum() / max(counts.pairs, 1)
     tokens = {"chosen": counts.chosen_tokens, "rejected": counts.rejected_tokens}
-    for side, sums in output.token_loss.items():
-        total = total + sums.sum() / max(tokens[side], 1)
-    return total
+    parts = [(output.loss, counts.pairs), *((sums, tokens[side]) for side, sums in output.token_loss.items())]
+    return torch.stack(
+        [(part if weight is None else part * weight).sum() / (count or 1) for part, count in parts]
+    ).sum()
 
 
 def masked(logps: Tensor, mask: Tensor) -> Tensor:

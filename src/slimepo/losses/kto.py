@@ -13,7 +13,7 @@ from slimepo.types import LossOutput, PairLogps
 def kto(
     policy: PairLogps,
     reference: PairLogps,
-    divergence: Tensor | None = None,
+    divergence: Tensor,
     *,
     beta: float = 0.1,
     desirable_weight: float = 1.0,
@@ -30,7 +30,7 @@ def kto(
     Args:
         policy, reference: log-probs under the model in training and under the reference, `[rows, tokens]`, in nats.
         divergence: the mean of r over answers put behind prompts they do not belong to, over the whole step, a
-            scalar in nats; no gradient flows through it. None counts as 0.
+            scalar in nats; no gradient flows through it.
         beta: > 0, strength of the tie to the reference.
         desirable_weight, undesirable_weight: lambda_D and lambda_U >= 0.
 
@@ -60,7 +60,7 @@ def kto(
     check_number("undesirable_weight", undesirable_weight, at_least=0)
     ratios = log_ratios(policy, reference)
     zero = torch.zeros((), dtype=ratios.chosen.dtype, device=ratios.chosen.device)
-    z0 = zero if divergence is None else divergence.detach().to(zero).clamp(min=0)
+    z0 = divergence.detach().to(zero).clamp(min=0)
     # 1 - sigma(x) is sigma(-x), which keeps its digits where sigma(x) is close to 1.
     desirable = desirable_weight * torch.sigmoid(-beta * (ratios.chosen - z0))
     undesirable = undesirable_weight * torch.sigmoid(-beta * (z0 - ratios.rejected))

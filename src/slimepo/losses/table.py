@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, get_type_hints
 
 import torch
@@ -30,21 +30,23 @@ class Objective(NamedTuple):
 
     `positions`: the responses of a row that it reads, 0 being the chosen one (what is not read is never computed).
     `judged`: it learns from answers judged one by one, so that a row has one of the two and a pair counts as two rows.
-    `mismatched`: it takes, as third argument, the mean log-ratio to the reference of answers behind prompts they do
-    not belong to, over the step.
     """
 
     function: LossFunction
     positions: tuple[int, ...] = (0, 1)
     judged: bool = False
-    mismatched: bool = False
     preset: Mapping[str, Any] = {}
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether it reads log-probs of a reference model: its `reference` parameter has no default then."""
-        parameters = [*inspect.signature(self.function).parameters.values()]
-        return len(parameters) > 1 and parameters[1].default is inspect.Parameter.empty
+    def asks(self) -> tuple[str, ...]:
+        """What it is given beside the policy's log-probs: every further parameter without a default.
+
+        `reference`: log-probs of a reference model; `divergence`: the mean log-ratio to it of answers to other
+        prompts, over the whole step; any other name: a value of the rows.
+        """
+        parameters = [*inspect.signature(self.function).parameters.values()][1:]
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return tuple(p.name for p in parameters if p.default is p.empty and p.kind in named)
 
 
 LOSSES: dict[str, Objective] = {
@@ -55,7 +57,7 @@ LOSSES: dict[str, Objective] = {
     "simpo": Objective(simpo),
     "cpo": Objective(cpo),
     "orpo": Objective(orpo),
-    "kto": Objective(kto, judged=True, mismatched=True),
+    "kto": Objective(kto, judged=True),
     "rpo": Objective(rpo),
     "lpo": Objective(lpo),
     "chi_po": Objective(chi_po),
@@ -88,7 +90,7 @@ def find_objective(name: str) -> Objective:
 
 
 def hyperparameters(function: LossFunction) -> dict[str, Any]:
-    """Name and default of every hyperparameter, read from the signature (keyword-only parameters).
+    """Name and default of every hyperparameter: the signature's keyword-only parameters with a default.
 
     Example:
         >>> from slimepo.losses import hyperparameters, simpo
@@ -96,7 +98,7 @@ def hyperparameters(function: LossFunction) -> dict[str, Any]:
         {'beta': 2.0, 'gamma': 0.5, 'nll_weight': 0.0}
     """
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
 
 
 def bind(name: str, options: Mapping[str, Any]) -> BoundLoss:
@@ -129,16 +131,25 @@ def bind(name: str, options: Mapping[str, Any]) -> BoundLoss:
     wanted = {**objective.preset, **options}
     values = {key: _typed(name, key, value, hints.get(key, Any)) for key, value in wanted.items()}
     bound = functools.partial(function, **values)
-    _try_out(name, bound, objective.needs_reference)
+    _try_out(name, bound, objective.asks)
     return bound
 
 
-def _try_out(name: str, bound: BoundLoss, needs_reference: bool) -> None:
+def _try_out(name: str, bound: BoundLoss, asks: Sequence[str]) -> None:
     """Call an objective on made-up pairs, of which one is padded. Raises InputError where training would fail."""
     pairs = _made_up_pairs()
+    known = {
+        "reference": _made_up_pairs(),
+        "behaviour": _made_up_pairs(),
+        "divergence": torch.zeros(()),
+        "weight": torch.ones(2),
+    }
+    if not known.keys() >= set(asks):
+        # Of what shape the values of a user's rows are, these rows alone can say.
+        return
     try:
         with torch.enable_grad():
-            output = bound(pairs, _made_up_pairs() if needs_reference else None)
+            output = bound(pairs, **{ask: known[ask] for ask in asks})
     except InputError as error:
         raise InputError(f"loss {name!r}: {error}") from error
     except Exception as error:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from slimepo.data.batch import collate
+from slimepo.data.batch import StepCollator, collate
 from slimepo.data.rows import PAIR, REJECTED, Row, length
 from slimepo.losses.common import mean_logps
 from slimepo.model.logps import install_logps, policy_logps
@@ -18,6 +18,9 @@ from slimepo.model.modes import measuring
 from slimepo.model.tryout import to_device
 
 FloatArray = NDArray[np.float64]
+
+# Rows that are cut into batches together; packing takes the square of their number.
+_CUT_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,13 @@ class PairScores:
     chosen: FloatArray
     rejected: FloatArray
     rejected_tokens: list[FloatArray]
+
+
+def scoring_batches(rows: Sequence[Row], collator: StepCollator) -> list[list[int]]:
+    """Which rows are scored together: those of similar length, no more than the collator's micro-batches hold."""
+    order = sorted(range(len(rows)), key=lambda i: length(rows[i], collator.positions), reverse=True)
+    parts = [order[start : start + _CUT_AT_ONCE] for start in range(0, len(order), _CUT_AT_ONCE)]
+    return [[part[i] for i in index] for part in parts for index in collator.cut([rows[i] for i in part])]
 
 
 def score_pairs(

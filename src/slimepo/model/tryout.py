@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimepo.data.batch import LAYOUTS, Batch, Layout, collate, collate_packed
+from slimepo.data.batch import LAYOUTS, Batch, Layout, Step, collate, collate_packed
 from slimepo.data.rows import PAIR, Row
 from slimepo.errors import InputError
 from slimepo.kernels.naive import gather_logps
@@ -21,6 +21,8 @@ from slimepo.model.modes import measuring
 # Log-probs of the probe in nats; a layout that a model cannot take is off by far more.
 _CLOSE = {torch.float64: 1e-5, torch.float32: 2e-4}
 _CLOSE_HALF = 0.1
+
+Laid = TypeVar("Laid", Batch, Step)
 
 
 def choose_layout(
@@ -103,12 +105,11 @@ def _logps(forward: Callable[..., Any], batch: Batch, device: torch.device) -> T
     return torch.cat([logps.chosen, logps.rejected]).float()
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on `device`."""
+def to_device(batch: Laid, device: torch.device) -> Laid:
+    """The batch or step with its tensors on `device`."""
     from accelerate.utils import send_to_device
 
-    moved: Batch = send_to_device(batch, device)
-    return moved
+    return cast("Laid", send_to_device(batch, device))
 
 
 def probe(vocabulary: int) -> list[Row]:

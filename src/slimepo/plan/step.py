@@ -234,7 +234,11 @@ def _arguments(recipe: Recipe, stage: Stage, gpu: bool) -> PreferenceConfig:
 
 def _reference_bytes(args: PreferenceConfig, whole: FakePolicy) -> int:
     """Of a second model in memory: a frozen copy, or another model, which is taken to be as large as the policy."""
-    if not find_objective(args.loss).needs_reference or args.reference in ("auto", "adapters-off", "cache"):
+    if "reference" not in find_objective(args.loss).asks or args.reference in (
+        "auto",
+        "adapters-off",
+        "cache",
+    ):
         return 0
     return sum(p.numel() * p.element_size() for p in whole.model.parameters())
 

@@ -73,7 +73,7 @@ class PreferenceConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         bind(self.loss, self.loss_options)
-        if self.reference != "auto" and not find_objective(self.loss).needs_reference:
+        if self.reference != "auto" and "reference" not in find_objective(self.loss).asks:
             raise InputError(
                 f"loss {self.loss!r} reads no reference model: leave reference = {self.reference!r} out"
             )

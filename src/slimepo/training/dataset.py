@@ -1,16 +1,27 @@
-"""Whatever a user hands to the trainer, as tokenised rows."""
+"""The rows of a run: whatever a user hands to the trainer, tokenised and kept in one place."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from torch.utils.data import Dataset
+
 from slimepo.data.chat import chat_format
 from slimepo.data.read import rows_from_records
-from slimepo.data.rows import MISMATCHED, Row, as_preference, judged_rows, with_mismatched
+from slimepo.data.rows import (
+    MISMATCHED,
+    Row,
+    Value,
+    as_preference,
+    judged_rows,
+    length,
+    with_mismatched,
+)
 from slimepo.data.tokenize import Drop, tokenize
 from slimepo.errors import InputError
 from slimepo.losses import Objective
@@ -25,57 +36,76 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def tokenized(
-    dataset: Any,
-    tokenizer: PreTrainedTokenizerBase | None,
-    args: PreferenceConfig,
-    objective: Objective,
-) -> list[Row] | None:
-    """Tokenise a dataset of raw rows or of `Preference`, as the objective reads it; None stays None.
+class RowDataset(Dataset[Row]):
+    """The rows of a run, made once; what is computed of them is added by name.
 
-    Tokenised rows pass through. For an objective that learns from answers judged one by one a pair becomes two rows,
-    and every row gets a mismatched answer where the objective asks for one.
+    Log-probs of a reference that rows bring along are left out: they are another trainer's, for another reference.
+    """
+
+    def __init__(self, rows: Sequence[Row], positions: tuple[int, ...]) -> None:
+        self.rows = [
+            replace(row, values={k: v for k, v in row.values.items() if k != "reference"}) for row in rows
+        ]
+        self.lengths = [length(row, positions) for row in rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
+
+    def add(self, name: str, index: Sequence[int], values: Sequence[Value]) -> None:
+        """Give the rows at `index` a value of that name each."""
+        for i, value in zip(index, values, strict=True):
+            self.rows[i] = replace(self.rows[i], values={**self.rows[i].values, name: value})
+
+
+def make_dataset(
+    given: Any, tokenizer: PreTrainedTokenizerBase | None, args: PreferenceConfig, objective: Objective
+) -> RowDataset | None:
+    """The dataset of raw rows, of `Preference` or of `Row`, as the objective reads it; None stays None.
+
+    For an objective that learns from answers judged one by one a pair becomes two rows, and where it asks for the
+    divergence every row gets an answer to another prompt.
 
     Raises:
-        InputError: a dataset without length, rows of no known format, no tokenizer, or no row left.
+        InputError: a dataset without length, rows of no known format, no tokenizer, no row left, or a row that lacks
+            what the objective reads.
     """
-    if dataset is None:
+    if given is None:
         return None
-    if not hasattr(dataset, "__len__"):
+    if not hasattr(given, "__len__"):
         raise InputError(
             "streaming datasets have no length and cannot be ordered exactly; load the rows first"
         )
-    rows = list(dataset)
+    rows = list(given)
     if not (rows and isinstance(rows[0], Row)):
         rows = _tokenize(rows, tokenizer, args, objective)
-    return rows_for(rows, objective, args.seed)
+    return RowDataset(rows_for(rows, objective, args.seed), objective.positions)
 
 
 def rows_for(rows: Sequence[Row], objective: Objective, seed: int) -> list[Row]:
     """Tokenised rows in the form that the objective reads.
 
     Raises:
-        InputError: a row lacks an answer that the objective reads.
+        InputError: a row lacks an answer or a value that the objective reads, or its weight is no number >= 0.
     """
+    asked = set(objective.asks) - {"reference", "divergence", "weight"}
+    for row in rows:
+        absent = [i for i in objective.positions if not len(row.response(i))]
+        if absent and not objective.judged:
+            side = ("chosen", "rejected")[absent[0]]
+            raise InputError(f"row {row.id} has no {side} answer, and this loss reads it")
+        for name in sorted(asked - row.values.keys()):
+            raise InputError(f"row {row.id} has no value {name!r}, and this loss asks for it")
+        weight: Any = row.values.get("weight", 1.0)
+        if not 0 <= weight < math.inf:
+            raise InputError(f"row {row.id} has the weight {weight}; it must be a finite number, 0 or more")
     if not objective.judged:
-        for row in rows:
-            absent = [i for i in objective.positions if not len(row.response(i))]
-            if absent:
-                raise InputError(
-                    f"row {row.id} has no {('chosen', 'rejected')[absent[0]]} answer, and this loss reads it"
-                )
         return list(rows)
     judged = judged_rows(rows)
     done = all(len(row.response(MISMATCHED)) for row in judged)
-    return with_mismatched(judged, seed) if objective.mismatched and not done else judged
-
-
-def without_reference(rows: Sequence[Row]) -> list[Row]:
-    """The rows without log-probs of a reference: another trainer's would stand for this one's."""
-    return [
-        replace(row, values={name: value for name, value in row.values.items() if name != "reference"})
-        for row in rows
-    ]
+    return with_mismatched(judged, seed) if "divergence" in objective.asks and not done else judged
 
 
 def _tokenize(

@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerBase
 from slimepo.data.batch import Batch, collate, pair_logps
 from slimepo.data.chat import load_tokenizer
 from slimepo.errors import InputError
-from slimepo.losses.dpo import log_ratios
 from slimepo.model.attention.interface import install, path_of
 from slimepo.model.load import load_model
 from slimepo.model.logps import causal_lm, install_logps, plain_forward, policy_logps
@@ -145,17 +144,6 @@ def reference_logps(reference: Reference, batches: Sequence[Batch]) -> list[Pair
             else policy_logps(forward, batch)
             for batch in batches
         ]
-
-
-def mismatched_log_ratios(
-    forward: Forward, reference: Reference, batches: Sequence[Batch], device: torch.device
-) -> Tensor:
-    """`[2]`: the sum of the log-ratios of answers behind prompts they do not belong to, and their number."""
-    parts = [torch.zeros(2, device=device)]
-    for batch, known in zip(batches, reference_logps(reference, batches), strict=True):
-        ratios = log_ratios(policy_logps(forward, batch), known).chosen
-        parts.append(torch.stack([ratios.sum(), torch.full_like(ratios[0], len(ratios))]))
-    return torch.stack(parts).sum(dim=0)
 
 
 def _why_not_adapters_off(model: nn.Module) -> str | None:

@@ -7,9 +7,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,22 @@ import torch
 from torch import nn
 
 from slimepo.data.batch import StepCollator
-from slimepo.data.rows import MISMATCHED, Row, length
+from slimepo.data.rows import MISMATCHED, Row
 from slimepo.errors import InputError
 from slimepo.files import cache_folder
 from slimepo.model.logps import causal_lm, response_logps
+from slimepo.model.score import scoring_batches
 from slimepo.model.tryout import to_device
 from slimepo.terminal import Report
 from slimepo.training.reference import OF_ADAPTERS, Forward, Reference, device_of
 
-# Rows that are cut into batches together; packing takes the square of their number.
-_CUT_AT_ONCE = 512
 # Changes when what a cache file holds changes.
 _CACHE_VERSION = 2
 
 Known = tuple[np.ndarray, ...]
 
 
-def with_reference(
+def reference_values(
     rows: Sequence[Row],
     reference: Reference,
     model: nn.Module,
@@ -42,8 +40,8 @@ def with_reference(
     precision: Callable[[], AbstractContextManager[Any]],
     accelerator: Any,
     report: Report | None = None,
-) -> tuple[list[Row], bool]:
-    """The rows with their reference log-probs, and whether these came from the cache.
+) -> tuple[list[Known], bool]:
+    """Reference log-probs of the rows, and whether they came from the cache.
 
     Every rank computes a share; the main process writes the file, and keeps the folder within
     SLIMEPO_REFERENCE_CACHE_GIB (10) by removing the files used longest ago. `model` names the weights in the file's
@@ -76,10 +74,7 @@ def with_reference(
         if path is not None:
             _write(path, known)
             _make_room(path, limit)
-    return [
-        replace(row, values={**row.values, "reference": logps})
-        for row, logps in zip(rows, known, strict=True)
-    ], cached
+    return known, cached
 
 
 def _compute(
@@ -93,7 +88,7 @@ def _compute(
     empty = np.zeros(0, dtype=np.float32)
     result = [[empty] * len(row.responses) for row in rows]
     done = 0
-    for index in _batches(rows, collator):
+    for index in scoring_batches(rows, collator):
         part = [rows[i] for i in index]
         for positions in (collator.positions, (MISMATCHED,)):
             if not any(len(row.response(position)) for row in part for position in positions):
@@ -111,15 +106,6 @@ def _compute(
         if report is not None:
             report(done, len(rows))
     return [tuple(of_row) for of_row in result]
-
-
-def _batches(rows: Sequence[Row], collator: StepCollator) -> Iterator[list[int]]:
-    """Which rows are computed together: those of similar length, no more than a micro-batch of training holds."""
-    order = sorted(range(len(rows)), key=lambda i: length(rows[i], collator.positions), reverse=True)
-    for start in range(0, len(order), _CUT_AT_ONCE):
-        part = order[start : start + _CUT_AT_ONCE]
-        for index in collator.cut([rows[i] for i in part]):
-            yield [part[i] for i in index]
 
 
 def _key(model: nn.Module, reference: Reference, rows: Sequence[Row], precision: str) -> str:

@@ -86,14 +86,11 @@ def rows_read(sampler: StepSampler, max_steps: int, epochs: float) -> list[int]:
     return sorted(read)
 
 
-def shared_chunks(
-    lengths: Sequence[int], size: int, rank: int, ranks: int
-) -> Iterator[tuple[Sequence[int], int]]:
-    """One rank's chunks of at most `size` rows, longest first, each with weight 1.
+def shares(batches: Sequence[Sequence[int]], rank: int, ranks: int) -> Iterator[tuple[Sequence[int], int]]:
+    """One rank's batches, each to be counted once.
 
-    A rank left without a chunk is given the last one with weight 0: its sums need the same names as the others'.
+    A rank left without a batch is given the last one, to be counted 0 times: its sums need the same names as the
+    others'.
     """
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
-    chunks = [order[start : start + size] for start in range(0, len(order), size)]
-    for mine in range(rank, math.ceil(len(chunks) / ranks) * ranks, ranks):
-        yield chunks[min(mine, len(chunks) - 1)], int(mine < len(chunks))
+    for mine in range(rank, math.ceil(len(batches) / ranks) * ranks, ranks):
+        yield batches[min(mine, len(batches) - 1)], int(mine < len(batches))

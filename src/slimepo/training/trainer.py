@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -17,30 +17,34 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from slimepo.data.batch import Batch, Step, StepCollator
 from slimepo.data.chat import load_tokenizer
-from slimepo.data.rows import Row, length
+from slimepo.data.rows import MISMATCHED
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.losses import bind, find_objective, step_loss
 from slimepo.model.load import load_model
 from slimepo.model.logps import policy_logps
 from slimepo.model.modes import compute_dtype, measuring
 from slimepo.model.offload import activations
-from slimepo.model.tryout import choose_layout, verify_logps
+from slimepo.model.score import scoring_batches
+from slimepo.model.tryout import choose_layout, to_device, verify_logps
 from slimepo.monitor.callback import DisplacementMonitor, Watched
 from slimepo.monitor.settings import monitor_settings
 from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, OffloadCheckpoints, TrainingProgress
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
-from slimepo.training.dataset import tokenized, without_reference
-from slimepo.training.metrics import MetricSums, non_finite_rows, pair_counts
+from slimepo.training.dataset import RowDataset, make_dataset
+from slimepo.training.metrics import MetricSums
 from slimepo.training.prepare import prepared, refuse_sharding, whole_steps
-from slimepo.training.reference import (
-    Reference,
-    choose_reference,
-    frozen,
-    mismatched_log_ratios,
-    reference_logps,
+from slimepo.training.reference import Reference, choose_reference, reference_logps
+from slimepo.training.reference_cache import reference_values
+from slimepo.training.step import (
+    beside_the_policy,
+    mean_log_ratio,
+    non_finite_rows,
+    row_weight,
+    side_information,
+    step_counts,
+    train_step,
 )
-from slimepo.training.reference_cache import with_reference
-from slimepo.training.steps import StepSampler, rows_read, shared_chunks, step_sampler
+from slimepo.training.steps import StepSampler, rows_read, shares, step_sampler
 from slimepo.types import LossOutput, PairLogps
 
 logger = logging.getLogger(__name__)
@@ -99,7 +103,7 @@ class PreferenceTrainer(Trainer):
                 getattr(processing_class, "pad_token_id", None) or 0,
                 max_tokens=args.max_tokens_per_batch,
             ),
-            train_dataset=tokenized(train_dataset, processing_class, args, self.objective),
+            train_dataset=make_dataset(train_dataset, processing_class, args, self.objective),
             processing_class=processing_class,
             callbacks=[*own, *watching, *(callbacks or [])],
             optimizers=optimizers,
@@ -114,9 +118,9 @@ class PreferenceTrainer(Trainer):
         self.activations = activations(args)
         self.data_collator = replace(self.data_collator, layout=self.layout)
         self.reference = self._open_reference()
-        self.eval_dataset = self._rows(eval_dataset, fresh=True)
+        self.eval_dataset = self._dataset(eval_dataset)
         # A rank without rows in a short last step still takes part in it, with weight 0.
-        self._spare: Step = self.data_collator(self.train_dataset[:1])
+        self._spare: Step = self.data_collator([self.train_dataset[0]] if self.train_dataset else [])
         self._window: MetricSums | None = None
         self.monitor = next(
             (c for c in self.callback_handler.callbacks if isinstance(c, DisplacementMonitor)), None
@@ -163,52 +167,38 @@ class PreferenceTrainer(Trainer):
         """
         self._window = self._window or MetricSums()
         model.train()
-        counts = pair_counts(inputs["batches"], self.accelerator)
-        weight = self.accelerator.num_processes if inputs["batches"] else 0
-        step: Any = self._prepare_inputs(inputs if inputs["batches"] else self._spare)
-        batches = step["batches"]
-        divergence = self._step_divergence(step["mismatched"], weight=int(weight > 0))
-        references = self._references(batches)
-        losses, outputs = [], []
-        for i, (batch, reference) in enumerate(zip(batches, references, strict=True)):
-            last = i == len(batches) - 1
-            self.accelerator.gradient_state._set_sync_gradients(last)
-            with nullcontext() if last else self.accelerator.no_sync(model):
-                output = self._objective(model, batch, reference, divergence)
-                loss = step_loss(output, counts) * weight
-                self.accelerator.backward(loss)
-            losses.append(loss.detach())
-            outputs.append(output)
-        total = torch.stack(losses).sum()
-        if not torch.isfinite(self.accelerator.reduce(total, "sum")):
-            self._stop_on_non_finite(batches, outputs)
-        for batch, output in zip(batches, outputs, strict=True):
-            self._window.add(batch, output, weight=int(weight > 0))
-        return total
+        done = train_step(
+            model, inputs, self._spare, self.objective, self.loss_function, self.reference, self.accelerator
+        )
+        if not torch.isfinite(self.accelerator.reduce(done.loss, "sum")):
+            rows = ", ".join(non_finite_rows(done)) or "of another rank"
+            raise NonFiniteLossError(
+                f"the loss is not finite at step {self.state.global_step + 1}; rows: {rows}. "
+                "Look at these rows, or lower the learning rate"
+            )
+        for batch, output in zip(done.batches, done.outputs, strict=True):
+            weight = row_weight(self.objective, batch)
+            self._window.add(batch, output, weight, times=int(bool(inputs["batches"])))
+        return done.loss
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Step,
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """The loss of a step's rows taken alone: its mean over them."""
-        batches = inputs["batches"]
-        divergence = self._step_divergence(inputs["mismatched"])
-        counts = pair_counts(batches)
-        outputs = [
-            self._objective(model, batch, reference, divergence)
-            for batch, reference in zip(batches, self._references(batches), strict=True)
-        ]
-        loss = torch.stack([step_loss(output, counts) for output in outputs]).sum()
-        return (loss, outputs) if return_outputs else loss
+    def compute_loss(self, model: nn.Module, inputs: Step, *_: Any, **__: Any) -> Tensor:
+        """The loss of this rank's rows of a step taken alone: their weighted mean."""
+        counts = step_counts(inputs["batches"], self.objective)
+        step = to_device(inputs, self.args.device)
+        references, divergence = beside_the_policy(
+            model, step, self.objective, self.reference, self.accelerator
+        )
+        losses = []
+        for batch, known in zip(step["batches"], references, strict=True):
+            output = self._objective(model, batch, known, divergence)
+            losses.append(step_loss(output, counts, row_weight(self.objective, batch)))
+        return torch.stack(losses).sum()
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Loss and metrics over a dataset, in eval mode, means over its pairs; logged with the prefix."""
-        rows = self.eval_dataset if eval_dataset is None else self._rows(eval_dataset)
+        rows = self.eval_dataset if eval_dataset is None else self._dataset(eval_dataset)
         if rows is None:
             raise InputError("there is nothing to evaluate on: give eval_dataset")
         if isinstance(rows, Mapping):
@@ -225,20 +215,28 @@ class PreferenceTrainer(Trainer):
         """Not of use here: a preference model predicts nothing but log-probs, which `slimepo.score_pairs` gives."""
         raise InputError("PreferenceTrainer has no predict: slimepo.score_pairs gives the log-probs of pairs")
 
-    def score(self, rows: Sequence[Row]) -> dict[str, float]:
-        """Mean loss and metrics of the current model on tokenised rows, over all ranks.
+    def score(self, rows: Any) -> dict[str, float]:
+        """Mean loss and metrics of the current model on rows, over all ranks; no batch is over the token budget.
 
         In the precision of `slimepo.model.modes.measuring`, so that figures compare before and after.
         """
-        rows, sums = self._rows(rows), MetricSums()
+        rows, sums = rows if isinstance(rows, RowDataset) else self._dataset(rows), MetricSums()
+        collator = replace(self.data_collator, micro_batch_size=self.args.eval_batch_size)
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         with measuring(self.model) as forward:
-            each = list(self._eval_batches(rows))
-            others = [other for step, weight in each for other in step["mismatched"] if weight]
-            divergence = self._divergence(forward, [self._prepare_inputs(other) for other in others])
-            for step, weight in each:
-                batch = self._prepare_inputs(step["batches"][0])
-                reference = reference_logps(self.reference, [batch])[0] if self.reference else None
-                sums.add(batch, self._objective(forward, batch, reference, divergence), weight)
+            divergence = None
+            if self.reference and "divergence" in self.objective.asks:
+                beside = replace(collator, positions=(MISMATCHED,))
+                mine = [i for i, times in shares(scoring_batches(rows, beside), rank, ranks) if times]
+                others = [
+                    to_device(beside.batch([rows[i] for i in index]), self.args.device) for index in mine
+                ]
+                divergence = mean_log_ratio(forward, self.reference, others, self.accelerator)
+            for index, times in shares(scoring_batches(rows, collator), rank, ranks):
+                batch = to_device(collator.batch([rows[i] for i in index]), self.args.device)
+                known = reference_logps(self.reference, [batch])[0] if self.reference else None
+                output = self._objective(forward, batch, known, divergence)
+                sums.add(batch, output, row_weight(self.objective, batch), times)
         return sums.reduced(self.accelerator).means()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -264,106 +262,56 @@ class PreferenceTrainer(Trainer):
         return norm
 
     def _sampler(self) -> StepSampler:
-        lengths = [length(row, self.objective.positions) for row in self.train_dataset]
-        return step_sampler(lengths, self.args, self.accelerator)
+        return step_sampler(self.train_dataset.lengths, self.args, self.accelerator)
 
-    def _rows(self, dataset: Any, fresh: bool = False) -> Any:
-        """Tokenised rows with what the reference says of them; `fresh`: whatever another trainer's has said."""
-        if isinstance(dataset, Mapping):
-            return {name: self._rows(part, fresh) for name, part in dataset.items()}
-        rows = tokenized(dataset, self.processing_class, self.args, self.objective)
-        if fresh and rows is not None:
-            rows = without_reference(rows)
-        if self.reference is None or not self.reference.cached or rows is None:
-            return rows
-        if all("reference" in row.values for row in rows):
-            return rows
+    def _dataset(self, given: Any) -> Any:
+        """The dataset of given rows, or a dict of them, with what a cached reference says of them."""
+        if isinstance(given, Mapping):
+            return {name: self._dataset(part) for name, part in given.items()}
+        rows = make_dataset(given, self.processing_class, self.args, self.objective)
         # Once training has begun, the model that they would have to be scored with has changed.
         begun = self.state.global_step > 0 or self.is_in_train
-        return rows if begun else self._with_reference(rows, self.reference, lambda: measuring(self.model))
+        if rows is not None and self.reference is not None and self.reference.cached and not begun:
+            self._add_reference(rows, range(len(rows)), self.reference, lambda: measuring(self.model))
+        return rows
 
     def _open_reference(self) -> Reference | None:
         """Where reference log-probs come from; rows whose log-probs are computed beforehand have them then."""
-        if not self.objective.needs_reference:
+        if "reference" not in self.objective.asks:
             return None
         options = self.args.model_init_kwargs
         reference = choose_reference(
             self.model, self.args.reference, self.layout, self.processing_class, **options
         )
-        if self.train_dataset:
-            # Rows that another trainer had bring its reference's log-probs with them.
-            self.train_dataset = without_reference(self.train_dataset)
         if self.train_dataset and reference.cached:
             read = rows_read(self._sampler(), self.args.max_steps, self.args.num_train_epochs)
-            rows = [self.train_dataset[i] for i in read]
-            known = self._with_reference(rows, reference, self.accelerator.autocast)
-            for i, row in zip(read, known, strict=True):
-                self.train_dataset[i] = row
+            self._add_reference(self.train_dataset, read, reference, self.accelerator.autocast)
         return reference
 
-    def _with_reference(
+    def _add_reference(
         self,
-        rows: list[Row],
+        dataset: RowDataset,
+        index: Sequence[int],
         reference: Reference,
         precision: Callable[[], AbstractContextManager[Any]],
-    ) -> list[Row]:
+    ) -> None:
         callbacks = self.callback_handler.callbacks if self.accelerator.is_main_process else []
         shown = next((c for c in callbacks if isinstance(c, TrainingProgress)), None)
         started = time.monotonic()
+        rows = [dataset[i] for i in index]
         with shown.counted("reference log-probs") if shown else nullcontext() as report:
-            rows, cached = with_reference(
+            known, cached = reference_values(
                 rows, reference, self.model, self.data_collator, precision, self.accelerator, report
             )
+        dataset.add("reference", index, known)
         how = "from the cache" if cached else f"computed in {time.monotonic() - started:,.0f} s"
         (shown.say if shown else logger.info)(f"reference log-probs of {len(rows):,} rows {how}")
-        return rows
-
-    def _references(self, batches: Sequence[Batch]) -> Sequence[PairLogps | None]:
-        """Reference log-probs of each batch, in the precision that training computes in."""
-        if self.reference is None:
-            return [None] * len(batches)
-        with self.accelerator.autocast():
-            return reference_logps(self.reference, batches)
-
-    def _step_divergence(self, batches: Sequence[Batch], weight: int = 1) -> Tensor | None:
-        """The divergence of a step's batches, in the precision that training computes in."""
-        if not self.objective.mismatched:
-            # Switching a large model between its modes takes time, which no other objective should spend.
-            return None
-        with self.accelerator.autocast(), frozen(self.model)() as forward:
-            return self._divergence(forward, batches, weight)
-
-    def _divergence(self, forward: Any, batches: Sequence[Batch], weight: int = 1) -> Tensor | None:
-        """Mean log-ratio of answers to other prompts, over all ranks; None where none is read."""
-        if not self.objective.mismatched or self.reference is None:
-            return None
-        sums = mismatched_log_ratios(forward, self.reference, batches, self.args.device) * weight
-        total, count = self.accelerator.reduce(sums, "sum")
-        mean: Tensor = total / count.clamp(min=1)
-        return mean
-
-    def _eval_batches(self, rows: Sequence[Row]) -> Iterator[tuple[Step, int]]:
-        """This rank's batches of rows, each with weight 1; weight 0 where it only keeps the others company."""
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        lengths = [length(row, self.objective.positions) for row in rows]
-        whole = replace(self.data_collator, micro_batch_size=len(rows), max_tokens=None)
-        for chunk, weight in shared_chunks(lengths, self.args.eval_batch_size, rank, ranks):
-            yield whole([rows[i] for i in chunk]), weight
 
     def _objective(
         self, forward: Any, batch: Batch, reference: PairLogps | None, divergence: Tensor | None
     ) -> LossOutput:
-        policy = policy_logps(forward, batch)
-        if self.objective.mismatched:
-            return self.loss_function(policy, reference, divergence)
-        return self.loss_function(policy, reference)
-
-    def _stop_on_non_finite(self, batches: list[Batch], outputs: list[LossOutput]) -> None:
-        rows = ", ".join(non_finite_rows(batches, outputs)) or "of another rank"
-        raise NonFiniteLossError(
-            f"the loss is not finite at step {self.state.global_step + 1}; rows: {rows}. "
-            "Look at these rows, or lower the learning rate"
-        )
+        beside = side_information(self.objective, batch, reference, divergence)
+        return self.loss_function(policy_logps(forward, batch), **beside)
 
 
 class SLIMETrainer(PreferenceTrainer):

@@ -1,0 +1,167 @@
+"""One optimizer step: its micro-batches through the model and the objective, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from slimepo.data.batch import Batch, Step, pair_logps
+from slimepo.data.rows import CHOSEN, REJECTED
+from slimepo.errors import InputError
+from slimepo.losses import Counts, Objective, step_loss
+from slimepo.losses.dpo import log_ratios
+from slimepo.losses.table import BoundLoss
+from slimepo.model.logps import policy_logps
+from slimepo.model.tryout import to_device
+from slimepo.training.reference import Forward, Reference, frozen, reference_logps
+from slimepo.types import LossOutput, PairLogps
+
+
+class Done(NamedTuple):
+    """A step that has been taken: its loss, and the objective's outputs by micro-batch (this rank's part)."""
+
+    loss: Tensor
+    batches: list[Batch]
+    outputs: list[LossOutput]
+
+
+def train_step(
+    model: nn.Module,
+    step: Step,
+    spare: Step,
+    objective: Objective,
+    loss: BoundLoss,
+    reference: Reference | None,
+    accelerator: Any,
+) -> Done:
+    """Forward and backward of one optimizer step.
+
+    The loss of a step is the weighted mean of the rows' losses over the global batch, all micro-batches m on all
+    ranks k. With W the sum of all weights, counted over all ranks before anything is computed::
+
+        L = sum_k L_k,    L_k = sum_m (1 / W) sum_i w_i L_i
+
+    (and likewise for what is averaged over tokens). Each micro-batch is sent backward with its own term of L_k, so
+    that how rows are shared out over micro-batches and ranks changes nothing. Ranks' gradients are averaged by DDP and
+    their losses by the Trainer, so both are multiplied by the number of ranks here. A rank without rows takes part
+    with the `spare` step, times 0.
+    """
+    counts = step_counts(step["batches"], objective, accelerator)
+    scale = accelerator.num_processes if step["batches"] else 0
+    if not step["batches"]:
+        step = spare
+    step = to_device(step, accelerator.device)
+    batches = step["batches"]
+    references, divergence = beside_the_policy(model, step, objective, reference, accelerator, bool(scale))
+    losses, outputs = [], []
+    for i, (batch, known) in enumerate(zip(batches, references, strict=True)):
+        last = i == len(batches) - 1
+        # Gradients are averaged over ranks once, with the last micro-batch.
+        accelerator.gradient_state._set_sync_gradients(last)
+        with nullcontext() if last else accelerator.no_sync(model):
+            beside = side_information(objective, batch, known, divergence)
+            output = loss(policy_logps(model, batch), **beside)
+            value = step_loss(output, counts, row_weight(objective, batch)) * scale
+            accelerator.backward(value)
+        losses.append(value.detach())
+        outputs.append(output)
+    return Done(torch.stack(losses).sum(), batches, outputs)
+
+
+def beside_the_policy(
+    model: nn.Module,
+    step: Step,
+    objective: Objective,
+    reference: Reference | None,
+    accelerator: Any,
+    counted: bool = True,
+) -> tuple[Sequence[PairLogps | None], Tensor | None]:
+    """Reference log-probs of each micro-batch and the divergence of the step, in the precision of training.
+
+    None where the objective does not ask: switching a large model between its modes takes time. Every rank must call
+    this; the divergence leaves out what one that is not `counted` has.
+    """
+    if reference is None:
+        return [None] * len(step["batches"]), None
+    with accelerator.autocast():
+        divergence = None
+        if "divergence" in objective.asks:
+            # Ranks are not averaged over here: the model inside the wrapper of DDP.
+            with frozen(accelerator.unwrap_model(model))() as forward:
+                divergence = mean_log_ratio(forward, reference, step["mismatched"], accelerator, counted)
+        return reference_logps(reference, step["batches"]), divergence
+
+
+def side_information(
+    objective: Objective, batch: Batch, reference: PairLogps | None, divergence: Tensor | None
+) -> dict[str, Any]:
+    """What the objective asks for beside the policy's log-probs, by name.
+
+    Raises:
+        InputError: the rows have no value of that name.
+    """
+    given: dict[str, Any] = {}
+    for name in objective.asks:
+        if name == "reference":
+            given[name] = reference
+        elif name == "divergence":
+            given[name] = divergence
+        elif name in batch["token_values"]:
+            given[name] = pair_logps(batch["token_values"][name], batch)
+        elif name in batch["values"]:
+            given[name] = batch["values"][name]
+        else:
+            raise InputError(f"row {batch['row_ids'][0]} has no value {name!r}, and this loss asks for it")
+    return given
+
+
+def row_weight(objective: Objective, batch: Batch) -> Tensor | None:
+    """How much each row counts, `[rows]`; None where the objective asks for the weights and sees to them itself."""
+    return None if "weight" in objective.asks else batch["values"]["weight"]
+
+
+def step_counts(batches: Sequence[Batch], objective: Objective, accelerator: Any = None) -> Counts:
+    """What the sums of a step are divided by; over all ranks where their accelerator is given."""
+    local = torch.zeros(3, dtype=torch.float64)
+    for batch in batches:
+        weight = row_weight(objective, batch)
+        weights = torch.ones(batch["rows"]) if weight is None else weight
+        tokens = [batch["response_tokens"][i] for i in (CHOSEN, REJECTED) if i < len(batch["positions"])]
+        table = torch.tensor([[1.0] * batch["rows"], *tokens], dtype=torch.float64)
+        local[: len(table)] += table @ weights.cpu().double()
+    if accelerator is None or accelerator.num_processes == 1:
+        return Counts(*local.tolist())
+    # MPS has no float64; counts are far below 2**24, which float32 holds exactly.
+    dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
+    return Counts(*accelerator.reduce(local.to(accelerator.device, dtype), "sum").tolist())
+
+
+def mean_log_ratio(
+    forward: Forward, reference: Reference, batches: Sequence[Batch], accelerator: Any, counted: bool = True
+) -> Tensor:
+    """The mean log-ratio to the reference of answers to other prompts, over all ranks; a scalar in nats.
+
+    Every rank must call this; what one that is not `counted` has adds nothing.
+    """
+    parts = [torch.zeros(2, device=accelerator.device)]
+    for batch, known in zip(batches, reference_logps(reference, batches), strict=True):
+        ratios = log_ratios(policy_logps(forward, batch), known).chosen
+        parts.append(torch.stack([ratios.sum(), torch.full_like(ratios[0], len(ratios))]))
+    total, count = accelerator.reduce(torch.stack(parts).sum(dim=0) * counted, "sum")
+    mean: Tensor = total / count.clamp(min=1)
+    return mean
+
+
+def non_finite_rows(done: Done) -> list[str]:
+    """Ids of the rows whose loss is not finite, or a token-averaged part of it."""
+    bad: list[str] = []
+    for batch, output in zip(done.batches, done.outputs, strict=True):
+        finite = torch.isfinite(output.loss)
+        for sums in output.token_loss.values():
+            finite = finite & torch.isfinite(sums)
+        bad += [row for row, ok in zip(batch["row_ids"], finite.tolist(), strict=True) if not ok]
+    return bad
