@@ -30,6 +30,7 @@ from slimepo.report.folders import read_source
 from slimepo.settings import dump
 from slimepo.terminal import make_console
 from slimepo.training.trainer import PreferenceTrainer
+from tests.command import slimepo
 from tests.tiny import random_rows
 
 CLI = [sys.executable, "-m", "slimepo.cli"]
@@ -305,40 +306,39 @@ def test_the_guides_own_command_takes_the_same_steps_on_two_ranks(
         assert two["heldout"]["after"] == pytest.approx(one["heldout"]["after"], abs=1e-4)
 
 
-def start(world: Path, out: Path) -> subprocess.Popen[str]:
-    command = [*CLI, "run", str(world / "recipe.yaml"), "--out", str(out)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-@pytest.mark.parametrize("stage", ["sft", "slime"])
-def test_killed_in_mid_run_the_same_command_ends_in_the_same_weights(
-    world: Path, finished: Path, tmp_path: Path, stage: str
+def test_killed_in_each_stage_the_same_command_ends_in_the_same_weights(
+    world: Path, finished: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
-    process = start(world, out)
-    deadline = time.time() + 120
-    while len(list((out / stage / "checkpoints").glob("checkpoint-*/trainer_state.json"))) < 2:
-        assert time.time() < deadline
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (out / stage / "stage.json").exists(), "the run ended before it could be killed"
-    again = start(world, out)
-    output, _ = again.communicate(timeout=240)
-    assert again.returncode == 0, output
-    record: dict[str, Any] = json.loads((out / stage / "stage.json").read_text())
-    assert record["resumed_from_step"] > 0
+    command = ["run", str(world / "recipe.yaml"), "--out", str(out)]
+    for stage in ("sft", "slime"):
+        process = subprocess.Popen(
+            [*CLI, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        deadline = time.time() + 120
+        while len(list((out / stage / "checkpoints").glob("checkpoint-*/trainer_state.json"))) < 2:
+            assert time.time() < deadline
+            assert process.poll() is None, process.stdout.read() if process.stdout else ""
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (out / stage / "stage.json").exists(), "the stage ended before it could be killed"
+    again = slimepo(*command)
+    assert again.returncode == 0, again.stderr
     for name, tensor in weights(finished).items():
         assert torch.equal(weights(out)[name], tensor), name
-    steps = [json.loads(line)["step"] for line in (out / stage / "metrics.jsonl").read_text().splitlines()]
-    assert steps == sorted(steps)
-    probes = [line for line in json_lines(out / stage / "monitor.jsonl") if line["kind"] == "probe"]
-    whole = [line for line in json_lines(finished / stage / "monitor.jsonl") if line["kind"] == "probe"]
-    # Probes stand where the time allows; the first and the last are the same.
-    assert [line["since"] for line in probes] == [0] * len(probes)
-    for one, two in ((probes[0], whole[0]), (probes[-1], whole[-1])):
-        assert (one["step"], one["train"], one["heldout"]) == (two["step"], two["train"], two["heldout"])
+    for stage in ("sft", "slime"):
+        record: dict[str, Any] = json.loads((out / stage / "stage.json").read_text())
+        assert record["resumed_from_step"] > 0
+        steps = [line["step"] for line in json_lines(out / stage / "metrics.jsonl")]
+        assert steps == sorted(steps)
+        probes, whole = (
+            [line for line in json_lines(run / stage / "monitor.jsonl") if line["kind"] == "probe"]
+            for run in (out, finished)
+        )
+        assert [line["since"] for line in probes] == [0] * len(probes)
+        for one, two in zip(probes, whole, strict=True):
+            assert (one["step"], one["train"], one["heldout"]) == (two["step"], two["train"], two["heldout"])
 
 
 def test_a_stage_can_stop_itself_and_leaves_a_model_and_the_reason(world: Path, tmp_path: Path) -> None:
