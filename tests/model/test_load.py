@@ -1,7 +1,12 @@
 """Models from sizes, shrunk for a smoke run, and checked against the tokenizer."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from slimepo.errors import InputError
@@ -61,3 +66,45 @@ def test_a_model_that_cannot_be_loaded_is_one_line() -> None:
     with pytest.raises(InputError, match="model 'no/where' cannot be loaded") as error:
         load_model("no/where")
     assert "\n" not in str(error.value)
+
+
+class TestWeightsThatAreNotTheConfigs:
+    """Nothing trains from the random numbers that transformers puts where a checkpoint has no weights."""
+
+    @pytest.fixture
+    def saved(self, tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], dict[str, Any]]], str]:
+        tiny_model(tied=True).save_pretrained(tmp_path)
+        file = tmp_path / "model.safetensors"
+
+        def change(how: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
+            save_file(how(load_file(file)), file, {"format": "pt"})
+            return str(tmp_path)
+
+        return change
+
+    @pytest.mark.parametrize(
+        ("how", "words"),
+        [
+            (lambda w: {f"other.{k}": v for k, v in w.items()}, "lack 21 tensors"),
+            (lambda w: {k: v for k, v in w.items() if "layers.1." not in k}, "lack 9 tensors, model.layers.1."),
+            (lambda w: {k: v for k, v in w.items() if k != "model.norm.weight"}, "lack 1 tensors, model.norm.weight"),
+            (lambda w: w | {"model.layers.2.up.weight": w["model.norm.weight"].clone()}, "also hold 1 tensors"),
+            (lambda w: w | {"model.norm.weight": w["model.norm.weight"][:3].clone()}, "cannot be loaded"),
+        ],
+        ids=["prefix", "layer", "tensor", "more", "shape"],
+    )  # fmt: skip
+    def test_are_refused_by_name(self, saved: Any, how: Any, words: str) -> None:
+        folder = saved(how)
+        with pytest.raises(InputError, match="model ") as caught:
+            load_model(folder)
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_what_lies_beside_the_language_model_is_no_fault(self, saved: Any) -> None:
+        load_model(saved(lambda w: w | {"vision_tower.patch.weight": w["model.norm.weight"].clone()}))
+
+    def test_damaged_files_are_one_line(self, tmp_path: Path) -> None:
+        tiny_model().save_pretrained(tmp_path)
+        (tmp_path / "model.safetensors").write_bytes(b"\0" * 100)
+        with pytest.raises(InputError, match="cannot be loaded"):
+            load_model(str(tmp_path))

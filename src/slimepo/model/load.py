@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -27,6 +29,12 @@ from slimepo.words import first_line
 # What 'architecture' in a recipe stands for: transformers' model types.
 ARCHITECTURES = {"llama": "llama", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 
+# Weights that a checkpoint may hold beside those of its language model: towers of other senses, heads that predict
+# several tokens or a value, tables that older versions saved.
+_BESIDE_THE_TEXT = re.compile(
+    r"vision|visual|audio|multi_modal|embed_vision|(^|\.)mtp|v_head|value_head|inv_freq"
+)
+
 _SMOKE_SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
 
 
@@ -34,14 +42,24 @@ def load_model(name: str, **kwargs: Any) -> PreTrainedModel:
     """A pretrained causal language model from a folder or a Hub id, in float32 unless `dtype` says otherwise.
 
     Raises:
-        InputError: there is no such model, or it cannot be reached.
+        InputError: there is no such model, it cannot be reached, or its weights are not those that its config asks
+            for: transformers would fill what is missing with random numbers and go on.
     """
     kwargs.setdefault("dtype", torch.float32)
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
-    except (OSError, ValueError) as error:
+        model, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **kwargs)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
-    return model
+    missing = sorted(report["missing_keys"])
+    unexpected = sorted(key for key in report["unexpected_keys"] if not _BESIDE_THE_TEXT.search(key))
+    for what, keys in (("lack", missing), ("also hold", unexpected)):
+        if keys:
+            raise InputError(
+                f"model {name!r}: its weights {what} {len(keys)} tensors, {keys[0]} among them, so they are not "
+                "those of its config.json; save the model again with save_pretrained, or mend the config"
+            )
+    result: PreTrainedModel = model
+    return result
 
 
 def load_config(name: str) -> PreTrainedConfig:
