@@ -278,15 +278,16 @@ def test_an_old_draw_is_a_draw_and_mixed_annotators_are_refused() -> None:
         alpaca_eval.score([rows[0], rows[1] | {"annotator": "other"}])
 
 
-def test_without_differences_in_length_there_is_no_control_and_the_baseline_is_even(
-    length_data: alpaca_length.LengthData,
-) -> None:
+def test_without_differences_in_length_there_is_no_control_and_the_baseline_is_even() -> None:
+    columns = ("index", "preference", "std_delta_len", "instruction_difficulty")
+    gamed = [(at, 0.3, 1.0 - at, 0.5) for at in range(4)]
+    length_data = alpaca_length.length_data([dict(zip(columns, row, strict=True)) for row in gamed])
     rows = [row | {"preference": 1.9, "output_2": row["output_1"]} for row in annotated()]
     scores = alpaca_eval.score(rows, length_data=length_data)["ours"]
     assert scores.headline == "win_rate"
     assert scores.notes == (
         "no length-controlled win rate: all length differences are equal",
-        "3 of 805 instructions; difficulties go by position",
+        "3 of 4 instructions; difficulties go by position",
     )
     own = [row | {"generator_2": "base"} for row in rows]
     assert alpaca_eval.score(own, length_data=length_data)["base"].measures["length_controlled"].value == 50

@@ -108,10 +108,17 @@ def test_the_published_leaderboard_to_two_decimals(folder: Path, published: list
         )
 
 
-def test_the_share_of_weighted_wins_is_the_bradley_terry_fit(published: list[dict[str, Any]]) -> None:
+def test_the_share_of_weighted_wins_is_the_bradley_terry_fit() -> None:
     """Arena-Hard fits log-odds log(10) (r_m - r_b) by a logistic regression without penalty, a row a battle."""
+    random = np.random.default_rng(0)
+    verdicts = ["A>>B", "A>B", "A=B", "B>A", "B>>A"]
+    judged = [
+        row(*random.choice(verdicts, 2), model=model, uid=f"q{at}")
+        for model in ("one", "three", "two")
+        for at in range(40)
+    ]
     linear_model = pytest.importorskip("sklearn.linear_model")
-    battles = [battle for row in published for battle in arena_scores.battles_of(row, "v0.1")[0]]
+    battles = [battle for each in judged for battle in arena_scores.battles_of(each, "v0.1")[0]]
     models = sorted({battle.model for battle in battles})
     # A tie is half a win for both: every battle is told from both sides, weighted by its outcome.
     players = np.zeros((len(battles), len(models)))
@@ -123,7 +130,8 @@ def test_the_share_of_weighted_wins_is_the_bradley_terry_fit(published: list[dic
         sample_weight=np.concatenate([wins, 1 - wins]),
     )
     rates = 100 / (1 + 10 ** -fit.coef_[0])
-    scores = arena_scores.score(published, rules="v0.1", baseline="base", rounds=1)
+    scores = arena_scores.score(judged, rules="v0.1", baseline="base", rounds=1)
+    assert len(set(rates)) == 3
     assert [scores[m].measures["score"].value for m in models] == pytest.approx(rates, abs=1e-3)
 
 

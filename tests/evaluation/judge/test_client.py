@@ -104,7 +104,8 @@ def test_retry_after_is_honoured_and_holds_for_all_calls(mock: MockJudge) -> Non
     async def several() -> None:
         client = ChatClient(parse_endpoint(mock.judge), QUICK)
         first = asyncio.ensure_future(client.ask(REQUEST))
-        await asyncio.sleep(0.2)  # The refusal has arrived by now.
+        while not client._not_before:  # The refusal has not arrived yet.
+            await asyncio.sleep(0.01)
         await asyncio.gather(first, *(client.ask(REQUEST) for _ in range(3)))
         await client.close()
 
