@@ -6,9 +6,9 @@ from importlib import resources
 
 import pytest
 
-from slimepo.report.curves import band, logged
 from slimepo.report.figures import COLOURS, styles
 from slimepo.report.groups import Group, group_records
+from slimepo.report.panels import band, logged
 from slimepo.report.records import Record
 
 # Linear RGB to what people with the two common deficiencies see (Viénot, Brettel and Mollon 1999).

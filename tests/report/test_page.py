@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 import pytest
 
 from slimepo.errors import InputError
-from slimepo.report.answers import shown_samples
 from slimepo.report.findings import findings
 from slimepo.report.page import (
     Report,
@@ -19,6 +18,7 @@ from slimepo.report.page import (
     report_command,
     report_markdown,
     report_page,
+    shown_samples,
 )
 from slimepo.report.tables import results, results_in_terminal
 from slimepo.terminal import make_console

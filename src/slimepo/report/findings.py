@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from slimepo.report.groups import Group, Spread, by_rate
-from slimepo.report.numbers import count, percent
+from slimepo.report.groups import Group, Spread, by_rate, count, percent
 from slimepo.report.records import Record, Source, Warned, short_number
 from slimepo.report.tables import best_group, exact_match, start_group, trouble
 

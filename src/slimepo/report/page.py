@@ -6,30 +6,35 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
 from slimepo.files import write_text
 from slimepo.report import tables
-from slimepo.report.answers import shown_samples
 from slimepo.report.benchmarks import (
     ScoreColumn,
     benchmark_table,
     canary_table,
     category_tables,
+    model_styles,
+    radar_panels,
     score_columns,
 )
-from slimepo.report.curves import main_panels, other_panels, rate_panels, watched_panels
 from slimepo.report.figures import styles, swatch
 from slimepo.report.findings import findings
 from slimepo.report.folders import read_sources
-from slimepo.report.groups import Group, compare_settings, group_records
-from slimepo.report.numbers import count, duration
-from slimepo.report.radar import model_styles, radar_panels
-from slimepo.report.records import ABSENT, Source, mapping
-from slimepo.report.shapes import distribution_panels, family_panels
+from slimepo.report.groups import Group, compare_settings, count, duration, group_records
+from slimepo.report.panels import (
+    distribution_panels,
+    family_panels,
+    main_panels,
+    other_panels,
+    rate_panels,
+    watched_panels,
+)
+from slimepo.report.records import ABSENT, Sample, Source, mapping
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -274,3 +279,17 @@ def _whole(text: str) -> Markup:
 def _short(value: Any) -> str:
     text = "" if value is None else str(value)
     return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + " …"
+
+
+def shown_samples(sources: Sequence[Source]) -> list[Sample]:
+    """The prompts that runs answered, each with everybody's answer."""
+    found: dict[str, Sample] = {}
+    for record in (record for source in sources for record in source.records):
+        names = {"before": "before training", "after": record.name}
+        for sample in record.samples:
+            old = found.setdefault(sample.prompt, replace(sample, answers=()))
+            told = [replace(answer, run=names[answer.run]) for answer in sample.answers]
+            # Runs that started alike gave the same answer before: it is shown once.
+            new = tuple(answer for answer in told if answer not in old.answers)
+            found[sample.prompt] = replace(old, answers=(*old.answers, *new))
+    return list(found.values())

@@ -8,8 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from slimepo.report.groups import Group, group_records, series_label, told
-from slimepo.report.numbers import after, change, count, duration, percent, size, written
+from slimepo.report.groups import (
+    Group,
+    after,
+    change,
+    count,
+    duration,
+    group_records,
+    percent,
+    series_label,
+    size,
+    told,
+    written,
+)
 from slimepo.report.records import ABSENT, Record, Source, mapping, number, numbers, short_number
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from slimepo.report.findings import findings
-from slimepo.report.monitor import warnings_of
 from slimepo.report.page import read_report
+from slimepo.report.stages import warnings_of
 from tests.report.conftest import write_run
 
 
