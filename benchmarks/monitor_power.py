@@ -1,12 +1,14 @@
 """How often the displacement monitor speaks of unlearning, and how often it should: power and silence.
 
-    python -m benchmarks.monitor_power [--seeds 0 1 4 5] [--first RUNS]
+    python -m benchmarks.monitor_power [--seeds 0 4 5] [--first RUNS]
 
 For every seed a small model is trained from scratch in the built-in world, pairs are made of its own samples, and from
 there objectives train on them at good and at far too high learning rates. At the steps at which the monitor looks, all
 held-out pairs and 500 training pairs are scored: that is the truth. Then the monitor's rule is played on 1,000 random
 samples of the size that it takes, of each set. Models and scores are kept in the cache folder (`SLIMEPO_CACHE`), a file
-a run, so that what was cut off goes on. About nine minutes a seed on an idle core.
+a run, so that what was cut off goes on. Some eleven minutes of process time a seed.
+
+Seed 0 chose the steps; the others report.
 """
 
 from __future__ import annotations
@@ -117,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 4, 5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 4, 5])
     parser.add_argument("--first", type=int, default=len(RUNS), help="only so many of the runs")
     parser.add_argument(
         "--pairs", type=int, nargs="+", default=[MonitorSettings.model_fields["pairs"].default]
