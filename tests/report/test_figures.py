@@ -21,7 +21,7 @@ DEFICIENCIES = {
 def run(name: str, loss: str = "slime", rate: float = 1e-4, **changes: object) -> Record:
     settings = {"loss": loss, "learning_rate": rate, "name": name}
     values = {"settings": settings, "learning_rate": rate, "seed": 0} | changes
-    return Record(name, "", loss, loss, **values)  # type: ignore[arg-type]
+    return Record(name, "", loss, **values)  # type: ignore[arg-type]
 
 
 def palette(scheme: str) -> dict[str, tuple[float, ...]]:
@@ -102,7 +102,7 @@ def group_of(*curves: dict[float, float], states: tuple[str, ...] = ()) -> Group
         run("a", seed=at, curve=each, state=state)
         for at, (each, state) in enumerate(zip(lines, found, strict=True))
     ]
-    return Group("g", "slime", tuple(records))
+    return Group("g", tuple(records))
 
 
 def test_a_band_is_the_median_the_lowest_and_the_highest_of_the_seeds() -> None:
@@ -123,7 +123,7 @@ def test_a_seed_that_stopped_does_not_cut_the_others_short() -> None:
 
 def test_long_curves_keep_their_last_point() -> None:
     curve = [{"step": float(step), "loss": float(-step)} for step in range(1, 1000)]
-    group = Group("g", "slime", (run("a", curve=curve),))
+    group = Group("g", (run("a", curve=curve),))
     points = band(group, logged, "loss")
     assert len(points) < 310
     assert points[-1][1].median == -999

@@ -51,7 +51,7 @@ def test_what_the_monitor_wrote(make_run: MakeRun) -> None:
 def test_margins_passed_and_entangled_gradients_are_curves(make_run: MakeRun) -> None:
     folder = make_run("entangled")
     probe = {
-        "kind": "probe", "step": 4, "heldout": {"past_margin": [0.9, 0.5, 0.25]},
+        "kind": "probe", "step": 4, "heldout": {"past_soft_margin": 0.5, "past_hard_margin": 0.25},
         "entanglement": {"ratio": [0.5, 1.5], "above": 0.5},
     }  # fmt: skip
     (folder / "slime" / "monitor.jsonl").write_text(json.dumps(probe) + "\n")
@@ -78,15 +78,6 @@ def test_a_run_that_its_monitor_stopped_is_not_a_whole_one(make_run: MakeRun) ->
     (record,) = read_source(folder).records
     assert (record.state, record.note) == ("stopped", "step 60 of 90")
     assert record.after["logps/chosen"] == -0.66
-
-
-def test_flat_monitor_keys_of_the_log_stand_in_for_an_absent_file(make_run: MakeRun) -> None:
-    folder = make_run("flat")
-    line = {"step": 70, "loss": 1.0, "monitor/heldout/entropy": 0.25}
-    with (folder / "slime" / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    (record,) = read_source(folder).records
-    assert record.monitor == [{"step": 70, "heldout/entropy": 0.25}]
 
 
 def test_a_run_killed_half_way_says_how_far_it_came(make_run: MakeRun) -> None:

@@ -43,18 +43,7 @@ def line(step: int, state: str, rows: str = "heldout") -> dict[str, Any]:
 def test_a_warning_is_gone_by_the_next_line_that_says_so(
     lines: list[dict[str, Any]], gone: list[float | None]
 ) -> None:
-    assert [warned.gone for warned in warnings_of(lines, {})] == gone
-
-
-def test_without_the_file_the_stage_s_record_tells() -> None:
-    floor = {"step": 8, "warning": "floor", "set": "heldout", "message": "low", "gone": None}
-    unlearning = {"step": 8, "warning": "unlearning", "set": "heldout", "message": "less likely", "gone": 12}
-    stopped = {"step": 8, "warning": "unlearning", "message": "less likely"}
-    found = warnings_of([], {"monitor": {"warnings": [floor, unlearning], "stopped": stopped}})
-    assert [(w.text, w.stopped, w.gone) for w in found] == [
-        ("low", False, None),
-        ("less likely", True, 12),
-    ]
+    assert [warned.gone for warned in warnings_of(lines)] == gone
 
 
 def test_the_page_s_first_words_are_the_last_on_what_was_warned_of_first(tmp_path: Path) -> None:

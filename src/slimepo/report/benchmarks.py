@@ -10,18 +10,33 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from slimepo.evaluation.benchmarks import mt_bench
-from slimepo.evaluation.benchmarks.mt_bench import CATEGORIES, category_table
+from slimepo.evaluation.benchmarks.mt_bench import BENCHMARK, CATEGORIES, category_table
 from slimepo.evaluation.canaries import CanaryResult, canary_words
 from slimepo.evaluation.judge.request import Identity, Scores
 from slimepo.evaluation.judge.request import columns as split_columns
 from slimepo.evaluation.settings import BENCHMARKS
-from slimepo.report.figures import COLOURS, INK, LINES, MARKERS, WIDE, Panel, Style, figure_of, styles, svg
+from slimepo.report.figures import (
+    COLOURS,
+    INK,
+    LINES,
+    MARKERS,
+    WIDE,
+    Panel,
+    Style,
+    figure_of,
+    styles,
+    svg,
+    swatch,
+)
 from slimepo.report.groups import Group, count
 from slimepo.report.records import ABSENT, Scored, Source, number, unique
-from slimepo.report.tables import Line, Table, settings_blocks
+from slimepo.report.tables import Line, Table, in_blocks
 
+# More lines than these cannot be followed in one picture, and fewer axes span no area.
+_MOST_MODELS, _FEWEST_CATEGORIES = 6, 3
+_TOP = 10.0
 _HASHES = ("prompts", "questions", "references")
 
 
@@ -43,8 +58,8 @@ class ScoreColumn:
 
 def score_columns(sources: Sequence[Source]) -> list[ScoreColumn]:
     """The columns of the benchmark table. A model evaluated in two folders is told apart by them."""
-    scores: list[tuple[Path, Scores]] = []
     # Arena-Hard's score of a category stands in the file of the whole benchmark and in the category's own.
+    scores: list[tuple[Path, Scores]] = []
     for entry in ((file.folder, each) for file in _files(sources) for each in file.scores):
         if entry not in scores:
             scores.append(entry)
@@ -54,19 +69,17 @@ def score_columns(sources: Sequence[Source]) -> list[ScoreColumn]:
     labels = unique([f"{folder.parent.name}/{folder.name}: {model}" for folder, model in places])
     label_of = dict(zip(places, labels, strict=True))
     run_of = dict(zip(labels, (model for _, model in places), strict=True))
-    labelled = [
-        replace(each, model=label_of.get((folder, each.model), each.model)) for folder, each in scores
-    ]
-    found = split_columns(labelled)
-    return [_column(mark, each, run_of) for mark, each in zip(_marks(len(found)), found, strict=True)]
-
-
-def _column(mark: str, scores: Sequence[Scores], run_of: Mapping[str, str]) -> ScoreColumn:
-    # Two scores of one folder that should be one, and are not, are both shown.
-    names = unique([each.model for each in scores])
-    runs = {name: run_of.get(each.model, each.model) for name, each in zip(names, scores, strict=True)}
-    renamed = (replace(each, model=name) for name, each in zip(names, scores, strict=True))
-    return ScoreColumn(mark, tuple(renamed), runs)
+    told = [replace(each, model=label_of.get((folder, each.model), each.model)) for folder, each in scores]
+    found = []
+    columns = split_columns(told)
+    for at, column in enumerate(columns):
+        # Two scores of one folder that should be one, and are not, are both shown.
+        names = unique([each.model for each in column])
+        runs = {name: run_of.get(each.model, each.model) for name, each in zip(names, column, strict=True)}
+        renamed = [replace(each, model=name) for name, each in zip(names, column, strict=True)]
+        mark = f" {chr(97 + at % 26)})" if len(columns) > 1 else ""
+        found.append(ScoreColumn(mark, tuple(renamed), runs))
+    return found
 
 
 def benchmark_table(columns: Sequence[ScoreColumn]) -> tuple[Table, list[str]]:
@@ -97,12 +110,16 @@ def category_tables(columns: Sequence[ScoreColumn]) -> list[tuple[ScoreColumn, s
     found = []
     for column in columns:
         identity = column.scores[0].identity
-        if identity.benchmark != mt_bench.BENCHMARK:
+        if identity.benchmark != BENCHMARK:
             continue
-        rows = mt_bench.category_table(column.scores)
-        names = [*mt_bench.CATEGORIES, "turn-1", "turn-2", "overall"]
+        rows = category_table(column.scores)
+        names = [*CATEGORIES, "turn-1", "turn-2", "overall"]
         heads = [name for name in names if any(name in row for row in rows)]
-        lines = [Line(str(row["model"]), tuple(_mean(row.get(head)) for head in heads)) for row in rows]
+        lines = []
+        for row in rows:
+            means = [number(row.get(head)) for head in heads]
+            cells = (ABSENT if mean is None else f"{mean:.2f}" for mean in means)
+            lines.append(Line(str(row["model"]), tuple(cells)))
         title = f"MT-Bench by category, judge {identity.judge}{column.mark}"
         found.append((column, title, Table(("model", *(head.replace("-", " ") for head in heads)), lines)))
     return found
@@ -111,29 +128,20 @@ def category_tables(columns: Sequence[ScoreColumn]) -> list[tuple[ScoreColumn, s
 def canary_table(sources: Sequence[Source]) -> Table:
     """What each judge gave answers that deserve nothing; one line where several models had the same canaries."""
     found: list[tuple[str, dict[str, CanaryResult], list[str]]] = []
-    for file in _files(sources):
-        if not file.canaries:
-            continue
-        identity = file.scores[0].identity
+    for file in (file for file in _files(sources) if file.canaries):
+        identity, model = file.scores[0].identity, file.scores[0].model
         against = f", against {identity.baseline}" if identity.baseline else ""
-        label, model = f"{_name(identity)}, judge {identity.judge}{against}", file.scores[0].model
-        same = (label, file.canaries)
-        models = next((line[2] for line in found if line[:2] == same), None)
+        label = f"{_name(identity)}, judge {identity.judge}{against}"
+        models = next((line[2] for line in found if line[:2] == (label, file.canaries)), None)
         if models is None:
-            found.append((*same, [model]))
+            found.append((label, file.canaries, [model]))
         elif model not in models:
             models.append(model)
     names = list(dict.fromkeys(name for _, canaries, _ in found for name in canaries))
-    lines = [
-        Line(
-            label,
-            (
-                *(canary_words(canaries[n]) if n in canaries else ABSENT for n in names),
-                ", ".join(models),
-            ),
-        )
-        for label, canaries, models in found
-    ]
+    lines = []
+    for label, canaries, models in found:
+        words = [canary_words(canaries[name]) if name in canaries else ABSENT for name in names]
+        lines.append(Line(label, (*words, ", ".join(models))))
     return Table(("benchmark and judge", *names, "mixed in with"), lines)
 
 
@@ -147,11 +155,6 @@ def _files(sources: Sequence[Source]) -> list[Scored]:
     return found
 
 
-def _mean(value: str | float | None) -> str:
-    mean = number(value)
-    return ABSENT if mean is None else f"{mean:.2f}"
-
-
 def _name(identity: Identity) -> str:
     known = (each.title for key, each in BENCHMARKS.items() if identity.benchmark.startswith(key))
     return next(known, identity.benchmark)
@@ -160,38 +163,29 @@ def _name(identity: Identity) -> str:
 def _about(scores: Sequence[Scores]) -> str:
     """What the scores of a column share, how many items they are of, and the notes of each."""
     identity = scores[0].identity
-    facts = {
-        "benchmark": identity.benchmark,
-        "judge": identity.judge,
-        "rules": identity.rules,
-        "prompts": identity.prompts,
-        "baseline": identity.baseline,
-        "questions": identity.questions,
-        **identity.settings,
-    }
+    facts = {key: value for key, value in vars(identity).items() if key != "settings"}
     # Of a hash the first few characters tell as much.
     words = [
         f"{key} {str(value)[:12] if key in _HASHES else value}"
-        for key, value in facts.items()
+        for key, value in {**facts, **identity.settings}.items()
         if value not in (None, "")
     ]
-    words += [f"{each.model}: {_items(each)}" for each in scores]
+    for each in scores:
+        unscored = f", {len(each.unscored)} not" if each.unscored else ""
+        words.append(f"{each.model}: {count(each.scored)} items scored{unscored}")
     notes = dict.fromkeys(note for each in scores for note in each.notes)
     return "; ".join([", ".join(words), *(note if scores[0].official else f"* {note}" for note in notes)])
 
 
-def _items(scores: Scores) -> str:
-    unscored = len(scores.unscored)
-    return f"{count(scores.scored)} items scored" + (f", {unscored} not" if unscored else "")
-
-
-def _marks(columns: int) -> list[str]:
-    return [""] * columns if columns < 2 else [f" {chr(97 + at % 26)})" for at in range(columns)]
-
-
-# More lines than these cannot be followed in one picture, and fewer axes span no area.
-_MOST_MODELS, _FEWEST_CATEGORIES = 6, 3
-_TOP = 10.0
+def category_sections(columns: Sequence[ScoreColumn], groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """What the page shows of `category_tables`: a radar plot too, where there is enough for one, and its keys."""
+    found = []
+    for column, title, table in category_tables(columns):
+        look = model_styles(column, groups)
+        panels = radar_panels(column, title, look)
+        keys = {label: swatch(style) for label, style in look.items()} if panels else {}
+        found.append({"title": title, "table": table, "panels": panels, "keys": keys})
+    return found
 
 
 def model_styles(column: ScoreColumn, groups: Sequence[Group]) -> dict[str, Style]:
@@ -225,7 +219,7 @@ def radar_panels(column: ScoreColumn, title: str, look: Mapping[str, Style]) -> 
     names = [name for name in CATEGORIES if any(name in row for row in rows)]
     if len(names) < _FEWEST_CATEGORIES:
         return []
-    blocks = settings_blocks(rows, _MOST_MODELS)
+    blocks = in_blocks(rows, _MOST_MODELS)
     panels = []
     for at, (first, last) in enumerate(blocks, 1):
         models = {
@@ -248,18 +242,11 @@ def _radar(
         axes.set_theta_direction(-1)
         for label, values in models.items():
             style, closed = look[label], [*values, values[0]]
-            axes.plot(
-                [*angles, angles[0]],
-                closed,
-                color=style.colour,
-                linewidth=1.4,
-                linestyle=style.line,
-                marker=style.marker,
-                markersize=3.6,
-            )
+            around, line = [*angles, angles[0]], {"color": style.colour, "linestyle": style.line}
+            axes.plot(around, closed, style.marker, **line, linewidth=1.4, markersize=3.6)
             # A category without a score is a gap, not a zero.
             if not any(math.isnan(value) for value in values):
-                axes.fill([*angles, angles[0]], closed, color=style.colour, alpha=0.07, linewidth=0)
+                axes.fill(around, closed, color=style.colour, alpha=0.07, linewidth=0)
         axes.set_ylim(0, top)
         axes.set_xticks(angles, [""] * len(names))
         axes.set_yticks([2, 4, 6, 8, 10], ["2", "4", "6", "8", "10"], fontsize=7)

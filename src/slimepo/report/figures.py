@@ -27,16 +27,26 @@ COLOURS = tuple(f"#0{at}0{at}0{at}" for at in range(3, 9))
 _PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--rule)"} | {
     colour: f"var(--c{at})" for at, colour in enumerate(COLOURS)
 }
-_OWN_COLOURS = {"SLIME": 0, "DPO": 1, "SimPO": 2, "SFT": 3, "sft on chosen": 3}
-LINES: tuple[Any, ...] = (
-    "-",
-    (0, (5, 2)),
-    (0, (1.2, 1.2)),
-    (0, (6, 1.5, 1.2, 1.5)),
-    (0, (8, 3)),
-    (0, (3, 3)),
-)
+# The well-known objectives always have the same colour, the others what is left.
+_OWN_COLOURS = {"SLIME": 0, "DPO": 1, "SimPO": 2, "SFT": 3}
+_DASHES = ((5, 2), (1.2, 1.2), (6, 1.5, 1.2, 1.5), (8, 3), (3, 3))
+LINES: tuple[Any, ...] = ("-", *((0, dashes) for dashes in _DASHES))
 MARKERS = ("o", "s", "^", "D", "v", "P")
+_HOUSE_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    # A run's name is text, whatever dollar signs are in it.
+    "text.parse_math": False,
+    "font.size": 8.25,
+    "text.color": INK,
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), FAINT),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "grid.linewidth": 0.6,
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
+}
 # In inches: three wide or four narrow panels stand beside each other on a desktop, one on a phone.
 WIDE, NARROW = 3.75, 2.9
 
@@ -67,9 +77,11 @@ def styles(groups: Sequence[Group]) -> dict[str, Style]:
     together = by_series(groups)
     most = max(map(len, together.values()), default=0)
     if len(together) > 1 and len(together) <= len(COLOURS) and most <= len(LINES):
-        own = _series_colours(list(together))
+        own = {name: at for name, at in _OWN_COLOURS.items() if name in together}
+        free = [at for at in (4, 5, 3, 2, 1, 0) if at not in own.values()]
+        own |= dict(zip([name for name in together if name not in own], free, strict=False))
         return {
-            group.label: Style(own[name], LINES[at], MARKERS[at])
+            group.label: Style(COLOURS[own[name]], LINES[at], MARKERS[at])
             for name, variants in together.items()
             for at, group in enumerate(variants)
         }
@@ -98,24 +110,31 @@ def figure_of(
     width: float,
     height: float,
     *,
-    rows: int = 1,
     left: float = 0.145,
     right: float = 0.975,
     bottom: float | None = None,
     top: float | None = None,
     polar: bool = False,
 ) -> Iterator[tuple[Any, Any]]:
-    """A figure in the page's style and its axes (an array of them for several rows); sizes in inches."""
-    with _house_style():
+    """A figure in the page's style and its axes; sizes in inches.
+
+    Raises:
+        InputError: the extra `report` (matplotlib) is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise InputError(
+            "the page's figures need matplotlib, which is not installed: pip install 'slimepo[report]'"
+        ) from error
+    with matplotlib.rc_context(_HOUSE_STYLE):
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(width, height))
-        axes = figure.subplots(
-            rows, 1, sharex=rows > 1, subplot_kw={"projection": "polar"} if polar else None
-        )
+        axes = figure.subplots(subplot_kw={"projection": "polar"} if polar else None)
         bottom = 0.44 / height if bottom is None else bottom
         top = 1 - 0.1 / height if top is None else top
-        figure.subplots_adjust(left=left, right=right, bottom=bottom, top=top, hspace=0.14)
+        figure.subplots_adjust(left=left, right=right, bottom=bottom, top=top)
         yield figure, axes
 
 
@@ -158,46 +177,3 @@ def start_line(axes: Any, level: float | None) -> None:
     """The dashed line of where training began."""
     if level is not None:
         axes.axhline(level, color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.7)
-
-
-def _series_colours(names: Sequence[str]) -> dict[str, str]:
-    """The well-known objectives always have the same colour, the others what is left."""
-    taken = {name: _OWN_COLOURS[name] for name in names if name in _OWN_COLOURS}
-    if len(set(taken.values())) < len(taken):
-        taken = {}
-    free = [at for at in (4, 5, 3, 2, 1, 0) if at not in taken.values()]
-    others = dict(zip([name for name in names if name not in taken], free, strict=False))
-    return {name: COLOURS[at] for name, at in (taken | others).items()}
-
-
-def _house_style() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise InputError(
-            "the page's figures need matplotlib, which is not installed: pip install 'slimepo[report]'"
-        ) from error
-    return matplotlib.rc_context(
-        {
-            "svg.fonttype": "none",
-            # A run's name is text, whatever dollar signs are in it.
-            "text.parse_math": False,
-            "font.size": 8.25,
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "axes.edgecolor": FAINT,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "axes.facecolor": "none",
-            "grid.color": FAINT,
-            "grid.linewidth": 0.6,
-            "xtick.color": FAINT,
-            "ytick.color": FAINT,
-            "xtick.labelcolor": INK,
-            "ytick.labelcolor": INK,
-            "xtick.major.size": 0,
-            "ytick.major.size": 0,
-        }
-    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from slimepo.errors import InputError
 from slimepo.evaluation.canaries import CanaryResult
@@ -23,19 +22,27 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
     Raises:
         InputError: a folder is none of slimepo's, or there is nothing in any of them.
     """
-    sources = [read_source(each) for path in paths for each in _seeds(path) or [path]]
-    if len(sources) == 1 and len(sources[0].records) > 1:
-        # Of one run the stages alone tell its records apart.
-        only = sources[0]
-        sources = [replace(only, records=tuple(replace(r, name=r.stage) for r in only.records))]
-    if not any(
-        record.curve or record.state != "unfinished" for s in sources for record in s.records
-    ) and not any(source.scores for source in sources):
+    sources = []
+    for path in paths:
+        runs = [] if (path / MARKER).exists() else [file.parent for file in path.glob(f"seed-*/{MARKER}")]
+        # Seed 2 stands before seed 10.
+        runs.sort(key=lambda run: (len(run.name), run.name))
+        sources += [read_source(each) for each in runs or [path]]
+    records = [record for source in sources for record in source.records]
+    begun = any(record.curve or record.state != "unfinished" for record in records)
+    if not begun and not any(source.scores for source in sources):
         raise InputError(
             f"{', '.join(map(str, paths))}: nothing in it yet; a report needs a run that has logged a line"
         )
-    names = [record.name for source in sources for record in source.records]
-    labels = iter(unique([_told_apart(r.name, s, names) for s in sources for r in s.records]))
+    # Of one run the stages alone tell its records apart.
+    alone = len(sources) == 1 and len(records) > 1
+    names = [record.stage if alone else record.name for record in records]
+    folders = [source.path.resolve().parent.name for source in sources for _ in source.records]
+    told_apart = [
+        name if names.count(name) < 2 else f"{folder}/{name}"
+        for name, folder in zip(names, folders, strict=True)
+    ]
+    labels = iter(unique(told_apart))
     return [replace(s, records=tuple(replace(r, name=next(labels)) for r in s.records)) for s in sources]
 
 
@@ -50,23 +57,16 @@ def read_source(path: Path) -> Source:
         raise InputError(f"report {path}: {there}")
     scores = read_scores(path)
     if (path / MARKER).exists():
-        return replace(_run_source(path), scores=scores)
-    runs = sorted(file.parent for file in path.glob(f"*/{MARKER}"))
-    if runs:
+        return replace(_read_run(path), scores=scores)
+    if runs := sorted(file.parent for file in path.glob(f"*/{MARKER}")):
         raise InputError(f"report {path}: a folder of runs; name them, such as {runs[0]}, or {path}/*")
     if scores:
-        return Source(path, "evaluation", scores=scores)
+        return Source(path, scores=scores)
     if (path.parent / MARKER).exists():
         raise InputError(f"report {path}: a part of the run {path.parent}; give {path.parent}")
     raise InputError(
         f"report {path}: not a run folder (of slimepo run, train or quickstart) and no scores of slimepo eval in it"
     )
-
-
-def _seeds(path: Path) -> list[Path]:
-    """The runs of a folder of seeds, in their order; none where it is no such folder."""
-    seeds = [file.parent for file in path.glob(f"seed-*/{MARKER}")] if not (path / MARKER).exists() else []
-    return sorted(seeds, key=lambda seed: (len(seed.name), seed.name))
 
 
 def read_scores(path: Path) -> tuple[Scored, ...]:
@@ -80,52 +80,36 @@ def read_scores(path: Path) -> tuple[Scored, ...]:
     found = []
     for file in sorted({file for pattern in patterns for file in path.glob(pattern)}):
         record = mapping(read_json(file))
-        rows = [row for row in map(mapping, record.get("scores") or ()) if row]
-        if rows:
-            found.append(_scored(file, rows, mapping(record.get("canaries"))))
+        try:
+            scores = tuple(scores_of_row(row) for row in map(mapping, record.get("scores") or ()) if row)
+            canaries = {n: CanaryResult(**each) for n, each in mapping(record.get("canaries")).items()}
+        except (InputError, TypeError) as error:
+            raise InputError(f"{file}: no score file of slimepo eval ({error})") from None
+        if scores:
+            found.append(Scored(file.parent.parent, scores, canaries))
     return tuple(found)
 
 
-def _scored(file: Path, rows: Sequence[dict[str, Any]], canaries: dict[str, Any]) -> Scored:
-    try:
-        scores = tuple(scores_of_row(row) for row in rows)
-        return Scored(
-            file.parent.parent, scores, {n: CanaryResult(**result) for n, result in canaries.items()}
-        )
-    except (InputError, TypeError) as error:
-        raise InputError(f"{file}: no score file of slimepo eval ({error})") from None
-
-
-def _told_apart(name: str, source: Source, names: Sequence[str]) -> str:
-    if names.count(name) < 2:
-        return name
-    return f"{source.path.resolve().parent.name}/{name}"
-
-
-def _run_source(path: Path) -> Source:
+def _read_run(path: Path) -> Source:
     recipe = read_mapping(path / "recipe.yaml", "recipe") if (path / "recipe.yaml").exists() else {}
     stages = [mapping(stage) for stage in recipe.get("stages") or ()]
-    begun = [at for at, stage in enumerate(stages) if _begun(path / str(stage.get("name")))]
+    names = [str(stage.get("name") or "") for stage in stages]
+    files = ("stage.json", "metrics.jsonl", "error.json")
+    begun = [at for at, name in enumerate(names) if any((path / name / file).exists() for file in files)]
     # Supervised training that others start from is not what a report compares, unless there is nothing else yet.
     started = {place for at in begun for place in led_to(stages, at)}
     shown = [at for at in begun if at not in started or stages[at].get("loss") != "sft"]
     shown = shown or begun or list(range(len(stages)))[:1]
-    records = [stage_record(path, recipe, stages, at, len(shown) > 1) for at in shown]
-    others = [str(stages[at].get("name")) for at in begun if at not in shown]
     pairs = {name: mapping(read_json(path / name / "pairs.json")) for name in mapping(recipe.get("pairs"))}
+    others = [names[at] for at in begun if at not in shown]
     times = {name: mapping(read_json(path / name / "stage.json")).get("seconds") for name in others}
     times |= {f"{name} (pairs)": facts.get("seconds") for name, facts in pairs.items()}
     return Source(
         path,
-        "run",
-        tuple(records),
+        tuple(stage_record(path, recipe, at, len(shown) > 1) for at in shown),
         data=mapping(read_json(path / "data.json")),
         versions={key: str(value) for key, value in mapping(read_json(path / "versions.json")).items()},
         recipe=recipe,
         pairs={name: facts for name, facts in pairs.items() if facts},
         seconds=numbers(times),
     )
-
-
-def _begun(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("stage.json", "metrics.jsonl", "error.json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import statistics
@@ -12,15 +13,7 @@ from typing import Any, NamedTuple
 
 from slimepo.report.records import ABSENT, Record, number, short_number, unique
 
-_LABELS = {
-    "slime": "SLIME",
-    "dpo": "DPO",
-    "simpo": "SimPO",
-    "sft": "SFT",
-    "kto": "KTO",
-    "orpo": "ORPO",
-    "ipo": "IPO",
-}
+_LABELS = {name.lower(): name for name in ("SLIME", "DPO", "SimPO", "SFT", "KTO", "ORPO", "IPO")}
 
 
 class Spread(NamedTuple):
@@ -34,19 +27,28 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Records with the same settings but the seed, under one label; `series` decides the colour."""
+    """Records with the same settings but the seed, under one label."""
 
     label: str
-    series: str
     records: tuple[Record, ...]
 
     @property
     def first(self) -> Record:
         return self.records[0]
 
+    @property
+    def series(self) -> str:
+        """The objective; it decides the colour."""
+        return series_label(self.first.loss)
+
     def spread(self, figure: Callable[[Record], float | None]) -> Spread | None:
         """Median, lowest and highest of a figure over the seeds that have it."""
-        return spread([value for record in self.records if (value := figure(record)) is not None])
+        values = [value for record in self.records if (value := figure(record)) is not None]
+        return Spread(statistics.median(values), min(values), max(values), len(values)) if values else None
+
+    def after(self, key: str) -> Spread | None:
+        """A held-out figure after training."""
+        return self.spread(lambda record: record.after.get(key))
 
 
 class Setting(NamedTuple):
@@ -55,11 +57,6 @@ class Setting(NamedTuple):
     key: str
     values: tuple[str, ...]
     rare: tuple[bool, ...]
-
-
-def spread(values: Sequence[float]) -> Spread | None:
-    """Median, lowest and highest; None without values."""
-    return Spread(statistics.median(values), min(values), max(values), len(values)) if values else None
 
 
 def group_records(records: Sequence[Record]) -> list[Group]:
@@ -73,10 +70,7 @@ def group_records(records: Sequence[Record]) -> list[Group]:
             key += "'"
         found.setdefault(key, []).append(record)
     labels = unique([_label(group) for group in found.values()])
-    return [
-        Group(label, series_label(group[0].series), tuple(group))
-        for label, group in zip(labels, found.values(), strict=True)
-    ]
+    return [Group(label, tuple(group)) for label, group in zip(labels, found.values(), strict=True)]
 
 
 def series_label(series: str) -> str:
@@ -113,21 +107,16 @@ def by_rate(groups: Sequence[Group]) -> dict[str, list[Group]]:
 
 def compare_settings(groups: Sequence[Group]) -> tuple[list[Setting], list[tuple[str, str]]]:
     """The settings that differ between groups, and those that are the same in all, as text."""
-    keys = list(dict.fromkeys(key for group in groups for key in group.first.settings))
     differing, same = [], []
-    for key in keys:
-        values = tuple(
-            told(group.first.settings[key]) if key in group.first.settings else ABSENT for group in groups
-        )
-        counts = Counter(values)
-        if len(counts) == 1:
-            same.append((key, values[0]))
+    for key in dict.fromkeys(key for group in groups for key in group.first.settings):
+        own = [group.first.settings for group in groups]
+        values = tuple(told(settings[key]) if key in settings else ABSENT for settings in own)
+        usual, times = Counter(values).most_common(1)[0]
+        rare = tuple(2 * times > len(values) and value != usual for value in values)
+        if times == len(values):
+            same.append((key, usual))
         else:
-            most = counts.most_common(1)[0]
-            usual = most[0] if most[1] * 2 > len(values) else None
-            differing.append(
-                Setting(key, values, tuple(usual is not None and value != usual for value in values))
-            )
+            differing.append(Setting(key, values, rare))
     return differing, same
 
 
@@ -149,22 +138,13 @@ def _label(group: Sequence[Record]) -> str:
     if len(group) == 1:
         return group[0].name
     # A folder's name before a stage's is only there to tell seeds apart.
-    names = {record.name.rpartition("/")[2] for record in group}
-    stem = names.pop() if len(names) == 1 else _without_seed(_common_start(sorted(names)))
-    return f"{stem or series_label(group[0].series)} ({len(group)} seeds)"
-
-
-def _common_start(names: Sequence[str]) -> str:
-    alike = [len(set(letters)) == 1 for letters in zip(*names, strict=False)]
-    return names[0][: alike.index(False) if False in alike else len(alike)]
-
-
-def _without_seed(name: str) -> str:
-    """`slime-s`, `slime-seed` and `slime_` are all `slime`."""
-    return re.sub(r"([\s_.,:(-]+(seed|s)?|[\s_.,:(-]*seed)[\s_.,:(=-]*$", "", name)
-
-
-Figure = Callable[[Record], float | None]
+    names = [record.name.rpartition("/")[2] for record in group]
+    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    stem = "".join(letters[0] for letters in alike)
+    if len(set(names)) > 1:
+        # `slime-s`, `slime-seed` and `slime_` are all `slime`.
+        stem = re.sub(r"([\s_.,:(-]+(seed|s)?|[\s_.,:(-]*seed)[\s_.,:(=-]*$", "", stem)
+    return f"{stem or series_label(group[0].loss)} ({len(group)} seeds)"
 
 
 def written(value: Spread | None, form: str, scale: float = 1.0) -> str:
@@ -175,11 +155,6 @@ def written(value: Spread | None, form: str, scale: float = 1.0) -> str:
     return median if value.n == 1 else f"{median} ({low} to {high})"
 
 
-def after(group: Group, key: str, form: str, scale: float = 1.0) -> str:
-    """A held-out figure after training."""
-    return written(group.spread(lambda record: record.after.get(key)), form, scale)
-
-
 def change(group: Group, key: str, form: str, scale: float = 1.0) -> str:
     """A held-out figure before and after training: `-0.41 → -0.39`.
 
@@ -188,7 +163,7 @@ def change(group: Group, key: str, form: str, scale: float = 1.0) -> str:
     """
     both = [r for r in group.records if key in r.before and key in r.after]
     if not both:
-        return after(group, key, form, scale)
+        return written(group.after(key), form, scale)
     was, now = [scale * r.before[key] for r in both], [scale * r.after[key] for r in both]
     medians = " → ".join(_rounded(statistics.median(values), form) for values in (was, now))
     changes = [b - a for a, b in zip(was, now, strict=True)]

@@ -12,28 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
 from slimepo.files import write_text
-from slimepo.report import tables
+from slimepo.report import panels, tables
 from slimepo.report.benchmarks import (
-    ScoreColumn,
     benchmark_table,
     canary_table,
+    category_sections,
     category_tables,
-    model_styles,
-    radar_panels,
     score_columns,
 )
 from slimepo.report.figures import styles, swatch
 from slimepo.report.findings import findings
 from slimepo.report.folders import read_sources
-from slimepo.report.groups import Group, compare_settings, count, duration, group_records
-from slimepo.report.panels import (
-    distribution_panels,
-    family_panels,
-    main_panels,
-    other_panels,
-    rate_panels,
-    watched_panels,
-)
+from slimepo.report.groups import Group, compare_settings, count, group_records
 from slimepo.report.records import ABSENT, Sample, Source, mapping
 
 if TYPE_CHECKING:
@@ -66,15 +56,11 @@ class Report:
     @property
     def counted(self) -> str:
         """How many runs are on the page; where there is none, how many scores of how many models."""
-        models = {score.model for column in score_columns(self.sources) for score in column.scores}
-        scores = sum(len(column.scores) for column in score_columns(self.sources))
-        if self.runs or not scores:
-            return _plural(self.runs, "run")
-        return f"{_plural(scores, 'score')} of {_plural(len(models), 'model')}"
-
-
-def _plural(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+        models = [score.model for column in score_columns(self.sources) for score in column.scores]
+        told = {"score": len(models), "model": len(set(models))}
+        if self.runs or not models:
+            told = {"run": self.runs}
+        return " of ".join(f"{number} {what}{'' if number == 1 else 's'}" for what, number in told.items())
 
 
 def read_report(paths: Sequence[Path]) -> Report:
@@ -83,23 +69,19 @@ def read_report(paths: Sequence[Path]) -> Report:
     Raises:
         InputError: one is no folder of slimepo's, or there is nothing in any of them.
     """
-    return make_report(read_sources(paths))
+    sources = read_sources(paths)
+    groups = group_records([record for source in sources for record in source.records])
+    return Report(tuple(sources), tuple(groups))
 
 
-def make_report(sources: Sequence[Source]) -> Report:
-    """A report of folders that are read already."""
-    records = [record for source in sources for record in source.records]
-    return Report(tuple(sources), tuple(group_records(records)))
-
-
-def write_report(paths: Sequence[Path], page: Path, table: Path | None = None) -> Report:
-    """Read folders and write the page and, unless `table` says where, its Markdown beside it.
+def write_report(paths: Sequence[Path], page: Path) -> Report:
+    """Read folders and write the page, and its tables in Markdown beside it.
 
     Raises:
         InputError: as `read_report`; the extra `report` (matplotlib) is not installed; or nothing can be written there.
     """
     report = read_report(paths)
-    texts = {page: report_page(report), table or page.with_suffix(".md"): report_markdown(report)}
+    texts = {page: report_page(report), page.with_suffix(".md"): report_markdown(report)}
     try:
         for path, text in texts.items():
             write_text(path, text)
@@ -136,15 +118,19 @@ def report_page(report: Report) -> str:
     from markupsafe import Markup
 
     groups, sources = report.groups, report.sources
+    records = [record for group in groups for record in group.records]
     environment = Environment(
         loader=PackageLoader("slimepo", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(svg=Markup, count=count, duration=duration, short=_short, whole=_whole)
+    environment.filters.update(svg=Markup, count=count, short=_short, whole=_whole)
     differing, same = compare_settings(groups)
-    look = styles(groups)
     columns = score_columns(sources)
     benchmarks, benchmark_notes = benchmark_table(columns)
-    records = [record for group in groups for record in group.records]
+    start = tables.common_start(groups)
+    versions: dict[str, dict[str, None]] = {}
+    for source in sources:
+        for name, version in source.versions.items():
+            versions.setdefault(name, {})[version] = None
     return environment.get_template("template.html.j2").render(
         report=report,
         groups=groups,
@@ -152,24 +138,32 @@ def report_page(report: Report) -> str:
         results=tables.results(groups, sources),
         benchmarks=benchmarks,
         benchmark_notes=benchmark_notes,
-        categories=_categories(report, columns),
+        categories=category_sections(columns, groups),
         canaries=canary_table(sources),
         speed=tables.speed(groups, sources),
         data=tables.data_facts(groups, sources),
-        figures=_figures(report),
-        keys={label: swatch(style) for label, style in look.items()},
+        figures={
+            "rate": panels.rate_panels(groups, start),
+            "curves": panels.curve_panels(groups, panels.logged, panels.MAIN, start),
+            "watched": panels.curve_panels(groups, panels.watched, panels.WATCHED),
+            "others": panels.curve_panels(groups, panels.logged, panels.other_metrics(groups)),
+            "shapes": panels.distribution_panels(groups),
+            "families": panels.family_panels(groups),
+            "start": bool(start),
+        },
+        keys={label: swatch(style) for label, style in styles(groups).items()},
         start_key=swatch(),
         differing=differing,
         same=same,
-        blocks=tables.settings_blocks(groups),
+        blocks=tables.in_blocks(groups),
         samples=shown_samples(sources)[:_MOST_SAMPLES],
         warned=[record for record in records if record.warnings],
-        monitor_facts=[(r.name, fact) for r in records for fact in r.facts.get("monitor") or ()],
+        monitor_facts=[(record.name, fact) for record in records for fact in record.monitor_facts],
         start=tables.start_group(sources),
         seeds=sorted({record.seed for record in records if record.seed is not None}),
         prompts=sorted({record.prompts for record in records if record.prompts}),
         pairs=tables.pair_facts(sources),
-        versions=_versions(sources),
+        versions=[(name, ", ".join(found)) for name, found in sorted(versions.items())],
         recipes=[(source.path.name, _yaml(source.recipe)) for source in sources if source.recipe],
     )
 
@@ -178,7 +172,7 @@ def report_markdown(report: Report) -> str:
     """Results, benchmarks, canaries, differing settings and warnings in Markdown."""
     groups, sources = report.groups, report.sources
     results = tables.results(groups, sources)
-    parts = [_markdown_table(results, noted=True)] if results.lines else []
+    parts = [_markdown_table(results)] if results.lines else []
     columns = score_columns(sources)
     scores, notes = benchmark_table(columns)
     if scores.lines:
@@ -193,53 +187,15 @@ def report_markdown(report: Report) -> str:
         heads = ("setting", *(group.label for group in groups))
         lines = [tables.Line(setting.key, setting.values) for setting in differing]
         parts.append(_markdown_table(tables.Table(heads, lines)))
-    warned = [
-        f"- {record.name}{'' if each.step is None else f', step {each.step:.0f}'}: {each.text}"
-        f"{'' if each.gone is None else f' (gone at step {each.gone:.0f})'}"
-        for group in groups
-        for record in group.records
-        for each in record.warnings
-    ]
+    warned = []
+    for record in (record for group in groups for record in group.records):
+        for each in record.warnings:
+            step = "" if each.step is None else f", step {each.step:.0f}"
+            gone = "" if each.gone is None else f" (gone at step {each.gone:.0f})"
+            warned.append(f"- {_markdown(f'{record.name}{step}: {each.text}{gone}')}")
     if warned:
-        parts.append("\n".join(f"- {_markdown(line[2:])}" for line in warned) + "\n")
+        parts.append("\n".join(warned) + "\n")
     return "\n".join(parts)
-
-
-def _figures(report: Report) -> dict[str, Any]:
-    groups = report.groups
-    befores = [record.before for group in groups for record in group.records if record.before]
-    # A common start is a line in every picture; different ones would be many.
-    start = befores[0] if befores and all(tables.same_start(each, befores[0]) for each in befores) else {}
-    return {
-        "rate": rate_panels(groups, start),
-        "curves": main_panels(
-            groups, {key: start[key] for key in ("logps/chosen", "logps/rejected", "margin") if key in start}
-        ),
-        "watched": watched_panels(groups),
-        "others": other_panels(groups),
-        "shapes": distribution_panels(groups),
-        "families": family_panels(groups),
-        "start": bool(start),
-    }
-
-
-def _categories(report: Report, columns: Sequence[ScoreColumn]) -> list[dict[str, Any]]:
-    """MT-Bench by category: a title, a table, a radar plot where there is enough for one, and its keys."""
-    found = []
-    for column, title, table in category_tables(columns):
-        look = model_styles(column, report.groups)
-        panels = radar_panels(column, title, look)
-        keys = {label: swatch(style) for label, style in look.items()} if panels else {}
-        found.append({"title": title, "table": table, "panels": panels, "keys": keys})
-    return found
-
-
-def _versions(sources: Sequence[Source]) -> list[tuple[str, str]]:
-    names = list(dict.fromkeys(name for source in sources for name in source.versions))
-    return [
-        (n, ", ".join(dict.fromkeys(s.versions[n] for s in sources if n in s.versions)))
-        for n in sorted(names)
-    ]
 
 
 def _yaml(recipe: Any) -> str:
@@ -251,16 +207,14 @@ def _yaml(recipe: Any) -> str:
     return text.getvalue()
 
 
-def _markdown_table(table: tables.Table, noted: bool = False) -> str:
+def _markdown_table(table: tables.Table) -> str:
     lines = [[_markdown(head) for head in table.heads], ["---"] + ["---:"] * (len(table.heads) - 1)]
     for line in table.lines:
-        label = (
-            f"{line.label} ({line.note})" if noted and line.note and line.note != line.label else line.label
-        )
+        note = f" ({line.note})" if line.note and line.note != line.label else ""
         cells = list(line.cells)
         if line.error and cells:
             cells[0] = line.error if cells[0] == ABSENT else f"{cells[0]} ({line.error})"
-        shown = [_markdown(cell) for cell in (label, *cells)]
+        shown = [_markdown(cell) for cell in (line.label + note, *cells)]
         lines.append([f"**{cell}**" if line.best and at < 2 else cell for at, cell in enumerate(shown)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 import operator
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from slimepo.report.figures import FAINT, INK, NARROW, WIDE, Panel, Style, figure_of, start_line, styles, svg
 from slimepo.report.groups import Group, Spread, by_rate, by_series
@@ -43,6 +44,19 @@ WATCHED = (
     ("generation/finished", "Probe's answers that end"),
     ("generation/repeated", "Probe's answers: repeated 4-grams"),
 )
+# Key of a figure after training, title, factor.
+RATES = (
+    ("exact_match", "Exact match, %", 100),
+    ("logps/chosen", "Chosen answers, nats per token", 1),
+    ("format_valid", "Valid format, %", 100),
+)
+# Title, unit, and whether heights are square roots.
+SHAPES = {
+    "margin": ("Margin of pairs", "nats per token", False),
+    "rejected_tokens": ("Tokens of rejected answers", "log-probability, nats (heights: square root)", True),
+    "answer_lengths": ("Length of greedy answers", "tokens", False),
+}
+FAMILY = "exact_match/"
 _NO_CURVES = ("step", "epoch", "learning_rate", "total_flos", "num_input_tokens_seen")
 # Parts that a long curve is cut into; of each, three points are drawn.
 _PARTS = 100
@@ -56,51 +70,60 @@ def logged(record: Record) -> Sequence[Mapping[str, float]]:
 
 
 def watched(record: Record) -> Sequence[Mapping[str, float]]:
-    """The monitor's probes of a record; of its training pairs where none are held out."""
+    """What the monitor saw of a record's held-out pairs; of its training pairs where none are held out."""
     lines = record.monitor
     if any(key.startswith("heldout/") for line in lines for key in line):
         return lines
     return [{key.replace("train/", "heldout/"): value for key, value in line.items()} for line in lines]
 
 
-def main_panels(groups: Sequence[Group], starts: Mapping[str, float]) -> list[Panel]:
-    """The panels that every reader wants; `starts` are levels of the common start, dashed."""
-    return _panels([curve_panel(groups, logged, key, title, starts.get(key)) for key, title in MAIN])
-
-
-def watched_panels(groups: Sequence[Group]) -> list[Panel]:
-    """What the monitor saw on its fixed sample."""
-    return _panels([curve_panel(groups, watched, key, title) for key, title in WATCHED])
-
-
-def other_panels(groups: Sequence[Group]) -> list[Panel]:
+def other_metrics(groups: Sequence[Group]) -> list[tuple[str, str]]:
     """Every other metric that was logged, under its own name."""
     keys = {key for group in groups for record in group.records for line in record.curve for key in line}
-    named = {key for key, _ in MAIN} | set(_NO_CURVES)
-    others = sorted(key for key in keys - named if not key.startswith(("monitor/", "train_")))
-    return _panels([curve_panel(groups, logged, key, key) for key in others])
+    others = keys - {key for key, _ in MAIN} - set(_NO_CURVES)
+    return [(key, key) for key in sorted(others) if not key.startswith(("monitor/", "train_"))]
 
 
-def curve_panel(
-    groups: Sequence[Group], lines: Lines, key: str, title: str, start: float | None = None
-) -> Panel | None:
-    """A metric over the steps, a line a group: the median of its seeds with a band from lowest to highest.
+def curve_panels(
+    groups: Sequence[Group],
+    lines: Lines,
+    metrics: Sequence[tuple[str, str]],
+    starts: Mapping[str, float] | None = None,
+) -> list[Panel]:
+    """Metrics over the steps, a line a group: the median of its seeds with a band from lowest to highest.
 
-    None where no run has the metric.
+    A metric that no run has is left out; `starts` are levels of the common start, dashed.
     """
-    look = styles(groups)
-    drawn = {group.label: points for group in groups if (points := band(group, lines, key))}
-    if not drawn:
-        return None
-    with figure_of(WIDE, 2.3) as (figure, axes):
-        for group in groups:
-            if group.label in drawn:
-                _line(axes, drawn[group.label], look[group.label], _ended(group, lines, key))
-        start_line(axes, start)
-        axes.set_xlabel("step")
-        axes.margins(x=0.03, y=0.08)
-        ends = "; ".join(f"{label} ends at {points[-1][1].median:.3g}" for label, points in drawn.items())
-        return Panel(title, svg(figure, f"curve-{key}", f"{title}, over the steps: {ends}"))
+    look, panels = styles(groups), []
+    for key, title in metrics:
+        drawn = {group.label: points for group in groups if (points := band(group, lines, key))}
+        if not drawn:
+            continue
+        with figure_of(WIDE, 2.3) as (figure, axes):
+            for group in groups:
+                if group.label in drawn:
+                    # Where runs stop that did not come to their end.
+                    stopped = [_points(r, lines, key) for r in group.records if r.state != "finished"]
+                    _line(axes, drawn[group.label], look[group.label], [each[-1] for each in stopped if each])
+            start_line(axes, (starts or {}).get(key))
+            axes.set_xlabel("step")
+            axes.margins(x=0.03, y=0.08)
+            ends = "; ".join(f"{label} ends at {points[-1][1].median:.3g}" for label, points in drawn.items())
+            panels.append(Panel(title, svg(figure, f"curve-{key}", f"{title}, over the steps: {ends}")))
+    return panels
+
+
+def _line(
+    axes: Any, points: Sequence[tuple[float, Spread]], style: Style, stopped: Sequence[tuple[float, float]]
+) -> None:
+    xs, ys = [step for step, _ in points], [value.median for _, value in points]
+    if any(value.n > 1 for _, value in points):
+        low, high = [value.low for _, value in points], [value.high for _, value in points]
+        axes.fill_between(xs, low, high, color=style.colour, alpha=0.16, linewidth=0)
+    axes.plot(xs, ys, color=style.colour, linestyle=style.line, linewidth=1.5)
+    axes.plot(xs[-1:], ys[-1:], style.marker, color=style.colour, markersize=4.5)
+    for x, y in stopped:
+        axes.plot([x], [y], "x", color=INK, markersize=7, markeredgewidth=1.6)
 
 
 def band(group: Group, lines: Lines, key: str) -> list[tuple[float, Spread]]:
@@ -110,9 +133,8 @@ def band(group: Group, lines: Lines, key: str) -> list[tuple[float, Spread]]:
     last. The band ends where the first of the seeds that came to their end does.
     """
     seeds = [_points(record, lines, key) for record in group.records]
-    ends = [
-        points[-1][0] for points, record in zip(seeds, group.records, strict=True) if points and _done(record)
-    ]
+    ended = zip(seeds, group.records, strict=True)
+    ends = [points[-1][0] for points, record in ended if points and record.state == "finished"]
     last = min(ends, default=math.inf)
     within = [[point for point in points if point[0] <= last] for points in seeds]
     kept = sorted({step for points in within for step in _thinned(points)})
@@ -148,91 +170,46 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[float]:
     return [step for step, _ in (*drawn, points[-1])]
 
 
-def _done(record: Record) -> bool:
-    return record.state == "finished"
-
-
 def rate_panels(groups: Sequence[Group], starts: Mapping[str, float]) -> list[Panel]:
-    """Figures after training over the learning rate, where some objective was run at several."""
-    wanted = (
-        ("exact_match", "Exact match, %", 100),
-        ("logps/chosen", "Chosen answers, nats per token", 1),
-        ("format_valid", "Valid format, %", 100),
-    )
-    return _panels(
-        [over_learning_rate(groups, key, starts.get(key), title, scale) for key, title, scale in wanted]
-    )
+    """Figures after training over the learning rate, a line an objective, where some objective was run at several.
 
-
-def over_learning_rate(
-    groups: Sequence[Group], key: str, start: float | None, title: str, scale: float = 1.0
-) -> Panel | None:
-    """A figure after training over the learning rate, a line an objective; `start` is dashed.
-
-    None where nothing was run at several rates.
+    `starts` are levels of the common start, dashed.
     """
-    look = styles(groups)
-    lines = {name: _with_rate(together, key, scale) for name, together in by_rate(groups).items()}
-    lines = {name: points for name, points in lines.items() if points}
-    if max(map(len, lines.values()), default=0) < 2:
-        return None
-    with figure_of(WIDE, 2.7, right=0.74) as (figure, axes):
-        axes.set_xscale("log")
-        ends = []
-        for name, points in lines.items():
-            first = look[points[0][0].label]
-            axes.plot(
-                [x for _, x, _ in points], [y.median for *_, y in points], color=first.colour, linewidth=1.6
-            )
-            for group, x, y in points:
-                axes.plot([x], [y.median], look[group.label].marker, color=first.colour, markersize=5.5)
-                if y.n > 1:
-                    axes.plot([x, x], [y.low, y.high], color=first.colour, linewidth=1.2)
-            ends.append((points[-1][2].median, name))
-        if start is not None:
-            start_line(axes, start * scale)
-            ends.append((start * scale, "start"))
-        rates = sorted({x for points in lines.values() for _, x, _ in points})
-        axes.set_xticks(rates, [short_number(rate) for rate in rates])
-        axes.minorticks_off()
-        axes.set_xlim(rates[0] / 1.5, rates[-1] * 1.35)
-        axes.set_xlabel("learning rate")
-        axes.margins(y=0.08)
-        _label_ends(axes, ends)
-        return Panel(title, svg(figure, f"rate-{key}", f"{title}, over the learning rate"))
-
-
-def _with_rate(groups: Sequence[Group], key: str, scale: float) -> list[tuple[Group, float, Spread]]:
-    points = []
-    for group in groups:
-        rate, value = group.first.learning_rate, group.spread(lambda record: record.after.get(key))
-        if rate is not None and rate > 0 and value is not None:
-            scaled = Spread(value.median * scale, value.low * scale, value.high * scale, value.n)
-            points.append((group, rate, scaled))
-    return points
-
-
-def _panels(made: Sequence[Panel | None]) -> list[Panel]:
-    return [panel for panel in made if panel is not None]
-
-
-def _line(
-    axes: Any, points: Sequence[tuple[float, Spread]], style: Style, ended: Sequence[tuple[float, float]]
-) -> None:
-    xs, ys = [step for step, _ in points], [value.median for _, value in points]
-    if any(value.n > 1 for _, value in points):
-        low, high = [value.low for _, value in points], [value.high for _, value in points]
-        axes.fill_between(xs, low, high, color=style.colour, alpha=0.16, linewidth=0)
-    axes.plot(xs, ys, color=style.colour, linestyle=style.line, linewidth=1.5)
-    axes.plot(xs[-1:], ys[-1:], style.marker, color=style.colour, markersize=4.5)
-    for x, y in ended:
-        axes.plot([x], [y], "x", color=INK, markersize=7, markeredgewidth=1.6)
-
-
-def _ended(group: Group, lines: Lines, key: str) -> list[tuple[float, float]]:
-    """Where runs stop that did not come to their end."""
-    stopped = [_points(record, lines, key) for record in group.records if not _done(record)]
-    return [points[-1] for points in stopped if points]
+    look, panels = styles(groups), []
+    for key, title, scale in RATES:
+        lines: dict[str, list[tuple[Group, float, Spread]]] = {}
+        for name, together in by_rate(groups).items():
+            for group in together:
+                rate, value = group.first.learning_rate, group.after(key)
+                if rate is not None and rate > 0 and value is not None:
+                    scaled = Spread(value.median * scale, value.low * scale, value.high * scale, value.n)
+                    lines.setdefault(name, []).append((group, rate, scaled))
+        if max(map(len, lines.values()), default=0) < 2:
+            continue
+        with figure_of(WIDE, 2.7, right=0.74) as (figure, axes):
+            axes.set_xscale("log")
+            for points in lines.values():
+                colour = look[points[0][0].label].colour
+                axes.plot(
+                    [x for _, x, _ in points], [y.median for *_, y in points], color=colour, linewidth=1.6
+                )
+                for group, x, y in points:
+                    axes.plot([x], [y.median], look[group.label].marker, color=colour, markersize=5.5)
+                    if y.n > 1:
+                        axes.plot([x, x], [y.low, y.high], color=colour, linewidth=1.2)
+            ends = [(points[-1][2].median, name) for name, points in lines.items()]
+            if key in starts:
+                start_line(axes, starts[key] * scale)
+                ends.append((starts[key] * scale, "start"))
+            rates = sorted({x for points in lines.values() for _, x, _ in points})
+            axes.set_xticks(rates, [short_number(rate) for rate in rates])
+            axes.minorticks_off()
+            axes.set_xlim(rates[0] / 1.5, rates[-1] * 1.35)
+            axes.set_xlabel("learning rate")
+            axes.margins(y=0.08)
+            _label_ends(axes, ends)
+            panels.append(Panel(title, svg(figure, f"rate-{key}", f"{title}, over the learning rate")))
+    return panels
 
 
 def _label_ends(axes: Any, ends: Sequence[tuple[float, str]]) -> None:
@@ -255,90 +232,63 @@ def _label_ends(axes: Any, ends: Sequence[tuple[float, str]]) -> None:
         )
 
 
-# Title, unit, and whether heights are square roots.
-_TITLES = {
-    "margin": ("Margin of pairs", "nats per token", False),
-    "rejected_tokens": ("Tokens of rejected answers", "log-probability, nats (heights: square root)", True),
-    "answer_lengths": ("Length of greedy answers", "tokens", False),
-}
-FAMILY = "exact_match/"
-
-
 def distribution_panels(groups: Sequence[Group]) -> list[Panel]:
     """A panel a quantity, a row a group: before as an outline, after as an area in the group's colour."""
-    names = [name for group in groups for record in group.records for name in record.distributions]
-    ordered = sorted(
-        set(names), key=lambda name: (list(_TITLES).index(name) if name in _TITLES else 99, name)
-    )
-    return [_ridges(groups, name) for name in ordered]
-
-
-def _ridges(groups: Sequence[Group], name: str) -> Panel:
-    look = styles(groups)
-    found = {g.label: [r.distributions[name] for r in g.records if name in r.distributions] for g in groups}
-    shown = {label: shapes for label, shapes in found.items() if shapes}
-    title, unit, root = _TITLES.get(name, (name, "", False))
-    height = 0.55 + 0.36 * len(shown)
-    with figure_of(WIDE, height, left=0.3, top=1 - 0.05 / height) as (figure, axes):
-        heights = [
-            _heights(d, side, root)
-            for shapes in shown.values()
-            for d in shapes
-            for side in (d.before, d.after)
-        ]
-        scale = 0.88 / (max(map(max, heights)) or 1)
-        for row, (label, shapes) in enumerate(reversed(shown.items())):
-            _ridge(axes, row, shapes, look[label], scale, root)
-        labels = [label if len(label) <= 20 else label[:19] + "…" for label in reversed(shown)]
-        axes.set_yticks([row + 0.25 for row in range(len(shown))], labels)
-        axes.grid(axis="y", visible=False)
-        axes.spines["left"].set_visible(False)
-        axes.set_ylim(-0.06, len(shown))
-        axes.set_xlabel(unit)
-        words = "; ".join(f"{label}: median {_medians(shapes[0])}" for label, shapes in shown.items())
-        return Panel(title, svg(figure, f"ridge-{name}", f"{title} before and after: {words}"))
-
-
-def _ridge(
-    axes: Any, base: float, shapes: Sequence[Distribution], style: Style, scale: float, root: bool
-) -> None:
-    for at, shape in enumerate(shapes):
-        before, after = (
-            [base + scale * height for height in _heights(shape, side, root)]
-            for side in (shape.before, shape.after)
-        )
-        axes.stairs(
-            after, shape.edges, baseline=base, fill=True, color=style.colour, alpha=0.55 / len(shapes)
-        )
-        if at == 0:
-            axes.stairs(before, shape.edges, baseline=base, color=INK, linewidth=0.8)
-    axes.axhline(base, color=FAINT, linewidth=0.8, zorder=0)
+    found = {name for group in groups for record in group.records for name in record.distributions}
+    names = [*(name for name in SHAPES if name in found), *sorted(found - SHAPES.keys())]
+    look, panels = styles(groups), []
+    for name in names:
+        title, unit, root = SHAPES.get(name, (name, "", False))
+        of = {g.label: [r.distributions[name] for r in g.records if name in r.distributions] for g in groups}
+        shown = {label: shapes for label, shapes in reversed(of.items()) if shapes}
+        # Of every group and seed the heights before and after.
+        drawn = {
+            label: [[_heights(s, side, root) for side in (s.before, s.after)] for s in shapes]
+            for label, shapes in shown.items()
+        }
+        highest = max(max(side) for seeds in drawn.values() for both in seeds for side in both)
+        scale, height = 0.88 / (highest or 1), 0.55 + 0.36 * len(shown)
+        with figure_of(WIDE, height, left=0.3, top=1 - 0.05 / height) as (figure, axes):
+            for row, (label, seeds) in enumerate(drawn.items()):
+                for at, both in enumerate(seeds):
+                    edges = shown[label][at].edges
+                    before, after = ([row + scale * value for value in side] for side in both)
+                    colour, alpha = look[label].colour, 0.55 / len(seeds)
+                    axes.stairs(after, edges, baseline=row, fill=True, color=colour, alpha=alpha)
+                    if at == 0:
+                        axes.stairs(before, edges, baseline=row, color=INK, linewidth=0.8)
+                axes.axhline(row, color=FAINT, linewidth=0.8, zorder=0)
+            labels = [label if len(label) <= 20 else label[:19] + "…" for label in shown]
+            axes.set_yticks([row + 0.25 for row in range(len(shown))], labels)
+            axes.grid(axis="y", visible=False)
+            axes.spines["left"].set_visible(False)
+            axes.set_ylim(-0.06, len(shown))
+            axes.set_xlabel(unit)
+            words = "; ".join(
+                f"{label}: median {_median(first, first.before):.3g} before, {_median(first, first.after):.3g} after"
+                for label, (first, *_) in reversed(shown.items())
+            )
+            panels.append(Panel(title, svg(figure, f"ridge-{name}", f"{title} before and after: {words}")))
+    return panels
 
 
 def _heights(shape: Distribution, counts: Sequence[float], root: bool) -> list[float]:
-    """Densities, or their square roots, which let a thin tail be seen beside a tall peak."""
-    return [math.sqrt(value) if root else value for value in _density(shape, counts)]
+    """Shares of all per unit, so that bins of unequal width and unequal numbers of pairs compare.
 
-
-def _density(shape: Distribution, counts: Sequence[float]) -> list[float]:
-    """Share of all per unit, so that bins of unequal width and unequal numbers of pairs compare."""
+    root: their square roots, which let a thin tail be seen beside a tall peak.
+    """
     total = sum(counts) or 1
     widths = [high - low for low, high in zip(shape.edges, shape.edges[1:], strict=False)]
-    return [count / total / (width or 1) for count, width in zip(counts, widths, strict=True)]
-
-
-def _medians(shape: Distribution) -> str:
-    return f"{_median(shape, shape.before):.3g} before, {_median(shape, shape.after):.3g} after"
+    shares = [count / total / (width or 1) for count, width in zip(counts, widths, strict=True)]
+    return [math.sqrt(share) for share in shares] if root else shares
 
 
 def _median(shape: Distribution, counts: Sequence[float]) -> float:
     """The middle of the bin that holds the median."""
-    half, seen = sum(counts) / 2, 0.0
-    for at, count in enumerate(counts):
-        seen += count
-        if seen >= half:
-            return (shape.edges[at] + shape.edges[at + 1]) / 2
-    return shape.edges[-1]
+    half = sum(counts) / 2
+    reached = (at for at, seen in enumerate(itertools.accumulate(counts)) if seen >= half)
+    at = next(reached, len(counts) - 1)
+    return (shape.edges[at] + shape.edges[at + 1]) / 2
 
 
 def family_panels(groups: Sequence[Group]) -> list[Panel]:
@@ -347,18 +297,18 @@ def family_panels(groups: Sequence[Group]) -> list[Panel]:
     The families stand in the same order everywhere: the ones that were hardest before at the bottom.
     """
     records = [record for group in groups for record in group.records]
-    before = {
-        key: value for record in records for key, value in record.before.items() if key.startswith(FAMILY)
-    }
+    before = {key: value for record in records for key, value in record.before.items()}
     found = {key for record in records for key in (*record.before, *record.after) if key.startswith(FAMILY)}
     keys = sorted(found, key=lambda key: (before.get(key, 0.0), key))
     look, panels = styles(groups), []
     for name, together in by_series(groups).items():
-        shown = [group for group in together if any(key in r.after for key in keys for r in group.records)]
+        shown = [group for group in together if any(group.after(key) for key in keys)]
         if not shown:
             continue
         with figure_of(NARROW, 0.6 + 0.22 * len(keys), left=0.24) as (figure, axes):
-            _dots(axes, shown, keys, look)
+            for row, key in enumerate(keys):
+                axes.axhline(row, color=FAINT, linewidth=0.6, zorder=0)
+                _family(axes, row, key, shown, look)
             axes.set_yticks(range(len(keys)), [key.removeprefix(FAMILY) for key in keys])
             axes.set_ylim(-0.7, len(keys) - 0.3)
             axes.set_xlim(-3, 103)
@@ -368,24 +318,17 @@ def family_panels(groups: Sequence[Group]) -> list[Panel]:
     return panels
 
 
-def _of(group: Group, key: str, when: Literal["before", "after"]) -> Spread | None:
-    return group.spread(lambda record: getattr(record, when).get(key))
-
-
-def _dots(axes: Any, groups: Sequence[Group], keys: Sequence[str], look: dict[str, Style]) -> None:
-    for row, key in enumerate(keys):
-        axes.axhline(row, color=FAINT, linewidth=0.6, zorder=0)
-        start = None
-        for place, group in enumerate(groups):
-            y = row + 0.3 * ((len(groups) - 1) / 2 - place) / max(1, len(groups) - 1) * 1.4
-            was = _of(group, key, "before")
-            now = _of(group, key, "after")
-            style = look[group.label]
-            start = start or was
-            if was is not None and now is not None:
-                xs = [100 * was.median, 100 * now.median]
-                axes.plot(xs, [y, y], color=style.colour, linewidth=1, alpha=0.6)
-            if now is not None:
-                axes.plot([100 * now.median], [y], style.marker, color=style.colour, markersize=4.2)
-        if start is not None:
-            axes.plot([100 * start.median] * 2, [row - 0.36, row + 0.36], color=INK, linewidth=1.6)
+def _family(axes: Any, row: int, key: str, groups: Sequence[Group], look: Mapping[str, Style]) -> None:
+    """A family's row: where the first group that knows it started, and where each of the groups came to."""
+    start = None
+    for place, group in enumerate(groups):
+        y = row + 0.3 * ((len(groups) - 1) / 2 - place) / max(1, len(groups) - 1) * 1.4
+        was, now, style = group.spread(lambda r: r.before.get(key)), group.after(key), look[group.label]
+        start = start or was
+        if was is not None and now is not None:
+            xs = [100 * was.median, 100 * now.median]
+            axes.plot(xs, [y, y], color=style.colour, linewidth=1, alpha=0.6)
+        if now is not None:
+            axes.plot([100 * now.median], [y], style.marker, color=style.colour, markersize=4.2)
+    if start is not None:
+        axes.plot([100 * start.median] * 2, [row - 0.36, row + 0.36], color=INK, linewidth=1.6)

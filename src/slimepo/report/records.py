@@ -73,7 +73,6 @@ class Record:
     name: str
     source: str
     loss: str
-    series: str
     settings: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     learning_rate: float | None = None
@@ -89,7 +88,9 @@ class Record:
     warnings: tuple[Warned, ...] = ()
     distributions: dict[str, Distribution] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
-    facts: dict[str, Any] = field(default_factory=dict)
+    monitor_facts: tuple[str, ...] = ()
+    layout: str = ""
+    trained_parameters: float | None = None
     kept: float | None = None
     dropped: dict[str, float] = field(default_factory=dict)
     steps: float | None = None
@@ -116,7 +117,6 @@ class Source:
     """
 
     path: Path
-    kind: Literal["run", "evaluation"]
     records: tuple[Record, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -161,18 +161,13 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def distributions(value: Any) -> dict[str, Distribution]:
-    """Histograms as they stand in a run folder; those that are not whole are left out."""
-    found = {}
-    for name, raw in mapping(value).items():
-        sides = [
-            [number(item) for item in mapping(raw).get(key) or ()] for key in ("edges", "before", "after")
-        ]
-        whole = [[item for item in side if item is not None] for side in sides]
-        edges, before, after = whole
-        if whole == sides and len(before) == len(after) == len(edges) - 1 > 0:
-            found[name] = Distribution(edges, before, after)
-    return found
+def distribution(value: Any) -> Distribution | None:
+    """A histogram as it stands in a run folder; None where it is not whole."""
+    told = [list(mapping(value).get(key) or ()) for key in ("edges", "before", "after")]
+    sides = [[item for item in map(number, side) if item is not None] for side in told]
+    edges, before, after = sides
+    whole = [*map(len, sides)] == [*map(len, told)] and len(before) == len(after) == len(edges) - 1 > 0
+    return Distribution(edges, before, after) if whole else None
 
 
 def short_number(value: float | None) -> str:

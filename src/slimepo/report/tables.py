@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slimepo.report.groups import (
     Group,
-    after,
     change,
     count,
     duration,
@@ -21,18 +20,18 @@ from slimepo.report.groups import (
     told,
     written,
 )
-from slimepo.report.records import ABSENT, Record, Source, mapping, number, numbers, short_number
+from slimepo.report.records import ABSENT, Record, Source, mapping, number, short_number
 
 if TYPE_CHECKING:
     from rich.table import Table as TerminalTable
 
 
 class Column(NamedTuple):
-    """A column of the results: heading on the page, heading in the terminal (none: not there), and its cells."""
+    """A column of groups: heading on the page, its cells, and the heading in the terminal (none: not there)."""
 
     head: str
-    short: str
     cell: Callable[[Group], str]
+    short: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,17 +53,32 @@ class Table:
     lines: list[Line] = field(default_factory=list)
 
 
-COLUMNS = (
-    Column("exact match, %", "exact, %", lambda g: change(g, "exact_match", ".1f", 100)),
-    Column("valid format, %", "valid", lambda g: after(g, "format_valid", ".1f", 100)),
-    Column("end token, %", "ends", lambda g: after(g, "end_rate", ".1f", 100)),
-    Column("repetition, %", "rep.", lambda g: after(g, "repetition", ".1f", 100)),
-    Column("chosen, nats/token", "chosen", lambda g: change(g, "logps/chosen", ".2f")),
-    Column("rejected, nats/token", "reject.", lambda g: after(g, "logps/rejected", ".2f")),
-    Column("margin, nats/token", "", lambda g: after(g, "margin", ".2f")),
-    Column("chosen likelier, %", "", lambda g: after(g, "accuracy", ".1f", 100)),
-    Column("chosen fell, %", "fell", lambda g: written(g.spread(lambda r: r.chosen_fell), ".1f", 100)),
-    Column("under floor, %", "floor", lambda g: after(g, "rejected_below_floor", ".1f", 100)),
+def _after(key: str, form: str, scale: float = 1) -> Callable[[Group], str]:
+    return lambda group: written(group.after(key), form, scale)
+
+
+RESULTS = (
+    Column("exact match, %", lambda g: change(g, "exact_match", ".1f", 100), "exact, %"),
+    Column("valid format, %", _after("format_valid", ".1f", 100), "valid"),
+    Column("end token, %", _after("end_rate", ".1f", 100), "ends"),
+    Column("repetition, %", _after("repetition", ".1f", 100), "rep."),
+    Column("chosen, nats/token", lambda g: change(g, "logps/chosen", ".2f"), "chosen"),
+    Column("rejected, nats/token", _after("logps/rejected", ".2f"), "reject."),
+    Column("margin, nats/token", _after("margin", ".2f")),
+    Column("chosen likelier, %", _after("accuracy", ".1f", 100)),
+    Column("chosen fell, %", lambda g: written(g.spread(lambda r: r.chosen_fell), ".1f", 100), "fell"),
+    Column("under floor, %", _after("rejected_below_floor", ".1f", 100), "floor"),
+)
+SPEED = (
+    Column("tokens/s", lambda g: count(_median(g, "tokens_per_second"))),
+    Column(
+        "padding, %", lambda g: ABSENT if (p := _median(g, "padding_share")) is None else f"{100 * p:.1f}"
+    ),
+    Column("steps", lambda g: written(g.spread(lambda r: r.steps), ",.0f")),
+    Column("time", lambda g: duration(s.median) if (s := g.spread(lambda r: r.seconds)) else ABSENT),
+    Column("peak memory", lambda g: size(m.high) if (m := g.spread(lambda r: r.peak_memory)) else ABSENT),
+    Column("layout", lambda g: g.first.layout or ABSENT),
+    Column("trained parameters", lambda g: count(g.first.trained_parameters)),
 )
 _TERMINAL_NOTES = (
     "exact, chosen: before → after; chosen, reject.: nats per token",
@@ -80,20 +94,18 @@ def results(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
     """What training did to held-out data, a line a group, under the line of what all started from."""
     start = start_group(sources)
     shown = [*([start] if start else []), *groups]
-    cells = {group.label: [column.cell(group) for column in COLUMNS] for group in shown}
-    kept = [at for at in range(len(COLUMNS)) if any(cells[group.label][at] != ABSENT for group in shown)]
     best = best_group(groups)
     lines = [
         Line(
             group.label,
-            tuple(cells[group.label][at] for at in kept),
+            tuple(column.cell(group) for column in RESULTS),
             note="" if group is start else objective_note(group),
             error=trouble(group),
             best=group is best,
         )
         for group in shown
     ]
-    return Table(("run", *(COLUMNS[at].head for at in kept)), lines)
+    return _filled("run", [column.head for column in RESULTS], lines)
 
 
 def results_in_terminal(sources: Sequence[Source]) -> TerminalTable:
@@ -116,7 +128,7 @@ def results_in_terminal(sources: Sequence[Source]) -> TerminalTable:
         show_edge=False,
         padding=(0, 1, 0, 0),
     )
-    columns = [column for column in COLUMNS if column.short]
+    columns = [column for column in RESULTS if column.short]
     table.add_column("run", overflow="fold", min_width=10)
     for column in columns:
         table.add_column(column.short, justify="right", no_wrap=True)
@@ -125,27 +137,23 @@ def results_in_terminal(sources: Sequence[Source]) -> TerminalTable:
         cells = [column.cell(group) for column in columns]
         # Of several seeds the others may have figures.
         cells = ["stopped", *cells[1:]] if trouble(group) and cells[0] == ABSENT else cells
-        row = map(Text, (group.label, *map(_narrow, cells)))
+        row = [Text(group.label)]
+        for cell in cells:
+            # A spread over seeds is left out; that of a change stands below it.
+            median, bracket, spread = cell.partition(" (")
+            row.append(Text(f"{median}\n({spread}" if bracket and "→" in median else median))
         table.add_row(*row, style="bold" if group is best else None)
     return table
-
-
-def _narrow(cell: str) -> str:
-    """A cell without its spread over seeds; that of a change stands below it."""
-    median, bracket, spread = cell.partition(" (")
-    return f"{median}\n({spread}" if bracket and "→" in median else median
 
 
 def objective_note(group: Group) -> str:
     """Objective, its options, learning rate and seeds: what a run's name leaves out."""
     first = group.first
-    options = {
-        k.removeprefix("loss_options."): v for k, v in first.settings.items() if k.startswith("loss_options.")
-    }
     name, words = group.label.lower(), []
     if not re.search(rf"\b{re.escape(first.loss.lower())}\b", name):
         words.append(series_label(first.loss))
-    words += [f"{key} {told(value)}" for key, value in options.items()]
+    options = {key: value for key, value in first.settings.items() if key.startswith("loss_options.")}
+    words += [f"{key.removeprefix('loss_options.')} {told(value)}" for key, value in options.items()]
     if first.learning_rate is not None and short_number(first.learning_rate) not in name:
         words.append(f"learning rate {short_number(first.learning_rate)}")
     if len(group.records) > 1:
@@ -164,13 +172,8 @@ def trouble(group: Group) -> str:
 
 def best_group(groups: Sequence[Group]) -> Group | None:
     """The group with the highest exact match; None where it was not measured or there is nothing to compare."""
-    have = [(value.median, group) for group in groups if (value := exact_match(group)) is not None]
+    have = [(value.median, group) for group in groups if (value := group.after("exact_match"))]
     return max(have, key=lambda each: each[0])[1] if have else None
-
-
-def exact_match(group: Group) -> Any:
-    """The exact match of a group over its seeds."""
-    return group.spread(lambda record: record.after.get("exact_match"))
 
 
 def start_group(sources: Sequence[Source]) -> Group | None:
@@ -180,9 +183,15 @@ def start_group(sources: Sequence[Source]) -> Group | None:
         own = [record for record in source.records if record.start and record.before]
         if len(own) > 1 and all(same_start(record.before, own[0].before) for record in own):
             first = own[0]
-            found.append(Record(f"start: {first.start}", "", "", "", after=first.before, seed=len(found)))
+            found.append(Record(f"start: {first.start}", "", "", after=first.before, seed=len(found)))
     names = {record.name for record in found}
-    return Group(names.pop() if len(names) == 1 else "start", "", tuple(found)) if found else None
+    return Group(names.pop() if len(names) == 1 else "start", tuple(found)) if found else None
+
+
+def common_start(groups: Sequence[Group]) -> dict[str, float]:
+    """The figures before training, which are a line in every picture, where all runs have the same; else none."""
+    found = [record.before for group in groups for record in group.records if record.before]
+    return found[0] if found and all(same_start(each, found[0]) for each in found) else {}
 
 
 def same_start(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
@@ -195,30 +204,15 @@ def same_start(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
 
 def speed(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
     """Tokens per second, steps, time, memory: medians over the log lines and seeds; time of what came before."""
-    rows = [
-        (
-            group.label,
-            (
-                count(_median(group, "tokens_per_second")),
-                _share(_median(group, "padding_share")),
-                written(group.spread(lambda r: r.steps), ",.0f"),
-                duration(seconds.median) if (seconds := group.spread(lambda r: r.seconds)) else ABSENT,
-                size(memory.high) if (memory := group.spread(lambda r: r.peak_memory)) else ABSENT,
-                str(group.first.facts.get("layout") or ABSENT),
-                count(group.first.facts.get("trained_parameters")),
-            ),
-        )
-        for group in groups
-    ]
-    before = {
-        name: [s.seconds[name] for s in sources if name in s.seconds] for s in sources for name in s.seconds
-    }
-    rows += [
-        (name, (ABSENT, ABSENT, ABSENT, duration(statistics.median(times)), ABSENT, ABSENT, ABSENT))
-        for name, times in before.items()
-    ]
-    heads = ("tokens/s", "padding, %", "steps", "time", "peak memory", "layout", "trained parameters")
-    return _filled("run", heads, rows)
+    lines = [Line(group.label, tuple(column.cell(group) for column in SPEED)) for group in groups]
+    times: dict[str, list[float]] = {}
+    for source in sources:
+        for name, seconds in source.seconds.items():
+            times.setdefault(name, []).append(seconds)
+    for name, each in times.items():
+        took = duration(statistics.median(each))
+        lines.append(Line(name, tuple(took if column.head == "time" else ABSENT for column in SPEED)))
+    return _filled("run", [column.head for column in SPEED], lines)
 
 
 def data_facts(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
@@ -227,70 +221,46 @@ def data_facts(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
     reasons = list(
         dict.fromkeys(key for group in groups for record in group.records for key in record.dropped)
     )
-    heads = [
-        "rows read",
-        "malformed",
-        "held-out pairs",
-        "trained on",
-        *(f"dropped: {reason}" for reason in reasons),
-    ]
-    rows = []
+    lines = []
     for group in groups:
-        first = group.first
-        facts = data.get(first.source, {})
-        rows.append(
-            (
-                group.label,
-                (
-                    count(facts.get("rows")),
-                    count(facts.get("malformed")),
-                    count(first.heldout),
-                    count(first.kept),
-                    *(
-                        count(first.dropped.get(reason, 0.0 if first.kept is not None else None))
-                        for reason in reasons
-                    ),
-                ),
-            )
-        )
-    return _filled("run", heads, rows)
+        first, facts = group.first, data.get(group.first.source, {})
+        counts = [facts.get("rows"), facts.get("malformed"), first.heldout, first.kept]
+        counts += [first.dropped.get(reason, None if first.kept is None else 0.0) for reason in reasons]
+        lines.append(Line(group.label, tuple(map(count, counts))))
+    heads = ("rows read", "malformed", "held-out pairs", "trained on")
+    return _filled("run", [*heads, *(f"dropped: {reason}" for reason in reasons)], lines)
 
 
 def pair_facts(sources: Sequence[Source]) -> Table:
     """How the pairs that runs made themselves came about, a line a set."""
-    found = [
-        (
-            f"{source.path.resolve().name}/{name}" if len(sources) > 1 else name,
-            which,
-            mapping(facts.get(which)),
-        )
-        for source in sources
-        for name, facts in source.pairs.items()
-        for which in ("train", "heldout")
-        if mapping(facts.get(which))
-    ]
-    keys = list(dict.fromkeys(key for *_, counts in found for key in counts))
-    rows = []
-    for label, which, counts in found:
-        cells = []
+    sets: list[tuple[str, dict[str, Any]]] = []
+    for source in sources:
+        for name, facts in source.pairs.items():
+            label = f"{source.path.resolve().name}/{name}" if len(sources) > 1 else name
+            for part, words in (("train", "for training"), ("heldout", "held out")):
+                if counts := mapping(facts.get(part)):
+                    sets.append((f"{label}, {words}", counts))
+    keys = list(dict.fromkeys(key for _, counts in sets for key in counts))
+    lines = []
+    for label, counts in sets:
+        cells, pairs = [], number(counts.get("pairs"))
         for key in keys:
+            cell, amount = count(counts.get(key)), number(counts.get(key))
             # What happened to pairs is told as a share of them too.
-            share = key.endswith(("_chosen", "_rejected")) and number(counts.get("pairs"))
-            part = (
-                f" ({percent(counts[key] / counts['pairs'], 1)})" if share and number(counts.get(key)) else ""
-            )
-            cells.append(count(counts.get(key)) + part)
-        rows.append((f"{label}, {'for training' if which == 'train' else 'held out'}", cells))
-    words = {
+            if pairs and amount is not None and key.endswith(("_chosen", "_rejected")):
+                cell += f" ({percent(amount / pairs, 1)})"
+            cells.append(cell)
+        lines.append(Line(label, tuple(cells)))
+    told = {
         "tasks": "tasks sampled",
         "gold_chosen": "chosen is the given answer (no sample was right)",
         "invalid_rejected": "rejected is wrong in form",
     }
-    return _filled("pairs", [words.get(key, key) for key in keys], rows)
+    return _filled("pairs", [told.get(key, key) for key in keys], lines)
 
 
-def settings_blocks(groups: Sequence[Any], width: int = 6) -> list[tuple[int, int]]:
-    """Slices of the groups that stand side by side in one table or picture: at most `width`, as even as can be."""
+def in_blocks(groups: Sequence[Any], width: int = 6) -> list[tuple[int, int]]:
+    """Slices of what stands side by side in one table or picture: at most `width`, as even as can be."""
     blocks = max(1, -(-len(groups) // width))
     each = max(1, -(-len(groups) // blocks))
     return [(at, min(at + each, len(groups))) for at in range(0, len(groups), each)]
@@ -298,16 +268,12 @@ def settings_blocks(groups: Sequence[Any], width: int = 6) -> list[tuple[int, in
 
 def _median(group: Group, key: str) -> float | None:
     # The first line has what a start costs (compiling, warming up) in it.
-    lines = [line[key] for r in group.records for line in (r.curve[1:] or r.curve) if key in numbers(line)]
+    lines = [line[key] for r in group.records for line in (r.curve[1:] or r.curve) if key in line]
     return statistics.median(lines) if lines else None
 
 
-def _share(value: float | None) -> str:
-    return ABSENT if value is None else f"{100 * value:.1f}"
-
-
-def _filled(first: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> Table:
+def _filled(first: str, heads: Sequence[str], lines: Sequence[Line]) -> Table:
     """A table without the columns in which nothing stands."""
-    kept = [at for at in range(len(heads)) if any(cells[at] != ABSENT for _, cells in rows)]
-    lines = [Line(label, tuple(cells[at] for at in kept)) for label, cells in rows]
-    return Table((first, *(heads[at] for at in kept)), lines if kept else [])
+    kept = [at for at in range(len(heads)) if any(line.cells[at] != ABSENT for line in lines)]
+    shown = [replace(line, cells=tuple(line.cells[at] for at in kept)) for line in lines]
+    return Table((first, *(heads[at] for at in kept)), shown)
