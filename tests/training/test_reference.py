@@ -130,13 +130,13 @@ class TestSources:
             gradient_accumulation_steps=4,
         )
         switched: list[int] = []
-        real = reference_module.adapters_off
+        real = trainer.model.disable_adapter
 
-        def spy(model: nn.Module) -> Any:
+        def spy() -> Any:
             switched.append(trainer.state.global_step)
-            return real(model)
+            return real()
 
-        monkeypatch.setattr(reference_module, "adapters_off", spy)
+        monkeypatch.setattr(trainer.model, "disable_adapter", spy)
         trainer.train()
         assert switched == ([0, 1] if loss == "dpo" else [0, 0, 1, 1])
 

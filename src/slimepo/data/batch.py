@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
@@ -47,6 +47,9 @@ class Step(TypedDict):
 
     batches: list[Batch]
     mismatched: list[Batch]
+
+
+Laid = TypeVar("Laid", Batch, Step)
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,13 @@ def pair_logps(logps: Tensor, batch: Batch) -> PairLogps:
     if shape[0] == 1:
         return PairLogps(values[0], mask[0], values.new_zeros(shape[1], 0), mask.new_zeros(shape[1], 0))
     return PairLogps(values[0], mask[0], values[1], mask[1])
+
+
+def to_device(batch: Laid, device: torch.device) -> Laid:
+    """The batch or step with its tensors on `device`."""
+    from accelerate.utils import send_to_device
+
+    return cast("Laid", send_to_device(batch, device))
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, by_length: bool) -> list[int]:

@@ -6,7 +6,6 @@ import hashlib
 import inspect
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from slimepo.errors import InputError
+from slimepo.model.modes import scoring
 
 # Dropping rows copies the cache, so it waits until a good part of the batch has nothing more to say.
 _DROP_WHEN_DONE = 0.3
@@ -91,7 +91,7 @@ def generate(
     for source in zip(seeds, map(tuple, prompts), strict=True):
         numbers.append(range(times[source] * samples, (times[source] + 1) * samples))
         times[source] += 1
-    with _evaluating(model), torch.no_grad():
+    with scoring(model, own_precision=False):
         pads = len({len(prompt) for prompt in prompts}) > 1 and _takes_padding(model, prompts[0][0])
         for batch in _batches(prompts, max(1, batch_rows // samples), pads):
             if set(done).issuperset(batch):
@@ -135,16 +135,6 @@ def _refuse_bad_settings(
             raise InputError(f"generate: {name} must be {allowed}")
     if samples > 1 and temperature == 0:
         raise InputError("generate: samples > 1 at temperature 0 are all the same: set a temperature")
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _batches(prompts: Sequence[Sequence[int]], most: int, pads: bool) -> Iterator[list[int]]:

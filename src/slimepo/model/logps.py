@@ -48,17 +48,8 @@ def install_logps(model: nn.Module) -> None:
         return
     # A bound method, not a closure: a deep copy of the model then calls the copy and not this one.
     model_class: Any = type(inner)
-    inner.forward = types.MethodType(_forward_of(model_class), inner)
+    inner.forward = types.MethodType(forward_with_logps(model_class), inner)
     inner._gives_logps = True
-
-
-def plain_forward(model: nn.Module) -> Callable[..., Any]:
-    """The model's forward, log-probs included, without what accelerate has put around it."""
-    inner: Any = causal_lm(model)
-    model_class: Any = type(inner)
-    if inner is model:
-        return functools.partial(_forward_of(model_class), inner)
-    return functools.partial(type(model).forward, model)
 
 
 def policy_logps(forward: Callable[..., Any], batch: Batch) -> PairLogps:
@@ -90,7 +81,8 @@ def _inputs(batch: Batch) -> dict[str, Any]:
 
 
 @functools.cache
-def _forward_of(model_class: Any) -> Callable[..., Any]:
+def forward_with_logps(model_class: Any) -> Callable[..., Any]:
+    """The forward of a model class that gives log-probs where it is asked for them; made once a class."""
     original = model_class.forward
 
     # `wraps` keeps the signature, which transformers inspects to decide what generation may pass.

@@ -1,37 +1,57 @@
-"""What training computes in, and one precision for everything that is measured, whatever that is."""
+"""The one mode that everything but a training step runs the model in, and what training computes in."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from slimepo.model.logps import causal_lm, plain_forward
+from slimepo.model.logps import causal_lm, forward_with_logps
+
+Forward = Callable[..., Any]
 
 
 @contextmanager
-def measuring(model: nn.Module) -> Iterator[Callable[..., Any]]:
-    """Inside, the yielded callable is `model`'s forward in eval mode, without gradients, in its own precision.
+def scoring(model: nn.Module, *, adapters: bool = True, own_precision: bool = True) -> Iterator[Forward]:
+    """Inside, the yielded callable is `model`'s forward, log-probs included, in eval mode and without gradients.
 
-    A model with half-precision weights runs under autocast of that dtype (its trained parts are float32 and would
-    not fit otherwise); a float32 model runs in float32. accelerate's mixed precision, which it puts on a model when
-    training begins, is passed by, so that figures from before and after training can be compared.
+    It is the forward without what accelerate has put around it when training began, so that figures from before and
+    after training can be compared. The model is again as it was outside.
+
+    Args:
+        model: a transformers model, bare or inside peft's wrappers.
+        adapters: False switches peft's adapters off; a trained head is off as well. Its weight is the policy's
+            again outside, so the forward must not be used there.
+        own_precision: a model with half-precision weights runs under autocast of that dtype (its trained parts are
+            float32 and would not fit otherwise), a float32 model in float32. False: under the caller's autocast.
     """
+    peft_model: Any = model
+    inner: Any = causal_lm(model)
     halves = [p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)]
-    device = causal_lm(model).get_input_embeddings().weight.device.type
     training = model.training
+    # Switching adapters on again, peft lets all of their parameters train, those that the user froze among them.
+    trains = [] if adapters else [(p, p.requires_grad) for p in model.parameters()]
     model.eval()
     try:
-        with (
-            torch.no_grad(),
-            torch.autocast(device, dtype=halves[0] if halves else None, enabled=bool(halves)),
-        ):
-            yield plain_forward(model)
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            if own_precision:
+                device = inner.get_input_embeddings().weight.device.type
+                dtype = halves[0] if halves else None
+                stack.enter_context(torch.autocast(device, dtype=dtype, enabled=bool(halves)))
+            if not adapters:
+                stack.enter_context(peft_model.disable_adapter())
+            model_class: Any = type(inner)
+            bare = inner is model
+            yield functools.partial(forward_with_logps(model_class) if bare else type(model).forward, model)
     finally:
         model.train(training)
+        for parameter, before in trains:
+            parameter.requires_grad_(before)
 
 
 def compute_dtype(args: Any) -> torch.dtype | None:

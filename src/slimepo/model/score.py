@@ -1,23 +1,23 @@
-"""Score held-out pairs: how likely a model finds the chosen and the rejected answers."""
+"""Scoring without training: per-token numbers of any rows, and what they say of held-out pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from slimepo.data.batch import StepCollator, collate
-from slimepo.data.rows import PAIR, REJECTED, Row, length
-from slimepo.losses.common import mean_logps
-from slimepo.model.logps import install_logps, policy_logps
-from slimepo.model.modes import measuring
-from slimepo.model.tryout import to_device
+from slimepo.data.batch import StepCollator, to_device
+from slimepo.data.rows import CHOSEN, PAIR, REJECTED, Row, length
+from slimepo.model.logps import install_logps, response_logps, token_stats
+from slimepo.model.modes import Forward, scoring
+from slimepo.terminal import Report
 
 FloatArray = NDArray[np.float64]
+Numbers = NDArray[np.float32]
 
 # Rows that are cut into batches together; packing takes the square of their number.
 _CUT_AT_ONCE = 512
@@ -43,40 +43,70 @@ def scoring_batches(rows: Sequence[Row], collator: StepCollator) -> list[list[in
     return [[part[i] for i in index] for part in parts for index in collator.cut([rows[i] for i in part])]
 
 
+def score_rows(
+    forward: Forward,
+    rows: Sequence[Row],
+    collator: StepCollator,
+    device: torch.device,
+    *,
+    stats: bool = False,
+    report: Report | None = None,
+) -> list[list[Numbers]]:
+    """What a model says of each response token of rows, in the collator's batches: the one loop that only scores.
+
+    Args:
+        forward: a model's, as `slimepo.model.modes.scoring` yields it.
+        rows: in any order; a response that is not there costs nothing.
+        collator: its layout, its positions, and the most rows and tokens of a batch.
+        device: the model's.
+        stats: entropies and top1 beside the log-probs.
+        report: is told how many rows are done, and of how many.
+
+    Returns:
+        For each row, in the order of `rows`, float32 `[1, tokens]` for each of the collator's positions: log-probs in
+        nats. With `stats` `[3, tokens]`: log-probs, entropies in nats, and 1 where the token is the likeliest one.
+    """
+    nothing = np.zeros((3 if stats else 1, 0), dtype=np.float32)
+    found = [[nothing] * len(collator.positions) for _ in rows]
+    there = [i for i, row in enumerate(rows) if any(len(row.response(p)) for p in collator.positions)]
+    done = len(rows) - len(there)
+    for index in scoring_batches([rows[i] for i in there], collator):
+        of_batch = [there[i] for i in index]
+        batch = to_device(collator.batch([rows[i] for i in of_batch]), device)
+        numbers = token_stats(forward, batch) if stats else [response_logps(forward, batch)]
+        table = torch.stack([each.float() for each in numbers]).cpu().numpy()
+        lengths = [count for of_position in batch["response_tokens"] for count in of_position]
+        pieces = iter(np.split(table, np.cumsum(lengths)[:-1], axis=1))
+        for place in range(len(collator.positions)):
+            for row in of_batch:
+                found[row][place] = next(pieces)
+        done += len(of_batch)
+        if report is not None:
+            report(done, len(rows))
+    return found
+
+
 def score_pairs(
     model: nn.Module,
     rows: Sequence[Row],
     batch_size: int = 8,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Report | None = None,
+    collator: StepCollator | None = None,
 ) -> PairScores:
-    """Score rows in eval mode, in their order; `progress(done, total)` is called after each batch.
+    """Score pairs in eval mode, in their order; `progress(done, total)` is called after each batch.
 
-    In the precision of `slimepo.model.modes.measuring`, whatever the model trains in.
+    In the precision of `slimepo.model.modes.scoring`, whatever the model trains in. `collator` lays the rows out, with
+    its own limits of rows and tokens; without one they are padded, `batch_size` at a time.
     """
     install_logps(model)
-    device = next(model.parameters()).device
-    positions = PAIR if any(len(row.response(REJECTED)) for row in rows) else PAIR[:1]
-    order = sorted(range(len(rows)), key=lambda i: length(rows[i], positions), reverse=True)
-    chosen = np.zeros(len(rows))
-    rejected: list[FloatArray] = [np.zeros(0)] * len(rows)
-    with measuring(model) as forward:
-        for start in range(0, len(order), batch_size):
-            index = order[start : start + batch_size]
-            batch = to_device(collate([rows[i] for i in index], positions), device)
-            logps = policy_logps(forward, batch)
-            present = logps.chosen_mask.any(dim=-1)
-            means = torch.where(present, mean_logps(logps.chosen, logps.chosen_mask), torch.nan)
-            chosen[index] = means.double().cpu().numpy()
-            if len(positions) == 2:
-                values, masks = (t.cpu() for t in (logps.rejected, logps.rejected_mask))
-                for place, row in enumerate(index):
-                    rejected[row] = values[place][masks[place]].double().numpy()
-            if progress is not None:
-                progress(min(start + batch_size, len(order)), len(order))
-    if len(positions) == 1:
-        return PairScores(chosen, np.zeros(0), [])
-    means_of_rejected = [tokens.mean() if len(tokens) else np.nan for tokens in rejected]
-    return PairScores(chosen, np.array(means_of_rejected), rejected)
+    laid_out = StepCollator(batch_size) if collator is None else replace(collator, positions=PAIR)
+    with scoring(model) as forward:
+        found = score_rows(forward, rows, laid_out, next(model.parameters()).device, report=progress)
+    tokens = [[numbers[0].astype(np.float64) for numbers in of_row] for of_row in found]
+    means = np.array([[each.mean() if len(each) else np.nan for each in of_row] for of_row in tokens])
+    if not any(len(row.response(REJECTED)) for row in rows):
+        return PairScores(means[:, CHOSEN], np.zeros(0), [])
+    return PairScores(means[:, CHOSEN], means[:, REJECTED], [of_row[REJECTED] for of_row in tokens])
 
 
 def summary(scores: PairScores, threshold: float) -> dict[str, float]:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimepo.data.batch import LAYOUTS, Batch, Layout, Step, collate, collate_packed
+from slimepo.data.batch import LAYOUTS, Batch, Layout, collate, collate_packed, to_device
 from slimepo.data.rows import PAIR, Row
 from slimepo.errors import InputError
 from slimepo.kernels.naive import gather_logps
 from slimepo.model.attention.choose import choose_attention
 from slimepo.model.attention.interface import install
 from slimepo.model.logps import causal_lm, policy_logps
-from slimepo.model.modes import measuring
+from slimepo.model.modes import scoring
 
 # Log-probs of the probe in nats; a layout that a model cannot take is off by far more.
 _CLOSE = {torch.float64: 1e-5, torch.float32: 2e-4}
 _CLOSE_HALF = 0.1
-
-Laid = TypeVar("Laid", Batch, Step)
 
 
 def choose_layout(
@@ -75,7 +73,7 @@ def verify_logps(model: nn.Module) -> None:
     inner = causal_lm(model)
     weight = inner.get_input_embeddings().weight
     ids = (torch.arange(2, 14, device=weight.device) % inner.config.get_text_config().vocab_size)[None]
-    with measuring(model) as forward:
+    with scoring(model) as forward:
         ours = forward(input_ids=ids, predict_at=torch.arange(11, device=weight.device), targets=ids[0, 1:])
         logits = forward(input_ids=ids).logits[0, :-1].float()
     worst = (ours.float() - gather_logps(logits, ids[0, 1:])).abs().max().item()
@@ -93,7 +91,7 @@ def _difference(model: nn.Module, layout: Layout) -> str | None:
     inner = causal_lm(model)
     pairs = probe(inner.config.get_text_config().vocab_size)
     weight = inner.get_input_embeddings().weight
-    with measuring(model) as forward:
+    with scoring(model) as forward:
         padded = _logps(forward, collate(pairs), weight.device)
         packed = _logps(forward, collate_packed(pairs, shared=layout == "shared"), weight.device)
     worst = (padded - packed).abs().max().item()
@@ -103,13 +101,6 @@ def _difference(model: nn.Module, layout: Layout) -> str | None:
 def _logps(forward: Callable[..., Any], batch: Batch, device: torch.device) -> Tensor:
     logps = policy_logps(forward, to_device(batch, device))
     return torch.cat([logps.chosen, logps.rejected]).float()
-
-
-def to_device(batch: Laid, device: torch.device) -> Laid:
-    """The batch or step with its tensors on `device`."""
-    from accelerate.utils import send_to_device
-
-    return cast("Laid", send_to_device(batch, device))
 
 
 def probe(vocabulary: int) -> list[Row]:

@@ -42,7 +42,8 @@ from slimepo.monitor.verdicts import judge_answers, judge_pairs
 class Watched:
     """What a trainer hands over: its objective by name, with options, its rows, and how they become batches.
 
-    train, heldout: the rows to draw from; `heldout` may be empty. batch_size: rows scored at once.
+    train, heldout: the rows to draw from; `heldout` may be empty. collator: lays out the rows that are scored, with its
+    own limits.
     """
 
     loss: str
@@ -50,7 +51,6 @@ class Watched:
     train: Sequence[Row]
     heldout: Sequence[Row]
     collator: StepCollator
-    batch_size: int
 
 
 class DisplacementMonitor(TrainerCallback):
@@ -252,7 +252,7 @@ class DisplacementMonitor(TrainerCallback):
         }  # fmt: skip
         # Both sets in one go: what a small model's forward pass costs is mostly overhead.
         rows = [row for of in self._rows.values() for row in of]
-        chosen, rejected = score_sample(model, rows, self._watched.collator, self._watched.batch_size)
+        chosen, rejected = score_sample(model, rows, self._watched.collator)
         first = 0
         for name, of in self._rows.items():
             part, first = slice(first, first + len(of)), first + len(of)

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimepo.data.batch import StepCollator, collate
-from slimepo.data.rows import CHOSEN, PAIR, Row, length
+from slimepo.data.batch import StepCollator, collate, to_device
+from slimepo.data.rows import CHOSEN, PAIR, Row
 from slimepo.losses import count, slime, step_loss
 from slimepo.losses.common import mean_logps
 from slimepo.model.generate import generate
-from slimepo.model.logps import policy_logps, token_stats
-from slimepo.model.modes import measuring
-from slimepo.model.tryout import to_device
+from slimepo.model.logps import policy_logps
+from slimepo.model.modes import scoring
+from slimepo.model.score import score_rows
 from slimepo.monitor.displacement import SideScores, looping, repeated
 from slimepo.types import PairLogps
 
@@ -55,29 +55,14 @@ def end_token(rows: Sequence[Row]) -> int | None:
 
 
 def score_sample(
-    model: nn.Module, rows: Sequence[Row], collator: StepCollator, batch_size: int
+    model: nn.Module, rows: Sequence[Row], collator: StepCollator
 ) -> tuple[SideScores, SideScores]:
     """Log-probs, entropies and top-1 of both sides of rows, in their order; in eval mode, without gradients."""
-    positions = tuple(i for i in PAIR if any(len(row.response(i)) for row in rows))
-    device = next(model.parameters()).device
-    empty = np.zeros(0)
-    found = [[(empty, empty, empty)] * len(rows) for _ in PAIR]
-    order = sorted(range(len(rows)), key=lambda i: length(rows[i], positions), reverse=True)
-    with measuring(model) as forward:
-        for first in range(0, len(order), batch_size):
-            index = order[first : first + batch_size]
-            batch = to_device(collator.batch([rows[i] for i in index], positions), device)
-            stats = token_stats(forward, batch)
-            table = (
-                torch.stack([stats.logps.double(), stats.entropy.double(), stats.top1.double()]).cpu().numpy()
-            )
-            lengths = [n for of_position in batch["response_tokens"] for n in of_position]
-            parts = iter(np.split(table, np.cumsum(lengths)[:-1], axis=1))
-            for position in positions:
-                for i in index:
-                    logps, entropy, top1 = next(parts)
-                    found[position][i] = (logps, entropy, top1)
-    chosen, rejected = (SideScores(*map(list, zip(*of_position, strict=True))) for of_position in found)
+    both = replace(collator, positions=PAIR)
+    with scoring(model) as forward:
+        found = score_rows(forward, rows, both, next(model.parameters()).device, stats=True)
+    sides = [[of_row[position].astype(np.float64) for of_row in found] for position in PAIR]
+    chosen, rejected = (SideScores(*(list(x) for x in zip(*side, strict=True))) for side in sides)
     return chosen, rejected
 
 
@@ -117,7 +102,7 @@ def entanglement(model: nn.Module, rows: Sequence[Row]) -> list[float]:
     trained = [p for p in model.parameters() if p.requires_grad]
     device = trained[0].device
     ratios = []
-    with measuring(model) as forward, torch.enable_grad():
+    with scoring(model) as forward, torch.enable_grad():
         for row in rows:
             gradients = []
             # A forward pass for each: the fused head frees what it kept in its one backward pass.
@@ -139,7 +124,7 @@ def greedy_answers(
     valid: Callable[[str, str], bool] | None,
 ) -> dict[str, Any]:
     """Answer prompts greedily: lengths, whether they end, how much they repeat; text where there is a tokenizer."""
-    with measuring(model):
+    with scoring(model):
         completions = generate(
             model,
             [row.prompt_ids.tolist() for row in prompts],

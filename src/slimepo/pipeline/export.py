@@ -15,7 +15,7 @@ from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.files import replace_folder
 from slimepo.model.adapters import merge
 from slimepo.model.logps import causal_lm
-from slimepo.model.modes import measuring
+from slimepo.model.modes import scoring
 from slimepo.pipeline.console import FIGURES
 from slimepo.pipeline.folder import last_checkpoint
 from slimepo.pipeline.recipe import Recipe, Stage
@@ -86,11 +86,11 @@ def newest(source: Path) -> Path:
 
 
 def probe_logits(model: nn.Module) -> Tensor:
-    """Logits on a fixed short input, float32, in the precision of `measuring`."""
+    """Logits on a fixed short input, float32, in the precision of `scoring`."""
     inner = causal_lm(model)
     vocabulary = inner.config.get_text_config().vocab_size
     ids = (torch.arange(1, 17, device=inner.get_input_embeddings().weight.device) * 7919 % vocabulary)[None]
-    with measuring(model) as forward:
+    with scoring(model) as forward:
         logits: Tensor = forward(input_ids=ids).logits.float()
     return logits
 

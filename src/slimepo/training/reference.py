@@ -7,23 +7,24 @@ reference, nothing here runs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from slimepo.data.batch import Batch, collate, pair_logps
+from slimepo.data.batch import Batch, collate, pair_logps, to_device
 from slimepo.data.chat import load_tokenizer
 from slimepo.errors import InputError
 from slimepo.model.attention.interface import install, path_of
 from slimepo.model.load import load_model
-from slimepo.model.logps import causal_lm, install_logps, plain_forward, policy_logps
-from slimepo.model.modes import measuring
-from slimepo.model.tryout import choose_layout, probe, to_device
+from slimepo.model.logps import causal_lm, install_logps, policy_logps
+from slimepo.model.modes import Forward, scoring
+from slimepo.model.tryout import choose_layout, probe
 from slimepo.types import REFERENCE_SOURCES, PairLogps
 from slimepo.words import nearest
 
@@ -31,8 +32,6 @@ SOURCES = REFERENCE_SOURCES
 
 # In the names of the parameters that peft adds: LoRA's, IA3's, and copies of modules that train whole.
 OF_ADAPTERS = ("lora_", "ia3_", "modules_to_save")
-
-Forward = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -71,54 +70,23 @@ def choose_reference(
         InputError: the policy has no adapters to switch off, or they make a difference before training; another
             model that does not fit.
     """
+    # In the precision of the steps that read what it says.
+    ambient = functools.partial(functools.partial, scoring, own_precision=False)
     if wanted == "copy":
-        return Reference("copy", "a frozen copy of the policy", frozen(copy.deepcopy(model)))
+        return Reference("copy", "a frozen copy of the policy", ambient(copy.deepcopy(model)))
     if wanted not in SOURCES:
         other = _load(wanted, model, layout, load_options)
         if tokenizer is not None:
             _check_tokens(wanted, tokenizer)
-        return Reference(wanted, "a frozen model", frozen(other))
+        return Reference(wanted, "a frozen model", ambient(other))
     obstacle = _why_not_adapters_off(model)
+    policy = ambient(model, adapters=obstacle is not None)
     if wanted == "cache" or (wanted == "auto" and obstacle is not None):
         reason = "computed before training" + (f", as {obstacle}" if wanted == "auto" else "")
-        forward = frozen(model) if obstacle else lambda: adapters_off(model)
-        return Reference("cache", reason, forward, True, obstacle is None)
+        return Reference("cache", reason, policy, True, obstacle is None)
     if obstacle is None:
-        return Reference("adapters-off", "the policy without its adapters", lambda: adapters_off(model))
+        return Reference("adapters-off", "the policy without its adapters", policy)
     raise InputError(f"reference 'adapters-off': {obstacle}; use reference 'copy' or 'cache'")
-
-
-@contextmanager
-def adapters_off(model: nn.Module) -> Iterator[Forward]:
-    """Inside, the yielded forward is the policy's without adapters, in eval mode; a trained head is off as well.
-
-    The head's weight is the policy's again outside, so the forward must not be used there.
-    """
-    peft_model: Any = model
-    # Switching adapters on again, peft lets all of their parameters train, those that the user froze among them.
-    trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        with frozen(model)() as forward, peft_model.disable_adapter():
-            yield forward
-    finally:
-        for parameter, before in trains:
-            parameter.requires_grad_(before)
-
-
-def frozen(model: nn.Module) -> Callable[[], AbstractContextManager[Forward]]:
-    """A context in which the yielded forward is `model`'s in eval mode, without gradients."""
-
-    @contextmanager
-    def context() -> Iterator[Forward]:
-        training = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                yield plain_forward(model)
-        finally:
-            model.train(training)
-
-    return context
 
 
 def reference_logps(reference: Reference, batches: Sequence[Batch]) -> list[PairLogps]:
@@ -156,9 +124,9 @@ def _why_not_adapters_off(model: nn.Module) -> str | None:
         return f"{outside[0]} trains outside the adapters"
     device = device_of(model)
     batch = to_device(collate(probe(causal_lm(model).config.get_text_config().vocab_size)), device)
-    with measuring(model) as forward:
+    with scoring(model) as forward:
         with_adapters = policy_logps(forward, batch)
-        with adapters_off(model) as without:
+        with scoring(model, adapters=False) as without:
             plain = policy_logps(without, batch)
     same = torch.allclose(with_adapters.chosen, plain.chosen, atol=1e-3) and torch.allclose(
         with_adapters.rejected, plain.rejected, atol=1e-3

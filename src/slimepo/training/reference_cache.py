@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,10 @@ from slimepo.data.batch import StepCollator
 from slimepo.data.rows import MISMATCHED, Row
 from slimepo.errors import InputError
 from slimepo.files import cache_folder
-from slimepo.model.logps import causal_lm, response_logps
-from slimepo.model.score import scoring_batches
-from slimepo.model.tryout import to_device
+from slimepo.model.logps import causal_lm
+from slimepo.model.score import score_rows
 from slimepo.terminal import Report
-from slimepo.training.reference import OF_ADAPTERS, Forward, Reference, device_of
+from slimepo.training.reference import OF_ADAPTERS, Reference, device_of
 
 # Changes when what a cache file holds changes.
 _CACHE_VERSION = 2
@@ -68,44 +68,24 @@ def reference_values(
             _make_folder(folder)
         mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
         with precision(), reference.forward() as forward:
-            computed = _compute([rows[i] for i in mine], forward, collator, device_of(model), report)
-        everyone = _gather(dict(zip(mine, computed, strict=True)), accelerator)
+            share, device = [rows[i] for i in mine], device_of(model)
+            found = score_rows(forward, share, collator, device, report=report)
+            # Answers to other prompts, where rows have them.
+            beside = replace(collator, positions=(MISMATCHED,))
+            others = score_rows(forward, share, beside, device)
+        computed = {}
+        for i, row, of_row, other in zip(mine, share, found, others, strict=True):
+            by_position = dict(zip([*collator.positions, MISMATCHED], [*of_row, *other], strict=True))
+            computed[i] = tuple(
+                by_position[p][0] if p in by_position else np.zeros(0, np.float32)
+                for p in range(len(row.responses))
+            )
+        everyone = _gather(computed, accelerator)
         known = [everyone[i] for i in range(len(rows))]
         if path is not None:
             _write(path, known)
             _make_room(path, limit)
     return known, cached
-
-
-def _compute(
-    rows: Sequence[Row],
-    forward: Forward,
-    collator: StepCollator,
-    device: torch.device,
-    report: Report | None,
-) -> list[Known]:
-    """Log-probs of every response of each row that is read, answers to other prompts included."""
-    empty = np.zeros(0, dtype=np.float32)
-    result = [[empty] * len(row.responses) for row in rows]
-    done = 0
-    for index in scoring_batches(rows, collator):
-        part = [rows[i] for i in index]
-        for positions in (collator.positions, (MISMATCHED,)):
-            if not any(len(row.response(position)) for row in part for position in positions):
-                continue
-            batch = to_device(collator.batch(part, positions), device)
-            flat = response_logps(forward, batch).float().cpu().numpy()
-            lengths = [count for of_position in batch["response_tokens"] for count in of_position]
-            pieces = iter(np.split(flat, np.cumsum(lengths)[:-1]))
-            for position in positions:
-                for row in index:
-                    piece = next(pieces)
-                    if len(piece):
-                        result[row][position] = piece
-        done += len(index)
-        if report is not None:
-            report(done, len(rows))
-    return [tuple(of_row) for of_row in result]
 
 
 def _key(model: nn.Module, reference: Reference, rows: Sequence[Row], precision: str) -> str:

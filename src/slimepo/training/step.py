@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from slimepo.data.batch import Batch, Step, pair_logps
+from slimepo.data.batch import Batch, Step, pair_logps, to_device
 from slimepo.data.rows import CHOSEN, REJECTED
 from slimepo.errors import InputError
 from slimepo.losses import Counts, Objective, step_loss
 from slimepo.losses.dpo import log_ratios
 from slimepo.losses.table import BoundLoss
 from slimepo.model.logps import policy_logps
-from slimepo.model.tryout import to_device
-from slimepo.training.reference import Forward, Reference, frozen, reference_logps
+from slimepo.model.modes import Forward, scoring
+from slimepo.training.reference import Reference, reference_logps
 from slimepo.types import LossOutput, PairLogps
 
 
@@ -91,7 +91,7 @@ def beside_the_policy(
         divergence = None
         if "divergence" in objective.asks:
             # Ranks are not averaged over here: the model inside the wrapper of DDP.
-            with frozen(accelerator.unwrap_model(model))() as forward:
+            with scoring(accelerator.unwrap_model(model), own_precision=False) as forward:
                 divergence = mean_log_ratio(forward, reference, step["mismatched"], accelerator, counted)
         return reference_logps(reference, step["batches"]), divergence
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +16,17 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from slimepo.data.batch import Batch, Step, StepCollator
+from slimepo.data.batch import Batch, Step, StepCollator, to_device
 from slimepo.data.chat import load_tokenizer
 from slimepo.data.rows import MISMATCHED
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.losses import bind, find_objective, step_loss
 from slimepo.model.load import load_model
 from slimepo.model.logps import policy_logps
-from slimepo.model.modes import compute_dtype, measuring
+from slimepo.model.modes import compute_dtype, scoring
 from slimepo.model.offload import activations
 from slimepo.model.score import scoring_batches
-from slimepo.model.tryout import choose_layout, to_device, verify_logps
+from slimepo.model.tryout import choose_layout, verify_logps
 from slimepo.monitor.callback import DisplacementMonitor, Watched
 from slimepo.monitor.settings import monitor_settings
 from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, OffloadCheckpoints, TrainingProgress
@@ -134,9 +135,11 @@ class PreferenceTrainer(Trainer):
                     args.loss_options,
                     self.train_dataset or [],
                     [row for part in parts for row in part],
-                    self.data_collator,
                     # As many as train at once fit without gradients at the least.
-                    max(int(args.eval_batch_size), args.micro_batch_size or 1),
+                    replace(
+                        self.data_collator,
+                        micro_batch_size=max(int(args.eval_batch_size), args.micro_batch_size or 1),
+                    ),
                 )
             )
             if shown and self.monitor.record.say is None:
@@ -218,12 +221,12 @@ class PreferenceTrainer(Trainer):
     def score(self, rows: Any) -> dict[str, float]:
         """Mean loss and metrics of the current model on rows, over all ranks; no batch is over the token budget.
 
-        In the precision of `slimepo.model.modes.measuring`, so that figures compare before and after.
+        In the precision of `slimepo.model.modes.scoring`, so that figures compare before and after.
         """
         rows, sums = rows if isinstance(rows, RowDataset) else self._dataset(rows), MetricSums()
         collator = replace(self.data_collator, micro_batch_size=self.args.eval_batch_size)
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        with measuring(self.model) as forward:
+        with scoring(self.model) as forward:
             divergence = None
             if self.reference and "divergence" in self.objective.asks:
                 beside = replace(collator, positions=(MISMATCHED,))
@@ -272,7 +275,9 @@ class PreferenceTrainer(Trainer):
         # Once training has begun, the model that they would have to be scored with has changed.
         begun = self.state.global_step > 0 or self.is_in_train
         if rows is not None and self.reference is not None and self.reference.cached and not begun:
-            self._add_reference(rows, range(len(rows)), self.reference, lambda: measuring(self.model))
+            self._add_reference(
+                rows, range(len(rows)), self.reference, functools.partial(scoring, self.model)
+            )
         return rows
 
     def _open_reference(self) -> Reference | None:

@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from slimepo.data.batch import Batch, collate, collate_packed
+from slimepo.data.batch import Batch, collate, collate_packed, to_device
 from slimepo.model.attention import flex as attention_flex
 from slimepo.model.attention.choose import attention_shape, choose_attention, fastest
 from slimepo.model.attention.interface import attend_along, install, obstacle
 from slimepo.model.attention.sdpa import side_by_side
 from slimepo.model.logps import install_logps, policy_logps
-from slimepo.model.tryout import to_device
 from tests.model.attention.cases import call_of, leaves, packing_of, with_gradients
 from tests.tiny import random_rows, tiny_model
 
