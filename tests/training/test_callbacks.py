@@ -80,7 +80,7 @@ def test_in_a_terminal_a_panel_keeps_the_last_figures_and_warnings_stand_above_i
     play(shown, STEP | PROBE, STEP | {"loss": 0.5})
     shown.warn("step 2: chosen answers fell")
     out = io.StringIO()
-    make_console(file=out, width=160).print(shown._panel())
+    make_console(file=out, width=160).print(shown._panel(), soft_wrap=False)
     bar, step, probe = out.getvalue().splitlines()
     assert "slime" in bar
     assert "2/8" in bar
@@ -95,7 +95,7 @@ def test_a_narrow_terminal_shows_every_figure_too() -> None:
     shown, _ = progress(terminal=True)
     play(shown, STEP | PROBE)
     out = io.StringIO()
-    make_console(file=out, width=40).print(shown._panel())
+    make_console(file=out, width=40).print(shown._panel(), soft_wrap=False)
     shown.close()
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 40

@@ -16,9 +16,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from slimepo.data.batch import StepCollator
+from slimepo.data.rows import MISMATCHED
 from slimepo.errors import InputError
 from slimepo.model.adapters import lora_config
-from slimepo.training import reference as reference_module
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.reference import choose_reference, reference_logps
 from slimepo.training.trainer import PreferenceTrainer
@@ -219,13 +219,14 @@ class TestCache:
         import slimepo.training.reference_cache as module
 
         counts: list[int] = []
-        real = module._compute
+        real = module.score_rows
 
-        def spy(rows: Any, *args: Any) -> Any:
-            counts.append(len(rows))
-            return real(rows, *args)
+        def spy(forward: Any, rows: Any, collator: StepCollator, *args: Any, **options: Any) -> Any:
+            if collator.positions != (MISMATCHED,):
+                counts.append(len(rows))
+            return real(forward, rows, collator, *args, **options)
 
-        monkeypatch.setattr(module, "_compute", spy)
+        monkeypatch.setattr(module, "score_rows", spy)
         return counts
 
     def test_it_is_used_again_and_made_anew_when_anything_changes(
