@@ -25,6 +25,7 @@ def test_needs_a_file(official_data): pass
 @pytest.fixture
 def folder(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.delenv("CI", raising=False)
     # What the tests in there set is put back.
     monkeypatch.setenv("SLIMEPO_CACHE", os.environ["SLIMEPO_CACHE"])
     pytester.makeconftest(Path(conftest.__file__).read_text() + "\nGPU = False\n")
@@ -39,8 +40,7 @@ def test_a_skip_that_is_not_allowed_fails(folder: pytest.Pytester, monkeypatch: 
     result.stdout.fnmatch_lines(["*nothing may skip in CI. Skipped: no wings*"])
 
 
-def test_outside_ci_it_only_skips(folder: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CI", raising=False)
+def test_outside_ci_it_only_skips(folder: pytest.Pytester) -> None:
     folder.runpytest().assert_outcomes(passed=1, skipped=4, xfailed=1)
 
 
