@@ -20,6 +20,11 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A row a line, written whole."""
+    write_text(path, b"".join(map(_line, rows)).decode())
+
+
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
@@ -109,11 +114,8 @@ def _mend(path: Path) -> None:
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
-    try:
-        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:
-        # Half a surrogate pair is no text in UTF-8, but JSON has a way to write it.
-        return json.dumps(row).encode() + b"\n"
+    # Half a surrogate pair, which an answer may hold, is no text in UTF-8, but JSON has a way to write it: \\udXXX.
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

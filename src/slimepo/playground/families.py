@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -48,6 +49,11 @@ class Family:
     valid: Callable[[Task, str], bool]
     slips: Callable[[Task, Random], list[str]]
     malformed: Callable[[Task, Random], list[str]]
+
+
+def matches(pattern: str) -> Callable[[Task, str], bool]:
+    """Whether the whole answer is of this form, whatever the task."""
+    return lambda _, answer: re.fullmatch(pattern, answer) is not None
 
 
 def joined(numbers: Sequence[int]) -> str:

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from random import Random
 
-from slimepo.playground.families import Family, Problem, Task, joined, without, wordy
+from slimepo.playground.families import Family, Problem, Task, joined, matches, without, wordy
 
-_NUMBER = re.compile(r"0|[1-9][0-9]*")
-_NUMBERS = re.compile(r"(0|[1-9][0-9]*)( (0|[1-9][0-9]*))*")
-
-
-def _is_number(task: Task, answer: str) -> bool:
-    return _NUMBER.fullmatch(answer) is not None
-
-
-def _is_list(task: Task, answer: str) -> bool:
-    return _NUMBERS.fullmatch(answer) is not None
+_is_number = matches(r"0|[1-9][0-9]*")
+_is_list = matches(r"(0|[1-9][0-9]*)( (0|[1-9][0-9]*))*")
 
 
 def _malformed_number(task: Task, rng: Random) -> list[str]:
@@ -115,53 +106,20 @@ def _slips_between(task: Task, rng: Random) -> list[str]:
     return [joined(range(first, end)) for first, end in ranges]
 
 
+# name, templates; draw, valid, slips, malformed
+# fmt: off
 NUMBER_FAMILIES: tuple[Family, ...] = (
-    Family(
-        "add",
-        ("Add {a} and {b}.", "What is {a} plus {b}?", "Give {a} plus {b}."),
-        _draw_add,
-        _is_number,
-        _slips_add,
-        _malformed_number,
-    ),
-    Family(
-        "subtract",
-        ("Subtract {b} from {a}.", "What is {a} minus {b}?", "Give {a} minus {b}."),
-        _draw_subtract,
-        _is_number,
-        _slips_subtract,
-        _malformed_number,
-    ),
-    Family(
-        "sort",
-        ("Sort {list}.", "Sort the numbers {list}.", "Give {list} in order."),
-        _draw_sort,
-        _is_list,
-        _slips_sort,
-        _malformed_list,
-    ),
-    Family(
-        "largest",
-        ("What is the largest of {list}?", "Give the largest number in {list}."),
-        _draw_largest,
-        _is_number,
-        _slips_largest,
-        _malformed_number,
-    ),
-    Family(
-        "even",
-        ("List the even numbers of {list}.", "What numbers in {list} are even?"),
-        _draw_even,
-        _is_list,
-        _slips_even,
-        _malformed_list,
-    ),
-    Family(
-        "between",
-        ("List the numbers between {a} and {b}.", "What numbers are between {a} and {b}?"),
-        _draw_between,
-        _is_list,
-        _slips_between,
-        _malformed_list,
-    ),
+    Family("add", ("Add {a} and {b}.", "What is {a} plus {b}?", "Give {a} plus {b}."),
+           _draw_add, _is_number, _slips_add, _malformed_number),
+    Family("subtract", ("Subtract {b} from {a}.", "What is {a} minus {b}?", "Give {a} minus {b}."),
+           _draw_subtract, _is_number, _slips_subtract, _malformed_number),
+    Family("sort", ("Sort {list}.", "Sort the numbers {list}.", "Give {list} in order."),
+           _draw_sort, _is_list, _slips_sort, _malformed_list),
+    Family("largest", ("What is the largest of {list}?", "Give the largest number in {list}."),
+           _draw_largest, _is_number, _slips_largest, _malformed_number),
+    Family("even", ("List the even numbers of {list}.", "What numbers in {list} are even?"),
+           _draw_even, _is_list, _slips_even, _malformed_list),
+    Family("between", ("List the numbers between {a} and {b}.", "What numbers are between {a} and {b}?"),
+           _draw_between, _is_list, _slips_between, _malformed_list),
 )
+# fmt: on

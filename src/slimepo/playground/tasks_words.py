@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from random import Random
 
-from slimepo.playground.families import Family, Problem, Task, one_lost, transposed, wordy
+from slimepo.playground.families import Family, Problem, Task, matches, one_lost, transposed, wordy
 from slimepo.playground.lexicon import FIELDS, WORDS
 
 _CONSONANTS = "bcdfghjklmnprstvwz"
 _VOWELS = "aeiou"
-_LOWER = re.compile(r"[a-z]+")
-_UPPER = re.compile(r"[A-Z]+")
-_DIGITS = re.compile(r"0|[1-9][0-9]*")
+_is_word = matches(r"[a-z]+")
+_is_upper = matches(r"[A-Z]+")
+_is_count = matches(r"0|[1-9][0-9]*")
 JSON_KEYS = tuple(FIELDS)
 SEPARATORS = ("-", "/", "+", "*")
 _BY_LENGTH = {
@@ -33,10 +32,6 @@ def made_up_word(rng: Random, length: int) -> str:
     return "".join(letters)
 
 
-def _is_word(task: Task, answer: str) -> bool:
-    return _LOWER.fullmatch(answer) is not None
-
-
 def _malformed_word(task: Task, rng: Random) -> list[str]:
     return [*wordy(task.gold), task.gold.upper(), "-".join(task.gold), f'"{task.gold}"']
 
@@ -47,21 +42,15 @@ def _draw_reverse(rng: Random) -> Problem:
 
 
 def _slips_reverse(task: Task, rng: Random) -> list[str]:
-    return [transposed(task.gold, rng), one_lost(task.gold, rng), task.words[0], _ends_swapped(task.gold)]
-
-
-def _ends_swapped(word: str) -> str:
-    # A wrong answer also for a word such as "aaaab", where the other slips may miss.
-    return word[1:] + word[0] if word[0] != word[-1] else word[:-1]
+    gold = task.gold
+    # The last one is a wrong answer also for a word such as "aaaab", where the others may miss.
+    turned = gold[1:] + gold[0] if gold[0] != gold[-1] else gold[:-1]
+    return [transposed(gold, rng), one_lost(gold, rng), task.words[0], turned]
 
 
 def _draw_upper(rng: Random) -> Problem:
     word = made_up_word(rng, rng.randint(4, 7))
     return Problem({"word": word}, word.upper(), words=(word,))
-
-
-def _is_upper(task: Task, answer: str) -> bool:
-    return _UPPER.fullmatch(answer) is not None
 
 
 def _slips_upper(task: Task, rng: Random) -> list[str]:
@@ -81,10 +70,6 @@ def _draw_count(rng: Random) -> Problem:
         letters[at] = letter
     word = "".join(letters)
     return Problem({"letter": letter, "word": word}, str(word.count(letter)), words=(letter, word))
-
-
-def _is_count(task: Task, answer: str) -> bool:
-    return _DIGITS.fullmatch(answer) is not None
 
 
 def _slips_count(task: Task, rng: Random) -> list[str]:
@@ -154,7 +139,7 @@ def _draw_repeat(rng: Random) -> Problem:
 
 def _is_repeat(task: Task, answer: str) -> bool:
     parts = answer.split(task.words[1])
-    return len(parts) >= 2 and all(_LOWER.fullmatch(part) for part in parts)
+    return len(parts) >= 2 and all(_is_word(task, part) for part in parts)
 
 
 def _slips_repeat(task: Task, rng: Random) -> list[str]:
@@ -169,56 +154,22 @@ def _malformed_repeat(task: Task, rng: Random) -> list[str]:
     return [*wordy(task.gold), other.join([word] * times), word * times, task.gold + separator]
 
 
+# name, templates; draw, valid, slips, malformed
+# fmt: off
 WORD_FAMILIES: tuple[Family, ...] = (
-    Family(
-        "reverse",
-        ("Reverse {word}.", "Reverse the word {word}.", "Write {word} in reverse."),
-        _draw_reverse,
-        _is_word,
-        _slips_reverse,
-        _malformed_word,
-    ),
-    Family(
-        "upper",
-        ("Write {word} in capitals.", "Give {word} in capitals."),
-        _draw_upper,
-        _is_upper,
-        _slips_upper,
-        _malformed_upper,
-    ),
-    Family(
-        "count",
-        ("Count the letter {letter} in {word}.", "Give the number of times {letter} is in {word}."),
-        _draw_count,
-        _is_count,
-        _slips_count,
-        _malformed_count,
-    ),
-    Family(
-        "longest",
-        ("What is the longest of {words}?", "Give the longest word in {words}."),
-        _draw_longest,
-        _is_word,
-        _slips_longest,
-        _malformed_word,
-    ),
-    Family(
-        "json",
-        ("Give the {key} in JSON: {record}.", "Write the {key} as JSON: {record}."),
-        _draw_json,
-        _is_json,
-        _slips_json,
-        _malformed_json,
-    ),
-    Family(
-        "repeat",
-        (
-            "Repeat {word} {times} times with {separator}.",
-            "Write {word} {times} times with {separator} between.",
-        ),
-        _draw_repeat,
-        _is_repeat,
-        _slips_repeat,
-        _malformed_repeat,
-    ),
+    Family("reverse", ("Reverse {word}.", "Reverse the word {word}.", "Write {word} in reverse."),
+           _draw_reverse, _is_word, _slips_reverse, _malformed_word),
+    Family("upper", ("Write {word} in capitals.", "Give {word} in capitals."),
+           _draw_upper, _is_upper, _slips_upper, _malformed_upper),
+    Family("count", ("Count the letter {letter} in {word}.",
+                     "Give the number of times {letter} is in {word}."),
+           _draw_count, _is_count, _slips_count, _malformed_count),
+    Family("longest", ("What is the longest of {words}?", "Give the longest word in {words}."),
+           _draw_longest, _is_word, _slips_longest, _malformed_word),
+    Family("json", ("Give the {key} in JSON: {record}.", "Write the {key} as JSON: {record}."),
+           _draw_json, _is_json, _slips_json, _malformed_json),
+    Family("repeat", ("Repeat {word} {times} times with {separator}.",
+                      "Write {word} {times} times with {separator} between."),
+           _draw_repeat, _is_repeat, _slips_repeat, _malformed_repeat),
 )
+# fmt: on

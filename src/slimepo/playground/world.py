@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from slimepo.errors import InputError
-from slimepo.files import write_text
+from slimepo.files import write_json_lines
 from slimepo.playground.families import Task
 from slimepo.playground.tasks import FAMILIES, make_task, malformed, slip
 from slimepo.playground.tokenizer import build_tokenizer
@@ -43,18 +42,13 @@ def write_world(settings: WorldSettings, seed: int, folder: Path) -> None:
     total = settings.demonstrations + settings.preference_prompts
     tasks = make_tasks(total, seed, exclude={task.key for task in heldout})
     demonstrated, compared = tasks[: settings.demonstrations], tasks[settings.demonstrations :]
-    rows = demonstrations(
-        demonstrated,
-        seed,
-        right=settings.right,
-        slip_share=settings.slip,
-        malformed_share=settings.malformed,
-    )
+    shares = {"right": settings.right, "slip_share": settings.slip, "malformed_share": settings.malformed}
+    rows = demonstrations(demonstrated, seed, **shares)
     build_tokenizer().save_pretrained(folder / "tokenizer")
     shown = ({"prompt": row.prompt[0]["content"], "completion": row.chosen[0]["content"]} for row in rows)
-    _write_lines(folder / "demonstrations.jsonl", shown)
-    _write_lines(folder / "tasks.jsonl", map(task_row, compared))
-    _write_lines(folder / "heldout.jsonl", map(task_row, heldout))
+    write_json_lines(folder / "demonstrations.jsonl", shown)
+    write_json_lines(folder / "tasks.jsonl", map(task_row, compared))
+    write_json_lines(folder / "heldout.jsonl", map(task_row, heldout))
 
 
 def task_row(task: Task) -> dict[str, Any]:
@@ -69,10 +63,6 @@ def task_row(task: Task) -> dict[str, Any]:
     }
 
 
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
 def make_tasks(count: int, seed: int, exclude: Collection[str] = frozenset()) -> list[Task]:
     """`count` tasks in random order, the families as even as they divide, no problem twice.
 
@@ -85,19 +75,17 @@ def make_tasks(count: int, seed: int, exclude: Collection[str] = frozenset()) ->
     names = list(FAMILIES)
     rng = Random(f"tasks/{seed}")
     for index in range(count):
-        task = _new_task(names[index % len(names)], rng, seen)
+        family = names[index % len(names)]
+        drawn = (make_task(family, rng) for _ in range(_MOST_REDRAWS))
+        task = next((task for task in drawn if task.key not in seen), None)
+        if task is None:
+            raise InputError(
+                f"the playground's family {family!r} has no new problems left: ask for fewer tasks"
+            )
         seen.add(task.key)
         tasks.append(task)
     rng.shuffle(tasks)
     return tasks
-
-
-def _new_task(family: str, rng: Random, seen: set[str]) -> Task:
-    for _ in range(_MOST_REDRAWS):
-        task = make_task(family, rng)
-        if task.key not in seen:
-            return task
-    raise InputError(f"the playground's family {family!r} has no new problems left: ask for fewer tasks")
 
 
 def demonstrations(
@@ -119,13 +107,14 @@ def demonstrations(
         raise InputError(
             f"the shares of demonstrations are {shares}: give three that sum to 1, none negative"
         )
-    return [_demonstration(task, Random(f"demonstration/{seed}/{task.prompt}"), shares) for task in tasks]
-
-
-def _demonstration(task: Task, rng: Random, shares: tuple[float, float, float]) -> Preference:
-    (kind,) = rng.choices(("right", "slip", "malformed"), weights=shares)
-    answer = task.gold if kind == "right" else (slip if kind == "slip" else malformed)(task, rng)
-    return Preference(user_turn(task), assistant_turn(answer), [], source=f"playground:{task.key}:{kind}")
+    rows = []
+    for task in tasks:
+        rng = Random(f"demonstration/{seed}/{task.prompt}")
+        (kind,) = rng.choices(("right", "slip", "malformed"), weights=shares)
+        answer = task.gold if kind == "right" else (slip if kind == "slip" else malformed)(task, rng)
+        source = f"playground:{task.key}:{kind}"
+        rows.append(Preference(user_turn(task), assistant_turn(answer), [], source=source))
+    return rows
 
 
 def user_turn(task: Task) -> list[Message]:
