@@ -54,7 +54,12 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    _quiet_libraries()
+    # Leave the terminal to our own lines: transformers' loading bars and hints say nothing a user needs here. By its
+    # variables, which it reads when a command first imports it; those that the user has set count.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # peft reads an attribute that transformers has renamed.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
 @app.command()
@@ -174,7 +179,8 @@ def generate(
     batch_rows: Annotated[int, typer.Option(min=1, help="Answers written side by side.")] = 32,
 ) -> None:
     """Let a model answer prompts through its own chat template."""
-    from slimepo.pipeline.generate import answer_prompts, read_prompts, show_answers, write_answers
+    from slimepo.files import write_json_lines
+    from slimepo.pipeline.generate import answer_prompts, read_prompts, show_answers
 
     texts = read_prompts(prompt or [], prompts)
     answers = answer_prompts(
@@ -182,7 +188,7 @@ def generate(
         samples=samples, seed=seed, batch_rows=batch_rows,
     )  # fmt: skip
     if out is not None:
-        write_answers(answers, out)
+        write_json_lines(out, answers)
     else:
         show_answers(answers, _console())
 
@@ -276,13 +282,30 @@ def data_check(
     ] = False,
 ) -> None:
     """Counts, lengths, drops by reason and duplicates of a file of pairs, as training would see it."""
-    from slimepo.data.inspect import check_data
+    from rich.progress import Progress
 
-    check_data(
-        source, model, _console(), chat_template=chat_template, template_options=_options(template_option or []),
-        format=format, split=split, max_length=max_length, max_prompt_length=max_prompt_length, show=show,
-        seed=seed, skip_bad_rows=skip_bad_rows,
-    )  # fmt: skip
+    from slimepo.data.chat import chat_format, load_tokenizer
+    from slimepo.data.inspect import check, print_report, show_rows
+    from slimepo.data.read import read_rows
+    from slimepo.settings import parse_value
+
+    options = {}
+    for pair in template_option or []:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise InputError(f"--template-option {pair!r} is not KEY=VALUE")
+        options[key] = parse_value(value)
+    console = _console()
+    rows = read_rows(source, format=format, split=split, skip_bad_rows=skip_bad_rows)
+    chat = chat_format(load_tokenizer(model, chat_template), options)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("tokenising", total=None)
+        report, kept = check(
+            rows, chat, name=source, max_length=max_length, max_prompt_length=max_prompt_length, seed=seed,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )  # fmt: skip
+    print_report(report, console)
+    show_rows(kept, chat, show, console)
 
 
 def main() -> NoReturn:
@@ -290,16 +313,14 @@ def main() -> NoReturn:
 
     6 is for a benchmark with too many items unscored.
     """
+    codes = {InputError: 2, NonFiniteLossError: 1, UnscoredError: 6}
     if "--debug" in sys.argv:
         app()
     try:
         app()
-    except InputError as error:
-        _fail(str(error), 2)
-    except NonFiniteLossError as error:
-        _fail(str(error), 1)
-    except UnscoredError as error:
-        _fail(str(error), 6)
+    except tuple(codes) as error:
+        typer.secho(f"error: {error}", err=True, fg="red")
+        sys.exit(next(code for kind, code in codes.items() if isinstance(error, kind)))
     sys.exit(0)
 
 
@@ -324,38 +345,10 @@ def _run(recipe: Any, out: Path, restart: bool) -> None:
     console.print(f"run folders: {', '.join(map(str, folders))}")
 
 
-def _options(pairs: list[str]) -> dict[str, Any]:
-    from slimepo.settings import parse_value
-
-    options = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator:
-            raise InputError(f"--template-option {pair!r} is not KEY=VALUE")
-        options[key] = parse_value(value)
-    return options
-
-
 def _console() -> Any:
     from slimepo.terminal import make_console
 
     return make_console()
-
-
-def _quiet_libraries() -> None:
-    """Leave the terminal to our own lines: transformers' loading bars and hints say nothing a user needs here.
-
-    By its variables, which it reads when a command first imports it; those that the user has set count.
-    """
-    # peft reads an attribute that transformers has renamed.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    typer.secho(f"error: {message}", err=True, fg="red")
-    sys.exit(code)
 
 
 if __name__ == "__main__":

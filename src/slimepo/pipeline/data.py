@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,14 +28,6 @@ SMOKE_ROWS = 200
 
 
 @dataclass(frozen=True)
-class RunData:
-    """The rows of a run by part, `heldout` among them, and the facts worth keeping about them."""
-
-    parts: dict[str, list[Preference]]
-    facts: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class StageRows:
     """Tokenised rows of one stage: those trained on and those only scored; and the run's tasks, where it has some."""
 
@@ -52,33 +44,28 @@ def recipe_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     return load_tokenizer(recipe.path(name), recipe.chat_template)
 
 
-def load_data(recipe: Recipe) -> RunData:
-    """Read the recipe's rows and split them; without a path there are none."""
+def load_data(recipe: Recipe) -> tuple[dict[str, list[Preference]], dict[str, Any]]:
+    """The recipe's rows by part, `heldout` among them (none without a path), and facts worth keeping about them."""
     data = recipe.data
+
+    def read(path: str, part: str | None, limit: int | None = None) -> tuple[list[Preference], Rows]:
+        rows = read_rows(
+            recipe.path(path), format=data.format, split=part, skip_bad_rows=data.skip_bad_rows, limit=limit
+        )
+        # An answer judged by itself is a row with one side.
+        return [*rows.preferences, *map(as_preference, rows.unpaired)], rows
+
     if data.path is None:
         parts: dict[str, list[Preference]] = {}
         facts: dict[str, Any] = {"rows": 0, "malformed": 0}
     else:
         smoke = SMOKE_ROWS if recipe.smoke else None
         limit = min((each for each in (data.limit, smoke) if each is not None), default=None)
-        rows = read_rows(
-            recipe.path(data.path),
-            format=data.format,
-            split=data.split,
-            skip_bad_rows=data.skip_bad_rows,
-            limit=limit,
-        )
-        records = _records(rows)
+        records, rows = read(data.path, data.split, limit)
         parts = split(records, recipe.parts, recipe.seed)
         facts = {"format": rows.format, "rows": len(records), "malformed": len(rows.malformed)}
     if data.heldout:
-        heldout_rows = read_rows(
-            recipe.path(data.heldout),
-            format=data.format,
-            split=data.heldout_split,
-            skip_bad_rows=data.skip_bad_rows,
-        )
-        parts["heldout"] = _records(heldout_rows)
+        parts["heldout"], _ = read(data.heldout, data.heldout_split)
     heldout = parts.get("heldout", [])
     if data.heldout_limit is not None and len(heldout) > data.heldout_limit:
         # By content, so that the order of the file does not matter.
@@ -89,13 +76,13 @@ def load_data(recipe: Recipe) -> RunData:
     facts["parts"] = {
         name: {"rows": len(part), "fingerprint": fingerprint(part)} for name, part in parts.items()
     }
-    return RunData(parts, facts)
+    return parts, facts
 
 
 def stage_rows(
     recipe: Recipe,
     stage: Stage,
-    data: RunData,
+    parts: Mapping[str, Sequence[Preference]],
     tasks: RunTasks | None,
     chat: ChatFormat,
     out: Path,
@@ -111,7 +98,7 @@ def stage_rows(
     from slimepo.losses import find_objective
 
     objective = find_objective(stage.loss)
-    train_rows, heldout_rows = data.parts.get(stage.part, []), data.parts["heldout"]
+    train_rows, heldout_rows = parts.get(stage.part, []), parts["heldout"]
     if stage.part in recipe.pairs:
         train_rows = read_pairs(out / stage.part / "train.jsonl")
         heldout_rows = read_pairs(out / stage.part / "heldout.jsonl") or heldout_rows
@@ -137,11 +124,6 @@ def stage_rows(
             f"stage {stage.name!r}: no row of part {stage.part!r} is left to train on ({reasons})"
         )
     return StageRows(train, heldout, tasks)
-
-
-def _records(rows: Rows) -> list[Preference]:
-    """The rows that were read; an answer judged by itself is one with one side."""
-    return [*rows.preferences, *map(as_preference, rows.unpaired)]
 
 
 def _tokenized(

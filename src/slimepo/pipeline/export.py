@@ -54,7 +54,13 @@ def export_model(
         any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()) or dtype != torch.float32
     )
     merged = merge(model.float()).to(dtype)
-    merged.generation_config = _generation_config(tokenizer, end_token_ids)
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    ends = sorted({*end_token_ids, *(() if eos is None else (eos,))})
+    merged.generation_config = GenerationConfig(
+        eos_token_id=ends or None,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=pad if pad is not None else next(iter(ends), None),
+    )
     temporary = folder.with_name(folder.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)
     merged.save_pretrained(temporary)
@@ -93,19 +99,6 @@ def probe_logits(model: nn.Module) -> Tensor:
     with scoring(model) as forward:
         logits: Tensor = forward(input_ids=ids).logits.float()
     return logits
-
-
-def _generation_config(
-    tokenizer: PreTrainedTokenizerBase, end_token_ids: Collection[int]
-) -> GenerationConfig:
-    ends = sorted(
-        {*end_token_ids} | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set())
-    )
-    values: dict[str, Any] = {"eos_token_id": ends or None, "bos_token_id": tokenizer.bos_token_id}
-    values["pad_token_id"] = (
-        tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [None])[0]
-    )
-    return GenerationConfig(**values)
 
 
 def model_card(recipe: Recipe, stage: Stage, result: dict[str, Any]) -> str:

@@ -61,12 +61,19 @@ def check_folder(recipe: Recipe, out: Path, restart: bool) -> None:
         patterns = ("*/stage.json", "*/checkpoints", "*/samples-*.jsonl", "*/pairs.json")
         for made in {path.parent for pattern in patterns for path in out.glob(pattern)}:
             shutil.rmtree(made)
-        clear_evaluations(out)
+        for path in (out / EVAL_FOLDER).glob("*"):
+            if path.is_file():
+                path.unlink()
+            elif path.name not in (JUDGE_CALLS, LOCKS):
+                # What judges replied stays: it is paid for, and still true.
+                shutil.rmtree(path)
     elif begun(out):
         old, new = (out / "recipe.yaml").read_text(encoding="utf-8"), dump(recipe)
         if old != new:
+            lines = zip(old.splitlines(), new.splitlines(), strict=False)
+            told = (f"{was.strip()!r} there, {now.strip()!r} now" for was, now in lines if was != now)
             raise InputError(
-                f"{out} holds a run of another recipe ({_first_difference(old, new)}); "
+                f"{out} holds a run of another recipe ({next(told, 'one has more keys than the other')}); "
                 "give another --out, or --restart to throw that run away"
             )
 
@@ -103,20 +110,3 @@ def claim_folder(recipe: Recipe, out: Path, facts: dict[str, Any], console: Cons
 def begun(out: Path) -> bool:
     """Whether a run has something to go on from; one that failed before its first checkpoint has not."""
     return any(any(out.glob(pattern)) for pattern in _BEGUN)
-
-
-def _first_difference(old: str, new: str) -> str:
-    for before, after in zip(old.splitlines(), new.splitlines(), strict=False):
-        if before != after:
-            return f"{before.strip()!r} there, {after.strip()!r} now"
-    return "one has more keys than the other"
-
-
-def clear_evaluations(out: Path) -> None:
-    """Throw away a run's answers, judgments and scores; what judges replied stays: it is paid for, and still true."""
-    folder = out / EVAL_FOLDER
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_file():
-            path.unlink()
-        elif path.name not in (JUDGE_CALLS, LOCKS):
-            shutil.rmtree(path)

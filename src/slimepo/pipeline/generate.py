@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +16,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One prompt and what the model said; `finished` says for each answer whether it ended by itself."""
-
-    prompt: list[Message]
-    answers: list[str]
-    finished: list[bool]
-
-
 def read_prompts(texts: Sequence[str], file: Path | None) -> list[list[Message]]:
     """Prompts given as words, from a file (one a line, or JSONL rows with `prompt`), or from the terminal.
 
@@ -34,7 +24,18 @@ def read_prompts(texts: Sequence[str], file: Path | None) -> list[list[Message]]
     """
     prompts: list[Any] = list(texts)
     if file is not None:
-        prompts += _prompts_of_file(file)
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{file}: cannot be read: {error}") from error
+        for number, line in enumerate(lines, start=1):
+            if file.suffix == ".jsonl":
+                try:
+                    prompts.append(json.loads(line)["prompt"])
+                except (json.JSONDecodeError, KeyError, TypeError) as error:
+                    raise InputError(f"{file}:{number}: no JSON row with a prompt in it") from error
+            elif line.strip():
+                prompts.append(line)
     if not prompts:
         if sys.stdin.isatty():
             print("prompts, one a line; end with Ctrl-D", file=sys.stderr)
@@ -49,15 +50,15 @@ def answer_prompts(
     prompts: Sequence[list[Message]],
     system: str | None,
     console: Console,
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    samples: int,
-    seed: int,
-    batch_rows: int = 32,
-) -> list[Answer]:
-    """Load a model and let it answer; a stage of a run stands for the model in it."""
+    **sampling: Any,
+) -> list[dict[str, Any]]:
+    """Load a model and let it answer; a stage of a run stands for the model in it.
+
+    sampling: as `slimepo.model.generate.generate` takes it.
+
+    Returns:
+        For each prompt a row: `prompt`, `answers`, and `finished`, which says of each whether it ended by itself.
+    """
     from rich.progress import Progress
 
     from slimepo.data.chat import encode_prompt
@@ -72,52 +73,23 @@ def answer_prompts(
             loaded.model,
             [encode_prompt(loaded.chat, prompt) for prompt in messages],
             end_token_ids=loaded.end_ids,
-            batch_rows=batch_rows,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            samples=samples,
-            seed=seed,
+            **sampling,
             progress=lambda done: progress.advance(task, done),
         )
     return [
-        Answer(
-            prompt,
-            [loaded.tokenizer.decode(c.token_ids, skip_special_tokens=True) for c in of_prompt],
-            [c.finished for c in of_prompt],
-        )
+        {
+            "prompt": prompt,
+            "answers": [loaded.tokenizer.decode(c.token_ids, skip_special_tokens=True) for c in of_prompt],
+            "finished": [c.finished for c in of_prompt],
+        }
         for prompt, of_prompt in zip(messages, completions, strict=True)
     ]
 
 
-def write_answers(answers: Sequence[Answer], path: Path) -> None:
-    """One JSON row a prompt."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        "".join(json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in answers), encoding="utf-8"
-    )
-
-
-def show_answers(answers: Sequence[Answer], console: Console) -> None:
+def show_answers(answers: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Prompts and answers, readable in a terminal."""
-    for answer in answers:
-        console.print(f"> {answer.prompt[-1]['content']}", style="bold")
-        for text, finished in zip(answer.answers, answer.finished, strict=True):
+    for row in answers:
+        console.print(f"> {row['prompt'][-1]['content']}", style="bold")
+        for text, finished in zip(row["answers"], row["finished"], strict=True):
             console.print(text + ("" if finished else " [cut at the token limit]"))
         console.print()
-
-
-def _prompts_of_file(file: Path) -> list[Any]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from error
-    if file.suffix != ".jsonl":
-        return [line for line in lines if line.strip()]
-    prompts = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            prompts.append(json.loads(line)["prompt"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise InputError(f"{file}:{number}: no JSON row with a prompt in it") from error
-    return prompts

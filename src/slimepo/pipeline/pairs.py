@@ -6,7 +6,6 @@ come) and `SET.jsonl` (the pairs), and `pairs.json` (written last: the pairs are
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
-from slimepo.files import append_json_lines, is_main_process, json_lines, read_json, write_json, write_text
+from slimepo.files import (
+    append_json_lines,
+    is_main_process,
+    json_lines,
+    read_json,
+    write_json,
+    write_json_lines,
+)
 from slimepo.pipeline.tasks import RunTasks, Task, completion_text, prompt_ids
 from slimepo.types import Message, Preference, Verdict
 
@@ -58,22 +64,28 @@ def make_pairs(
     settings, started = recipe.pairs[name], time.monotonic()
     facts: dict[str, Any] = {"model": settings.model or recipe.model}
     answerer: ChatModel | None = None
+    if not recipe.smoke:
+        from slimepo.model.chat import load_chat_model
+
+        loaded = load_chat_model(model)
+        # The recipe's template, which a model that no stage has made does not come with.
+        answerer = replace(loaded, chat=chat, end_ids=loaded.end_ids | {chat.end_id})
     for which, of_set in {"train": tasks.train, "heldout": tasks.heldout}.items():
-        if recipe.smoke:
+        if answerer is None:
             pairs = [Pair(task, task.gold or "right", "wrong, and made up", True, True) for task in of_set]
             made = {"tasks": len(of_set), "pairs": len(pairs)}
         else:
-            if answerer is None:
-                from slimepo.model.chat import load_chat_model
-
-                loaded = load_chat_model(model)
-                # The recipe's template, which a model that no stage has made does not come with.
-                answerer = replace(loaded, chat=chat, end_ids=loaded.end_ids | {chat.end_id})
             kept = folder / f"samples-{which}.jsonl"
             seed = recipe.seed if settings.seed is None else settings.seed
             samples = sampled(answerer, of_set, settings, tasks.batch_rows, seed, kept, console, name)
             pairs, made = judged_pairs(of_set, samples, tasks, gold=settings.gold)
-        write_pairs(folder / f"{which}.jsonl", pairs)
+        # A file that any run may train on; `task` says which task a pair is of.
+        rows = (
+            {"prompt": pair.task.prompt, "chosen": _turn(pair.chosen), "rejected": _turn(pair.rejected)}
+            | {"task": pair.task.id}
+            for pair in pairs
+        )
+        write_json_lines(folder / f"{which}.jsonl", rows)
         facts[which] = made
         if which == "train" and not pairs:
             raise InputError(f"pairs {name!r}: none of {len(of_set)} tasks gives a pair ({_counted(made)})")
@@ -101,18 +113,12 @@ def sampled(
     with counted(console, f"{name}: samples") as report:
 
         def keep(places: Sequence[int], completions: Any) -> None:
-            rows: list[dict[str, Any]] = [
-                {
-                    "place": place,
-                    "task": tasks[place].id,
-                    "answers": answers,
-                    "unfinished": len(given) - len(answers),
-                }
-                for place, given in zip(places, completions, strict=True)
-                for answers in [[completion_text(answerer.chat, c) for c in given if c.finished]]
-            ]
+            rows = []
+            for place, given in zip(places, completions, strict=True):
+                kept[place] = [completion_text(answerer.chat, c) for c in given if c.finished]
+                row = {"place": place, "task": tasks[place].id, "answers": kept[place]}
+                rows.append(row | {"unfinished": len(given) - len(kept[place])})
             append_json_lines(file, rows)
-            kept.update({row["place"]: row["answers"] for row in rows})
             report(len(kept), len(tasks))
 
         generate(
@@ -163,22 +169,8 @@ def judged_pairs(
     }
 
 
-def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
-    """A file that any run may train on: prompt, chosen, rejected; `task` says which task a pair is of."""
-    rows = [
-        {
-            "prompt": pair.task.prompt,
-            "chosen": _turn(pair.chosen),
-            "rejected": _turn(pair.rejected),
-            "task": pair.task.id,
-        }
-        for pair in pairs
-    ]
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
 def read_pairs(path: Path) -> list[Preference]:
-    """The pairs of such a file; each is called after its task."""
+    """The pairs of a file that `make_pairs` has written; each is called after its task."""
     return [
         Preference(row["prompt"], row["chosen"], row["rejected"], row["task"]) for row in json_lines(path)
     ]

@@ -14,6 +14,7 @@ from slimepo.evaluation.settings import Evaluation
 from slimepo.monitor.settings import MonitorSettings
 from slimepo.settings import Settings, read_mapping, set_key, validate
 from slimepo.types import REFERENCE_SOURCES
+from slimepo.words import nearest
 
 
 class RandomModel(Settings):
@@ -136,10 +137,6 @@ class Stage(Settings):
         return {**defaults, **values}
 
 
-def _none_word(value: Any) -> Any:
-    return None if value == "none" else value
-
-
 class Recipe(Settings):
     """A pipeline: one model, one data set, stages that each start from what the one before made.
 
@@ -158,7 +155,9 @@ class Recipe(Settings):
     tokenizer: str | None = None
     chat_template: str | None = None
     template_options: dict[str, Any] = Field(default_factory=dict)
-    adapter: Annotated[Adapter | None, BeforeValidator(_none_word)] = None
+    adapter: Annotated[Adapter | None, BeforeValidator(lambda given: None if given == "none" else given)] = (
+        None
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = Field(0, ge=0)
@@ -294,27 +293,21 @@ def make_recipe(values: Mapping[str, Any], place: str = "recipe") -> Recipe:
     return recipe
 
 
-def _meant(key: str, known: list[str], loss: str) -> str:
-    from slimepo.losses import find_objective, hyperparameters
-    from slimepo.words import nearest
-
-    options = hyperparameters(find_objective(loss).function)
-    return f" (did you mean 'loss_options.{key}'?)" if key in options else nearest(key, known)
-
-
 def one_stage_recipe(model: str, data: str, loss: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe behind `slimepo train`: one stage on all rows but one in a hundred, which are held out.
 
     Overrides that name a key of a stage (`learning_rate=1e-6`) set it; others set keys of the recipe.
     """
+    from slimepo.losses import find_objective, hyperparameters
+
     values: dict[str, Any] = {"model": model, "data": {"path": data}, "stages": [{"loss": loss}]}
     for override in overrides:
         key = override.split("=")[0].split(".")[0]
         in_stage = key in Stage.model_fields
         if not in_stage and key not in Recipe.model_fields:
             known = [*Stage.model_fields, *Recipe.model_fields]
-            raise InputError(
-                f"train: unknown key {key!r}{_meant(key, known, loss)}; known here: {', '.join(known)}"
-            )
+            options = hyperparameters(find_objective(loss).function)
+            meant = f" (did you mean 'loss_options.{key}'?)" if key in options else nearest(key, known)
+            raise InputError(f"train: unknown key {key!r}{meant}; known here: {', '.join(known)}")
         set_key(values, f"stages.0.{override}" if in_stage else override)
     return make_recipe(values, "train")

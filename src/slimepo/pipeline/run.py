@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from slimepo.data.chat import ChatFormat, chat_format
 from slimepo.errors import InputError, NonFiniteLossError
-from slimepo.files import read_json
+from slimepo.files import is_main_process, read_json, write_json
 from slimepo.model.load import check_model
-from slimepo.pipeline.data import RunData, load_data, recipe_tokenizer, stage_rows
+from slimepo.pipeline.data import load_data, recipe_tokenizer, stage_rows
 from slimepo.pipeline.evaluate import check_evaluations, evaluate_stage
 from slimepo.pipeline.folder import check_folder, claim_folder
 from slimepo.pipeline.pairs import make_pairs
 from slimepo.pipeline.recipe import RandomModel, Recipe, Stage
-from slimepo.pipeline.stage import exported_model, failure_on_record, run_stage, stage_arguments
+from slimepo.pipeline.stage import exported_model, run_stage, stage_arguments
 from slimepo.pipeline.tasks import RunTasks, load_tasks
 from slimepo.training.reference import SOURCES
 from slimepo.words import nearest
@@ -67,11 +67,10 @@ def _run_stages(recipe: Recipe, out: Path, console: Console) -> tuple[list[dict[
     for stage in pending:
         check_reference(recipe, stage)
     if pending:
-        tasks, data = load_tasks(recipe), load_data(recipe)
-        tokenizer = recipe_tokenizer(recipe)
-        chat = chat_format(tokenizer, recipe.template_options)
-        claim_folder(recipe, out, data.facts | ({"tasks": tasks.facts} if tasks else {}), console)
-        _announce(recipe, chat, data, tasks, console)
+        tasks, (parts, facts) = load_tasks(recipe), load_data(recipe)
+        chat = chat_format(recipe_tokenizer(recipe), recipe.template_options)
+        claim_folder(recipe, out, facts | ({"tasks": tasks.facts} if tasks else {}), console)
+        _announce(recipe, chat, facts, tasks, console)
     results: list[dict[str, Any]] = []
     broken: dict[str, Exception] = {}
     failed: list[Exception] = []
@@ -92,14 +91,19 @@ def _run_stages(recipe: Recipe, out: Path, console: Console) -> tuple[list[dict[
                 sampled = recipe.pairs[stage.part].model
                 model = str(exported_model(out / sampled)) if sampled else str(recipe.model)
                 make_pairs(recipe, stage.part, model, tasks, chat, out / stage.part, console)
-            rows = stage_rows(recipe, stage, data, tasks, chat, out, console)
+            rows = stage_rows(recipe, stage, parts, tasks, chat, out, console)
+            if is_main_process():
+                (folder / "error.json").unlink(missing_ok=True)
             try:
-                with failure_on_record(folder):
-                    args = arguments[stage.name]
-                    results.append(
-                        run_stage(recipe, stage, args, base, rows, tokenizer, chat, folder, console)
-                    )
-            except NonFiniteLossError as error:
+                args = arguments[stage.name]
+                results.append(run_stage(recipe, stage, args, base, rows, chat, folder, console))
+            except Exception as error:
+                # Whatever breaks a stage is left in its folder for the report.
+                known = isinstance(error, InputError | NonFiniteLossError)
+                if is_main_process():
+                    write_json(folder / "error.json", {"error": str(error) if known else repr(error)})
+                if not isinstance(error, NonFiniteLossError):
+                    raise
                 console.print(f"{stage.name}: {error}", style="red")
                 broken[stage.name] = error
                 continue
@@ -127,9 +131,8 @@ def check_reference(recipe: Recipe, stage: Stage) -> None:
 
 
 def _announce(
-    recipe: Recipe, chat: ChatFormat, data: RunData, tasks: RunTasks | None, console: Console
+    recipe: Recipe, chat: ChatFormat, facts: dict[str, Any], tasks: RunTasks | None, console: Console
 ) -> None:
-    facts = data.facts
     if recipe.data.path is not None:
         parts = ", ".join(f"{name} {part['rows']:,}" for name, part in facts["parts"].items())
         console.print(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +14,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from slimepo.data.chat import ChatFormat
-from slimepo.errors import InputError, NonFiniteLossError
-from slimepo.files import is_main_process, write_json, write_text
+from slimepo.errors import InputError
+from slimepo.files import is_main_process, write_json, write_json_lines, write_text
 from slimepo.losses import hyperparameters, slime
 from slimepo.model.adapters import PROJECTIONS, lora_config
 from slimepo.model.load import load_config, load_model, random_config, random_model, smoke_config
@@ -48,7 +46,6 @@ def run_stage(
     args: PreferenceConfig,
     base: str | RandomModel,
     rows: StageRows,
-    tokenizer: PreTrainedTokenizerBase,
     chat: ChatFormat,
     folder: Path,
     console: Console,
@@ -59,7 +56,7 @@ def run_stage(
     """
     started = time.time()
     progress = TrainingProgress(console, stage.name)
-    trainer = stage_trainer(recipe, args, base, rows, tokenizer, folder, [progress])
+    trainer = stage_trainer(recipe, args, base, rows, chat.tokenizer, folder, [progress])
     console.print(f"{stage.name}: layout {trainer.layout} ({trainer.layout_reason})")
     if trainer.reference is not None:
         console.print(f"{stage.name}: reference {trainer.reference.source} ({trainer.reference.reason})")
@@ -98,7 +95,7 @@ def run_stage(
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
     }
     threshold = stage.loss_options.get("threshold", hyperparameters(slime)["threshold"])
-    heldout = _heldout(rows, before, after, threshold)
+    heldout = _compared(rows, before, after, threshold, folder)
     if heldout:
         result["heldout"] = heldout
     if trainer.monitor is not None and before.scores is not None and after.scores is not None:
@@ -106,10 +103,11 @@ def run_stage(
     of_pairs = heldout if "pairs" in heldout else None
     result["monitor"] = trainer.monitor.record.summary(of_pairs) if trainer.monitor else None
     if is_main_process():
-        _write_standings(rows, before, after, folder)
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         dtype = getattr(torch, recipe.export_dtype)
-        result["export_difference"] = export_model(model, tokenizer, folder / "model", {chat.end_id}, dtype)
+        result["export_difference"] = export_model(
+            model, chat.tokenizer, folder / "model", {chat.end_id}, dtype
+        )
         write_text(folder / "model" / "README.md", model_card(recipe, stage, result))
         # What the chat template was given in training, so that generation gives it the same.
         write_json(folder / "model" / "slimepo.json", {"template_options": recipe.template_options})
@@ -140,59 +138,38 @@ def _standing(model: Any, rows: StageRows, chat: ChatFormat, console: Console, w
     return Standing(scores, answers)
 
 
-def _heldout(rows: StageRows, before: Standing, after: Standing, threshold: float) -> dict[str, Any]:
-    """Figures of the held-out pairs and tasks before and after; empty where nothing is held out."""
+def _compared(
+    rows: StageRows, before: Standing, after: Standing, threshold: float, folder: Path
+) -> dict[str, Any]:
+    """Figures before and after of what is held out, empty where nothing is; distributions and answers go to files."""
     found: dict[str, Any] = {"before": {}, "after": {}}
+    shapes: dict[str, Any] = {}
+    standings = {"before": before, "after": after}
     if before.scores is not None and after.scores is not None:
         found |= {"pairs": len(before.scores.chosen), "chosen_fell": chosen_fell(before.scores, after.scores)}
-        for when, scores in (("before", before.scores), ("after", after.scores)):
-            found[when] = summary(scores, threshold)
-    if rows.tasks is not None and rows.tasks.heldout:
-        found["prompts"] = len(rows.tasks.heldout)
-        for when, standing in (("before", before), ("after", after)):
-            found[when] |= measure(rows.tasks.heldout, standing.answers)
-    return found if found["after"] else {}
-
-
-def _write_standings(rows: StageRows, before: Standing, after: Standing, folder: Path) -> None:
-    """Distributions before and after, and all answers to the held-out tasks."""
-    shapes: dict[str, Any] = {}
-    if before.scores is not None and after.scores is not None:
+        found |= {"before": summary(before.scores, threshold), "after": summary(after.scores, threshold)}
         shapes = distributions(before.scores, after.scores)
     if rows.tasks is not None and rows.tasks.heldout:
-        was, now = ([answer.tokens for answer in standing.answers] for standing in (before, after))
-        shapes["answer_lengths"] = histogram(was, now)
-        lines = [
+        tasks = rows.tasks.heldout
+        found["prompts"] = len(tasks)
+        lines: list[dict[str, Any]] = [
             {"task": task.id, "prompt": task.prompt, "gold": task.gold, "family": task.family}
-            | {"before": _told(old), "after": _told(new)}
-            for task, old, new in zip(rows.tasks.heldout, before.answers, after.answers, strict=True)
+            for task in tasks
         ]
-        write_text(
-            folder / "answers.jsonl", "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in lines)
-        )
-    if shapes:
-        write_json(folder / "distributions.json", shapes)
-
-
-def _told(answer: Answer) -> dict[str, Any]:
-    verdict = answer.verdict
-    return {
-        "text": answer.text, "correct": verdict.correct, "valid": verdict.valid, "finished": answer.finished,
-    }  # fmt: skip
-
-
-@contextmanager
-def failure_on_record(folder: Path) -> Iterator[None]:
-    """A stage that breaks, by whatever error, leaves the reason in `folder/error.json` for the report."""
-    if is_main_process():
-        (folder / "error.json").unlink(missing_ok=True)
-    try:
-        yield
-    except Exception as error:
+        for when, standing in standings.items():
+            found[when] |= measure(tasks, standing.answers)
+            for line, answer in zip(lines, standing.answers, strict=True):
+                line[when] = {
+                    "text": answer.text, "correct": answer.verdict.correct, "valid": answer.verdict.valid,
+                    "finished": answer.finished,
+                }  # fmt: skip
+        was, now = ([answer.tokens for answer in each.answers] for each in standings.values())
+        shapes["answer_lengths"] = histogram(was, now)
         if is_main_process():
-            told = str(error) if isinstance(error, InputError | NonFiniteLossError) else repr(error)
-            write_json(folder / "error.json", {"error": told})
-        raise
+            write_json_lines(folder / "answers.jsonl", lines)
+    if shapes and is_main_process():
+        write_json(folder / "distributions.json", shapes)
+    return found if found["after"] else {}
 
 
 def stage_trainer(
@@ -256,9 +233,15 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
     """transformers' training arguments for a stage.
 
     Raises:
-        InputError: an argument that does not exist or does not fit.
+        InputError: an argument that does not exist or does not fit, a batch that devices cannot share evenly.
     """
-    share = device_share(stage, recipe.smoke)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    batch = min(stage.batch_size, SMOKE_BATCH) if recipe.smoke else stage.batch_size
+    if batch % ranks:
+        raise InputError(
+            f"stage {stage.name!r}: batch_size {batch} cannot be shared out over {ranks} devices"
+        )
+    share = batch // ranks
     of_stage = stage.reference in recipe.before(stage)
     micro = min(stage.micro_batch_size, share)
     checkpointing = stage.activation_checkpointing
@@ -298,21 +281,6 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
 def exported_model(folder: Path) -> Path:
     """Where a stage with this folder leaves its model; absolute, as adapters name their base."""
     return (folder / "model").resolve()
-
-
-def device_share(stage: Stage, smoke: bool = False) -> int:
-    """Pairs of a step on each device.
-
-    Raises:
-        InputError: the batch cannot be shared out evenly over the devices.
-    """
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    batch = min(stage.batch_size, SMOKE_BATCH) if smoke else stage.batch_size
-    if batch % ranks:
-        raise InputError(
-            f"stage {stage.name!r}: batch_size {batch} cannot be shared out over {ranks} devices"
-        )
-    return batch // ranks
 
 
 def lora(adapter: Adapter) -> Any:

@@ -70,10 +70,12 @@ class RunTasks:
     @property
     def facts(self) -> dict[str, Any]:
         """Counts and fingerprints, so that a run does not go on with other tasks."""
-        sets = {"train": self.train, "heldout": self.heldout}
-        return {
-            name: {"rows": len(tasks), "fingerprint": _fingerprint(tasks)} for name, tasks in sets.items()
-        }
+        facts = {}
+        for name, tasks in {"train": self.train, "heldout": self.heldout}.items():
+            rows = json.dumps([each.row for each in tasks], sort_keys=True, default=str, ensure_ascii=False)
+            digest = hashlib.blake2b(rows.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+            facts[name] = {"rows": len(tasks), "fingerprint": digest}
+        return facts
 
 
 def load_tasks(recipe: Recipe) -> RunTasks | None:
@@ -232,11 +234,6 @@ def _checker(name: str) -> Callable[[Task, str], Verdict]:
         return verdict
 
     return check
-
-
-def _fingerprint(tasks: Sequence[Task]) -> str:
-    rows = json.dumps([task.row for task in tasks], sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.blake2b(rows.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _share(flags: Sequence[bool]) -> float:
