@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +143,14 @@ def answer_questions(
     questions = benchmark.questions
     rows = {benchmark.id_of(row): row for row in json_lines(path, strict=True)}
     how = {**answerer.identity, "system": system, "seed": seed}
-    _refuse_another_way(rows.values(), how, path)
+    # Rows without our part were made elsewhere and are taken as they are.
+    for before in (row[OURS] for row in rows.values() if OURS in row):
+        for name, value in how.items():
+            if before.get(name) != value:
+                raise InputError(
+                    f"{path}: its answers were made with {name} {before.get(name)!r}, now it is {value!r}; "
+                    "give another --name or --out, or delete the file"
+                )
     _refuse_other_limits(questions, rows, path)
     failures: list[str] = []
     with counted(console, "answers") as report:
@@ -156,7 +163,11 @@ def answer_questions(
                 failures += [turn.stop for turn in turns if turn.failed]
                 if question.id not in rows and not any(turn.failed for turn in turns):
                     row = benchmark.answer_row(model, question.row, [turn.text for turn in turns])
-                    made.append({**row, OURS: _facts(question, turns, how)})
+                    limits = {"temperature": question.temperature, "max_new_tokens": question.max_new_tokens}
+                    ends = [
+                        {"tokens": t.tokens, "prompt_tokens": t.prompt_tokens, "stop": t.stop} for t in turns
+                    ]
+                    made.append({**row, OURS: {"turns": ends, **limits, **how}})
             append_json_lines(path, made)
             rows |= {benchmark.id_of(row): row for row in made}
             report(start + len(chunk), len(questions))
@@ -192,16 +203,6 @@ def question_seed(seed: int, question_id: str, turn: int) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def _facts(question: Question, turns: Sequence[Turn], how: Mapping[str, Any]) -> dict[str, Any]:
-    """Our own part of a row: token counts and stop reasons turn by turn, and how the answer was made."""
-    return {
-        "turns": [{"tokens": t.tokens, "prompt_tokens": t.prompt_tokens, "stop": t.stop} for t in turns],
-        "temperature": question.temperature,
-        "max_new_tokens": question.max_new_tokens,
-        **how,
-    }
-
-
 def summary_line(rows: Answers) -> str:
     """How the answers ended and how long they are, as far as the rows say."""
     turns = [turn for row in rows for turn in row.get(OURS, {}).get("turns", [])]
@@ -214,17 +215,6 @@ def summary_line(rows: Answers) -> str:
     empty = sum(turn["tokens"] == 0 for turn in turns)
     none = f"; {empty} turns had no room for an answer" if empty else ""
     return f"answers: {len(rows)} questions, ended by: {ends}{length}{none}"
-
-
-def _refuse_another_way(rows: Iterable[Mapping[str, Any]], how: Mapping[str, Any], path: Path) -> None:
-    # Rows without our part were made elsewhere and are taken as they are.
-    for before in (row[OURS] for row in rows if OURS in row):
-        for name, value in how.items():
-            if before.get(name) != value:
-                raise InputError(
-                    f"{path}: its answers were made with {name} {before.get(name)!r}, now it is {value!r}; "
-                    "give another --name or --out, or delete the file"
-                )
 
 
 def _refuse_other_limits(questions: Sequence[Question], rows: Mapping[str, Any], path: Path) -> None:

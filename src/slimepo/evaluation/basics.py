@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,6 @@ from slimepo.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from slimepo.model.chat import ChatModel
-    from slimepo.types import Preference
 
 _REPEATED = 4
 
@@ -42,18 +38,48 @@ def measure_basics(
         InputError: the model or the pairs cannot be read, or no pair fits `max_length`.
     """
     from slimepo.data.read import read_rows
-    from slimepo.evaluation.answerers import weights_hash
+    from slimepo.data.rows import CHOSEN
+    from slimepo.data.tokenize import tokenize
+    from slimepo.evaluation.answerers import prompt_ids, weights_hash
     from slimepo.model.chat import load_chat_model
+    from slimepo.model.generate import generate
+    from slimepo.model.score import score_pairs
 
     pairs = read_rows(data, split=split, limit=limit).preferences
     if not pairs:
         raise InputError(f"{data}: no preference pairs in it")
     loaded = load_chat_model(model)
     measures: dict[str, Any] = {"model": model, "weights": weights_hash(model), "data": data}
-    measures |= _of_pairs(loaded, pairs, max_length, console)
-    if samples:
-        measures |= _of_generations(loaded, pairs[:samples], max_new_tokens, batch_rows, console)
-    return measures
+    rows = tokenize(pairs, loaded.chat, max_length=max_length).rows
+    if not rows:
+        raise InputError(f"no pair is left to score: all are longer than {max_length} tokens or malformed")
+    with console.status("scoring pairs"):
+        scores = score_pairs(loaded.model, rows)
+    counts = np.array([len(row.response(CHOSEN)) for row in rows])
+    measures |= {
+        "pairs": len(rows),
+        "pairs_dropped": len(pairs) - len(rows),
+        "accuracy": float((scores.chosen > scores.rejected).mean()),
+        "logps_chosen": float(scores.chosen.mean()),
+        "logps_rejected": float(scores.rejected.mean()),
+        "chosen_perplexity": float(np.exp(-(scores.chosen * counts).sum() / counts.sum())),
+    }
+    if not samples:
+        return measures
+    with console.status("answering prompts"):
+        completions = generate(
+            loaded.model,
+            [prompt_ids(loaded.chat, pair.prompt) for pair in pairs[:samples]],
+            end_token_ids=loaded.end_ids,
+            max_new_tokens=max_new_tokens,
+            batch_rows=batch_rows,
+        )
+    said = [completion for (completion,) in completions]
+    ids = [completion.token_ids for completion in said]
+    texts = [text.strip() for text in loaded.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    ended = [completion.finished for completion in said]
+    measures |= {"generations": len(said), "max_new_tokens": max_new_tokens}
+    return measures | generation_measures(texts, ids, ended)
 
 
 def generation_measures(
@@ -68,8 +94,9 @@ def generation_measures(
     words = [text.split() for text in texts]
     lengths = [len(ids) for ids in tokens]
     repeats = [1 - len(set(grams)) / len(grams) for text in words if (grams := _grams(text, _REPEATED))]
+    every = {n: [gram for text in words for gram in _grams(text, n)] for n in (1, 2, 3)}
     return {
-        **{f"distinct_{n}": _distinct(words, n) for n in (1, 2, 3)},
+        **{f"distinct_{n}": len(set(g)) / len(g) if g else math.nan for n, g in every.items()},
         "repetition": float(np.mean(repeats)) if repeats else math.nan,
         "end_rate": sum(ended) / len(ended),
         "mean_tokens": float(np.mean(lengths)),
@@ -83,66 +110,11 @@ def show_basics(measures: dict[str, Any], console: Console) -> None:
 
     table = Table("measure", "value")
     for name, value in measures.items():
-        if isinstance(value, float):
-            table.add_row(name, f"{value:.4g}")
-        elif isinstance(value, int):
-            table.add_row(name, str(value))
+        if isinstance(value, int | float):
+            table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     console.print(str(measures["model"]))
     console.print(table)
 
 
-def _distinct(words: Sequence[Sequence[str]], n: int) -> float:
-    grams = Counter(gram for text in words for gram in _grams(text, n))
-    return len(grams) / grams.total() if grams else math.nan
-
-
 def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-
-
-def _of_pairs(
-    loaded: ChatModel, pairs: Sequence[Preference], max_length: int, console: Console
-) -> dict[str, Any]:
-    from slimepo.data.rows import CHOSEN
-    from slimepo.data.tokenize import tokenize
-    from slimepo.model.score import score_pairs
-
-    rows = tokenize(pairs, loaded.chat, max_length=max_length).rows
-    if not rows:
-        raise InputError(f"no pair is left to score: all are longer than {max_length} tokens or malformed")
-    with console.status("scoring pairs"):
-        scores = score_pairs(loaded.model, rows)
-    counts = np.array([len(row.response(CHOSEN)) for row in rows])
-    return {
-        "pairs": len(rows),
-        "pairs_dropped": len(pairs) - len(rows),
-        "accuracy": float((scores.chosen > scores.rejected).mean()),
-        "logps_chosen": float(scores.chosen.mean()),
-        "logps_rejected": float(scores.rejected.mean()),
-        "chosen_perplexity": float(np.exp(-(scores.chosen * counts).sum() / counts.sum())),
-    }
-
-
-def _of_generations(
-    loaded: ChatModel, pairs: Sequence[Preference], max_new_tokens: int, batch_rows: int, console: Console
-) -> dict[str, Any]:
-    from slimepo.evaluation.answerers import prompt_ids
-    from slimepo.model.generate import generate
-
-    with console.status("answering prompts"):
-        completions = generate(
-            loaded.model,
-            [prompt_ids(loaded.chat, pair.prompt) for pair in pairs],
-            end_token_ids=loaded.end_ids,
-            max_new_tokens=max_new_tokens,
-            batch_rows=batch_rows,
-        )
-    said = [completion for (completion,) in completions]
-    ids = [completion.token_ids for completion in said]
-    texts = [text.strip() for text in loaded.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-    ended = [completion.finished for completion in said]
-    return {
-        "generations": len(said),
-        "max_new_tokens": max_new_tokens,
-        **generation_measures(texts, ids, ended),
-    }

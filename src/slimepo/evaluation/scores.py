@@ -50,10 +50,19 @@ def write_scores(job: Job, benchmark: Benchmark, judge: Judge | None, console: C
             raise InputError(f"{place}: its judgments are by {scores.identity.judge}, not by {judge.name}")
         refuse_unscored(scores, job.settings.max_unscored)
     canaries = {} if judge is None else _canary_results(job, benchmark, judge)
+    judged: dict[str, Any] = {}
+    if judge is not None and benchmark.judging is not None:
+        requests = benchmark.judging.requests(job.name, answers)
+        sampling = asdict(requests[0].sampling) if requests else None
+        content = judgments_path(job, benchmark, judge).read_bytes()
+        judged = {
+            "judge": {"name": judge.name, "weights": judge.weights or None, "settings": sampling},
+            "judgments_sha256": hashlib.sha256(content).hexdigest(),
+        }
     record = {
         "scores": [asdict(scores) for scores in found],
         "answers": {"sha256": sha256_of(answers), "made": answers[0].get(OURS, "elsewhere")},
-        **({} if judge is None else _judge_facts(job, benchmark, judge, answers)),
+        **judged,
         "files": [
             {"path": file.path, "sha256": file.sha256, "check": file.check} for file in benchmark.files
         ],
@@ -85,19 +94,6 @@ def _judgments(job: Job, benchmark: Benchmark, judge: Judge, answers: Answers) -
     return rows
 
 
-def _judge_facts(job: Job, benchmark: Benchmark, judge: Judge, answers: Answers) -> dict[str, Any]:
-    assert benchmark.judging is not None
-    requests = benchmark.judging.requests(job.name, answers)
-    return {
-        "judge": {
-            "name": judge.name,
-            "weights": judge.weights or None,
-            "settings": asdict(requests[0].sampling) if requests else None,
-        },
-        "judgments_sha256": hashlib.sha256(judgments_path(job, benchmark, judge).read_bytes()).hexdigest(),
-    }
-
-
 def _canary_results(job: Job, benchmark: Benchmark, judge: Judge) -> dict[str, CanaryResult]:
     assert benchmark.judging is not None
     judging, path = benchmark.judging, canary_path(job, benchmark, judge)
@@ -115,14 +111,12 @@ def _canary_results(job: Job, benchmark: Benchmark, judge: Judge) -> dict[str, C
 
 def _unofficial(settings: Evaluation, benchmark: Benchmark) -> tuple[str, ...]:
     """What of the settings makes a score another than the published kind."""
-    notes = []
-    if settings.limit is not None:
-        notes.append(f"the first {settings.limit} questions only")
-    if settings.temperature is not None and not benchmark.own_temperature:
-        notes.append(f"answered at temperature {settings.temperature:g}")
-    if settings.max_new_tokens is not None:
-        notes.append(f"answers of at most {settings.max_new_tokens} tokens")
-    return tuple(notes)
+    notes = {
+        "the first {} questions only": settings.limit,
+        "answered at temperature {:g}": None if benchmark.own_temperature else settings.temperature,
+        "answers of at most {} tokens": settings.max_new_tokens,
+    }
+    return tuple(note.format(value) for note, value in notes.items() if value is not None)
 
 
 def show_scores(found: Sequence[Scores], console: Console) -> None:

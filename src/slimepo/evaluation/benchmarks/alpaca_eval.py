@@ -32,7 +32,6 @@ from slimepo.evaluation.benchmarks.bootstrap import standard_error
 from slimepo.evaluation.benchmarks.sources import fetch
 from slimepo.evaluation.judge.request import (
     Identity,
-    JudgeReply,
     JudgeRequest,
     Measure,
     Sampling,
@@ -244,7 +243,16 @@ def annotation_rows(
     for position, (row, other) in enumerate(_pairs(outputs, baseline)):
         key = "/".join((BENCHMARK, str(row["generator"]), str(position), ""))
         reply = replies[key][-1] if replies.get(key) else None
-        preference, extra = _preference(row, other, reply)
+        preference: float | Unscored
+        binary = False
+        if row["output"] == other["output"]:
+            preference = 1.5
+        elif reply is None or reply.error:
+            preference = Unscored((reply.error if reply else None) or "not judged")
+        elif reply.top_logprobs is None:
+            preference, binary = parse_letter(reply.text, is_swapped(row["instruction"])), True
+        else:
+            preference = parse_logprobs(reply.top_logprobs, is_swapped(row["instruction"]))
         rows.append(
             {
                 "instruction": row["instruction"],
@@ -254,32 +262,13 @@ def annotation_rows(
                 "output_2": row["output"],
                 "generator_2": row["generator"],
                 "annotator": judge,
-                "preference": preference,
+                "preference": None if isinstance(preference, Unscored) else preference,
                 "raw_completion": (reply.choice or {"text": reply.text}) if reply else None,
-                **extra,
+                **({"binary": True} if binary else {}),
+                **({"unscored": preference.reason} if isinstance(preference, Unscored) else {}),
             }
         )
     return rows
-
-
-def _preference(
-    row: JsonObject, other: JsonObject, reply: JudgeReply | None
-) -> tuple[float | None, dict[str, Any]]:
-    if row["output"] == other["output"]:
-        return 1.5, {}
-    if reply is None or reply.error:
-        return None, {"unscored": (reply.error if reply else None) or "not judged"}
-    swapped = is_swapped(row["instruction"])
-    binary = reply.top_logprobs is None
-    value = (
-        parse_letter(reply.text, swapped)
-        if reply.top_logprobs is None
-        else parse_logprobs(reply.top_logprobs, swapped)
-    )
-    extra = {"binary": True} if binary else {}
-    if isinstance(value, Unscored):
-        return None, extra | {"unscored": value.reason}
-    return value, extra
 
 
 def score(
@@ -330,7 +319,10 @@ def _score_model(
     }
     notes: tuple[str, ...] = (UNOFFICIAL_BINARY,) if any(row.get("binary") for row in rows) else ()
     if data is not None:
-        controlled = _controlled(rows, preferences, data)
+        differences = [len(row["output_1"]) - len(row["output_2"]) for row in rows]
+        # The baseline against itself is even, by definition.
+        itself = rows[0]["generator_1"] == rows[0]["generator_2"]
+        controlled = [0.5] * len(rows) if itself else length_controlled(preferences, differences, data)
         if isinstance(controlled, Unscored):
             notes += (f"no length-controlled win rate: {controlled.reason}",)
         else:
@@ -355,15 +347,6 @@ def _score_model(
         official=not notes,
         notes=notes,
     )
-
-
-def _controlled(
-    rows: Sequence[JsonObject], preferences: Sequence[float], data: LengthData
-) -> list[float] | Unscored:
-    if rows[0]["generator_1"] == rows[0]["generator_2"]:
-        return [0.5] * len(rows)  # The baseline against itself, by definition.
-    differences = [len(row["output_1"]) - len(row["output_2"]) for row in rows]
-    return length_controlled(preferences, differences, data)
 
 
 def _number(preference: Any) -> float:

@@ -172,7 +172,12 @@ def judge_requests(
             for model, rows in answer_of.items():
                 if id_ not in rows:
                     raise InputError(f"{model} has no answer to MT-Bench question {id_}")
-                texts = _texts(question, rows[id_], f"the answer of {model}", turn)
+                asked, said = question["turns"], _turns(rows[id_], turn, f"the answer of {model}")
+                if turn == 1:
+                    texts = {"question": asked[0], "answer": said[0]}
+                else:
+                    texts = {"question_1": asked[0], "question_2": asked[1]}
+                    texts |= {"answer_1": said[0], "answer_2": said[1]}
                 if category in WITH_REFERENCE:
                     if id_ not in reference_of:
                         raise InputError(
@@ -192,14 +197,6 @@ def judge_requests(
                     )
                 )
     return requests
-
-
-def _texts(question: JsonObject, answer: JsonObject, what: str, turn: int) -> dict[str, str]:
-    """What the prompt of a turn shows of the conversation: the turn alone, or both."""
-    asked, said = question["turns"], _turns(answer, turn, what)
-    if turn == 1:
-        return {"question": asked[0], "answer": said[0]}
-    return {"question_1": asked[0], "question_2": asked[1], "answer_1": said[0], "answer_2": said[1]}
 
 
 def _turns(answer: JsonObject, needed: int, what: str) -> list[str]:
@@ -248,9 +245,7 @@ def judgment_rows(
         reply = replies[request.key][-1]
         rating = Unscored(reply.error) if reply.error else parse_score(reply.text)
         row = {
-            "question_id": int(request.question_id)
-            if request.question_id.isdecimal()
-            else request.question_id,
+            "question_id": int(id_) if (id_ := request.question_id).isdecimal() else id_,
             "model": request.model,
             "judge": [judge, request.template],
             "user_prompt": request.messages[-1]["content"],
@@ -324,6 +319,13 @@ def _score_model(
         for turn in range(1, len(q["turns"]) + 1)
         if (q["question_id"], turn) not in judged
     ]
+    notes = (
+        (
+            sum(not 1 <= row["score"] <= 10 for row in rated),
+            "ratings are outside 1 to 10 and counted as they are",
+        ),
+        (len(rows) - len(judged), "rows repeat a turn that has one already; all count"),
+    )
     return Scores(
         model,
         Identity(BENCHMARK, judges[0], "single-v1", **identity),
@@ -332,7 +334,7 @@ def _score_model(
         measures={name: _mean(part) for name, part in parts.items() if part},
         scored=len(rated),
         unscored=tuple(unscored),
-        notes=_notes(rows, rated, len(judged)),
+        notes=tuple(f"{count} {what}, as upstream does" for count, what in notes if count),
     )
 
 
@@ -344,18 +346,6 @@ def _is_rating(value: Any) -> bool:
 def _reason(row: JsonObject) -> str:
     rating = parse_score(row.get("judgment") or "")
     return rating.reason if isinstance(rating, Unscored) else f"recorded as {row['score']}"
-
-
-def _notes(rows: Sequence[JsonObject], rated: Sequence[JsonObject], judged: int) -> tuple[str, ...]:
-    notes = []
-    outside = sum(not 1 <= row["score"] <= 10 for row in rated)
-    if outside:
-        notes.append(f"{outside} ratings are outside 1 to 10 and counted as they are, as upstream does")
-    if len(rows) > judged:
-        notes.append(
-            f"{len(rows) - judged} rows repeat a turn that has one already; all count, as upstream does"
-        )
-    return tuple(notes)
 
 
 def _mean(rows: Sequence[JsonObject]) -> Measure:

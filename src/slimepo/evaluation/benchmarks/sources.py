@@ -128,9 +128,20 @@ def fetch(*paths: str, data_dir: Path | str | None = None) -> Fetched:
         raise InputError(
             f"{' or '.join(paths)} is in no repository; give a folder that has it with --data-dir"
         )
-    content = _download(source)
+    try:
+        with urllib.request.urlopen(source.url, timeout=_TIMEOUT_S) as response:
+            content = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise InputError(
+            f"{source.path} cannot be fetched from {source.url} ({reason}); give a folder that has it with --data-dir"
+        ) from error
     fetched = _checked(source, content, folder / source.path, source.url)
-    _keep(fetched.file, content)
+    fetched.file.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own: two runs may fetch the same file at once.
+    temporary = fetched.file.with_name(f"{fetched.file.name}.{os.getpid()}.part")
+    temporary.write_bytes(content)
+    os.replace(temporary, fetched.file)
     return fetched
 
 
@@ -160,26 +171,6 @@ def _checked(source: Source, content: bytes, file: Path, place: str) -> Fetched:
             f"put the file of {_addresses([source.path])} there"
         )
     return Fetched(source.path, file, sha256, source.check)
-
-
-def _download(source: Source) -> bytes:
-    try:
-        with urllib.request.urlopen(source.url, timeout=_TIMEOUT_S) as response:
-            content: bytes = response.read()
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise InputError(
-            f"{source.path} cannot be fetched from {source.url} ({reason}); give a folder that has it with --data-dir"
-        ) from error
-    return content
-
-
-def _keep(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: two runs may fetch the same file at once.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _addresses(paths: tuple[str, ...] | list[str]) -> str:

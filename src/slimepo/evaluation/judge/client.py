@@ -11,14 +11,11 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from slimepo.errors import InputError
 from slimepo.types import Message
-
-if TYPE_CHECKING:
-    import openai
 
 _OPENAI_KEY = "OPENAI_API_KEY"
 _RETRIED = (408, 409, 425, 429)
@@ -163,8 +160,12 @@ class ChatClient:
         Raises:
             InputError: it serves several (they are named), none, or does not answer.
         """
+
+        async def call() -> list[str]:
+            return [model.id for model in (await self._client.models.list()).data]
+
         try:
-            names: list[str] = await self._attempt(self._model_names)
+            names: list[str] = await self._attempt(call)
         except CallFailed as failed:
             raise InputError(f"{self.endpoint.base_url}: {failed.reason}; give NAME@URL") from None
         if len(names) != 1:
@@ -181,7 +182,16 @@ class ChatClient:
         """
 
         async def call() -> Reply:
-            arguments = self._arguments(request)
+            arguments: dict[str, Any] = {
+                "model": self.endpoint.model,
+                "messages": list(request.messages),
+                "temperature": request.temperature,
+                self._limit: request.max_tokens,
+            }
+            if request.top_logprobs:
+                arguments |= {"logprobs": True, "top_logprobs": request.top_logprobs}
+            if request.seed is not None:
+                arguments["seed"] = request.seed
             completion = await self._client.chat.completions.create(**arguments)
             return _reply(completion, keep_choice=request.top_logprobs > 0)
 
@@ -199,44 +209,28 @@ class ChatClient:
             reply = await self._attempt(call)
         return reply
 
-    def _arguments(self, request: ChatRequest) -> dict[str, Any]:
-        arguments: dict[str, Any] = {
-            "model": self.endpoint.model,
-            "messages": list(request.messages),
-            "temperature": request.temperature,
-            self._limit: request.max_tokens,
-        }
-        if request.top_logprobs:
-            arguments |= {"logprobs": True, "top_logprobs": request.top_logprobs}
-        if request.seed is not None:
-            arguments["seed"] = request.seed
-        return arguments
-
-    async def _model_names(self) -> list[str]:
-        return [model.id for model in (await self._client.models.list()).data]
-
     async def _attempt(self, call: Any) -> Any:
         import openai
 
-        headers: Mapping[str, str]
         for attempt in range(1, self.retries.attempts + 1):
-            await self._wait_for_the_gate()
+            while (left := self._not_before - time.monotonic()) > 0:
+                await asyncio.sleep(left)
+            headers: Mapping[str, str] = {}
+            status, code = 0, ""
             try:
                 # The library's limit is for each wait of a call; a server that drips would never reach it.
                 async with asyncio.timeout(self.retries.timeout_s):
                     return await call()
             except openai.APIStatusError as error:
-                status, headers, text = error.status_code, error.response.headers, _message(error)
-                code = error.code or ""
+                status, headers, code = error.status_code, error.response.headers, error.code or ""
+                told = error.body.get("message") if isinstance(error.body, dict) else None
+                text = str(told or error.body or error.message)
             except (openai.APITimeoutError, TimeoutError):
-                status, headers, code = 0, {}, ""
                 text = f"no answer within {self.retries.timeout_s:g} s"
             except openai.APIConnectionError as error:
-                status, headers, code = 0, {}, ""
                 text = f"no connection ({type(error.__cause__).__name__ if error.__cause__ else 'unknown'})"
             except (openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError) as error:
                 # An answer that is no chat completion: some servers send errors that way for a while.
-                status, headers, code = 0, {}, ""
                 text = f"no chat completion in the answer ({type(error).__name__})"
             # Outside the except blocks, so that no exception that could hold a header is chained to ours.
             await asyncio.sleep(self._wait_or_give_up(status, headers, code, text, attempt))
@@ -266,36 +260,23 @@ class ChatClient:
         wait: float = min(self.retries.longest_wait_s, self.retries.first_wait_s * 2 ** (attempt - 1))
         return wait * random.uniform(0.5, 1.0)
 
-    async def _wait_for_the_gate(self) -> None:
-        while (left := self._not_before - time.monotonic()) > 0:
-            await asyncio.sleep(left)
 
-
-def api_key(endpoint: Endpoint) -> str:
-    """The key from the environment; "" where a server of one's own needs none.
+def check_endpoint(endpoint: Endpoint) -> str:
+    """The key from the environment, "" where a server of one's own needs none.
 
     Raises:
-        InputError: OpenAI's own API, or a variable that was named, without a key.
+        InputError: the openai library is not installed, or OpenAI's own API, or a variable that was named, has no key.
     """
+    if importlib.util.find_spec("openai") is None:
+        raise InputError(
+            f"{endpoint.name} needs the openai library, which is not installed: pip install 'slimepo[eval]'"
+        )
     if not endpoint.key_variable:
         return ""
     key = os.environ.get(endpoint.key_variable, "").strip()
     if not key and (not endpoint.base_url or endpoint.key_variable != _OPENAI_KEY):
         raise InputError(f"no key for {endpoint.name}: set the environment variable {endpoint.key_variable}")
     return key
-
-
-def check_endpoint(endpoint: Endpoint) -> str:
-    """The key from the environment ("" for none), where the library that makes the calls is there too.
-
-    Raises:
-        InputError: the openai library is not installed, or there is no key.
-    """
-    if importlib.util.find_spec("openai") is None:
-        raise InputError(
-            f"{endpoint.name} needs the openai library, which is not installed: pip install 'slimepo[eval]'"
-        )
-    return api_key(endpoint)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -321,13 +302,6 @@ def scrub(text: str, key: str) -> str:
         text = text.replace(key, "[key]")
     line = _KEY_LIKE.sub("[key]", " ".join(text.split()))
     return line if len(line) <= _LONGEST_REASON else line[:_LONGEST_REASON] + "…"
-
-
-def _message(error: openai.APIStatusError) -> str:
-    body = error.body
-    if isinstance(body, dict) and body.get("message"):
-        return str(body["message"])
-    return str(body or error.message)
 
 
 def _reply(completion: Any, keep_choice: bool) -> Reply:

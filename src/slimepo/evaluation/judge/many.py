@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from slimepo.errors import InputError
 from slimepo.evaluation.judge.client import (
@@ -85,14 +85,6 @@ class Usage:
     completion_tokens: int = 0
     unknown: int = 0
 
-    def add(self, reply: Reply) -> None:
-        self.made += 1
-        if reply.prompt_tokens is None or reply.completion_tokens is None:
-            self.unknown += 1
-        else:
-            self.prompt_tokens += reply.prompt_tokens
-            self.completion_tokens += reply.completion_tokens
-
     def line(self, prices: Prices) -> str:
         parts = [f"{self.made:,} calls", f"{self.cached:,} from the cache"]
         if self.failed:
@@ -124,8 +116,17 @@ def open_judge(text: str, key_variable: str | None = None, retries: Retries | No
             f"{LOCAL}{model_name(place)}@{weights.removeprefix('commit ')[:8]}", None, place, weights
         )
     endpoint = parse_endpoint(text, key_variable)
+
+    async def served_model() -> str:
+        limits = retries or Retries()
+        client = ChatClient(endpoint, replace(limits, attempts=min(2, limits.attempts)))
+        try:
+            return await client.served_model()
+        finally:
+            await client.close()
+
     if not endpoint.model:
-        endpoint = replace(endpoint, model=asyncio.run(_served_model(endpoint, retries or Retries())))
+        endpoint = replace(endpoint, model=asyncio.run(served_model()))
     return Judge(endpoint.name, endpoint)
 
 
@@ -145,14 +146,6 @@ def check_judge(text: str, key_variable: str | None = None) -> None:
         from slimepo.model.chat import model_chat
 
         prompt_ids(model_chat(text.removeprefix(LOCAL)), PROBE)
-
-
-async def _served_model(endpoint: Endpoint, retries: Retries) -> str:
-    client = ChatClient(endpoint, replace(retries, attempts=min(2, retries.attempts)))
-    try:
-        return await client.served_model()
-    finally:
-        await client.close()
 
 
 def call_id(judge: Judge, request: JudgeRequest) -> str:
@@ -231,7 +224,12 @@ def _ask(
         }
         append_json_lines(calls.cache, [row])
         known[id_] = row["reply"]
-        usage.add(reply)
+        usage.made += 1
+        if reply.prompt_tokens is None or reply.completion_tokens is None:
+            usage.unknown += 1
+        else:
+            usage.prompt_tokens += reply.prompt_tokens
+            usage.completion_tokens += reply.completion_tokens
 
     if to_make:
         with counted(console, "judging") as report:
@@ -240,10 +238,15 @@ def _ask(
             else:
                 errors = asyncio.run(_ask_endpoint(judge.endpoint, to_make, calls, keep, report))
     usage.failed += len(errors)
-    return [
-        JudgeReply("", error=errors[id_]) if id_ in errors else _judge_reply(known[id_], request)
-        for id_, request in zip(ids, requests, strict=True)
-    ]
+    replies = []
+    for id_, request in zip(ids, requests, strict=True):
+        if id_ in errors:
+            replies.append(JudgeReply("", error=errors[id_]))
+        elif request.sampling.top_logprobs > 0:
+            replies.append(JudgeReply(**{key: known[id_][key] for key in ("text", "top_logprobs", "choice")}))
+        else:
+            replies.append(JudgeReply(known[id_]["text"]))
+    return replies
 
 
 Keep = Callable[[str, JudgeRequest, Reply], None]
@@ -307,12 +310,3 @@ def _ask_local(
                 keep(id_, request, Reply(turn.text, turn.stop, judge.name, turn.prompt_tokens, turn.tokens))
         report(start + len(chunk), len(items))
     return errors
-
-
-def _judge_reply(reply: Mapping[str, Any], request: JudgeRequest) -> JudgeReply:
-    wanted = request.sampling.top_logprobs > 0
-    return JudgeReply(
-        reply["text"],
-        top_logprobs=reply["top_logprobs"] if wanted else None,
-        choice=reply["choice"] if wanted else None,
-    )
