@@ -58,12 +58,6 @@ def test_everything_is_counted(rows, chat):
     assert sum(chosen.histogram) == 3
 
 
-def test_without_a_tokenizer_there_are_no_lengths(rows):
-    report, pairs = check(rows)
-    assert (report.kept, report.lengths, pairs) == (5, {}, [])
-    assert "rows read" in printed(lambda console: print_report(report, console))
-
-
 def test_judged_answers_are_reported_as_responses(chat):
     rows = rows_from_records([{"prompt": "a", "completion": "b", "label": True}])
     report, _ = check(rows, chat)

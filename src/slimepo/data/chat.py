@@ -17,6 +17,7 @@ from jinja2 import TemplateError
 
 from slimepo.errors import InputError
 from slimepo.types import Message
+from slimepo.words import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,8 +97,7 @@ def _load(name: str, what: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"no {what} can be loaded from '{name}': {reason}") from error
+        raise InputError(f"no {what} can be loaded from '{name}': {first_line(error)}") from error
     return tokenizer
 
 
@@ -157,9 +157,7 @@ def _template_text(tokenizer: PreTrainedTokenizerBase) -> str | None:
     try:
         return str(tokenizer.get_chat_template())
     except ValueError as error:  # Several named templates and none called default.
-        raise InputError(
-            f"the tokenizer's chat template cannot be chosen: {str(error).splitlines()[0]}"
-        ) from error
+        raise InputError(f"the tokenizer's chat template cannot be chosen: {first_line(error)}") from error
 
 
 def _plain_format(tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> ChatFormat:

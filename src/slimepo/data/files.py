@@ -11,7 +11,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -113,27 +113,16 @@ def _json_rows(path: Path) -> Iterator[PlacedRow]:
     if isinstance(data, dict) and isinstance(data.get("data"), list):
         data = data["data"]
     elif isinstance(data, dict):
-        data = [data] if _one_row(data) else data
+        # A lone object may be a row by itself: a one-line JSONL file called .json.
+        with suppress(InputError):
+            recognise(data)
+            data = [data]
     if not isinstance(data, list):
         keys = f" with the keys {', '.join(sorted(data))}" if isinstance(data, dict) else ""
-        raise InputError(
-            f'{path} must hold a list of rows or {{"data": [rows]}}; it holds one {_json_kind(data)}{keys}'
-        )
+        what = "object" if isinstance(data, dict) else type(data).__name__
+        raise InputError(f'{path} must hold a list of rows or {{"data": [rows]}}; it holds one {what}{keys}')
     for index, row in enumerate(data, 1):
         yield f"{path}:row {index}", _object(row)
-
-
-def _one_row(data: dict[str, Any]) -> bool:
-    """Whether a lone JSON object is a row by itself (a one-line JSONL file called .json)."""
-    try:
-        recognise(data)
-    except InputError:
-        return False
-    return True
-
-
-def _json_kind(value: Any) -> str:
-    return "object" if isinstance(value, dict) else type(value).__name__
 
 
 def _parquet_rows(path: Path) -> Iterator[PlacedRow]:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from slimepo.errors import InputError
 from slimepo.types import Message, Preference, Unpaired
@@ -208,9 +208,13 @@ def _holds(turns: Turns, part: Turns) -> bool:
     return any(all(map(_same_turn, turns[i : i + len(part)], part)) for i in starts)
 
 
-def _last_answer(turns: Turns, what: str) -> tuple[Turns, Turns]:
+def _answered(row: RawRow, messages: bool) -> tuple[Turns, Turns]:
+    """Prompt and answer: of a whole conversation under `messages`, or in the columns prompt and completion."""
+    if not messages:
+        return _side(row, "prompt", "user"), _side(row, "completion", "assistant")
+    turns = _turns(_get(row, "messages"), "'messages'")
     if turns[-1]["role"] != "assistant":
-        raise MalformedRow(f"{what} ends in a {turns[-1]['role']} turn, not with the assistant's answer")
+        raise MalformedRow(f"'messages' ends in a {turns[-1]['role']} turn, not with the assistant's answer")
     return turns[:-1], turns[-1:]
 
 
@@ -229,9 +233,7 @@ def _explicit(row: RawRow) -> Preference:
 
 
 def _implicit(row: RawRow) -> Preference:
-    return Preference(
-        *_part(_turns(_get(row, "chosen"), "'chosen'"), _turns(_get(row, "rejected"), "'rejected'"))
-    )
+    return Preference(*_part(*(_turns(_get(row, key), f"'{key}'") for key in ("chosen", "rejected"))))
 
 
 def _transcript(text: Any, what: str) -> Turns:
@@ -246,8 +248,7 @@ def _transcript(text: Any, what: str) -> Turns:
 
 
 def _hh_rlhf(row: RawRow) -> Preference:
-    sides = [_transcript(_get(row, key), f"'{key}'") for key in ("chosen", "rejected")]
-    return Preference(*_part(*sides))
+    return Preference(*_part(*(_transcript(_get(row, key), f"'{key}'") for key in ("chosen", "rejected"))))
 
 
 def _alpaca(row: RawRow) -> Preference:
@@ -276,27 +277,16 @@ def _sharegpt(row: RawRow) -> Preference:
     return Preference(prompt, _side(row, "chosen", "assistant"), _side(row, "rejected", "assistant"))
 
 
-def _label(row: RawRow) -> bool:
-    value = _get(row, "label")
-    label = _LABELS.get(str(value).strip().lower())
+def _kto(row: RawRow) -> Unpaired:
+    prompt, response = _answered(row, "messages" in row)
+    label = _LABELS.get(str(value := _get(row, "label")).strip().lower())
     if label is None:
         raise MalformedRow(f"'label' is {value!r}, not true or false")
-    return label
-
-
-def _kto(row: RawRow) -> Unpaired:
-    if "messages" in row:
-        prompt, response = _last_answer(_turns(_get(row, "messages"), "'messages'"), "'messages'")
-    else:
-        prompt, response = _side(row, "prompt", "user"), _side(row, "completion", "assistant")
-    return Unpaired(prompt, response, _label(row))
+    return Unpaired(prompt, response, label)
 
 
 def _demonstration(row: RawRow) -> Preference:
-    if "completion" in row:
-        return Preference(_side(row, "prompt", "user"), _side(row, "completion", "assistant"), [])
-    prompt, response = _last_answer(_turns(_get(row, "messages"), "'messages'"), "'messages'")
-    return Preference(prompt, response, [])
+    return Preference(*_answered(row, "completion" not in row), [])
 
 
 def _has(*keys: str) -> Callable[[RawRow], bool]:
@@ -304,14 +294,10 @@ def _has(*keys: str) -> Callable[[RawRow], bool]:
 
 
 def _is_ultrafeedback(row: RawRow) -> bool:
-    if not (isinstance(row.get("prompt"), str) and isinstance(row.get("chosen"), list)):
+    if not (isinstance(row.get("prompt"), str) and _is_implicit(row) and row["chosen"]):
         return False
-    first = cast("list[Any]", row["chosen"])[:1]
-    return isinstance(row.get("rejected"), list) and bool(first) and _role(first[0]) in ("user", "system")
-
-
-def _role(turn: Any) -> Any:
-    return turn.get("role") if isinstance(turn, Mapping) else None
+    first = row["chosen"][0]
+    return isinstance(first, Mapping) and first.get("role") in ("user", "system")
 
 
 def _is_transcript(row: RawRow) -> bool:
@@ -329,13 +315,7 @@ def _is_alpaca(row: RawRow) -> bool:
     )
 
 
-def _is_kto(row: RawRow) -> bool:
-    return _has("messages", "label")(row) or _has("prompt", "completion", "label")(row)
-
-
-def _is_demonstration(row: RawRow) -> bool:
-    if "chosen" in row or "rejected" in row:
-        return False
+def _is_answered(row: RawRow) -> bool:
     return _has("prompt", "completion")(row) or _has("messages")(row)
 
 
@@ -363,8 +343,14 @@ FORMATS: dict[str, Format] = {
     ),
     "hh-rlhf": Format("chosen, rejected ('\\n\\nHuman: ...\\n\\nAssistant: ...')", _is_transcript, _hh_rlhf),
     "implicit": Format("chosen, rejected (lists of messages that share the prompt)", _is_implicit, _implicit),
-    "kto": Format("prompt, completion, label; or messages, label", _is_kto, _kto),
+    "kto": Format(
+        "prompt, completion, label; or messages, label",
+        lambda row: _has("label")(row) and _is_answered(row),
+        _kto,
+    ),
     "demonstration": Format(
-        "prompt, completion; or messages (the answer last)", _is_demonstration, _demonstration
+        "prompt, completion; or messages (the answer last)",
+        lambda row: not {"chosen", "rejected"} & row.keys() and _is_answered(row),
+        _demonstration,
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from slimepo.data.chat import MALFORMED_ROW, ChatFormat, chat_format, load_tokenizer
-from slimepo.data.read import Rows, read_rows
+from slimepo.data.chat import MALFORMED_ROW, ChatFormat
+from slimepo.data.read import Rows
 from slimepo.data.rows import CHOSEN, REJECTED, Ids, Row, as_preference
 from slimepo.data.split import PAPER_SPLIT, fingerprint, prompt_hash, row_hash, split
-from slimepo.data.tokenize import DROP_REASONS, Drop, Tokenized, tokenize
+from slimepo.data.tokenize import DROP_REASONS, Drop, tokenize
 from slimepo.types import Preference, Unpaired
 
 _PERCENTILES = (0, 5, 50, 95, 99, 100)
@@ -44,16 +45,12 @@ class Lengths:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What `check` found. `rows` counts everything read, `kept` what can be trained on.
-
-    The length fields are empty (and `kept` is what was readable) where no tokenizer was given.
-    """
+    """What `check` found. `rows` counts everything read, `kept` what can be trained on."""
 
     name: str
     format: str
     rows: int
     kept: int
-    cut: int
     drops: dict[str, DropCount]
     duplicate_rows: int
     duplicate_prompts: int
@@ -66,58 +63,47 @@ class DataReport:
 
 def check(
     rows: Rows,
-    chat: ChatFormat | None = None,
+    chat: ChatFormat,
     *,
     name: str = "",
     max_length: int = 2048,
     max_prompt_length: int | None = None,
-    cut: bool = False,
     fractions: Mapping[str, float] = PAPER_SPLIT,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[DataReport, list[Row]]:
-    """The report on rows that were read, and the tokenised rows (none without `chat`).
+    """The report on rows that were read, and the tokenised rows.
 
     Duplicates count the rows beyond the first of their kind. `parts` counts the readable rows in each part
     of the split.
     """
     records: list[Preference | Unpaired] = [*rows.preferences, *rows.unpaired]
     drops = [Drop(MALFORMED_ROW, place, reason) for place, reason in rows.malformed]
-    tokens = Tokenized([], [], [])
-    if chat is not None:
-        pairs = bool(rows.unpaired) or any(row.rejected for row in rows.preferences)
-        tokens = tokenize(
-            [*rows.preferences, *map(as_preference, rows.unpaired)],
-            chat,
-            max_length=max_length,
-            max_prompt_length=max_prompt_length,
-            cut=cut,
-            progress=progress,
-            pairs=pairs,
-            one_sided=bool(rows.unpaired),
-        )
-    parts = _split_counts(rows, fractions, seed)
+    tokens = tokenize(
+        [*rows.preferences, *map(as_preference, rows.unpaired)],
+        chat,
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        progress=progress,
+        pairs=bool(rows.unpaired) or any(row.rejected for row in rows.preferences),
+        one_sided=bool(rows.unpaired),
+    )
+    paired, unpaired = split(rows.preferences, fractions, seed), split(rows.unpaired, fractions, seed)
     report = DataReport(
         name=name,
         format=rows.format,
         rows=len(records) + len(drops),
-        kept=len(records) if chat is None else len(tokens.rows),
-        cut=len(tokens.cut),
+        kept=len(tokens.rows),
         drops=count_drops([*drops, *tokens.drops]),
         duplicate_rows=len(records) - len({row_hash(row) for row in records}),
         duplicate_prompts=len(records) - len({prompt_hash(row.prompt) for row in records}),
-        parts=parts,
+        parts={part: len(paired[part]) + len(unpaired[part]) for part in fractions},
         fingerprint=fingerprint(records),
         lengths=_all_lengths(tokens.rows, unpaired=bool(rows.unpaired)),
         trained_tokens=sum(len(ids) for row in tokens.rows for ids in row.responses),
-        notes=chat.notes if chat is not None else (),
+        notes=chat.notes,
     )
     return report, tokens.rows
-
-
-def _split_counts(rows: Rows, fractions: Mapping[str, float], seed: int) -> dict[str, int]:
-    paired, unpaired = split(rows.preferences, fractions, seed), split(rows.unpaired, fractions, seed)
-    return {part: len(paired[part]) + len(unpaired[part]) for part in fractions}
 
 
 def count_drops(drops: Iterable[Drop]) -> dict[str, DropCount]:
@@ -182,7 +168,6 @@ def _summary_table(report: DataReport) -> Table:
         "format": report.format,
         "rows read": f"{report.rows:,}",
         "rows kept": f"{report.kept:,}",
-        "rows cut to fit": f"{report.cut:,}" if report.cut else "",
         "rows left out": f"{report.rows - report.kept:,}",
         "duplicate rows": f"{report.duplicate_rows:,}",
         "duplicate prompts": f"{report.duplicate_prompts:,}",
@@ -257,56 +242,7 @@ def show_rows(rows: Sequence[Row], chat: ChatFormat, n: int, console: Console) -
 
 def _append(shown: Text, chat: ChatFormat, ids: Ids, special: set[int], style: str) -> None:
     """Add the text of some tokens; each special token by itself and, where there is colour, reversed."""
-    for run, is_special in _runs(ids, special):
-        text = chat.tokenizer.decode(run, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        shown.append(str(text), style=f"{style} reverse" if is_special and style else style)
-
-
-def _runs(ids: Ids, special: set[int]) -> Iterable[tuple[list[int], bool]]:
-    run: list[int] = []
-    for token in ids.tolist():
-        if token not in special:
-            run.append(token)
-            continue
-        if run:
-            yield run, False
-        yield [token], True
-        run = []
-    if run:
-        yield run, False
-
-
-def check_data(
-    source: str,
-    model: str,
-    console: Console,
-    *,
-    chat_template: str | None = None,
-    template_options: Mapping[str, object] | None = None,
-    format: str = "auto",
-    split: str | None = None,
-    max_length: int = 2048,
-    max_prompt_length: int | None = None,
-    show: int = 0,
-    seed: int = 0,
-    skip_bad_rows: bool = False,
-) -> DataReport:
-    """Read, tokenise and describe a source as `slimepo data check` prints it; InputError as `read_rows` has it."""
-    from rich.progress import Progress
-
-    rows = read_rows(source, format=format, split=split, skip_bad_rows=skip_bad_rows)
-    chat = chat_format(load_tokenizer(model, chat_template), template_options)
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("tokenising", total=None)
-        report, kept = check(
-            rows,
-            chat,
-            name=source,
-            max_length=max_length,
-            max_prompt_length=max_prompt_length,
-            seed=seed,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    print_report(report, console)
-    show_rows(kept, chat, show, console)
-    return report
+    for is_special, run in itertools.groupby(ids.tolist(), special.__contains__):
+        for part in [[token] for token in run] if is_special else [list(run)]:
+            text = chat.tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            shown.append(str(text), style=f"{style} reverse" if is_special and style else style)
