@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,7 @@ def run_stage(
     checkpoint = last_checkpoint(folder / "checkpoints")
     if checkpoint is not None:
         console.print(f"{stage.name}: going on from {checkpoint.name}")
-    before = _standing(trainer.model, rows, chat, console, "before")
+    before = _standing(trainer, rows, chat, console, "before")
     if trainer.monitor is not None:
         trainer.monitor.record.say = progress.warn
     try:
@@ -77,7 +77,7 @@ def run_stage(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         progress.close()
-    after = _standing(trainer.model, rows, chat, console, "after")
+    after = _standing(trainer, rows, chat, console, "after")
     parameters = list(trainer.model.parameters())
     result: dict[str, Any] = {
         "name": stage.name,
@@ -125,16 +125,24 @@ class Standing:
     answers: list[Answer]
 
 
-def _standing(model: Any, rows: StageRows, chat: ChatFormat, console: Console, when: str) -> Standing:
+def _standing(
+    trainer: PreferenceTrainer, rows: StageRows, chat: ChatFormat, console: Console, when: str
+) -> Standing:
     scores, answers = None, []
     if rows.heldout:
         what = f"held-out pairs {when}"
         with console.status(what) as status:
             scores = score_pairs(
-                model, rows.heldout, progress=lambda done, total: status.update(f"{what}: {done}/{total}")
+                trainer.model,
+                rows.heldout,
+                progress=lambda done, total: status.update(f"{what}: {done}/{total}"),
+                # No more at once than training takes.
+                collator=replace(trainer.data_collator, micro_batch_size=trainer.args.eval_batch_size),
             )
     if rows.tasks is not None and rows.tasks.heldout:
-        answers = answer_tasks(model, rows.tasks, chat, {chat.end_id}, console, f"held-out tasks {when}")
+        answers = answer_tasks(
+            trainer.model, rows.tasks, chat, {chat.end_id}, console, f"held-out tasks {when}"
+        )
     return Standing(scores, answers)
 
 
