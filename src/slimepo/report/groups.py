@@ -107,9 +107,9 @@ def by_rate(groups: Sequence[Group]) -> dict[str, list[Group]]:
 
 def compare_settings(groups: Sequence[Group]) -> tuple[list[Setting], list[tuple[str, str]]]:
     """The settings that differ between groups, and those that are the same in all, as text."""
+    own = [group.first.settings for group in groups]
     differing, same = [], []
-    for key in dict.fromkeys(key for group in groups for key in group.first.settings):
-        own = [group.first.settings for group in groups]
+    for key in dict.fromkeys(key for settings in own for key in settings):
         values = tuple(told(settings[key]) if key in settings else ABSENT for settings in own)
         usual, times = Counter(values).most_common(1)[0]
         rare = tuple(2 * times > len(values) and value != usual for value in values)

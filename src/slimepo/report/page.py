@@ -198,6 +198,20 @@ def report_markdown(report: Report) -> str:
     return "\n".join(parts)
 
 
+def shown_samples(sources: Sequence[Source]) -> list[Sample]:
+    """The prompts that runs answered, each with everybody's answer."""
+    found: dict[str, Sample] = {}
+    for record in (record for source in sources for record in source.records):
+        names = {"before": "before training", "after": record.name}
+        for sample in record.samples:
+            old = found.setdefault(sample.prompt, replace(sample, answers=()))
+            told = [replace(answer, run=names[answer.run]) for answer in sample.answers]
+            # Runs that started alike gave the same answer before: it is shown once.
+            new = tuple(answer for answer in told if answer not in old.answers)
+            found[sample.prompt] = replace(old, answers=(*old.answers, *new))
+    return list(found.values())
+
+
 def _yaml(recipe: Any) -> str:
     from ruamel.yaml import YAML
 
@@ -233,17 +247,3 @@ def _whole(text: str) -> Markup:
 def _short(value: Any) -> str:
     text = "" if value is None else str(value)
     return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + " …"
-
-
-def shown_samples(sources: Sequence[Source]) -> list[Sample]:
-    """The prompts that runs answered, each with everybody's answer."""
-    found: dict[str, Sample] = {}
-    for record in (record for source in sources for record in source.records):
-        names = {"before": "before training", "after": record.name}
-        for sample in record.samples:
-            old = found.setdefault(sample.prompt, replace(sample, answers=()))
-            told = [replace(answer, run=names[answer.run]) for answer in sample.answers]
-            # Runs that started alike gave the same answer before: it is shown once.
-            new = tuple(answer for answer in told if answer not in old.answers)
-            found[sample.prompt] = replace(old, answers=(*old.answers, *new))
-    return list(found.values())

@@ -135,16 +135,12 @@ def number(value: Any) -> float | None:
 
 def numbers(value: Any) -> dict[str, float]:
     """The entries of a mapping that are finite numbers."""
-    if not isinstance(value, Mapping):
-        return {}
-    pairs = ((str(key), number(item)) for key, item in value.items())
-    return {key: item for key, item in pairs if item is not None}
+    return {key: found for key, item in mapping(value).items() if (found := number(item)) is not None}
 
 
-def number_lines(lines: Any) -> list[dict[str, float]]:
+def number_lines(lines: Sequence[Any]) -> list[dict[str, float]]:
     """Log lines, their numbers only; lines without a step are left out."""
-    cleaned = [numbers(line) for line in lines or ()]
-    return [line for line in cleaned if "step" in line]
+    return [line for line in map(numbers, lines) if "step" in line]
 
 
 def mapping(value: Any) -> dict[str, Any]:
