@@ -76,7 +76,7 @@ def test_scores_are_those_of_the_models_own_logits(layout: str, adapter: bool) -
     choose_layout(model, layout)
     rows = random_rows(7)
     rows[2] = replace(rows[2], responses=rows[2].responses[:1])
-    chosen, rejected = score_sample(model, rows, StepCollator(4, layout=layout), 3)  # type: ignore[arg-type]
+    chosen, rejected = score_sample(model, rows, StepCollator(3, layout=layout))  # type: ignore[arg-type]
     model.eval()
     for row, w, l, entropy, top1 in zip(  # noqa: E741
         rows, chosen.logps, rejected.logps, chosen.entropy, chosen.top1, strict=True
