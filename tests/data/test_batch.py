@@ -98,3 +98,25 @@ def test_values_travel_with_their_rows() -> None:
     assert alone["token_values"]["behaviour"].tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert both["values"]["weight"].tolist() == [2.0, 1.0]
     assert (list(both["values"]), both["token_values"]) == (["weight"], {})
+
+
+def test_a_padded_batch_keeps_to_the_budget_where_rows_have_unequal_numbers_of_answers() -> None:
+    ids = np.arange(1, 7, dtype=np.int32)
+    judged = Row(ids[:4], (ids, ids[:0]), id="judged")
+    pair = Row(ids[:4], (ids[:3], ids[3:6]), id="pair")
+    collator = StepCollator(8, max_tokens=20)
+    sizes = [
+        collator.batch([(judged, pair)[i] for i in part])["input_ids"].numel()
+        for part in collator.cut([judged, pair])
+    ]
+    assert max(sizes) <= 20
+
+
+def test_token_values_that_do_not_cover_a_response_are_left_out_of_its_batch() -> None:
+    """An answer to another prompt comes without what was known of the row's own."""
+    ids = np.arange(1, 4, dtype=np.int32)
+    known = (np.zeros(3, dtype=np.float32), np.zeros(2, dtype=np.float32))
+    row = Row(ids, (ids, ids[:2], ids[:1]), {"behaviour": known}, "row")
+    step = StepCollator(8)([row])
+    assert "behaviour" in step["batches"][0]["token_values"]
+    assert "behaviour" not in step["mismatched"][0]["token_values"]

@@ -103,6 +103,12 @@ class TestWeightsThatAreNotTheConfigs:
     def test_what_lies_beside_the_language_model_is_no_fault(self, saved: Any) -> None:
         load_model(saved(lambda w: w | {"vision_tower.patch.weight": w["model.norm.weight"].clone()}))
 
+    @pytest.mark.parametrize(
+        "name", ["transformer.h.0.attn.attention.masked_bias", "transformer.h.0.attn.bias"]
+    )
+    def test_nor_are_the_masks_that_older_versions_saved(self, saved: Any, name: str) -> None:
+        load_model(saved(lambda w: w | {name: w["model.norm.weight"].clone()}))
+
     def test_damaged_files_are_one_line(self, tmp_path: Path) -> None:
         tiny_model().save_pretrained(tmp_path)
         (tmp_path / "model.safetensors").write_bytes(b"\0" * 100)

@@ -298,6 +298,22 @@ class TestCache:
             made(tmp_path, tiny_model(), rows=rows, bf16=bf16)
         assert counts == [8, 8]
 
+    def test_the_scale_of_a_trained_adapter_counts(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its weights alone do not say how much of it is added to the model's."""
+        counts = self.calls(monkeypatch)
+        rows = random_rows(8)
+        for alpha in (4, 8):
+            model = get_peft_model(tiny_model(), lora_config(r=4, alpha=alpha, train_head=False))
+            torch.manual_seed(0)
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if "lora_" in name:
+                        parameter.normal_(std=0.1)
+            made(tmp_path, model, rows=rows, reference="cache")
+        assert counts == [8, 8]
+
     def test_adapters_of_another_size_have_the_same_reference(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -92,8 +92,7 @@ class StepCollator:
             return [order[start : start + size] for start in range(0, len(order), size)]
         if self.layout == "padded":
             lines = [sum(len(row.response(position)) > 0 for position in self.positions) for row in rows]
-            sizes = [tokens * count for tokens, count in zip(lengths, lines, strict=True)]
-            return _cut_by_padded_size(order, sizes, self.max_tokens)
+            return _cut_by_padded_size(order, lengths, lines, self.max_tokens)
         costs = [packed_cost(row, self.positions, self.layout == "shared") for row in rows]
         return first_fit_decreasing(costs, self.max_tokens)
 
@@ -175,8 +174,11 @@ def _values(rows: Sequence[Row], positions: tuple[int, ...]) -> tuple[dict[str, 
     for name in [name for name in rows[0].values if all(name in row.values for row in rows)]:
         given: list[Any] = [row.values[name] for row in rows]
         if isinstance(given[0], tuple):
-            parts = [of_row[position] for position in positions for of_row in given if position < len(of_row)]
-            token_values[name] = torch.from_numpy(np.concatenate(parts).astype(np.float32))
+            read = [(row, of_row, p) for p in positions for row, of_row in zip(rows, given, strict=True)]
+            parts = [of_row[p] if p < len(of_row) else of_row[0][:0] for _, of_row, p in read]
+            # Values that do not cover all that is read here are none: whoever asks for them is told so by name.
+            if all(len(part) == len(row.response(p)) for part, (row, _, p) in zip(parts, read, strict=True)):
+                token_values[name] = torch.from_numpy(np.concatenate(parts).astype(np.float32))
         elif np.ndim(given[0]) == 0:
             values[name] = torch.tensor([float(value) for value in given], dtype=torch.float32)
         else:
@@ -229,11 +231,13 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, 
     return [row for i in random.permutation(len(full)) for row in full[i]] + [row for b in short for row in b]
 
 
-def _cut_by_padded_size(order: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Cut rows sorted by falling length so that a batch, padded to its longest, stays within the budget."""
+def _cut_by_padded_size(
+    order: Sequence[int], lengths: Sequence[int], lines: Sequence[int], budget: int
+) -> list[list[int]]:
+    """Cut rows sorted by falling length so that a batch, its lines padded to its longest, stays within the budget."""
     parts: list[list[int]] = []
     for item in order:
-        if parts and sizes[parts[-1][0]] * (len(parts[-1]) + 1) <= budget:
+        if parts and lengths[parts[-1][0]] * sum(lines[i] for i in [*parts[-1], item]) <= budget:
             parts[-1].append(item)
         else:
             parts.append([item])

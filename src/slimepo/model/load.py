@@ -30,9 +30,10 @@ from slimepo.words import first_line
 ARCHITECTURES = {"llama": "llama", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 
 # Weights that a checkpoint may hold beside those of its language model: towers of other senses, heads that predict
-# several tokens or a value, tables that older versions saved.
+# several tokens or a value, tables and masks that older versions saved.
 _BESIDE_THE_TEXT = re.compile(
     r"vision|visual|audio|multi_modal|embed_vision|(^|\.)mtp|v_head|value_head|inv_freq"
+    r"|(^|\.)(attn|attention)\.(masked_)?bias$"
 )
 
 _SMOKE_SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}

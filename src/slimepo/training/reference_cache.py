@@ -27,7 +27,7 @@ from slimepo.terminal import Report
 from slimepo.training.reference import OF_ADAPTERS, Reference, device_of
 
 # Changes when what a cache file holds changes.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 
 Known = tuple[np.ndarray, ...]
 
@@ -60,7 +60,7 @@ def reference_values(
     path: Path | None = None
     if accelerator.is_main_process:
         # The key reads every weight; only the process that has the file needs it.
-        path = folder / f"{_key(model, reference, rows, autocast)}.npy"
+        path = folder / f"{_key(model, reference, rows, collator.positions, autocast)}.npy"
     known = _broadcast(_read(path, rows) if path else None, accelerator)
     cached = known is not None
     if known is None:
@@ -77,8 +77,9 @@ def reference_values(
         for i, row, of_row, other in zip(mine, share, found, others, strict=True):
             by_position = dict(zip([*collator.positions, MISMATCHED], [*of_row, *other], strict=True))
             computed[i] = tuple(
-                by_position[p][0] if p in by_position else np.zeros(0, np.float32)
-                for p in range(len(row.responses))
+                # A file holds every response; NaN for one that nothing reads.
+                by_position[p][0] if p in by_position else np.full(len(response), np.nan, np.float32)
+                for p, response in enumerate(row.responses)
             )
         everyone = _gather(computed, accelerator)
         known = [everyone[i] for i in range(len(rows))]
@@ -88,10 +89,20 @@ def reference_values(
     return known, cached
 
 
-def _key(model: nn.Module, reference: Reference, rows: Sequence[Row], precision: str) -> str:
+def _key(
+    model: nn.Module, reference: Reference, rows: Sequence[Row], positions: Sequence[int], precision: str
+) -> str:
     """What the log-probs are a function of: weights and configuration of the reference, token ids, precision."""
     digest = hashlib.blake2b(digest_size=16)
     config = causal_lm(model).config.to_dict()
+    # A trained adapter's weights say nothing of their scale.
+    adapters: Any = None if reference.without_adapters else getattr(model, "peft_config", None)
+    named = ("base_model_name_or_path", "revision", "inference_mode")
+    scaled = {
+        name: {key: value for key, value in each.to_dict().items() if key not in named}
+        for name, each in (adapters or {}).items()
+    }
+    active = getattr(model, "active_adapters", None) if scaled else None
     for name in (
         "_name_or_path",
         "transformers_version",
@@ -100,7 +111,12 @@ def _key(model: nn.Module, reference: Reference, rows: Sequence[Row], precision:
         "dtype",
     ):
         config.pop(name, None)
-    digest.update(json.dumps([_CACHE_VERSION, precision, config], sort_keys=True, default=str).encode())
+    facts = [_CACHE_VERSION, precision, config, list(positions), scaled, active]
+    digest.update(
+        json.dumps(
+            facts, sort_keys=True, default=lambda x: sorted(x) if isinstance(x, set) else str(x)
+        ).encode()
+    )
     for name, tensor in model.state_dict().items():
         if reference.without_adapters and any(part in name for part in OF_ADAPTERS):
             continue
