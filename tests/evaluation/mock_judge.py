@@ -187,6 +187,8 @@ def serve() -> Iterator[MockJudge]:
     handler = type("Handler", (_Handler,), {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
+    # A client that goes away is no news; the standard library would print a traceback into what a test reads.
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
     mock = MockJudge(f"http://127.0.0.1:{server.server_address[1]}/v1")
     handler.mock = mock  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
