@@ -22,11 +22,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """A row a line, written whole."""
-    write_text(path, b"".join(map(_line, rows)).decode())
+    write_text(path, b"".join(map(_encoded, rows)).decode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """A value as indented JSON, written whole."""
+    write_text(path, _encoded(value, indent=2).decode())
 
 
 def read_json(path: Path) -> Any:
@@ -68,7 +69,7 @@ def json_lines(path: Path, *, strict: bool = False) -> list[dict[str, Any]]:
 
 def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Add rows in one write, so that a kill leaves at most one half line, which the next call removes."""
-    content = b"".join(_line(row) for row in rows)
+    content = b"".join(map(_encoded, rows))
     if not content:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,9 +114,9 @@ def _mend(path: Path) -> None:
             file.write(b"\n")
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
+def _encoded(value: Any, indent: int | None = None) -> bytes:
     # Half a surrogate pair, which an answer may hold, is no text in UTF-8, but JSON has a way to write it: \\udXXX.
-    return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    return json.dumps(value, indent=indent, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ import pytest
 from slimepo.errors import InputError
 from slimepo.pipeline.recipe import RandomModel, load_recipe, make_recipe, one_stage_recipe
 from slimepo.settings import dump, parse_value
-from slimepo.training.reference import SOURCES
+from slimepo.types import REFERENCE_SOURCES
 
 TEXT = """
 model: some/model
@@ -194,7 +194,7 @@ def test_a_reference_may_be_any_stage_before(recipe_file: Path) -> None:
         load_recipe(recipe_file, ["stages.sft.reference=slime"])
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", REFERENCE_SOURCES)
 def test_no_stage_is_named_like_a_source_of_the_reference(recipe_file: Path, name: str) -> None:
     with pytest.raises(InputError, match=f"'{name}' cannot be a stage's name.*reference"):
         load_recipe(recipe_file, [f"stages.sft.name={name}"])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from slimepo.data.files import BadRow, file_rows
 from slimepo.errors import InputError
-from slimepo.files import write_text
+from slimepo.files import write_json, write_json_lines
 
 JsonObject = Mapping[str, Any]
 
@@ -33,11 +32,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def write_rows(path: Path, rows: Iterable[JsonObject]) -> None:
     """All rows at once, the old file or the new one at any time: a JSON list for .json, else one row a line."""
     if path.suffix == ".json":
-        text = json.dumps(list(rows), ensure_ascii=False, indent=2) + "\n"
+        write_json(path, list(rows))
     else:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    # Answers may hold half of a surrogate pair, which UTF-8 cannot write and JSON can, as \udXXX.
-    write_text(path, text.encode("utf-8", "backslashreplace").decode())
+        write_json_lines(path, rows)
 
 
 def need(rows: Iterable[JsonObject], names: Iterable[str], what: str) -> None:

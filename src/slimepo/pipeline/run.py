@@ -16,7 +16,7 @@ from slimepo.pipeline.pairs import make_pairs
 from slimepo.pipeline.recipe import RandomModel, Recipe, Stage
 from slimepo.pipeline.stage import exported_model, run_stage, stage_arguments
 from slimepo.pipeline.tasks import RunTasks, load_tasks
-from slimepo.training.reference import SOURCES
+from slimepo.types import REFERENCE_SOURCES
 from slimepo.words import nearest
 
 if TYPE_CHECKING:
@@ -118,15 +118,15 @@ def check_reference(recipe: Recipe, stage: Stage) -> None:
         InputError: it is no source, no stage before this one and no model that can be found.
     """
     before = recipe.before(stage)
-    if stage.reference in (*SOURCES, *before):
+    if stage.reference in (*REFERENCE_SOURCES, *before):
         return
     try:
         check_model(stage.reference)
     except InputError as error:
+        known = f"none of {', '.join(REFERENCE_SOURCES)}, no stage before it ({', '.join(before) or 'there is none'})"
+        hint = nearest(stage.reference, [*before, *REFERENCE_SOURCES])
         raise InputError(
-            f"stage {stage.name!r}: reference {stage.reference!r} is none of {', '.join(SOURCES)}, no stage before it "
-            f"({', '.join(before) or 'there is none'}){nearest(stage.reference, [*before, *SOURCES])}, and as another "
-            f"model: {error}"
+            f"stage {stage.name!r}: reference {stage.reference!r} is {known}{hint}, and as another model: {error}"
         ) from error
 
 

@@ -28,8 +28,6 @@ from slimepo.model.tryout import choose_layout, probe
 from slimepo.types import REFERENCE_SOURCES, PairLogps
 from slimepo.words import nearest
 
-SOURCES = REFERENCE_SOURCES
-
 # In the names of the parameters that peft adds: LoRA's, IA3's, and copies of modules that train whole.
 OF_ADAPTERS = ("lora_", "ia3_", "modules_to_save")
 
@@ -60,8 +58,8 @@ def choose_reference(
 
     Args:
         model: the policy, with `install_logps` done and its layout chosen.
-        wanted: one of SOURCES, or the folder or Hub id of another model. "auto" switches adapters off where the
-            policy without them is what training starts from, and computes the log-probs beforehand elsewhere.
+        wanted: one of REFERENCE_SOURCES, or the folder or Hub id of another model. "auto" switches adapters off where
+            the policy without them is what training starts from, and computes the log-probs beforehand elsewhere.
         layout: the layout of the batches.
         tokenizer: the policy's, which another model's is compared with where that has one.
         load_options: for loading another model.
@@ -70,11 +68,14 @@ def choose_reference(
         InputError: the policy has no adapters to switch off, or they make a difference before training; another
             model that does not fit.
     """
+
     # In the precision of the steps that read what it says.
-    ambient = functools.partial(functools.partial, scoring, own_precision=False)
+    def ambient(of: nn.Module, adapters: bool = True) -> Callable[[], AbstractContextManager[Forward]]:
+        return functools.partial(scoring, of, adapters=adapters, own_precision=False)
+
     if wanted == "copy":
         return Reference("copy", "a frozen copy of the policy", ambient(copy.deepcopy(model)))
-    if wanted not in SOURCES:
+    if wanted not in REFERENCE_SOURCES:
         other = _load(wanted, model, layout, load_options)
         if tokenizer is not None:
             _check_tokens(wanted, tokenizer)
@@ -138,7 +139,7 @@ def _load(name: str, policy: nn.Module, layout: str, options: dict[str, Any]) ->
     try:
         model: nn.Module = load_model(name, **options)
     except InputError as error:
-        sources = f"{', '.join(SOURCES)}{nearest(name, list(SOURCES))}"
+        sources = f"{', '.join(REFERENCE_SOURCES)}{nearest(name, list(REFERENCE_SOURCES))}"
         raise InputError(f"reference {name!r} is none of {sources}, and as another model: {error}") from error
     ours, theirs = (causal_lm(m).config.get_text_config().vocab_size for m in (policy, model))
     if ours != theirs:
