@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, TypedDict
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Words of the settings that more than one room knows: where reference log-probs come from, and what computes the
-# attention of packed rows.
+# Where reference log-probs come from.
 REFERENCE_SOURCES = ("auto", "adapters-off", "copy", "cache")
-ATTENTIONS = ("auto", "side_by_side", "one_by_one", "flex", "varlen")
 
 
 class Message(TypedDict):

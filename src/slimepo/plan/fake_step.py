@@ -35,7 +35,7 @@ class StepSetting(NamedTuple):
     """What the memory of a micro-batch hangs on besides the model and the batch.
 
     `autocast`: the forward pass runs under bfloat16 autocast. `checkpointing`: of the layers' activations; `offload`
-    keeps what is saved in the host's memory. `attention` is a path of `slimepo.model.attention.interface`.
+    keeps what is saved in the host's memory. `attention` is one of `slimepo.model.attention.table`.
     `accumulates`: gradients of an earlier micro-batch are there already.
     """
 

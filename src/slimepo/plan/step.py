@@ -20,6 +20,7 @@ from slimepo.data.batch import Batch, Layout, StepCollator
 from slimepo.data.rows import Row
 from slimepo.errors import InputError
 from slimepo.losses import find_objective
+from slimepo.model.attention.table import PATHS
 from slimepo.model.logps import causal_lm
 from slimepo.pipeline.recipe import Recipe, Stage
 from slimepo.pipeline.stage import lora, stage_arguments
@@ -81,7 +82,9 @@ def make_step(
         raise InputError(
             f"stage {stage.name!r}: optim {optimizer.value} cannot be planned; these can: {known}"
         )
-    path = _attention(args, gpu)
+    # `auto` on a GPU: the path that needs the most memory of those that may be chosen.
+    path = ("side_by_side" if gpu else "by_length") if args.attention == "auto" else args.attention
+    path = PATHS[path].planned_as or path
     setting = StepSetting(gpu, dtype, bool(args.bf16), _checkpointing(args), path, accumulates=True)
     positions = find_objective(stage.loss).positions
 
@@ -241,13 +244,6 @@ def _reference_bytes(args: PreferenceConfig, whole: FakePolicy) -> int:
     ):
         return 0
     return sum(p.numel() * p.element_size() for p in whole.model.parameters())
-
-
-def _attention(args: PreferenceConfig, gpu: bool) -> str:
-    """The attention path planned for; on a GPU the one that needs the most memory of those that may be chosen."""
-    if args.attention == "one_by_one":
-        return args.attention
-    return "side_by_side" if gpu or args.attention == "side_by_side" else "by_length"
 
 
 def _checkpointing(args: PreferenceConfig) -> Checkpointing:

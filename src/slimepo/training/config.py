@@ -11,9 +11,9 @@ from transformers import TrainingArguments
 from slimepo.data.batch import LAYOUTS
 from slimepo.errors import InputError
 from slimepo.losses import bind, find_objective, hyperparameters, slime
+from slimepo.model.attention.table import ATTENTIONS
 from slimepo.model.modes import computes_in_bf16
 from slimepo.monitor.settings import monitor_settings
-from slimepo.types import ATTENTIONS
 
 CHECKPOINTING = ("none", "layers", "offload")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from slimepo.data.packing import Packing, pack
 from slimepo.data.rows import PAIR, Row
-from slimepo.model.attention.sdpa import AttentionCall
+from slimepo.model.attention.path import AttentionCall
 
 Lengths = Sequence[tuple[int, int, int]]  # prompt, chosen, rejected
 

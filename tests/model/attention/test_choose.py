@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from slimepo.errors import InputError
-from slimepo.model.attention import choose as attention_choice
 from slimepo.model.attention.choose import AttentionShape, attention_shape, choose_attention, fastest
-from slimepo.model.attention.interface import PATHS
-from slimepo.model.attention.sdpa import AttentionCall, one_by_one, side_by_side
+from slimepo.model.attention.path import AttentionCall, AttentionPath
+from slimepo.model.attention.sdpa import one_by_one, side_by_side
+from slimepo.model.attention.table import PATHS
 from slimepo.model.logps import install_logps
 from slimepo.model.tryout import choose_layout
 from slimepo.training.config import PreferenceConfig
@@ -75,7 +75,7 @@ def test_the_faster_of_two_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.05)
         return side_by_side(call)
 
-    monkeypatch.setitem(PATHS, "slow", slow)
+    monkeypatch.setitem(PATHS, "slow", AttentionPath(slow))
     path, words = fastest(SHAPE, ("slow", "one_by_one"), PAIRS)
     assert path == "one_by_one"
     assert words.startswith("for 164 tokens slow ")
@@ -106,8 +106,8 @@ def test_one_that_computes_something_else_is_left_out_by_name(
         time.sleep(0.02)
         return side_by_side(call)
 
-    monkeypatch.setitem(PATHS, "dawdling", dawdling)
-    monkeypatch.setitem(PATHS, "wrong", wrong)
+    monkeypatch.setitem(PATHS, "dawdling", AttentionPath(dawdling))
+    monkeypatch.setitem(PATHS, "wrong", AttentionPath(wrong))
     for dtype in (torch.float32, torch.bfloat16):
         path, words = fastest(replace(SHAPE, dtype=dtype), ("dawdling", "wrong"), PAIRS)
         assert path == "dawdling"
@@ -119,7 +119,7 @@ def failing(call: AttentionCall) -> Tensor:
 
 
 def test_one_that_fails_is_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PATHS, "failing", failing)
+    monkeypatch.setitem(PATHS, "failing", AttentionPath(failing))
     path, words = fastest(SHAPE, ("side_by_side", "failing", "varlen"), PAIRS)
     assert path == "side_by_side"
     assert words.endswith(
@@ -133,18 +133,17 @@ def test_one_that_fails_on_long_rows_alone_is_left_out_too(monkeypatch: pytest.M
             raise torch.OutOfMemoryError("no memory left")
         return side_by_side(call)
 
-    monkeypatch.setitem(PATHS, "short_alone", short_alone)
+    monkeypatch.setitem(PATHS, "short_alone", AttentionPath(short_alone))
     path, words = fastest(SHAPE, ("side_by_side", "short_alone"), PAIRS)
     assert path == "side_by_side"
     assert words.endswith("; not short_alone: fails: no memory left")
 
 
 def test_a_path_asked_for_that_fails_or_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_choice, "obstacle", lambda *_: None)
     model = tiny_model(sliding_window=7, architecture="mistral")
     for path, words in ((without_the_window, "differs by"), (failing, "fails: no kernel image;")):
-        monkeypatch.setitem(PATHS, "varlen", path)
+        monkeypatch.setitem(PATHS, "varlen", AttentionPath(path, obstacle=lambda _: None))
         with pytest.raises(InputError, match=f"attention = 'varlen' cannot be used here: {words}"):
             choose_attention(model, "varlen")
-    monkeypatch.setitem(PATHS, "varlen", one_by_one)
+    monkeypatch.setitem(PATHS, "varlen", AttentionPath(one_by_one, obstacle=lambda _: None))
     assert choose_attention(model, "varlen") == ("varlen", "as asked")

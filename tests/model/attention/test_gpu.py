@@ -9,8 +9,9 @@ from torch import Tensor
 from slimepo.data.batch import Batch, collate, collate_packed, to_device
 from slimepo.model.attention import flex as attention_flex
 from slimepo.model.attention.choose import attention_shape, choose_attention, fastest
-from slimepo.model.attention.interface import attend_along, install, obstacle
+from slimepo.model.attention.interface import attend_along, install
 from slimepo.model.attention.sdpa import side_by_side
+from slimepo.model.attention.table import PATHS
 from slimepo.model.logps import install_logps, policy_logps
 from tests.model.attention.cases import call_of, leaves, packing_of, with_gradients
 from tests.tiny import random_rows, tiny_model
@@ -57,7 +58,8 @@ def test_a_path_is_as_close_to_float32_as_padded_rows_are(
     padded = errors(logps_and_gradients(model, collate(pairs), autocast=True), truth)
     call = call_of(packing_of([(3, 4, 5)]), dtype=torch.bfloat16, softcap=sizes.get("attn_logit_softcapping"))
     states = {name: getattr(call, name).cuda() for name in ("query", "key", "value")}
-    reason = obstacle(path, call._replace(**states))
+    obstacle = PATHS[path].obstacle
+    reason = obstacle and obstacle(call._replace(**states))
     if reason is not None:
         pytest.skip(reason)
     install(model, path)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from slimepo.data.batch import collate, collate_packed
-from slimepo.model.attention import interface as attention
 from slimepo.model.attention import varlen as attention_varlen
-from slimepo.model.attention.interface import obstacle
+from slimepo.model.attention.path import AttentionPath
 from slimepo.model.attention.sdpa import side_by_side
-from slimepo.model.attention.varlen import missing, varlen
+from slimepo.model.attention.table import PATHS
+from slimepo.model.attention.varlen import missing, obstacle, varlen
 from tests.model.attention.cases import call_of, leaves, packing_of, seen, with_gradients
 from tests.model.attention.test_interface import ARCHITECTURES, differences, prepared
 from tests.tiny import random_rows
@@ -136,7 +136,7 @@ def test_the_comparison_fails_when_the_rejected_answer_sees_the_chosen():
 def test_models_give_the_log_probs_and_gradients_of_padded_rows(
     architecture: str, sizes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "obstacle", lambda *_: None)
+    monkeypatch.setitem(PATHS, "varlen", AttentionPath(varlen, obstacle=lambda _: None))
     model, pairs = prepared(architecture, sizes, "varlen"), random_rows(6)
     close = 1e-7 if architecture in ("mixtral", "qwen3_moe") else 1e-9
     assert max(differences(model, [collate(pairs), collate_packed(pairs)])) < close
@@ -149,7 +149,7 @@ def test_what_no_kernel_takes_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "flash_attn is not installed" in str(missing(0.0, 30.0))
     monkeypatch.setattr(attention_varlen, "torch_takes_windows", lambda: False)
     assert "takes no windows" in str(missing(0.0, None))
-    assert "needs a CUDA device" in str(obstacle("varlen", call_of(packing_of(UNEQUAL))))
+    assert "needs a CUDA device" in str(obstacle(call_of(packing_of(UNEQUAL))))
 
 
 def test_a_prompt_that_nothing_answers_takes_no_place_in_the_row() -> None:

@@ -16,9 +16,8 @@ from transformers import PreTrainedModel
 from slimepo.data.packing import Packing, pack
 from slimepo.data.rows import PAIR, Ids, Row
 from slimepo.errors import InputError
-from slimepo.model.attention.interface import PATHS, obstacle
-from slimepo.model.attention.sdpa import AttentionCall
-from slimepo.types import ATTENTIONS
+from slimepo.model.attention.path import AttentionCall
+from slimepo.model.attention.table import ATTENTIONS, PATHS
 
 # Prompt, chosen and rejected tokens of the pairs that paths are timed on: about those of UltraFeedback, 10.8k in all.
 _TIMED = [
@@ -67,7 +66,7 @@ def choose_attention(
     device = model.get_input_embeddings().weight.device
     if wanted == "auto" and device.type != "cuda":
         return "by_length", "side by side where sequences are short, else one by one"
-    if wanted in ("side_by_side", "one_by_one"):
+    if wanted != "auto" and PATHS[wanted].obstacle is None:
         return wanted, "as asked"
     shape = attention_shape(model, autocast)
     if wanted != "auto":
@@ -132,12 +131,13 @@ def fastest(
 @functools.cache
 def _measured(shape: AttentionShape) -> tuple[str, str]:
     """Once for all the trainers of a process."""
-    return fastest(shape, ("side_by_side", "varlen", "flex"))
+    return fastest(shape, [name for name, path in PATHS.items() if path.measured])
 
 
 def _against(shape: AttentionShape, path: str, allowed: float) -> str | None:
     """Why `path` is not to be used: it cannot, it fails, or it computes something else. None: nothing is."""
-    reason = obstacle(path, _call(shape, None, _COMPARED[:1]))
+    obstacle = PATHS[path].obstacle
+    reason = obstacle and obstacle(_call(shape, None, _COMPARED[:1]))
     if reason is not None:
         return reason
     try:
@@ -186,7 +186,7 @@ def _states(path: str, call: AttentionCall) -> list[Tensor]:
     """Output, and the gradients of query, key and value for a fixed one of the output."""
     leaves = [states.detach().requires_grad_() for states in (call.query, call.key, call.value)]
     with torch.enable_grad(), torch.autocast(call.query.device.type, enabled=False):
-        output = PATHS[path](call._replace(query=leaves[0], key=leaves[1], value=leaves[2]))
+        output = PATHS[path].attend(call._replace(query=leaves[0], key=leaves[1], value=leaves[2]))
         # Weights that differ from token to token: the gradient of a plain sum would hide a token in another's place.
         weights = torch.linspace(-1, 1, output.numel(), device=output.device).view_as(output).to(output.dtype)
         return [output.detach(), *torch.autograd.grad(output, leaves, weights)]

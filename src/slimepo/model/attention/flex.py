@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from slimepo.data.packing import Packing
-from slimepo.model.attention.sdpa import AttentionCall
+from slimepo.model.attention.path import HALF, AttentionCall, AttentionPath
 
 BLOCK = 128
 
@@ -34,6 +34,21 @@ def flex(call: AttentionCall) -> Tensor:
         enable_gqa=call.query.shape[1] != call.key.shape[1],
     )
     return output[:, :, :tokens].transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def obstacle(call: AttentionCall) -> str | None:
+    """Why such a call cannot be computed; None where it can."""
+    device, dtype = call.query.device.type, call.query.dtype
+    if call.dropout:
+        return "FlexAttention has no dropout"
+    if device == "cpu" and torch.is_grad_enabled():
+        return "FlexAttention has no backward pass on a CPU"
+    if device == "cuda" and dtype not in HALF:
+        return f"flex computes in bfloat16 or float16, not {dtype}".replace("torch.", "")
+    return None
+
+
+FLEX = AttentionPath(flex, obstacle, measured=True, planned_as="side_by_side")
 
 
 def mask_mod(group: Tensor, response: Tensor, position: Tensor, window: int | None) -> MaskMod:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -19,17 +19,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from slimepo.data.packing import Packing
-from slimepo.model.attention.flex import flex
-from slimepo.model.attention.sdpa import AttentionCall, attend, by_length, one_by_one, side_by_side
-from slimepo.model.attention.varlen import HALF, missing, varlen
-
-PATHS: dict[str, Callable[[AttentionCall], Tensor]] = {
-    "by_length": by_length,
-    "side_by_side": side_by_side,
-    "one_by_one": one_by_one,
-    "flex": flex,
-    "varlen": varlen,
-}
+from slimepo.model.attention.path import AttentionCall
+from slimepo.model.attention.sdpa import attend, side_by_side
+from slimepo.model.attention.table import PATHS
 
 _PREFIX = "slimepo_"
 
@@ -89,27 +81,12 @@ def packed_attention(
 
 def attend_along(path: str, call: AttentionCall) -> Tensor:
     """The call along `path`, or side by side where the path's kernel does not take it (a float32 evaluation, say)."""
-    if path in ("flex", "varlen"):
+    attend_call, obstacle, *_ = PATHS[path]
+    if obstacle is not None:
         call = _in_one_dtype(call)
-        if obstacle(path, call) is not None:
-            path = "side_by_side"
-    return PATHS[path](call)
-
-
-def obstacle(path: str, call: AttentionCall) -> str | None:
-    """Why `path` cannot compute such calls; None where it can."""
-    dtype, device, head = call.query.dtype, call.query.device.type, call.query.shape[-1]
-    if path == "flex" and call.dropout:
-        return "FlexAttention has no dropout"
-    if path == "flex" and device == "cpu" and torch.is_grad_enabled():
-        return "FlexAttention has no backward pass on a CPU"
-    if path == "varlen" and device != "cuda":
-        return "variable-length flash attention needs a CUDA device"
-    if path == "varlen" and (head % 8 or head > 256):
-        return f"flash attention takes heads of up to 256 numbers, a multiple of 8, not {head}"
-    if path in ("flex", "varlen") and device == "cuda" and dtype not in HALF:
-        return f"{path} computes in bfloat16 or float16, not {dtype}".replace("torch.", "")
-    return missing(call.dropout, call.softcap) if path == "varlen" else None
+        if obstacle(call) is not None:
+            attend_call = side_by_side
+    return attend_call(call)
 
 
 def _in_one_dtype(call: AttentionCall) -> AttentionCall:

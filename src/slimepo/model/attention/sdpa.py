@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimepo.data.packing import Packing
+from slimepo.model.attention.path import AttentionCall
 
 # Sequences up to this many tokens attend side by side, padded inside attention alone; longer ones one by one.
 SIDE_BY_SIDE = 256
-
-
-class AttentionCall(NamedTuple):
-    """One layer's attention over a packed row of T tokens.
-
-    `query` is `[1, heads, T, D]`; `key` and `value` may have fewer heads, each serving a group of query heads.
-    `scaling` None means `D ** -0.5`. `window` counts in position ids, which run on from the prompt in every
-    response; a token sees itself and the `window - 1` before it.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    packing: Packing
-    dropout: float = 0.0
-    scaling: float | None = None
-    window: int | None = None
-    softcap: float | None = None
 
 
 def by_length(call: AttentionCall) -> Tensor:
