@@ -8,11 +8,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from slimepo.files import json_lines, write_text
-from slimepo.model.offload import Offload, offload_checkpoints, offloads
 from slimepo.terminal import Report, counted, make_console
 
 if TYPE_CHECKING:
@@ -35,24 +33,6 @@ class EpochOfSampler(TrainerCallback):
     ) -> None:
         if self.sampler is not None:
             self.sampler.epoch = int(state.epoch or 0)
-
-
-class OffloadCheckpoints(TrainerCallback):
-    """Moves checkpointed activations to CPU memory where that is asked for.
-
-    The Trainer has turned checkpointing on just before.
-    """
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **_: Any,
-    ) -> None:
-        if offloads(args):
-            offload_checkpoints(model, Offload(torch.cuda.Stream()))  # type: ignore[no-untyped-call]
 
 
 class LogBeforeSave(TrainerCallback):

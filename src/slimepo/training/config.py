@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from slimepo.data.batch import LAYOUTS
 from slimepo.errors import InputError
@@ -100,6 +100,23 @@ class PreferenceConfig(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = not (self.use_cpu or self.fp16) and computes_in_bf16()
         super().__post_init__()
+        if self.activation_offloading and self.device.type == "cuda":
+            # transformers' own, which needs a device to move from.
+            self.activation_checkpointing_kwargs = {
+                **(self.activation_checkpointing_kwargs or {}),
+                "offload": True,
+            }
+
+    @property
+    def activations(self) -> str:
+        """What becomes of a layer's activations, in a few words."""
+        if not self.activation_checkpointing:
+            return "kept"
+        if not self.activation_offloading:
+            return "computed again in the backward pass"
+        if self.device.type == "cuda":
+            return "computed again, the layers' inputs in CPU memory until then"
+        return "computed again in the backward pass (there is no CUDA device to offload from)"
 
     def _resolve_checkpointing(self) -> None:
         """One word, or transformers' and TRL's flags, to transformers' flag and `activation_offloading`."""
@@ -122,6 +139,10 @@ class PreferenceConfig(TrainingArguments):
                 "refuses: leave one of them out"
             )
         self.activation_offloading |= word == "offload"
+        if self.activation_offloading and not hasattr(PreTrainedModel, "activation_checkpointing_enable"):
+            raise InputError(
+                "activation_checkpointing 'offload' needs transformers 5.23 or newer: give 'layers'"
+            )
         # Both names, because transformers 5.23 warns about the old one and older ones know no other.
         self.activation_checkpointing = self.gradient_checkpointing = word != "none"
         if getattr(self, "activation_checkpointing_kwargs", None) is None:

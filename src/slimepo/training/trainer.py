@@ -24,12 +24,11 @@ from slimepo.losses import bind, find_objective, step_loss
 from slimepo.model.load import load_model
 from slimepo.model.logps import policy_logps
 from slimepo.model.modes import compute_dtype, scoring
-from slimepo.model.offload import activations
 from slimepo.model.score import scoring_batches
 from slimepo.model.tryout import choose_layout, verify_logps
 from slimepo.monitor.callback import DisplacementMonitor, Watched
 from slimepo.monitor.settings import monitor_settings
-from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, OffloadCheckpoints, TrainingProgress
+from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, TrainingProgress
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
 from slimepo.training.dataset import RowDataset, make_dataset
 from slimepo.training.metrics import MetricSums
@@ -93,7 +92,7 @@ class PreferenceTrainer(Trainer):
         loaded = load_model(model, **args.model_init_kwargs) if isinstance(model, str) else model
         policy = prepared(loaded, processing_class, peft_config, disable_dropout=args.disable_dropout)
         shown = [] if args.disable_tqdm else [TrainingProgress()]
-        own = [EpochOfSampler(), LogBeforeSave(), OffloadCheckpoints(), *shown]
+        own = [EpochOfSampler(), LogBeforeSave(), *shown]
         watching = _monitors(args, callbacks or [])
         super().__init__(
             model=policy,
@@ -116,7 +115,7 @@ class PreferenceTrainer(Trainer):
         self.layout, self.layout_reason = choose_layout(
             self.model, args.layout, self.objective.positions, args.attention, compute_dtype(args)
         )
-        self.activations = activations(args)
+        self.activations = args.activations
         self.data_collator = replace(self.data_collator, layout=self.layout)
         self.reference = self._open_reference()
         self.eval_dataset = self._dataset(eval_dataset)

@@ -1,7 +1,6 @@
-"""Checkpointed activations, kept or moved: the same gradients, and what is held meanwhile."""
+"""Checkpointed activations, kept or moved: the same gradients, and every way of asking for it."""
 
 import warnings
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +13,12 @@ from slimepo.errors import InputError
 from slimepo.model.adapters import add_adapter, lora_config
 from slimepo.model.attention.interface import install
 from slimepo.model.logps import causal_lm, install_logps
-from slimepo.model.offload import Held, Offload, offload_checkpoints
 from slimepo.pipeline.recipe import make_recipe
 from slimepo.pipeline.stage import stage_arguments
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.trainer import PreferenceTrainer
 from tests.model.attention.test_interface import in_float64, logps_and_gradients
 from tests.tiny import random_rows, tiny_model
-
-
-class Recorded(Offload):
-    """Copies at once, and writes down what it is given and what is asked back."""
-
-    def __init__(self) -> None:
-        super().__init__(stream=None, smallest_bytes=1)
-        self.packed: list[Tensor] = []
-        self.order: list[str] = []
-
-    def pack(self, tensor: Tensor) -> Tensor | Held:
-        self.packed.append(tensor)
-        self.order.append("pack")
-        return super().pack(tensor)
-
-    def unpack(self, held: Tensor | Held) -> Tensor:
-        self.order.append("unpack")
-        # A copy, so that the test fails where a layer is computed from anything else.
-        return super().unpack(held).clone()
 
 
 def model_in_float64(lora: bool, **sizes: Any) -> nn.Module:
@@ -56,8 +35,7 @@ def model_in_float64(lora: bool, **sizes: Any) -> nn.Module:
 
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
-@pytest.mark.parametrize("how", ["layers", "offload"])
-def test_the_same_gradients(lora: bool, layout: str, how: str) -> None:
+def test_the_same_gradients(lora: bool, layout: str) -> None:
     model: Any = model_in_float64(lora)
     pairs = random_rows(4)
     if layout != "padded":
@@ -65,54 +43,8 @@ def test_the_same_gradients(lora: bool, layout: str, how: str) -> None:
     batch = collate(pairs) if layout == "padded" else collate_packed(pairs, shared=layout == "shared")
     plain = logps_and_gradients(model, batch)
     model.activation_checkpointing_enable()
-    offload = Recorded()
-    if how == "offload":
-        offload_checkpoints(model, offload)
     for a, b in zip(plain, logps_and_gradients(model, batch), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-    layers = 3 if how == "offload" else 0
-    assert offload.order == ["pack"] * layers + ["unpack"] * layers
-    # Each layer's input, and nothing else.
-    size = batch["input_ids"].numel() * 32 * 8
-    assert [tensor.nbytes for tensor in offload.packed] == [size] * layers
-
-
-def test_what_the_hooks_hand_back_is_what_the_backward_pass_computes_from() -> None:
-    class Wrong(Recorded):
-        def unpack(self, held: Tensor | Held) -> Tensor:
-            return super().unpack(held) * 1.1
-
-    model: Any = model_in_float64(lora=False)
-    batch = collate(random_rows(4))
-    plain = logps_and_gradients(model, batch)
-    model.activation_checkpointing_enable()
-    offload_checkpoints(model, Wrong())
-    differences = [(a - b).abs().max() for a, b in zip(plain, logps_and_gradients(model, batch), strict=True)]
-    assert max(differences) > 1e-3
-
-
-def test_one_layer_ahead_is_fetched_and_nothing_is_held_afterwards() -> None:
-    offload = Offload(stream=None, smallest_bytes=1)
-    saved = [offload.pack(torch.full((3,), float(i))) for i in range(3)]
-    assert all(isinstance(held, Held) for held in saved)
-    assert offload.unpack(saved[2]).tolist() == [2.0] * 3
-    assert [held.back is not None for held in saved] == [False, True, False]
-    assert offload.unpack(saved[1]).tolist() == [1.0] * 3
-    # A second backward pass may ask again.
-    assert offload.unpack(saved[2]).tolist() == [2.0] * 3
-    known = [weakref.ref(held) for held in saved]
-    del saved
-    assert [reference() for reference in known] == [None] * 3
-    # The one before is gone: nothing to fetch ahead.
-    assert offload.unpack(offload.pack(torch.ones(3))).tolist() == [1.0] * 3
-
-
-def test_parameters_and_small_tensors_stay() -> None:
-    offload = Offload(stream=None, smallest_bytes=100)
-    small, parameter = torch.ones(5), nn.Parameter(torch.ones(100))
-    assert offload.pack(small) is small
-    assert offload.pack(parameter) is parameter
-    assert isinstance(offload.pack(torch.ones(100)), Held)
 
 
 @pytest.mark.parametrize(
@@ -197,20 +129,17 @@ def test_the_trainer_takes_the_same_steps_and_says_what_it_does(tmp_path: Path, 
         assert causal_lm(trainer.model).is_activation_checkpointing
 
 
-def test_the_trainer_moves_activations_where_there_is_a_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The road from the argument to the hooks, with a recording stand-in for the device."""
-    offload = Recorded()
-    monkeypatch.setattr("slimepo.training.callbacks.offloads", lambda args: args.activation_offloading)
-    monkeypatch.setattr("slimepo.training.callbacks.Offload", lambda _: offload)
-    monkeypatch.setattr("torch.cuda.Stream", lambda: None)
-    plain, _ = losses(tmp_path, "layers", lora=True)
-    assert offload.order == []
-    moved, _ = losses(tmp_path, "offload", lora=True)
-    assert moved == pytest.approx(plain, rel=1e-6)
-    # 3 steps of 2 layers.
-    assert offload.order == ["pack", "pack", "unpack", "unpack"] * 3
+def test_on_a_device_transformers_moves_what_is_checkpointed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes `offload` among the arguments of checkpointing; without a device it has nowhere to move from."""
+    assert PreferenceConfig(activation_checkpointing="offload").activation_checkpointing_kwargs is None
+    monkeypatch.setattr(PreferenceConfig, "device", torch.device("cuda"))
+    for given in (None, {"use_reentrant": False}):
+        args = PreferenceConfig(
+            activation_checkpointing="offload", activation_checkpointing_kwargs=given, bf16=False
+        )
+        assert args.activation_checkpointing_kwargs == {**(given or {}), "offload": True}
+        assert args.activations == "computed again, the layers' inputs in CPU memory until then"
+    assert PreferenceConfig(activation_checkpointing="layers").activation_checkpointing_kwargs is None
 
 
 @pytest.mark.gpu
@@ -220,9 +149,7 @@ def test_on_a_gpu_less_is_held_and_the_gradients_are_the_same_bits() -> None:
 
     def run(how: str) -> tuple[int, list[Tensor]]:
         model: Any = tiny_model("llama", **sizes).cuda().train()
-        model.activation_checkpointing_enable()
-        if how == "offload":
-            offload_checkpoints(model, Offload(torch.cuda.Stream()))
+        model.activation_checkpointing_enable(offload=how == "offload")
         ids = torch.arange(4 * 4096, device="cuda").view(4, 4096) % 61
         for _ in range(2):  # the second time pinned memory and kernels are warm
             model.zero_grad()
