@@ -102,10 +102,8 @@ class PreferenceConfig(TrainingArguments):
         super().__post_init__()
         if self.activation_offloading and self.device.type == "cuda":
             # transformers' own, which needs a device to move from.
-            self.activation_checkpointing_kwargs = {
-                **(self.activation_checkpointing_kwargs or {}),
-                "offload": True,
-            }
+            given = getattr(self, "activation_checkpointing_kwargs", None) or {}
+            self.activation_checkpointing_kwargs = {**given, "offload": True}
 
     @property
     def activations(self) -> str:
