@@ -54,7 +54,7 @@ def real_trainer(recipe: Recipe, config: PreTrainedConfig, folder: Path) -> Pref
         AutoModelForCausalLM.from_config(config, dtype=torch.float32),
         stage_arguments(recipe, recipe.stages[0], folder),
         train_dataset=rows,
-        peft_config=lora(recipe.adapter) if recipe.adapter else None,
+        peft_config=lora(recipe) if recipe.adapter else None,
     )
 
 

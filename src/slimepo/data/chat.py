@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from slimepo.errors import InputError
+from slimepo.files import read_json
 from slimepo.types import Message
 from slimepo.words import first_line
 
@@ -94,6 +95,10 @@ def load_tokenizer(
 def _load(name: str, what: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
+    # An adapter saved by itself reads the tokens of its model.
+    adapter = read_json(Path(name) / "adapter_config.json")
+    if adapter and not any(Path(name).glob("tokenizer*")):
+        name = str(adapter.get("base_model_name_or_path") or name)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:

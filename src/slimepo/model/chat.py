@@ -53,17 +53,16 @@ def load_chat_model(name: str) -> ChatModel:
 
     from slimepo.data.chat import load_tokenizer
     from slimepo.model.adapters import merge
-    from slimepo.model.load import load_checkpoint, load_model
+    from slimepo.model.load import adapter_base, load_model
     from slimepo.model.modes import computes_in_bf16
 
     folder = model_folder(name)
     dtype = torch.bfloat16 if computes_in_bf16() else torch.float32
-    if (folder / "adapter_config.json").exists():
-        trained, tokenizer = load_checkpoint(folder)
-        # Merged in float32: a small update would be rounded away.
-        model = merge(trained.float()).to(dtype)
-    else:
-        tokenizer, model = load_tokenizer(str(folder)), load_model(str(folder), dtype=dtype)
+    # An adapter is merged in float32: a small update would be rounded away.
+    adapter = adapter_base(str(folder)) is not None
+    model: Any = load_model(str(folder), dtype=torch.float32 if adapter else dtype)
+    model = merge(model).to(dtype) if adapter else model
+    tokenizer = load_tokenizer(str(folder))
     chat = _chat(folder, tokenizer)
     device = (
         torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -83,14 +82,11 @@ def model_chat(name: str) -> ChatFormat:
     from slimepo.model.load import load_config
 
     folder = model_folder(name)
-    adapter = read_json(folder / "adapter_config.json") or {}
-    base = str(adapter.get("base_model_name_or_path") or folder)
-    load_config(base)
+    load_config(str(folder))
     weights = [path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin")]
     if folder.is_dir() and not weights:
         raise InputError(f"{name}: no weights in {folder} (*.safetensors, *.bin)")
-    has_tokenizer = not adapter or (folder / "tokenizer_config.json").exists()
-    return _chat(folder, load_tokenizer(str(folder) if has_tokenizer else base))
+    return _chat(folder, load_tokenizer(str(folder)))
 
 
 def _chat(folder: Path, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:

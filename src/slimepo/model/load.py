@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ from transformers.utils import find_adapter_config_file
 
 from slimepo.data.chat import load_tokenizer
 from slimepo.errors import InputError
-from slimepo.files import read_json
-from slimepo.model.adapters import trains_head, untie_head
+from slimepo.model.adapters import refuse_other_kinds, with_adapter
 from slimepo.words import first_line
 
 # What 'architecture' in a recipe stands for: transformers' model types.
@@ -39,47 +38,106 @@ _BESIDE_THE_TEXT = re.compile(
 _SMOKE_SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
 
 
-def load_model(name: str, **kwargs: Any) -> PreTrainedModel:
+def load_model(name: str, base: str | None = None, **kwargs: Any) -> nn.Module:
     """A pretrained causal language model from a folder or a Hub id, in float32 unless `dtype` says otherwise.
+
+    Of an adapter's folder or id the model that it belongs to, with the adapter in peft's wrapper, ready to train on.
+
+    Args:
+        base: the model an adapter belongs to; read from the adapter where it is not given.
 
     Raises:
         InputError: there is no such model, it cannot be reached, or its weights are not those that its config asks
             for: transformers would fill what is missing with random numbers and go on.
     """
     kwargs.setdefault("dtype", torch.float32)
+    found = adapter_base(name)
+    if found is not None:
+        return _load_adapter(name, base or found, kwargs)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **kwargs)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise InputError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
     missing = sorted(report["missing_keys"])
     unexpected = sorted(key for key in report["unexpected_keys"] if not _BESIDE_THE_TEXT.search(key))
-    for what, keys in (("lack", missing), ("also hold", unexpected)):
-        if keys:
-            raise InputError(
-                f"model {name!r}: its weights {what} {len(keys)} tensors, {keys[0]} among them, so they are not "
-                "those of its config.json; save the model again with save_pretrained, or mend the config"
-            )
-    result: PreTrainedModel = model
+    _refuse_other_tensors(f"model {name!r}", "its config.json", missing, unexpected)
+    result: nn.Module = model
     return result
 
 
-def load_config(name: str) -> PreTrainedConfig:
-    """The configuration of a model from a folder or a Hub id."""
+def adapter_base(name: str) -> str | None:
+    """The model that the adapter of a folder or Hub id belongs to ('' where it does not say); None: no adapter there.
+
+    Raises:
+        InputError: the adapter's configuration cannot be read, or it is no change of weights.
+    """
+    from peft import PeftConfig
+
     try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        if find_adapter_config_file(name) is None:
+            return None
+        config = PeftConfig.from_pretrained(name)
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
+    refuse_other_kinds(config)
+    return config.base_model_name_or_path or ""
 
 
-def check_model(name: str) -> None:
-    """Look for a model, or an adapter of one, without loading its weights.
+def _load_adapter(name: str, base: str, kwargs: dict[str, Any]) -> nn.Module:
+    from peft import PeftConfig, PeftModel
+    from peft.utils import get_peft_model_state_dict, load_peft_weights
+
+    if not base:
+        raise InputError(
+            f"adapter {name!r} names no base model in its adapter_config.json: give it with --base"
+        )
+    plain: Any = load_model(base, **kwargs)
+    if hasattr(plain, "peft_config"):
+        raise InputError(f"adapter {name!r} belongs to {base!r}, an adapter itself: export that one first")
+    try:
+        weights = load_peft_weights(name, device="cpu")
+        # What was resized before the adapter came on was saved with it.
+        embeddings = _saved_embeddings(plain, weights)
+        rows = {len(embedding) for embedding in embeddings.values()}
+        if rows - {len(plain.get_input_embeddings().weight)}:
+            plain.resize_token_embeddings(rows.pop(), mean_resizing=False)
+        model = PeftModel.from_pretrained(
+            plain, name, config=PeftConfig.from_pretrained(name), is_trainable=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise InputError(f"adapter {name!r} does not fit {base!r}: {first_line(error)}") from error
+    own = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    missing = sorted(own - weights.keys())
+    unexpected = sorted(weights.keys() - own - embeddings.keys())
+    _refuse_other_tensors(f"adapter {name!r}", "its adapter_config.json", missing, unexpected)
+    return with_adapter(model)
+
+
+def _saved_embeddings(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What an adapter's weights hold of the input and output embeddings themselves."""
+    places = {model.get_input_embeddings(), model.get_output_embeddings()}
+    names = "|".join(re.escape(name) for name, module in model.named_modules() if module in places)
+    whole = re.compile(rf"\.({names})(\.base_layer|\.modules_to_save|\.original_module)?\.weight$")
+    return {key: tensor for key, tensor in weights.items() if whole.search(key)}
+
+
+def _refuse_other_tensors(what: str, config: str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    for how, keys in (("lack", missing), ("also hold", unexpected)):
+        if keys:
+            raise InputError(
+                f"{what}: its weights {how} {len(keys)} tensors, {keys[0]} among them, so they are not "
+                f"those of {config}; save the model again with save_pretrained, or mend the config"
+            )
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """The configuration of a model from a folder or a Hub id, of an adapter that of its model.
 
     Raises:
         InputError: there is none, or it cannot be reached.
     """
     try:
-        if find_adapter_config_file(name) is None:
-            AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(adapter_base(name) or name)
     except (OSError, ValueError) as error:
         raise InputError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
 
@@ -160,23 +218,7 @@ def load_checkpoint(folder: Path, base: str | None = None) -> tuple[nn.Module, P
     Raises:
         InputError: nothing to load there, or the adapter names no base model.
     """
-    adapter = read_json(folder / "adapter_config.json")
-    if adapter is None:
-        if not (folder / "config.json").exists():
-            raise InputError(
-                f"{folder} holds neither a model (config.json) nor an adapter (adapter_config.json)"
-            )
-        return load_model(str(folder)), load_tokenizer(str(folder))
-    base = base or adapter.get("base_model_name_or_path")
-    if not base:
-        raise InputError(f"{folder / 'adapter_config.json'} names no base model: give it with --base")
-    from peft import PeftConfig, PeftModel
-
-    model = load_model(base)
-    config = PeftConfig.from_pretrained(str(folder))
-    if trains_head(model, config):
-        untie_head(model)
+    if not any((folder / f"{kind}config.json").exists() for kind in ("", "adapter_")):
+        raise InputError(f"{folder} holds neither a model (config.json) nor an adapter (adapter_config.json)")
     has_tokenizer = (folder / "tokenizer_config.json").exists()
-    return PeftModel.from_pretrained(model, str(folder)), load_tokenizer(
-        str(folder) if has_tokenizer else base
-    )
+    return load_model(str(folder), base), load_tokenizer(str(folder if has_tokenizer or not base else base))

@@ -33,6 +33,8 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
         inner = inner.get_base_model()
     if not isinstance(inner, PreTrainedModel) or inner.get_output_embeddings() is None:
         raise InputError(f"{type(inner).__name__} is not a transformers causal language model")
+    if inner.config.is_encoder_decoder:
+        raise InputError(f"{type(inner).__name__} is an encoder-decoder, and slimepo trains decoders alone")
     return inner
 
 

@@ -31,13 +31,17 @@ class RandomModel(Settings):
 
 
 class Adapter(Settings):
-    """LoRA with the paper's table as defaults (see `slimepo.model.adapters.lora_config`)."""
+    """LoRA with the paper's table as defaults (see `slimepo.model.adapters.lora_config`).
+
+    `merge`: the recipe's model is an adapter, which is folded into its model first.
+    """
 
     r: int = Field(64, ge=1)
     alpha: float = Field(128, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] | str | None = None
     train_head: bool = True
+    merge: bool = False
 
 
 class Data(Settings):
@@ -137,11 +141,19 @@ class Stage(Settings):
         return {**defaults, **values}
 
 
+def _adapter_of_word(given: Any) -> Any:
+    """`none` and `merge` stand for settings."""
+    words = {"none": None, "merge": {"merge": True}}
+    return words.get(given, given) if isinstance(given, str) else given
+
+
 class Recipe(Settings):
     """A pipeline: one model, one data set, stages that each start from what the one before made.
 
     `adapter` is LoRA for a pretrained model and nothing (full fine-tuning) for a random one, unless given;
-    the word `none` means full fine-tuning. `dtype` is that of the frozen weights (auto: bfloat16 under an adapter
+    the word `none` means full fine-tuning. Where the model is an adapter itself, `continue` (without a word in a local
+    folder) trains it on, and later stages train new ones of its configuration; `merge`, or `merge: true` among the
+    settings, folds it into its model first. `dtype` is that of the frozen weights (auto: bfloat16 under an adapter
     where the device computes in it), `export_dtype` that of exported models: a bfloat16 export rounds away most of
     what a small learning rate has changed. `pairs` are parts made by the run, by name. `evaluate` lists benchmarks that
     run after a stage. `seeds` makes a run of each, in a folder of its own.
@@ -155,9 +167,7 @@ class Recipe(Settings):
     tokenizer: str | None = None
     chat_template: str | None = None
     template_options: dict[str, Any] = Field(default_factory=dict)
-    adapter: Annotated[Adapter | None, BeforeValidator(lambda given: None if given == "none" else given)] = (
-        None
-    )
+    adapter: Annotated[Adapter | Literal["continue"] | None, BeforeValidator(_adapter_of_word)] = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = Field(0, ge=0)
@@ -169,7 +179,10 @@ class Recipe(Settings):
     @classmethod
     def _adapter_by_model(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and "adapter" not in values:
-            return {**values, "adapter": {} if isinstance(values.get("model"), str) else None}
+            model = values.get("model")
+            if isinstance(model, str) and (Path(model) / "adapter_config.json").is_file():
+                return {**values, "adapter": "continue"}
+            return {**values, "adapter": {} if isinstance(model, str) else None}
         return values
 
     @model_validator(mode="after")

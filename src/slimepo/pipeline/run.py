@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from slimepo.data.chat import ChatFormat, chat_format
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.files import is_main_process, read_json, write_json
-from slimepo.model.load import check_model
+from slimepo.model.load import load_config
 from slimepo.pipeline.data import load_data, recipe_tokenizer, stage_rows
 from slimepo.pipeline.evaluate import check_evaluations, evaluate_stage
 from slimepo.pipeline.folder import check_folder, claim_folder
@@ -121,7 +121,7 @@ def check_reference(recipe: Recipe, stage: Stage) -> None:
     if stage.reference in (*REFERENCE_SOURCES, *before):
         return
     try:
-        check_model(stage.reference)
+        load_config(stage.reference)
     except InputError as error:
         known = f"none of {', '.join(REFERENCE_SOURCES)}, no stage before it ({', '.join(before) or 'there is none'})"
         hint = nearest(stage.reference, [*before, *REFERENCE_SOURCES])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from slimepo.data.chat import ChatFormat
@@ -18,7 +19,15 @@ from slimepo.errors import InputError
 from slimepo.files import is_main_process, write_json, write_json_lines, write_text
 from slimepo.losses import hyperparameters, slime
 from slimepo.model.adapters import PROJECTIONS, lora_config
-from slimepo.model.load import load_config, load_model, random_config, random_model, smoke_config
+from slimepo.model.load import (
+    adapter_base,
+    load_config,
+    load_model,
+    random_config,
+    random_model,
+    smoke_config,
+)
+from slimepo.model.logps import causal_lm
 from slimepo.model.modes import computes_in_bf16
 from slimepo.model.score import PairScores, chosen_fell, distributions, histogram, score_pairs, summary
 from slimepo.monitor.callback import DisplacementMonitor
@@ -26,7 +35,7 @@ from slimepo.monitor.settings import monitor_settings
 from slimepo.pipeline.data import StageRows
 from slimepo.pipeline.export import export_model, model_card
 from slimepo.pipeline.folder import last_checkpoint, remove_unfinished_checkpoints
-from slimepo.pipeline.recipe import Adapter, RandomModel, Recipe, Stage
+from slimepo.pipeline.recipe import RandomModel, Recipe, Stage
 from slimepo.pipeline.tasks import Answer, answer_tasks, measure
 from slimepo.training.callbacks import MetricsFile, TrainingProgress, peak_memory
 from slimepo.training.config import PreferenceConfig
@@ -195,9 +204,10 @@ def stage_trainer(
     model = stage_model(recipe, base, tokenizer)
     if recipe.adapter is not None and not isinstance(base, str):
         # An adapter's checkpoints are of use only beside the model they were made for.
-        model.name_or_path = str((folder / "base").resolve())
+        plain = causal_lm(model)
+        plain.name_or_path = str((folder / "base").resolve())
         if is_main_process():
-            model.save_pretrained(folder / "base")
+            plain.save_pretrained(folder / "base")
     settings = monitor_settings(args.monitor)
     watching = []
     if settings:
@@ -208,7 +218,7 @@ def stage_trainer(
         args=args,
         train_dataset=list(rows.train),
         processing_class=tokenizer,
-        peft_config=lora(recipe.adapter) if recipe.adapter else None,
+        peft_config=None if args.adapter == "continue" else lora(recipe),
         callbacks=[MetricsFile(folder / "metrics.jsonl"), *watching, *callbacks],
     )
 
@@ -227,7 +237,7 @@ def _form_check(rows: StageRows) -> Callable[[str, str], bool] | None:
 
 def stage_model(
     recipe: Recipe, base: str | RandomModel, tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedModel:
+) -> PreTrainedModel | nn.Module:
     """The model a stage starts from: loaded, or random, or shrunk for a smoke run."""
     if isinstance(base, RandomModel):
         config = random_config(base.architecture, base.sizes, tokenizer)
@@ -271,6 +281,7 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         "save_steps": stage.save_every,
         "save_total_limit": 2,
         "seed": recipe.seed,
+        "adapter": given_adapter(recipe, stage),
         "report_to": "none",
         "monitor": stage.monitor if isinstance(stage.monitor, bool) else stage.monitor.model_dump(),
     }
@@ -286,14 +297,43 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         raise InputError(f"stage {stage.name!r}: {error}") from error
 
 
+def given_adapter(recipe: Recipe, stage: Stage) -> str | None:
+    """What becomes of the adapter that the recipe's model is; None for a stage that starts from another model.
+
+    Raises:
+        InputError: the model is an adapter and `adapter` does not say, or says it of a model that is none.
+    """
+    if recipe.start_of(stage) is not None or not isinstance(recipe.model, str):
+        return None
+    adapter = recipe.adapter
+    wanted = (
+        "continue" if adapter == "continue" else "merge" if adapter is not None and adapter.merge else None
+    )
+    if (wanted is None) == (adapter_base(recipe.model) is not None):
+        raise InputError(
+            f"model {recipe.model!r} is an adapter: give adapter: continue to train it on, or adapter: merge to fold "
+            "it into its model first"
+            if wanted is None
+            else f"adapter: {wanted} is for a model that is an adapter, and {recipe.model!r} is none"
+        )
+    return None if recipe.smoke else wanted
+
+
 def exported_model(folder: Path) -> Path:
     """Where a stage with this folder leaves its model; absolute, as adapters name their base."""
     return (folder / "model").resolve()
 
 
-def lora(adapter: Adapter) -> Any:
-    """peft's configuration of the recipe's adapter."""
-    return lora_config(
+def lora(recipe: Recipe) -> Any:
+    """peft's configuration of the adapters that the recipe makes; None where its models train whole."""
+    adapter = recipe.adapter
+    if adapter == "continue":
+        from peft import PeftConfig
+
+        given = PeftConfig.from_pretrained(recipe.model)
+        given.inference_mode, given.base_model_name_or_path = False, None
+        return given
+    return adapter and lora_config(
         adapter.r, adapter.alpha, adapter.dropout, adapter.target_modules or PROJECTIONS, adapter.train_head
     )
 

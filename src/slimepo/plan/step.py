@@ -89,7 +89,7 @@ def make_step(
     positions = find_objective(stage.loss).positions
 
     def policy(config: PreTrainedConfig) -> FakePolicy:
-        adapter = lora(recipe.adapter) if recipe.adapter else None
+        adapter = lora(recipe)
         return fake_policy(copy.deepcopy(config), adapter, setting, disable_dropout=args.disable_dropout)
 
     whole = policy(config)

@@ -50,6 +50,9 @@ class PreferenceConfig(TrainingArguments):
     cut_long_responses: bool = False
     template_options: dict[str, Any] = field(default_factory=dict)
     model_init_kwargs: dict[str, Any] = field(default_factory=dict)
+    # What becomes of an adapter that the model comes with: continue (it trains on; so without a word, unless there is
+    # a peft_config) or merge (it is folded into the weights, for a new one or to train all of them).
+    adapter: str | None = None
     disable_dropout: bool = True
     verify_model: bool = True
     # Where reference log-probs come from: auto, adapters-off, copy, cache, or another model's folder or Hub id.

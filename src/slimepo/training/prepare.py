@@ -4,29 +4,42 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from slimepo.errors import InputError
-from slimepo.model.adapters import add_adapter, keep_trained_in_float32
+from slimepo.model.adapters import keep_trained_in_float32, with_adapter
 from slimepo.model.load import check_embeddings
 from slimepo.model.logps import causal_lm, install_logps
 from slimepo.training.config import PreferenceConfig
 
 
 def prepared(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, peft_config: Any, *, disable_dropout: bool
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    peft_config: Any,
+    *,
+    adapter: str | None = None,
+    disable_dropout: bool,
 ) -> nn.Module:
-    """The model as it trains: fitting the tokenizer, without dropout, with its adapter, giving log-probs."""
+    """The model as it trains: fitting the tokenizer, without dropout, with its adapter, giving log-probs.
+
+    Raises:
+        InputError: the tokenizer does not fit, the adapters cannot train like this, or nothing trains.
+    """
     if tokenizer is not None:
         check_embeddings(causal_lm(model), tokenizer)
     if disable_dropout:
-        # Before the adapter comes on, whose own dropout is a setting of its own.
-        _disable_dropout(model)
-    if peft_config is not None:
-        model = add_adapter(causal_lm(model), peft_config)
+        _disable_dropout(causal_lm(model))
+    model = with_adapter(model, peft_config, adapter)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(
+            "no parameter of the model trains: load an adapter with "
+            "PeftModel.from_pretrained(model, folder, is_trainable=True), or give peft_config for a new one"
+        )
     keep_trained_in_float32(model)
     install_logps(model)
     return model
@@ -66,9 +79,15 @@ def refuse_sharding(args: PreferenceConfig) -> None:
 
 
 def _disable_dropout(model: nn.Module) -> None:
-    module: Any
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
+    """Switch off all that is drawn at random in a forward pass: dropout by whatever name, a router's noise.
+
+    An adapter's own dropout is a setting of its own.
+    """
+    for path, module in model.named_modules():
+        if re.search(r"(^|\.)lora_dropout(\.|$)", path):
+            continue
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and re.search(r"drop|jitter", name):
+                setattr(module, name, 0.0)

@@ -90,7 +90,9 @@ class PreferenceTrainer(Trainer):
         if isinstance(model, str):
             processing_class = processing_class or load_tokenizer(model)
         loaded = load_model(model, **args.model_init_kwargs) if isinstance(model, str) else model
-        policy = prepared(loaded, processing_class, peft_config, disable_dropout=args.disable_dropout)
+        policy = prepared(
+            loaded, processing_class, peft_config, adapter=args.adapter, disable_dropout=args.disable_dropout
+        )
         shown = [] if args.disable_tqdm else [TrainingProgress()]
         own = [EpochOfSampler(), LogBeforeSave(), *shown]
         watching = _monitors(args, callbacks or [])
