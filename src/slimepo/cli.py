@@ -270,7 +270,15 @@ def data_check(
         typer.Option(metavar="KEY=VALUE", help="An option of the template, such as enable_thinking=false."),
     ] = None,
     format: Annotated[str, typer.Option(help="The format's name, where it is not recognised.")] = "auto",
-    split: Annotated[str | None, typer.Option(help="Which split of a Hub or saved data set.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OURS=THEIRS", help="A column with another name: prompt=question; label= leaves it out."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Which split of a folder, a Hub or a saved data set.")
+    ] = None,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens of prompt and response together.")] = 2048,
     max_prompt_length: Annotated[int | None, typer.Option(min=1)] = None,
     show: Annotated[
@@ -289,14 +297,10 @@ def data_check(
     from slimepo.data.read import read_rows
     from slimepo.settings import parse_value
 
-    options = {}
-    for pair in template_option or []:
-        key, separator, value = pair.partition("=")
-        if not separator:
-            raise InputError(f"--template-option {pair!r} is not KEY=VALUE")
-        options[key] = parse_value(value)
+    options = {key: parse_value(value) for key, value in _pairs(template_option, "--template-option")}
+    columns = {ours: theirs or None for ours, theirs in _pairs(column, "--column")}
     console = _console()
-    rows = read_rows(source, format=format, split=split, skip_bad_rows=skip_bad_rows)
+    rows = read_rows(source, format=format, split=split, skip_bad_rows=skip_bad_rows, columns=columns)
     chat = chat_format(load_tokenizer(model, chat_template), options)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("tokenising", total=None)
@@ -306,6 +310,13 @@ def data_check(
         )  # fmt: skip
     print_report(report, console)
     show_rows(kept, chat, show, console)
+
+
+def _pairs(given: list[str] | None, option: str) -> list[tuple[str, str]]:
+    for pair in given or []:
+        if "=" not in pair:
+            raise InputError(f"{option} {pair!r} is not KEY=VALUE")
+    return [(key, value) for key, _, value in (pair.partition("=") for pair in given or [])]
 
 
 def main() -> NoReturn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,10 +14,18 @@ REFERENCE_SOURCES = ("auto", "adapters-off", "copy", "cache")
 
 
 class Message(TypedDict):
-    """One turn of a conversation; `role` is system, user, assistant or tool."""
+    """One turn of a conversation; `role` is system, user, assistant or tool.
+
+    What it has beside its text is there only where it has it, and goes to the chat template as it is: reasoning, tool
+    calls (`{"type": "function", "function": {"name", "arguments"}}`), and in a tool's turn whose call it answers.
+    """
 
     role: str
     content: str
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,8 @@ class Preference:
 
     All three are lists of messages. A demonstration (supervised data) is a Preference whose `rejected`
     is empty. `source` says where the row came from (`file:line`) and is no part of its identity.
-    `weight` is how much the row counts in the mean loss of a step, 0 or more.
+    `weight` is how much the row counts in the mean loss of a step, 0 or more. `template_options` are what the chat
+    template is given for this row beside its messages: `tools`, and options such as `enable_thinking`.
     """
 
     prompt: list[Message]
@@ -34,6 +43,7 @@ class Preference:
     rejected: list[Message]
     source: str = field(default="", compare=False)
     weight: float = 1.0
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class Unpaired:
     label: bool
     source: str = field(default="", compare=False)
     weight: float = 1.0
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

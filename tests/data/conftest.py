@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from slimepo.data.chat import encode_responses, render_prompt, render_response
+from slimepo.data.render import encode_responses, render_prompt, render_response
 
 SPECIALS = ("<unk>", "<s>", "</s>", "<end>")
 

@@ -7,18 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimepo.data.chat import (
-    MALFORMED_ROW,
-    NOT_PREFIX_SAFE,
-    PINNED_DATE,
-    RowRefused,
-    chat_format,
-    encode_prompt,
-    load_tokenizer,
-)
+from slimepo.data.chat import PINNED_DATE, chat_format, load_tokenizer
 from slimepo.data.read import read_rows, rows_from_records
-from slimepo.data.tokenize import tokenize
+from slimepo.data.render import SEVERAL_TURNS, TEMPLATE_REFUSES, RowRefused, encode_prompt
+from slimepo.data.tokenize import in_words, tokenize
 from slimepo.errors import InputError
+from slimepo.types import Preference
 from tests.data.conftest import encode_response
 from tests.standins import (
     gemma3_tokenizer,
@@ -37,16 +31,25 @@ def assistant(text):
     return {"role": "assistant", "content": text}
 
 
+# Llama's way to be given a date: what its template writes is then no matter of the clock.
+PINNED = {"date_string": PINNED_DATE}
+
+
 def template_ids(chat, messages):
     """What transformers gives to `generate`."""
     out = chat.tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, **chat.template_options
+        messages,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        **PINNED,
+        **chat.template_options,
     )
     return out["input_ids"]
 
 
 def template_text(chat, messages):
-    return chat.tokenizer.apply_chat_template(messages, tokenize=False, **chat.template_options)
+    return chat.tokenizer.apply_chat_template(messages, tokenize=False, **PINNED, **chat.template_options)
 
 
 # --- a small template -----------------------------------------------------------------------------------
@@ -127,26 +130,26 @@ def test_a_tokenizer_that_puts_a_space_before_every_text_puts_none_between_promp
     assert spaced.convert_ids_to_tokens(ids)[:-1] == ["y", "e", "s"]
 
 
-def test_a_template_that_rewrites_the_prompt_is_reported_with_the_text(make_tokenizer):
-    # Like templates that drop earlier reasoning: the first user turn is shortened once there are two answers.
+def test_a_prompt_that_the_template_rewrites_once_answered_is_trained_as_generation_gets_it(make_tokenizer):
+    # Like templates that move a system message: the first user turn is shortened once there are two answers.
     template = (
         "{% for m in messages %}{{ (m['content'][:1] if loop.first and messages|length > 3 else m['content']) "
         "+ '<end>' }}{% endfor %}"
     )
     chat = chat_format(make_tokenizer(template))
     prompt = [user("first"), assistant("a"), user("b")]
-    with pytest.raises(RowRefused) as caught:
-        encode_response(chat, prompt, [assistant("c")])
-    assert caught.value.reason == NOT_PREFIX_SAFE
-    assert "first<end>" in caught.value.detail
-    assert "f<end>" in caught.value.detail
+    assert chat.tokenizer.decode(encode_prompt(chat, prompt)) == "first<end>a<end>b<end>"
+    assert chat.tokenizer.decode(encode_response(chat, prompt, [assistant("c")])) == "c<end>"
+    tokens = tokenize([Preference(prompt, [assistant("c")], [assistant("d")], "f:1")], chat)
+    assert len(tokens.rows) == 1
+    assert "1 of 1 rows: the template writes the prompt otherwise once it is answered" in in_words(tokens)[0]
 
 
 def test_a_template_that_can_never_be_split_is_refused_at_once(make_tokenizer):
-    with pytest.raises(InputError, match="not the beginning"):
-        chat_format(
-            make_tokenizer("{{ messages|length }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
-        )
+    counts = "{{ messages|length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(InputError, match=r"not the beginning .*; give another model's template"):
+        tokenize([], chat_format(make_tokenizer(counts)))
+    assert encode_prompt(chat_format(make_tokenizer(counts)), [user("a")])  # Generation needs no more.
     with pytest.raises(InputError, match="fails on a one-turn conversation"):
         chat_format(make_tokenizer("{{ raise_exception('never') }}"))
     with pytest.raises(InputError, match="fails on a one-turn conversation"):
@@ -163,7 +166,7 @@ def test_nothing_to_end_a_response_with_is_refused(make_tokenizer):
 def test_a_response_is_one_assistant_turn(tokenizer):
     with pytest.raises(RowRefused, match="assistant, user, assistant") as caught:
         encode_response(chat_format(tokenizer), [user("a")], [assistant("b"), user("c"), assistant("d")])
-    assert caught.value.reason == MALFORMED_ROW
+    assert caught.value.reason == SEVERAL_TURNS
 
 
 def test_a_clock_in_the_template_is_stopped(make_tokenizer):
@@ -288,7 +291,7 @@ def test_gemma_merges_a_system_message_and_refuses_turns_that_do_not_alternate()
     assert encode_prompt(gemma, [{"role": "system", "content": "s"}, user("hi")])
     with pytest.raises(RowRefused, match="Conversation roles must alternate") as caught:
         encode_prompt(gemma, [user("hi"), user("again")])
-    assert caught.value.reason == MALFORMED_ROW
+    assert caught.value.reason == TEMPLATE_REFUSES
 
 
 def test_padding_and_end_token_may_be_the_same():

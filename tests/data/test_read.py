@@ -107,7 +107,10 @@ BAD_LINES = {
 def test_a_malformed_row_stops_with_file_line_and_reason(line, reason, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(f"{LINES}{line}\n{LINES}")
-    assert error(path) == f"{path}:4: {reason} (use --skip-bad-rows to go on without it)"
+    assert (
+        error(path)
+        == f"{path}:4: {reason} (to go on without it: --skip-bad-rows, in a recipe data.skip_bad_rows=true)"
+    )
     rows = read_rows(path, skip_bad_rows=True)
     assert rows.malformed == [(f"{path}:4", reason)]
     assert rows.preferences == RECORDS + RECORDS
@@ -209,7 +212,7 @@ def test_a_saved_dataset_is_read(tmp_path):
     assert read_rows(tmp_path / "two").preferences == RECORDS
     assert read_rows(tmp_path / "two", split="test_prefs").preferences == RECORDS[:1]
     assert read_rows(tmp_path / "one").preferences[1].source == f"{tmp_path / 'one'}:row 2"
-    assert "choose one of test_prefs, train_prefs" in error(tmp_path / "two", split="dev")
+    assert "there are test_prefs, train_prefs" in error(tmp_path / "two", split="dev")
 
 
 def test_a_hub_id_that_cannot_be_loaded_is_one_line():

@@ -45,7 +45,7 @@ DROPPED = {
         row(rejected="x" * 100),
         f"prompt and longer response have {PROMPT} + 101 = {PROMPT + 101} tokens, more than 80",
     ),
-    "malformed row": (
+    "answer of several turns": (
         Preference(row().prompt, [*row().chosen, *row().prompt, *row().chosen], row().rejected, "f:1"),
         "a response must be one assistant turn; the turns here are: assistant, user, assistant",
     ),
@@ -136,5 +136,5 @@ def test_refused_conversations_are_counted_with_the_templates_own_words(make_tok
     chat = chat_format(make_tokenizer(template))
     bad = Preference([{"role": "system", "content": "s"}, *row().prompt], row().chosen, row().rejected, "f:1")
     (drop,) = tokenize([bad, row()], chat).drops
-    assert drop.reason == "malformed row"
+    assert drop.reason == "refused by the template"
     assert "no system role here" in drop.detail

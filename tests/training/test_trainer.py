@@ -380,7 +380,7 @@ class TestPreparation:
             processing_class=tokenizer,
             callbacks=None,
         )
-        assert "2 of 4 rows dropped: 2 identical responses" in caplog.text
+        assert "2 of 4 rows dropped: identical responses" in caplog.text
 
     def test_progress_is_shown_unless_it_is_switched_off(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

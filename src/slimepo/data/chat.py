@@ -1,20 +1,13 @@
-"""From messages to text to token ids, with exact boundaries between prompt and response.
-
-The prompt is rendered by the chat template with the generation prompt, the whole conversation by the same
-template; the response is what the whole adds. Both texts are tokenised apart, so that training starts from
-exactly the ids that generation is given. The response ends in the template's end-of-turn token; what the
-template writes behind that token is never generated and so never trained.
-"""
+"""What a tokenizer and its chat template do to a conversation, found out before any row is rendered."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
+from slimepo.data.render import PROBE, ChatFormat, RowRefused, divergence, encode, render, render_prompt
 from slimepo.errors import InputError
 from slimepo.files import read_json
 from slimepo.types import Message
@@ -23,46 +16,35 @@ from slimepo.words import first_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NOT_PREFIX_SAFE = "template not prefix-safe"
-MALFORMED_ROW = "malformed row"
-
 # What the Llama 3 templates themselves fall back to where they have no clock.
 PINNED_DATE = "26 Jul 2024"
+# Templates that read the clock would write another prompt every day: they find this clock in its place.
+_DIRECTIVES = {
+    "%d": "26", "%-d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24",
+    "%A": "Friday", "%a": "Fri",
+    "%H": "12", "%I": "12", "%M": "00", "%S": "00", "%p": "PM", "%j": "208", "%F": "2024-07-26", "%T": "12:00:00",
+}  # fmt: skip
+_STOPPED_CLOCK = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f" | replace('{directive}', '{value}')" for directive, value in _DIRECTIVES.items())
+    + " }}{%- endmacro +%}"
+)
 
 _SENTINEL = "Sentinel7answer"
-_PROBE_PROMPT: list[Message] = [{"role": "user", "content": "Probe?"}]
-_EXCERPT = 120
-
-
-class RowRefused(Exception):
-    """One row cannot be rendered: `reason` is a drop reason, `detail` says more in plain words."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-
-@dataclass(frozen=True)
-class ChatFormat:
-    """A tokenizer with its chat template and what was found out about the two; see `chat_format`.
-
-    `end_id` is the end-of-turn token, the last trained token of every response. `suffix` is what the
-    template writes after an answer; `ending` its part before the end token. `prompt_start` are the ids that
-    the tokenizer itself puts before plain text (only without a template). `anchor` is text that is put
-    before a response while it is tokenised, for tokenizers that treat the start of a text differently.
-    `notes` are sentences for the user.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    template_options: Mapping[str, Any]
-    plain: bool
-    end_id: int
-    suffix: str = ""
-    ending: str = ""
-    prompt_start: tuple[int, ...] = ()
-    anchor: str = ""
-    notes: tuple[str, ...] = field(default=())
+_THOUGHT = "Sentinel7thought"
+# An answer as most data has it, and two ways of writing one that was thought about.
+_PROBE_ANSWERS: dict[str, Message] = {
+    "plain": {"role": "assistant", "content": _SENTINEL},
+    "with a <think> block": {"role": "assistant", "content": f"<think>\n{_THOUGHT}\n</think>\n\n{_SENTINEL}"},
+    "with reasoning_content": {"role": "assistant", "content": _SENTINEL, "reasoning_content": _THOUGHT},
+}
+# Options by which templates of the field say where thoughts go.
+_THINKING_OPTIONS = [
+    {name: value}
+    for name in ("enable_thinking", "thinking", "truncate_history_thinking", "clear_thinking", "reasoning")
+    for value in (False, True)
+]
+_THINKING_TOKENS = ("<think>", "</think>")
 
 
 def load_tokenizer(
@@ -129,31 +111,85 @@ def chat_format(
     """Find out how `tokenizer` and its template write a conversation; InputError where they cannot.
 
     `template_options` are variables for the template, such as {"enable_thinking": False} for Qwen3. Without
-    a template, contents are joined as plain text and the end-of-sequence token ends a response.
+    a template, contents are joined as plain text and the end-of-sequence token ends a response. A template that no
+    answer can be trained with still renders prompts; `refusal` says why.
     """
-    template = _template_text(tokenizer)
+    template, options = _template_text(tokenizer), dict(template_options or {})
     if template is None:
-        return _plain_format(tokenizer, dict(template_options or {}))
-    for name in template_options or {}:
+        return _plain_format(tokenizer, options)
+    for name in options:
         if name not in template:
             raise InputError(f"the chat template knows no option {name!r}: it is nowhere in its text")
-    options, notes = _pinned_options(template, dict(template_options or {}))
-    chat = ChatFormat(tokenizer, options, plain=False, end_id=-1)
+    notes = []
+    if "strftime_now" in template and "date_string" not in options:
+        template = _STOPPED_CLOCK + template
+        notes = [f'the template writes today\'s date; it is fixed at "{PINNED_DATE}" so that runs repeat']
+    specials = {token: i for i, token in _special_tokens(tokenizer).items()}
+    chat = ChatFormat(tokenizer, template, options, -1, specials=specials)
     try:
-        prompt = render_prompt(chat, _PROBE_PROMPT)
-        whole = _render(chat, [*_PROBE_PROMPT, {"role": "assistant", "content": _SENTINEL}], False)
+        prompt = render_prompt(chat, PROBE)
+        plain = render(chat, [*PROBE, _PROBE_ANSWERS["plain"]])
     except RowRefused as refused:
         raise InputError(f"the chat template fails on a one-turn conversation: {refused.detail}") from refused
-    if _SENTINEL not in whole or not whole.startswith(prompt):
-        raise InputError(
-            "the chat template cannot be used for training: the rendered prompt is not the beginning of the "
-            f"rendered conversation ({_divergence(prompt, whole)})"
+    added = _added(chat)
+    way_out = _way_out(chat, added)
+    chat = replace(chat, marks=_marks(tokenizer, plain, specials), way_out=way_out)
+    if not added:
+        refusal = (
+            "the chat template cannot be used for training: the rendered prompt is not the beginning of the rendered "
+            f"conversation ({divergence(prompt, plain)}){way_out}"
         )
-    start, _, suffix = whole[len(prompt) :].rpartition(_SENTINEL)
+        return replace(chat, end_id=_eos(tokenizer)[0], refusal=refusal, notes=tuple(notes))
+    if "plain" not in added:
+        notes.append(f"only answers {' or '.join(added)} can be trained with this template as it is{way_out}")
+    start, _, suffix = next(iter(added.values())).rpartition(_SENTINEL)
     end_id, ending, more = _end_of_turn(tokenizer, suffix)
-    anchor, anchor_notes = _find_anchor(tokenizer, prompt, start + _SENTINEL + ending)
-    notes += [*more, *anchor_notes, *_start_notes(tokenizer, prompt, start)]
-    return ChatFormat(tokenizer, options, False, end_id, suffix, ending, (), anchor, tuple(notes))
+    anchors, anchor_notes = _find_anchors(tokenizer, prompt, start + _SENTINEL + ending)
+    notes += [*more, *anchor_notes, *_start_notes(chat, prompt, start if "plain" in added else "")]
+    return replace(chat, end_id=end_id, suffix=suffix, ending=ending, anchors=anchors, notes=tuple(notes))
+
+
+def _added(chat: ChatFormat) -> dict[str, str]:
+    """What the template adds to the probe's prompt for each kind of answer that it leaves the prompt as it was for."""
+    try:
+        prompt = render_prompt(chat, PROBE)
+        wholes = {name: render(chat, [*PROBE, answer]) for name, answer in _PROBE_ANSWERS.items()}
+    except RowRefused:
+        return {}
+    return {
+        name: whole[len(prompt) :]
+        for name, whole in wholes.items()
+        if whole.startswith(prompt) and _SENTINEL in whole[len(prompt) :]
+    }
+
+
+def _way_out(chat: ChatFormat, added: Mapping[str, str]) -> str:
+    """Options that were tried and with which a plain answer stands right behind the prompt; another template else."""
+    if added.get("plain", "").startswith(_SENTINEL):
+        return ""
+    for option in _THINKING_OPTIONS:
+        ((name, value),) = option.items()
+        if name in str(chat.template) and name not in chat.template_options:
+            tried = _added(replace(chat, template_options={**chat.template_options, **option}))
+            if tried.get("plain", "").startswith(_SENTINEL):
+                return (
+                    f"; template_options {name}: {str(value).lower()} puts the answer right behind the prompt"
+                )
+    return (
+        ""
+        if "plain" in added
+        else "; give another model's template (chat_template), or a .jinja file of your own"
+    )
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase, rendered: str, specials: Mapping[str, int]) -> tuple[str, ...]:
+    """Special tokens that stand for the limits of turns and texts, which no text may hold."""
+    limits = (str(tokenizer.bos_token), str(tokenizer.eos_token))
+    return tuple(
+        token
+        for token in specials
+        if (token in rendered or token in limits) and token not in _THINKING_TOKENS
+    )
 
 
 def _template_text(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -168,25 +204,14 @@ def _template_text(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def _plain_format(tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> ChatFormat:
     note = "there is no chat template: prompts and responses are plain text, and {} ends a response"
     end_id, end = _eos(tokenizer)
-    bare = _encode(tokenizer, ["a"])[0]
+    bare = encode(tokenizer, ["a"])[0]
     alone: list[int] = list(tokenizer("a", add_special_tokens=True, return_attention_mask=False)["input_ids"])
     at = next((i for i in range(len(alone)) if alone[i : i + len(bare)] == bare), 0)
-    anchor, notes = _find_anchor(tokenizer, "Probe\n", _SENTINEL)
+    anchors, notes = _find_anchors(tokenizer, "Probe\n", _SENTINEL)
     return ChatFormat(
-        tokenizer, options, True, end_id, "", "", tuple(alone[:at]), anchor, (note.format(end), *notes)
-    )
-
-
-def _pinned_options(template: str, options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Keep a template that reads the clock from writing another prompt every day."""
-    if "strftime_now" not in template or "date_string" in options:
-        return options, []
-    if "date_string" in template:
-        note = (
-            f'the template writes today\'s date; date_string is fixed at "{PINNED_DATE}" so that runs repeat'
-        )
-        return {**options, "date_string": PINNED_DATE}, [note]
-    return options, ["the template reads the clock, so prompts may change from day to day"]
+        tokenizer, None, options, end_id, marks=tuple(filter(None, (tokenizer.bos_token, end))),
+        prompt_start=tuple(alone[:at]), anchors=anchors, notes=(note.format(end), *notes),
+    )  # fmt: skip
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
@@ -207,7 +232,7 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, suffix: str) -> tuple[int, 
     """The end-of-turn token in what the template writes after an answer, the text before it, and notes."""
     special = _special_tokens(tokenizer)
     added = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}
-    ids = _encode(tokenizer, [suffix])[0]
+    ids = encode(tokenizer, [suffix])[0]
     for known in (special, added):
         found = next((i for i in ids if i in known), None)
         if found is not None:
@@ -219,33 +244,45 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, suffix: str) -> tuple[int, 
     return end_id, "", [f"the template {writes}: {end} is put there instead"]
 
 
-def _find_anchor(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str) -> tuple[str, list[str]]:
-    """Text to put before a response so that it is tokenised as it is behind the prompt.
+def _find_anchors(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, response: str
+) -> tuple[tuple[str, ...], list[str]]:
+    """Texts to put before a response so that it is tokenised as it is behind the prompt.
 
     SentencePiece-like tokenizers write a space before the first word of any text, which a response that is
-    tokenised by itself would wrongly get. Most tokenizers need no anchor.
+    tokenised by itself would wrongly get. Most tokenizers need no anchor. An answer may melt with one ("]" before
+    "[1, 2]"), so there are several; what follows a line break is tokenised by itself in all of them.
     """
-    start, apart, whole = _encode(tokenizer, [prompt, response, prompt + response])
-    if start + apart == whole or whole[: len(start)] != start:
-        return "", []
-    for size in (1, *range(2, min(len(prompt), 64) + 1)):
-        anchor = prompt[-size:]
-        head, both = _encode(tokenizer, [anchor, anchor + response])
-        if both[: len(head)] == head and both[len(head) :] == whole[len(start) :]:
-            return anchor, []
-    return "", ["a response tokenised by itself differs from the same text behind a prompt"]
+    start, whole = encode(tokenizer, [prompt, prompt + response])
+    read = tokenizer.decode(whole)
+
+    def right(anchor: str) -> bool:
+        head, both = encode(tokenizer, [anchor, anchor + response])
+        ids = both[len(head) :]
+        if both[: len(head)] != head:
+            return False
+        if whole[: len(start)] == start:
+            return bool(whole[len(start) :] == ids)
+        return bool(
+            tokenizer.decode([*start, *ids]) == read
+        )  # The prompt's last token melts with the answer's first.
+
+    if right(""):
+        return ("",), []
+    tails = (prompt[-size:] for size in range(1, min(len(prompt), 64) + 1))
+    found = list(dict.fromkeys(anchor for anchor in [*tails, "\n", "\n\n"] if right(anchor)))
+    if found:
+        return tuple(dict.fromkeys([*found[:2], *found[-2:]])), []
+    return ("",), ["a response tokenised by itself differs from the same text behind a prompt"]
 
 
-def _start_notes(tokenizer: PreTrainedTokenizerBase, prompt: str, start: str) -> list[str]:
-    notes = []
+def _start_notes(chat: ChatFormat, prompt: str, start: str) -> list[str]:
+    tokenizer, notes = chat.tokenizer, []
     if start.strip():
-        count = len(_encode(tokenizer, [start])[0])
-        thinking = (
-            "; template_options enable_thinking: false moves it into the prompt" if "<think>" in start else ""
-        )
+        count = len(encode(tokenizer, [start])[0])
         notes.append(
             f"the template writes {start!r} before an answer but not in the generation prompt, so its {count} "
-            f"tokens are trained in every response{thinking}"
+            f"tokens are trained in every response{chat.way_out}"
         )
     bos = tokenizer.bos_token
     alone = tokenizer("a", add_special_tokens=True, return_attention_mask=False)["input_ids"]
@@ -254,96 +291,3 @@ def _start_notes(tokenizer: PreTrainedTokenizerBase, prompt: str, start: str) ->
             f"the tokenizer begins plain text with {bos}, but the template does not write it: no begin token"
         )
     return notes
-
-
-# --- rows --------------------------------------------------------------------------------------------
-
-
-def render_prompt(chat: ChatFormat, messages: Sequence[Message]) -> str:
-    """The text that generation starts from (without a begin token in plain mode). Raises RowRefused."""
-    if chat.plain:
-        return "\n".join(message["content"] for message in messages)
-    return _render(chat, messages, True)
-
-
-def render_response(
-    chat: ChatFormat, messages: Sequence[Message], prompt_text: str, response: Sequence[Message]
-) -> str:
-    """What the template adds to `prompt_text` for `response`, up to before the end-of-turn token.
-
-    Raises RowRefused where the rendered prompt is not a prefix of the rendered whole.
-    """
-    if [turn["role"] for turn in response] != ["assistant"]:
-        roles = ", ".join(turn["role"] for turn in response) or "none"
-        raise RowRefused(MALFORMED_ROW, f"a response must be one assistant turn; the turns here are: {roles}")
-    if chat.plain:
-        return response[0]["content"]
-    whole = _render(chat, [*messages, *response], False)
-    if not whole.startswith(prompt_text):
-        raise RowRefused(NOT_PREFIX_SAFE, _divergence(prompt_text, whole))
-    added = whole[len(prompt_text) :]
-    if not added.endswith(chat.suffix):
-        tail = added[-_EXCERPT:]
-        raise RowRefused(NOT_PREFIX_SAFE, f"the whole ends in {tail!r}, where {chat.suffix!r} was expected")
-    return added[: len(added) - len(chat.suffix)] + chat.ending
-
-
-def _render(chat: ChatFormat, messages: Sequence[Message], generation_prompt: bool) -> str:
-    try:
-        text = chat.tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=False,
-            add_generation_prompt=generation_prompt,
-            **chat.template_options,
-        )
-    except (TemplateError, TypeError) as error:
-        raise RowRefused(MALFORMED_ROW, f"the chat template refuses it: {error}") from error
-    return str(text)
-
-
-def _divergence(prompt: str, whole: str) -> str:
-    at = next(
-        (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b),
-        min(len(prompt), len(whole)),
-    )
-    start = max(0, at - _EXCERPT)
-    return f"the prompt reads {prompt[start : at + _EXCERPT]!r}, the whole {whole[start : at + _EXCERPT]!r}"
-
-
-def encode_prompts(chat: ChatFormat, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of rendered prompts, with the one begin token."""
-    return [[*chat.prompt_start, *ids] for ids in _encode(chat.tokenizer, texts)]
-
-
-def encode_responses(chat: ChatFormat, texts: Sequence[str]) -> list[list[int]]:
-    """The trained ids of rendered responses, the end-of-turn token last."""
-    if not chat.anchor:
-        return [[*ids, chat.end_id] for ids in _encode(chat.tokenizer, texts)]
-    head, *both = _encode(chat.tokenizer, [chat.anchor, *(chat.anchor + text for text in texts)])
-    # Where the anchor melts into the response, the response by itself is the best there is.
-    whole = [ids[len(head) :] if ids[: len(head)] == head else None for ids in both]
-    alone = iter(
-        _encode(chat.tokenizer, [text for text, ids in zip(texts, whole, strict=True) if ids is None])
-    )
-    return [[*(next(alone) if ids is None else ids), chat.end_id] for ids in whole]
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    if not texts:
-        return []
-    encoded = tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
-
-
-def encode_prompt(chat: ChatFormat, messages: Sequence[Message]) -> list[int]:
-    """The ids that generation starts from: one prompt, with the generation prompt. Raises RowRefused."""
-    return encode_prompts(chat, [render_prompt(chat, messages)])[0]

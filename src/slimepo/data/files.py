@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from slimepo.data.formats import MalformedRow, recognise
+from slimepo.data.formats import recognise
 from slimepo.errors import InputError
 from slimepo.words import first_line
 
@@ -89,11 +89,19 @@ def _object(row: Any) -> Mapping[str, Any] | BadRow:
 
 def _jsonl_rows(path: Path) -> Iterator[PlacedRow]:
     """One object a line; blank lines are no rows, but count as lines."""
+    started = False
     with _opened(path) as stream:
         for number, line in enumerate(stream, 1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if line.strip():
-                yield f"{path}:{number}", _parsed(line)
+            if not line.strip():
+                continue
+            if not started and (line.strip() in (b"[", b"{") or re.match(rb"\s*\[\s*\{", line)):
+                raise InputError(
+                    f"{path}:{number} begins one JSON {'list' if b'[' in line else 'object'} over the whole file, "
+                    "where this kind of file has a row a line; name it .json"
+                )
+            started = True
+            yield f"{path}:{number}", _parsed(line)
 
 
 def _json_rows(path: Path) -> Iterator[PlacedRow]:
@@ -113,12 +121,22 @@ def _json_rows(path: Path) -> Iterator[PlacedRow]:
     if isinstance(data, dict) and isinstance(data.get("data"), list):
         data = data["data"]
     elif isinstance(data, dict):
+        if len(data) > 1 and all(
+            isinstance(column, list | dict) and len(column) > 1 for column in data.values()
+        ):
+            raise InputError(
+                f"{path} is a table by columns ({', '.join(data)}); write a list with one object a row"
+            )
         # A lone object may be a row by itself: a one-line JSONL file called .json.
         with suppress(InputError):
             recognise(data)
             data = [data]
     if not isinstance(data, list):
         keys = f" with the keys {', '.join(sorted(data))}" if isinstance(data, dict) else ""
+        rows = (
+            [key for key, value in data.items() if isinstance(value, list)] if isinstance(data, dict) else []
+        )
+        keys += f" (the rows are under {rows[0]!r}: write that list alone)" if len(rows) == 1 else ""
         what = "object" if isinstance(data, dict) else type(data).__name__
         raise InputError(f'{path} must hold a list of rows or {{"data": [rows]}}; it holds one {what}{keys}')
     for index, row in enumerate(data, 1):
@@ -166,27 +184,12 @@ def _csv_row(row: dict[str, Any]) -> Mapping[str, Any] | BadRow:
         return BadRow(f"{len(row[_MORE])} more cells than the header has names")
     if any(cell is None for cell in row.values()):
         return BadRow("fewer cells than the header has names")
-    try:
-        return {key: _cell(key, value) for key, value in row.items()}
-    except MalformedRow as error:
-        return BadRow(str(error))
+    return {key: _listed(value) if key in ("output", "history") else value for key, value in row.items()}
 
 
-def _cell(column: str, text: str) -> Any:
-    """A cell that holds messages as JSON (or a list, in the columns that are lists) is parsed; others are text."""
-    start = text.lstrip()[:20]
-    if not start.startswith(("[", "{")):
-        return text
-    if re.match(r"\[?\{'(role|content|from|value)'", start):
-        raise MalformedRow(
-            f"'{column}' holds messages as Python writes them; write them as JSON (double quotes)"
-        )
+def _listed(text: str) -> Any:
+    """The list in a cell of a column that is one; text that is no JSON stays text."""
     try:
-        value = json.loads(text)
+        return json.loads(text) if text.lstrip().startswith("[") else text
     except json.JSONDecodeError:
         return text
-    first = value[0] if isinstance(value, list) and value else value
-    is_message = isinstance(first, dict) and (
-        {"role", "content"} <= first.keys() or {"from", "value"} <= first.keys()
-    )
-    return value if is_message or column in ("output", "history") else text

@@ -1,76 +1,91 @@
-"""From one raw row to one canonical record: the file formats that preference data comes in."""
+"""From one raw row to one canonical record: the layouts that preference data comes in."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from slimepo.data.columns import refuse_telling, required
+from slimepo.data.messages import (
+    MalformedRow,
+    RawRow,
+    Turns,
+    as_text,
+    as_turns,
+    holds_something,
+    is_transcript,
+    json_object,
+    kind,
+    parsed_messages,
+    tool_definitions,
+    transcript_turns,
+    without_nulls,
+)
 from slimepo.errors import InputError
 from slimepo.types import Message, Preference, Unpaired
 from slimepo.words import nearest
 
-RawRow = Mapping[str, Any]
-Turns = list[Message]
-
-ROLES = ("system", "user", "assistant", "tool")
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", **{r: r for r in ROLES}}
-_TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant):")
-_LABELS = {"true": True, "1": True, "false": False, "0": False}
-
-
-class MalformedRow(ValueError):
-    """One row cannot be read; the message says why in plain words, without the place."""
+_LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 @dataclass(frozen=True)
 class Format:
-    """One row format: what it takes, how its first row is recognised, and how a row is converted."""
+    """One row format: what it takes, the columns it reads, how a row of it is known, and how a row is converted."""
 
     accepts: str
+    reads: tuple[str, ...]
     fits: Callable[[RawRow], bool]
     convert: Callable[[RawRow], Preference | Unpaired]
 
 
 def convert(row: RawRow, name: str, source: str = "") -> Preference | Unpaired:
-    """The canonical record of one raw row of the format `name`.
+    """The canonical record of one raw row of the format `name`, under our names (`renamed`).
 
-    A `system` column, where there is one, becomes the system message, and a `weight` column the row's weight. Raises
-    MalformedRow.
+    In every format a `system` column becomes the system message, `weight` the row's weight, and `tools` and
+    `chat_template_kwargs` are given to the chat template. Raises MalformedRow, also for a column that tells something
+    and is not read.
     """
-    if row.get("tools"):
-        raise MalformedRow("'tools' is not empty, and tool definitions are not supported")
     record = FORMATS[name].convert(row)
+    single = isinstance(record, Unpaired) or not record.rejected
+    refuse_telling(row, FORMATS[name].reads, single)
     prompt = _with_system(record.prompt, row.get("system"))
     if not prompt:
         raise MalformedRow("the prompt is empty: the conversation starts with the answer")
     if prompt[-1]["role"] == "assistant":
         raise MalformedRow("the prompt ends in an assistant turn; it must end in the turn that is answered")
-    weight = _weight(row)
     if isinstance(record, Unpaired):
-        _from_assistant("response", record.response)
-        return Unpaired(prompt, record.response, record.label, source, weight)
-    for side, turns in (("chosen", record.chosen), ("rejected", record.rejected)):
+        answers = {"response": record.response}
+    else:
+        answers = {"chosen": record.chosen, "rejected": record.rejected}
+    for side, turns in answers.items():
         _from_assistant(side, turns)
-    return Preference(prompt, record.chosen, record.rejected, source, weight)
+    return replace(
+        record, prompt=prompt, source=source, weight=_weight(row), template_options=_template_options(row)
+    )
 
 
-def recognise(row: RawRow) -> str:
-    """The name of the format that fits the columns of `row`; InputError says what would be accepted."""
+def recognise(row: RawRow, found: Iterable[str] | None = None) -> str:
+    """The name of the format that fits the columns of `row`; InputError says what would be accepted.
+
+    `found` are the columns under the names that their file gives them.
+    """
     for name, format_ in FORMATS.items():
         if format_.fits(row):
             return name
     accepted = "; ".join(f"{name}: {format_.accepts}" for name, format_ in FORMATS.items())
-    found = ", ".join(sorted(str(key) for key in row)) or "none"
+    columns = ", ".join(sorted(str(key) for key in found or row)) or "none"
     hint = ""
     if isinstance(row.get("chosen"), str) and isinstance(row.get("rejected"), str):
         hint = (
             ": where 'chosen' and 'rejected' are plain strings without a 'prompt' column, the end of the prompt "
             "can only be told in '\\n\\nHuman: ...\\n\\nAssistant: ...' transcripts"
         )
-    raise InputError(f"no format fits the columns found ({found}){hint}. Accepted are {accepted}")
+    raise InputError(
+        f"no format fits the columns found ({columns}){hint}. Accepted are {accepted}. Columns with other names: "
+        "columns: {prompt: THEIR-NAME} in a recipe's data, --column prompt=THEIR-NAME for data check"
+    )
 
 
 def known_format(name: str) -> str:
@@ -85,81 +100,15 @@ def known_format(name: str) -> str:
 # --- the parts that rows are made of -----------------------------------------------------------------
 
 
-def _get(row: RawRow, key: str) -> Any:
-    if key not in row:
-        found = ", ".join(sorted(str(k) for k in row)) or "none"
-        raise MalformedRow(f"no '{key}' (columns: {found})")
-    if row[key] is None:
-        raise MalformedRow(f"'{key}' is null")
-    return row[key]
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise MalformedRow(f"{what} is {_kind(value)}, not a string")
-    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-        raise MalformedRow(f"{what} holds half a surrogate pair, which is not valid text")
-    return value
-
-
-def _kind(value: Any) -> str:
-    names = {
-        str: "a string",
-        dict: "an object",
-        list: "a list",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-    }
-    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
-
-
-def _content(value: Any, what: str) -> str:
-    if isinstance(value, list):
-        if len(value) == 1 and isinstance(value[0], dict) and value[0].get("type") == "text":
-            return _text(value[0].get("text"), what)
-        raise MalformedRow(f"{what} has several parts or parts that are not text, which is not supported")
-    return _text(value, what)
-
-
-def _message(value: Any, what: str) -> Message:
-    """One turn, as {role, content} or as {from, value}."""
-    if not isinstance(value, Mapping):
-        raise MalformedRow(f"{what} is {_kind(value)}, not a message")
-    if value.get("tool_calls"):
-        raise MalformedRow(f"{what} has tool calls, which are not supported")
-    if "role" in value and "content" in value:
-        role, content = value["role"], value["content"]
-    elif "from" in value and "value" in value:
-        role, content = _SHAREGPT_ROLES.get(str(value["from"]), value["from"]), value["value"]
-    else:
-        keys = ", ".join(sorted(str(key) for key in value)) or "nothing"
-        raise MalformedRow(f"{what} must have 'role' and 'content' (or 'from' and 'value'); it has {keys}")
-    if role not in ROLES:
-        raise MalformedRow(f"{what} has the unknown role {role!r} (known: {', '.join(ROLES)})")
-    return {"role": role, "content": _content(content, f"the content of {what}")}
-
-
-def _turns(value: Any, what: str) -> Turns:
-    if not isinstance(value, list):
-        raise MalformedRow(f"{what} is {_kind(value)}, not a list of messages")
-    if not value:
-        raise MalformedRow(f"{what} is an empty list")
-    return [_message(item, f"turn {index} of {what}") for index, item in enumerate(value, 1)]
-
-
 def _side(row: RawRow, key: str, role: str) -> Turns:
-    """The column `key` as turns; a plain string is one turn of `role`, a single message a list of one."""
-    value = _get(row, key)
-    if isinstance(value, str):
-        return [{"role": role, "content": _text(value, f"'{key}'")}]
-    return _turns([value] if isinstance(value, Mapping) else value, f"'{key}'")
+    """The column `key` as turns; a plain string is one turn of `role`."""
+    return as_turns(required(row, key), f"'{key}'", role)
 
 
 def _with_system(prompt: Turns, system: Any) -> Turns:
-    if system is None or system == "":
+    if not holds_something(system):
         return prompt
-    first: Message = {"role": "system", "content": _text(system, "'system'")}
+    first: Message = {"role": "system", "content": as_text(system, "'system'")}
     if prompt and prompt[0]["role"] == "system":
         if prompt[0] != first:
             raise MalformedRow("the 'system' column and the system message of the conversation differ")
@@ -178,6 +127,28 @@ def _weight(row: RawRow) -> float:
     if not 0 <= weight < math.inf:
         raise MalformedRow(f"'weight' is {value!r}; it must be a finite number, 0 or more")
     return weight
+
+
+def _template_options(row: RawRow) -> dict[str, Any]:
+    """What the chat template is given for this row beside its messages: `chat_template_kwargs`, and `tools`."""
+    options: dict[str, Any] = {}
+    if holds_something(given := row.get("chat_template_kwargs")):
+        given = json_object(given, "'chat_template_kwargs'") if isinstance(given, str) else given
+        if not isinstance(given, Mapping):
+            raise MalformedRow(f"'chat_template_kwargs' is {kind(given)}, not an object")
+        options = without_nulls(given)
+        for key in (
+            "messages",
+            "tokenize",
+            "add_generation_prompt",
+            "continue_final_message",
+            "chat_template",
+        ):
+            if key in options:
+                raise MalformedRow(f"'chat_template_kwargs' may not hold {key!r}, which training sets itself")
+    if holds_something(row.get("tools")):
+        options["tools"] = tool_definitions(row["tools"])
+    return options
 
 
 def _from_assistant(side: str, turns: Turns) -> None:
@@ -208,14 +179,51 @@ def _holds(turns: Turns, part: Turns) -> bool:
     return any(all(map(_same_turn, turns[i : i + len(part)], part)) for i in starts)
 
 
-def _answered(row: RawRow, messages: bool) -> tuple[Turns, Turns]:
-    """Prompt and answer: of a whole conversation under `messages`, or in the columns prompt and completion."""
-    if not messages:
-        return _side(row, "prompt", "user"), _side(row, "completion", "assistant")
-    turns = _turns(_get(row, "messages"), "'messages'")
+def _pair(prompt: Turns, chosen: Turns, rejected: Turns) -> Preference:
+    """Answers behind a prompt, or whole conversations that start with it."""
+    if chosen[0]["role"] == rejected[0]["role"] == "assistant":
+        return Preference(prompt, chosen, rejected)
+    shared, chosen, rejected = _part(chosen, rejected)
+    if not _holds(shared, prompt):
+        raise MalformedRow("the conversations in 'chosen' and 'rejected' do not start with the prompt")
+    return Preference(shared, chosen, rejected)
+
+
+def _conversation(row: RawRow) -> tuple[str, Turns]:
+    """The column that holds a conversation, and its turns."""
+    key = next((key for key in ("conversations", "messages") if row.get(key) is not None), "messages")
+    return key, as_turns(required(row, key), f"'{key}'")
+
+
+def _answered_conversation(row: RawRow) -> tuple[Turns, Turns]:
+    key, turns = _conversation(row)
     if turns[-1]["role"] != "assistant":
-        raise MalformedRow(f"'messages' ends in a {turns[-1]['role']} turn, not with the assistant's answer")
+        raise MalformedRow(f"'{key}' ends in a {turns[-1]['role']} turn, not with the assistant's answer")
     return turns[:-1], turns[-1:]
+
+
+def _answered(row: RawRow) -> tuple[Turns, Turns]:
+    """Prompt and answer of a row with one answer."""
+    if row.get("completion") is None and ("messages" in row or "conversations" in row):
+        return _answered_conversation(row)
+    if row.get("completion") is None and "instruction" in row:
+        return _instruction(row), _side(row, "output", "assistant")
+    return _side(row, "prompt", "user"), _side(row, "completion", "assistant")
+
+
+def _instruction(row: RawRow) -> Turns:
+    """Alpaca's prompt: `history`, and `instruction` with its `input`."""
+    prompt: Turns = []
+    for index, exchange in enumerate(row.get("history") or [], 1):
+        if not isinstance(exchange, list) or len(exchange) != 2:
+            raise MalformedRow(f"item {index} of 'history' is not a [question, answer] pair")
+        for role, said in zip(("user", "assistant"), exchange, strict=True):
+            prompt.append({"role": role, "content": as_text(said, f"item {index} of 'history'")})
+    turns = _side(row, "instruction", "user")
+    if holds_something(row.get("input")):
+        extra = as_text(row["input"], "'input'")
+        turns = [*turns[:-1], {**turns[-1], "content": f"{turns[-1]['content']}\n{extra}"}]
+    return [*prompt, *turns]
 
 
 # --- one converter a format --------------------------------------------------------------------------
@@ -223,90 +231,87 @@ def _answered(row: RawRow, messages: bool) -> tuple[Turns, Turns]:
 
 def _explicit(row: RawRow) -> Preference:
     prompt = _side(row, "prompt", "user")
-    chosen, rejected = _side(row, "chosen", "assistant"), _side(row, "rejected", "assistant")
-    if chosen[0]["role"] == rejected[0]["role"] == "assistant":
-        return Preference(prompt, chosen, rejected)
-    shared, chosen, rejected = _part(chosen, rejected)
-    if not _holds(shared, prompt):
-        raise MalformedRow("the conversations in 'chosen' and 'rejected' do not start with the 'prompt'")
-    return Preference(shared, chosen, rejected)
+    sides = {key: _side(row, key, "assistant") for key in ("chosen", "rejected")}
+    if isinstance(row["prompt"], str) and is_transcript(row["prompt"]):
+        # The blank behind the transcript's last `Assistant:` stands at the start of the answer's own column.
+        for key, turns in sides.items():
+            if isinstance(row[key], str):
+                sides[key] = [{**turns[0], "content": turns[0]["content"].removeprefix(" ")}, *turns[1:]]
+    return _pair(prompt, sides["chosen"], sides["rejected"])
 
 
 def _implicit(row: RawRow) -> Preference:
-    return Preference(*_part(*(_turns(_get(row, key), f"'{key}'") for key in ("chosen", "rejected"))))
-
-
-def _transcript(text: Any, what: str) -> Turns:
-    parts = _TRANSCRIPT_TURN.split(_text(text, what))
-    if len(parts) < 3 or parts[0].strip():
-        raise MalformedRow(f"{what} does not start with '\\n\\nHuman:'")
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [
-        {"role": roles[who], "content": said.removeprefix(" ")}
-        for who, said in zip(parts[1::2], parts[2::2], strict=True)
-    ]
+    return Preference(*_part(*(as_turns(required(row, key), f"'{key}'") for key in ("chosen", "rejected"))))
 
 
 def _hh_rlhf(row: RawRow) -> Preference:
-    return Preference(*_part(*(_transcript(_get(row, key), f"'{key}'") for key in ("chosen", "rejected"))))
+    sides = (transcript_turns(required(row, key), f"'{key}'") for key in ("chosen", "rejected"))
+    return Preference(*_part(*sides))
 
 
 def _alpaca(row: RawRow) -> Preference:
-    question = _text(_get(row, "instruction"), "'instruction'")
-    if row.get("input"):
-        question += "\n" + _text(row["input"], "'input'")
-    prompt: Turns = []
-    for index, exchange in enumerate(row.get("history") or [], 1):
-        if not isinstance(exchange, list) or len(exchange) != 2:
-            raise MalformedRow(f"item {index} of 'history' is not a [question, answer] pair")
-        for role, said in zip(("user", "assistant"), exchange, strict=True):
-            prompt.append({"role": role, "content": _text(said, f"item {index} of 'history'")})
-    prompt.append({"role": "user", "content": question})
-    answers = (row.get("chosen"), row.get("rejected"))
+    answers = {key: row.get(key) for key in ("chosen", "rejected")}
     if "chosen" not in row and "rejected" not in row:
-        output = _get(row, "output")
+        output = required(row, "output")
         if not isinstance(output, list) or len(output) != 2:
             raise MalformedRow("'output' is not a list of two answers (the preferred one first)")
-        answers = (output[0], output[1])
-    pair = {"chosen": answers[0], "rejected": answers[1]}
-    return Preference(prompt, _side(pair, "chosen", "assistant"), _side(pair, "rejected", "assistant"))
+        answers = dict(zip(answers, output, strict=True))
+    prompt = _instruction(row)
+    return _pair(prompt, *(_side(answers, key, "assistant") for key in answers))
 
 
 def _sharegpt(row: RawRow) -> Preference:
-    prompt = _turns(_get(row, "conversations"), "'conversations'")
-    return Preference(prompt, _side(row, "chosen", "assistant"), _side(row, "rejected", "assistant"))
+    rejected = _side(row, "rejected", "assistant")
+    if row.get("chosen") is None and "messages" in row:
+        prompt, chosen = _answered_conversation(row)
+        return _pair(prompt, chosen, rejected)
+    return _pair(_conversation(row)[1], _side(row, "chosen", "assistant"), rejected)
 
 
 def _kto(row: RawRow) -> Unpaired:
-    prompt, response = _answered(row, "messages" in row)
-    label = _LABELS.get(str(value := _get(row, "label")).strip().lower())
+    prompt, response = _answered(row)
+    label = _LABELS.get(str(value := required(row, "label")).strip().lower())
     if label is None:
         raise MalformedRow(f"'label' is {value!r}, not true or false")
     return Unpaired(prompt, response, label)
 
 
 def _demonstration(row: RawRow) -> Preference:
-    return Preference(*_answered(row, "completion" not in row), [])
+    return Preference(*_answered(row), [])
+
+
+# --- which format a row has --------------------------------------------------------------------------
 
 
 def _has(*keys: str) -> Callable[[RawRow], bool]:
     return lambda row: all(row.get(key) is not None for key in keys)
 
 
-def _is_ultrafeedback(row: RawRow) -> bool:
-    if not (isinstance(row.get("prompt"), str) and _is_implicit(row) and row["chosen"]):
+def _whole(value: Any) -> bool:
+    """Whether a value holds messages that begin with the prompt."""
+    try:
+        value = parsed_messages(value, "")
+    except MalformedRow:
         return False
-    first = row["chosen"][0]
-    return isinstance(first, Mapping) and first.get("role") in ("user", "system")
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, Mapping) and first.get("role", first.get("from")) in ("user", "system", "human")
+
+
+def _is_sharegpt(row: RawRow) -> bool:
+    if _has("conversations", "chosen", "rejected")(row):
+        return True
+    # UltraFeedback's and others' `messages` repeats what `prompt` or the whole conversations say.
+    return _has("messages", "rejected")(row) and row.get("prompt") is None and not _whole(row.get("chosen"))
 
 
 def _is_transcript(row: RawRow) -> bool:
     sides = [row.get("chosen"), row.get("rejected")]
-    return all(isinstance(side, str) and side.lstrip().startswith("Human:") for side in sides)
+    return all(isinstance(side, str) and is_transcript(side) for side in sides)
 
 
 def _is_implicit(row: RawRow) -> bool:
-    return isinstance(row.get("chosen"), list) and isinstance(row.get("rejected"), list)
+    sides = (row.get("chosen"), row.get("rejected"))
+    return all(isinstance(side, list) or _whole(side) for side in sides)
 
 
 def _is_alpaca(row: RawRow) -> bool:
@@ -316,40 +321,59 @@ def _is_alpaca(row: RawRow) -> bool:
 
 
 def _is_answered(row: RawRow) -> bool:
-    return _has("prompt", "completion")(row) or _has("messages")(row)
+    layouts = (("prompt", "completion"), ("messages",), ("conversations",), ("instruction", "output"))
+    return any(_has(*keys)(row) for keys in layouts)
 
+
+_ANSWERED = ("prompt", "completion", "messages", "conversations", "instruction", "input", "output", "history")
 
 # In the order in which they are tried: the more telling columns first.
 FORMATS: dict[str, Format] = {
     "sharegpt": Format(
-        "conversations (list of {from, value}), chosen, rejected",
-        _has("conversations", "chosen", "rejected"),
+        "conversations or messages, chosen, rejected (messages that end in the answer need no chosen)",
+        ("conversations", "messages", "chosen", "rejected"),
+        _is_sharegpt,
         _sharegpt,
     ),
     "alpaca": Format(
         "instruction, chosen, rejected (or output = two answers), optional input, system, history",
+        ("instruction", "input", "history", "output", "chosen", "rejected"),
         _is_alpaca,
         _alpaca,
     ),
     "ultrafeedback": Format(
         "prompt (string), chosen, rejected (lists of messages that start with the prompt)",
-        _is_ultrafeedback,
+        ("prompt", "chosen", "rejected"),
+        lambda row: isinstance(row.get("prompt"), str) and _is_implicit(row) and _whole(row.get("chosen")),
         _explicit,
     ),
     "explicit": Format(
         "prompt, chosen, rejected (strings or lists of messages)",
+        ("prompt", "chosen", "rejected"),
         _has("prompt", "chosen", "rejected"),
         _explicit,
     ),
-    "hh-rlhf": Format("chosen, rejected ('\\n\\nHuman: ...\\n\\nAssistant: ...')", _is_transcript, _hh_rlhf),
-    "implicit": Format("chosen, rejected (lists of messages that share the prompt)", _is_implicit, _implicit),
+    "hh-rlhf": Format(
+        "chosen, rejected ('\\n\\nHuman: ...\\n\\nAssistant: ...')",
+        ("chosen", "rejected"),
+        _is_transcript,
+        _hh_rlhf,
+    ),
+    "implicit": Format(
+        "chosen, rejected (lists of messages that share the prompt)",
+        ("chosen", "rejected"),
+        _is_implicit,
+        _implicit,
+    ),
     "kto": Format(
-        "prompt, completion, label; or messages, label",
+        "label with prompt, completion, or with messages, conversations, or instruction, output",
+        (*_ANSWERED, "label"),
         lambda row: _has("label")(row) and _is_answered(row),
         _kto,
     ),
     "demonstration": Format(
-        "prompt, completion; or messages (the answer last)",
+        "prompt, completion; messages or conversations (the answer last); or instruction, output",
+        _ANSWERED,
         lambda row: not {"chosen", "rejected"} & row.keys() and _is_answered(row),
         _demonstration,
     ),

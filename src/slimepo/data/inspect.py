@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from slimepo.data.chat import MALFORMED_ROW, ChatFormat
+from slimepo.data.notes import row_notes
 from slimepo.data.read import Rows
+from slimepo.data.render import ChatFormat
 from slimepo.data.rows import CHOSEN, REJECTED, Ids, Row, as_preference
-from slimepo.data.split import PAPER_SPLIT, fingerprint, prompt_hash, row_hash, split
-from slimepo.data.tokenize import DROP_REASONS, Drop, tokenize
+from slimepo.data.split import PAPER_SPLIT, fingerprint, message_hash, row_hash, split
+from slimepo.data.tokenize import DROP_REASONS, MALFORMED_ROW, Drop, by_reason, tokenize
 from slimepo.types import Preference, Unpaired
 
 _PERCENTILES = (0, 5, 50, 95, 99, 100)
@@ -96,23 +97,31 @@ def check(
         kept=len(tokens.rows),
         drops=count_drops([*drops, *tokens.drops]),
         duplicate_rows=len(records) - len({row_hash(row) for row in records}),
-        duplicate_prompts=len(records) - len({prompt_hash(row.prompt) for row in records}),
+        duplicate_prompts=len(records) - len({message_hash(row.prompt) for row in records}),
         parts={part: len(paired[part]) + len(unpaired[part]) for part in fractions},
         fingerprint=fingerprint(records),
         lengths=_all_lengths(tokens.rows, unpaired=bool(rows.unpaired)),
         trained_tokens=sum(len(ids) for row in tokens.rows for ids in row.responses),
-        notes=chat.notes,
+        notes=(
+            *chat.notes,
+            *row_notes(rows),
+            *(
+                f"{len(found):,} rows: {remark} (the first, {found[0].source}: {found[0].detail})"
+                for remark, found in by_reason(tokens.remarks).items()
+            ),
+        ),
     )
     return report, tokens.rows
 
 
 def count_drops(drops: Iterable[Drop]) -> dict[str, DropCount]:
     """The drops by reason, in the order of DROP_REASONS, each with its first example."""
-    counted: dict[str, DropCount] = {}
-    for drop in drops:
-        first = counted.get(drop.reason, DropCount(0, drop.source, drop.detail))
-        counted[drop.reason] = DropCount(first.count + 1, first.place, first.detail)
-    return {reason: counted[reason] for reason in DROP_REASONS if reason in counted}
+    found = by_reason(drops)
+    return {
+        reason: DropCount(len(found[reason]), found[reason][0].source, found[reason][0].detail)
+        for reason in DROP_REASONS
+        if reason in found
+    }
 
 
 def _all_lengths(rows: Sequence[Row], unpaired: bool) -> dict[str, Lengths]:

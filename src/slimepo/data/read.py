@@ -4,39 +4,40 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from slimepo.data.columns import renamed, scores_disagree, unread_columns
 from slimepo.data.files import SUFFIXES, BadRow, PlacedRow, data_suffix, file_rows
-from slimepo.data.formats import MalformedRow, convert, known_format, recognise
+from slimepo.data.formats import FORMATS, convert, known_format, recognise
+from slimepo.data.messages import MalformedRow
 from slimepo.errors import InputError
 from slimepo.types import Preference, Unpaired
 from slimepo.words import first_line, nearest
 
-_SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "eval": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-}
-_ROWS_TO_RECOGNISE = 20
+_ROWS_TO_RECOGNISE = 100
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What was read: records of one kind, the format's name, and `(place, reason)` of each row left out."""
+    """What was read: records of one kind, the format's name, and `(place, reason)` of each row left out.
+
+    `unread` counts the rows in which a column (or a key of its messages) holds something that is not read;
+    `scored_against` are places of rows whose own scores prefer the rejected answer.
+    """
 
     preferences: list[Preference]
     unpaired: list[Unpaired]
     format: str
     malformed: list[tuple[str, str]]
+    unread: Counter[str] = field(default_factory=Counter)
+    scored_against: list[str] = field(default_factory=list)
 
 
 def read_rows(
@@ -46,16 +47,19 @@ def read_rows(
     split: str | None = None,
     skip_bad_rows: bool = False,
     limit: int | None = None,
+    columns: Mapping[str, str | None] | None = None,
 ) -> Rows:
     """Read a .jsonl, .json, .parquet or .csv file (each also .gz), a folder of them, a folder that
     `datasets` saved, or a Hub dataset id.
 
     `format` is a name of `slimepo.data.formats.FORMATS` or "auto"; `split` picks a part of a folder or Hub
-    dataset (default: train); `limit` stops after that many rows. Raises InputError for anything that cannot
+    dataset (default: train); `limit` stops after that many rows; `columns` says which of the file's columns is ours,
+    {"prompt": "question"}, or that one is left out, {"label": None}. Raises InputError for anything that cannot
     be read; a malformed row is one too unless `skip_bad_rows`, which collects it in `Rows.malformed`.
     """
+    rows = _placed_rows(source, split)
     return rows_from(
-        _placed_rows(source, split), name=str(source), format=format, skip_bad_rows=skip_bad_rows, limit=limit
+        rows, name=str(source), format=format, skip_bad_rows=skip_bad_rows, limit=limit, columns=columns or {}
     )
 
 
@@ -72,10 +76,15 @@ def rows_from_records(
 
 
 def rows_from(
-    placed: Iterable[PlacedRow], *, name: str, format: str, skip_bad_rows: bool, limit: int | None = None
+    placed: Iterable[PlacedRow],
+    *,
+    name: str,
+    format: str,
+    skip_bad_rows: bool,
+    limit: int | None = None,
+    columns: Mapping[str, str | None] = MappingProxyType({}),
 ) -> Rows:
     """Recognise the format of `(place, row)` pairs and convert every row; `name` is for error messages."""
-    chosen_format = None if format == "auto" else known_format(format)
     rows = itertools.islice(placed, limit)
     head = list(itertools.islice(rows, _ROWS_TO_RECOGNISE))
     if not head:
@@ -84,19 +93,24 @@ def rows_from(
         for place, row in head:
             if isinstance(row, BadRow):
                 raise InputError(_stopped(place, row.reason))
-    if chosen_format is None:
-        chosen_format = _recognise_any([row for _, row in head], name)
-    result = Rows([], [], chosen_format, [])
+    format = (
+        _most_fitting([row for _, row in head], columns, name) if format == "auto" else known_format(format)
+    )
+    result = Rows([], [], format, [])
     for place, row in itertools.chain(head, rows):
         try:
             if isinstance(row, BadRow):
                 raise MalformedRow(row.reason)
-            record = convert(row, chosen_format, place)
+            row = renamed(row, columns)
+            record = convert(row, format, place)
         except MalformedRow as error:
             if not skip_bad_rows:
                 raise InputError(_stopped(place, str(error))) from error
             result.malformed.append((place, str(error)))
             continue
+        result.unread.update(set(unread_columns(row, FORMATS[format].reads)))
+        if scores_disagree(row):
+            result.scored_against.append(place)
         if isinstance(record, Unpaired):
             result.unpaired.append(record)
         else:
@@ -110,19 +124,24 @@ def rows_from(
 
 
 def _stopped(place: str, reason: str) -> str:
-    return f"{place}: {reason} (use --skip-bad-rows to go on without it)"
+    return f"{place}: {reason} (to go on without it: --skip-bad-rows, in a recipe data.skip_bad_rows=true)"
 
 
-def _recognise_any(rows: list[Mapping[str, Any] | BadRow], name: str) -> str:
-    """The format of the first row that has one, so that one bad row at the top does not hide the format."""
-    first_error: InputError | None = None
+def _most_fitting(
+    rows: list[Mapping[str, Any] | BadRow], columns: Mapping[str, str | None], name: str
+) -> str:
+    """The format that most of the first rows have, so that no one row decides for the others."""
+    votes: Counter[str] = Counter()
+    first_error: Exception | None = None
     for row in rows:
         if isinstance(row, BadRow):
             continue
         try:
-            return recognise(row)
-        except InputError as error:
+            votes[recognise(renamed(row, columns), row)] += 1
+        except (InputError, MalformedRow) as error:
             first_error = first_error or error
+    if votes:
+        return max(FORMATS, key=votes.__getitem__)
     if first_error is None:
         bad = next(row.reason for row in rows if isinstance(row, BadRow))
         raise InputError(f"{name}: none of the first {len(rows)} rows can be parsed; the first: {bad}")
@@ -161,34 +180,27 @@ def _nearest(path: Path) -> str:
 def _folder_rows(folder: Path, split: str | None) -> Iterator[PlacedRow]:
     if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
         return _saved_rows(folder, split)
-    groups: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden and data_suffix(path) is not None:
-            groups.setdefault(_split_of(path, folder), []).append(path)
-    if not groups:
+    files = {split: [Path(path) for path in paths] for split, paths in _data_files(folder).items()}
+    return itertools.chain.from_iterable(map(file_rows, files[_pick_split(list(files), split, str(folder))]))
+
+
+def _data_files(folder: Path) -> Mapping[str, Sequence[str]]:
+    """The folder's files by split, under the names that `datasets` gives the splits."""
+    if not any(data_suffix(path) for path in folder.rglob("*")):
         raise InputError(f"{folder} holds no data: no {', '.join(SUFFIXES)} file and no saved dataset")
-    files = groups[_pick_split(list(groups), split, str(folder))]
-    return itertools.chain.from_iterable(map(file_rows, files))
+    from datasets import load_dataset_builder
 
-
-def _split_of(path: Path, folder: Path) -> str:
-    """The split that a file name (or a folder on the way to it) speaks of; train where none is named."""
-    for part in reversed(path.relative_to(folder).parts):
-        for word in re.split(r"[^a-z]+", part.lower()):
-            if word in _SPLIT_WORDS:
-                return _SPLIT_WORDS[word]
-    return "train"
-
-
-def _pick_split(found: list[str], split: str | None, name: str) -> str:
-    wanted = split or ("train" if "train" in found else found[0])
-    if split is not None and split not in found:
-        wanted = _SPLIT_WORDS.get(split, split)
-    if wanted not in found or (split is None and wanted != "train" and len(found) > 1):
-        asked = f"no split '{split}'" if split else "several splits and none called train"
-        raise InputError(f"{name} has {asked}; there are {', '.join(sorted(found))} (choose one with split)")
-    return wanted
+    try:
+        with tempfile.TemporaryDirectory() as cache:
+            builder = load_dataset_builder(str(folder), cache_dir=cache)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder} cannot be read as a dataset: {first_line(error)}; give one of its files"
+        ) from error
+    found: Mapping[str, Sequence[str]] = {
+        str(name): paths for name, paths in builder.config.data_files.items()
+    }
+    return found
 
 
 def _saved_rows(folder: Path, split: str | None) -> Iterator[PlacedRow]:
@@ -215,15 +227,16 @@ def _hub_rows(name: str, split: str | None) -> Iterator[PlacedRow]:
 
 def _dataset_rows(data: Any, split: str | None, name: str) -> Iterator[PlacedRow]:
     if isinstance(data, dict):
-        picked = split if split in data else _pick_hub_split(list(data), split, name)
-        data = data[picked]
+        data = data[_pick_split(list(data), split, name)]
     elif split is not None:
         raise InputError(f"{name} is one table and has no splits; leave out split '{split}'")
     return ((f"{name}:row {index}", row) for index, row in enumerate(data, 1))
 
 
-def _pick_hub_split(found: list[str], split: str | None, name: str) -> str:
-    """The only split, the one called train, or the only one whose name starts with train (train_prefs)."""
+def _pick_split(found: list[str], split: str | None, name: str) -> str:
+    """The split asked for; else the only one, the one called train, or the only one that starts so (train_prefs)."""
+    if split in found:
+        return str(split)
     trains = [each for each in found if each == "train"] or [
         each for each in found if each.startswith("train")
     ]
@@ -231,4 +244,4 @@ def _pick_hub_split(found: list[str], split: str | None, name: str) -> str:
     if split is None and len(candidates) == 1:
         return candidates[0]
     asked = f"no split '{split}'" if split else "several splits"
-    raise InputError(f"{name} has {asked}; choose one of {', '.join(sorted(found))} with split")
+    raise InputError(f"{name} has {asked}; there are {', '.join(sorted(found))} (choose one with split)")

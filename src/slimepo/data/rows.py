@@ -52,7 +52,7 @@ def length(row: Row, positions: Sequence[int] = PAIR) -> int:
 def as_preference(row: Unpaired) -> Preference:
     """A judged answer as a record with one side: chosen if it is desirable, else rejected."""
     chosen, rejected = (row.response, []) if row.label else ([], row.response)
-    return Preference(row.prompt, chosen, rejected, row.source, row.weight)
+    return Preference(row.prompt, chosen, rejected, row.source, row.weight, row.template_options)
 
 
 def judged_rows(rows: Sequence[Row]) -> list[Row]:

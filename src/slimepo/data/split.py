@@ -26,8 +26,8 @@ def split(
     """Share out `rows` over the named parts, in expectation by `fractions` of the prompts.
 
     A row's part depends on its prompt and the seed alone: neither the order nor other rows matter, and equal
-    prompts stay together. Fractions must be 0 or more and sum to at most 1 (InputError); what they leave over
-    is in no part. Each part keeps the order of the rows.
+    prompts stay together, also those that differ in white space alone. Fractions must be 0 or more and sum to at
+    most 1 (InputError); what they leave over is in no part. Each part keeps the order of the rows.
     """
     check_fractions(fractions)
     parts: dict[str, list[R]] = {name: [] for name in fractions}
@@ -60,9 +60,9 @@ def part_of(prompt: list[Message], fractions: Mapping[str, float], seed: int) ->
     return None
 
 
-def prompt_hash(prompt: list[Message]) -> str:
-    """A stable name for a prompt, 32 hexadecimal digits."""
-    return _digest(_canonical(prompt))
+def message_hash(messages: list[Message]) -> str:
+    """A stable name for a prompt or an answer, 32 hexadecimal digits."""
+    return _digest(_canonical(messages))
 
 
 def row_hash(row: Record) -> str:
@@ -72,7 +72,9 @@ def row_hash(row: Record) -> str:
         if isinstance(row, Preference)
         else [row.prompt, row.response, row.label]
     )
-    return _digest(_canonical(content if row.weight == 1 else [*content, row.weight]))
+    more = [row.weight] if row.weight != 1 else []
+    options = [dict(row.template_options)] if row.template_options else []
+    return _digest(_canonical([*content, *more, *options]))
 
 
 def fingerprint(rows: Iterable[Record]) -> str:
@@ -82,7 +84,8 @@ def fingerprint(rows: Iterable[Record]) -> str:
 
 def _point(prompt: list[Message], seed: int) -> float:
     """A number in [0, 1), uniform over prompts."""
-    digest = hashlib.blake2b(_canonical([seed, prompt]), digest_size=8).digest()
+    said = [{"role": turn["role"], "content": " ".join(turn["content"].split())} for turn in prompt]
+    digest = hashlib.blake2b(_canonical([seed, said]), digest_size=8).digest()
     # 53 bits are what a float holds exactly, so that the number stays below 1.
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 

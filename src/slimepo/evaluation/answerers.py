@@ -27,7 +27,7 @@ from slimepo.model.chat import ChatModel, load_chat_model, model_folder
 from slimepo.types import Message
 
 if TYPE_CHECKING:
-    from slimepo.data.chat import ChatFormat
+    from slimepo.data.render import ChatFormat
 
 BACKENDS = ("auto", "hf", "vllm")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.json", "*.jinja")
@@ -191,7 +191,7 @@ def prompt_ids(chat: ChatFormat, messages: Sequence[Message]) -> list[int]:
     Raises:
         InputError: the chat template refuses the conversation (a system message, say).
     """
-    from slimepo.data.chat import RowRefused, encode_prompt
+    from slimepo.data.render import RowRefused, encode_prompt
 
     try:
         return encode_prompt(chat, messages)

@@ -12,7 +12,7 @@ from slimepo.files import read_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from slimepo.data.chat import ChatFormat
+    from slimepo.data.render import ChatFormat
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimepo.data.chat import ChatFormat, load_tokenizer
+from slimepo.data.chat import load_tokenizer
+from slimepo.data.notes import row_notes
 from slimepo.data.read import Rows, read_rows
+from slimepo.data.render import ChatFormat
 from slimepo.data.rows import Row, as_preference
 from slimepo.data.split import fingerprint, row_hash, split
-from slimepo.data.tokenize import tokenize
+from slimepo.data.tokenize import Tokenized, by_reason, in_words, tokenize_for
 from slimepo.errors import InputError
 from slimepo.files import is_main_process, write_json
 from slimepo.pipeline.pairs import read_pairs
@@ -50,8 +51,9 @@ def load_data(recipe: Recipe) -> tuple[dict[str, list[Preference]], dict[str, An
 
     def read(path: str, part: str | None, limit: int | None = None) -> tuple[list[Preference], Rows]:
         rows = read_rows(
-            recipe.path(path), format=data.format, split=part, skip_bad_rows=data.skip_bad_rows, limit=limit
-        )
+            recipe.path(path), format=data.format, split=part, skip_bad_rows=data.skip_bad_rows, limit=limit,
+            columns=data.columns,
+        )  # fmt: skip
         # An answer judged by itself is a row with one side.
         return [*rows.preferences, *map(as_preference, rows.unpaired)], rows
 
@@ -64,8 +66,10 @@ def load_data(recipe: Recipe) -> tuple[dict[str, list[Preference]], dict[str, An
         records, rows = read(data.path, data.split, limit)
         parts = split(records, recipe.parts, recipe.seed)
         facts = {"format": rows.format, "rows": len(records), "malformed": len(rows.malformed)}
+        facts["notes"] = list(row_notes(rows))
     if data.heldout:
-        parts["heldout"], _ = read(data.heldout, data.heldout_split)
+        parts["heldout"], rows = read(data.heldout, data.heldout_split)
+        facts["notes"] = [*facts.get("notes", []), *(f"held out: {note}" for note in row_notes(rows))]
     heldout = parts.get("heldout", [])
     if data.heldout_limit is not None and len(heldout) > data.heldout_limit:
         # By content, so that the order of the file does not matter.
@@ -102,43 +106,41 @@ def stage_rows(
     if stage.part in recipe.pairs:
         train_rows = read_pairs(out / stage.part / "train.jsonl")
         heldout_rows = read_pairs(out / stage.part / "heldout.jsonl") or heldout_rows
-    train, dropped = _tokenized(
-        train_rows, chat, recipe.data, len(objective.positions) > 1, objective.judged, console
-    )
+    train = _tokenized(train_rows, chat, recipe.data, len(objective.positions) > 1, objective.judged, console)
     # Held-out demonstrations have one side; pairs are scored on both, whatever the stage trains on.
     compared = any(row.rejected for row in heldout_rows)
     judged = any(row.rejected and not row.chosen for row in heldout_rows)
-    heldout, heldout_dropped = _tokenized(heldout_rows, chat, recipe.data, compared, judged, console)
-    for name, kept, drops in ((stage.part, train, dropped), ("heldout", heldout, heldout_dropped)):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(drops.items()))
-        told = f"{len(kept):,} rows kept, {sum(drops.values())} dropped{f' ({reasons})' if reasons else ''}"
-        console.print(f"{name}: {told}")
+    heldout = _tokenized(heldout_rows, chat, recipe.data, compared, judged, console)
+    for name, result in ((stage.part, train), ("heldout", heldout)):
+        console.print(f"{name}: {len(result.rows):,} rows kept, {len(result.drops):,} dropped")
+        for told in in_words(result):
+            console.print(f"  {told}", highlight=False)
     if is_main_process():
         write_json(
             out / stage.name / "data.json",
-            {"kept": len(train), "dropped": dropped, "heldout": heldout_dropped},
+            {"kept": len(train.rows), "dropped": _counts(train), "heldout": _counts(heldout)},
         )
-    if not train:
-        reasons = ", ".join(dropped) or "the part is empty"
+    if not train.rows:
         raise InputError(
-            f"stage {stage.name!r}: no row of part {stage.part!r} is left to train on ({reasons})"
+            f"stage {stage.name!r}: no row of part {stage.part!r} is left to train on "
+            f"({'; '.join(in_words(train)) or 'the part is empty'})"
         )
-    return StageRows(train, heldout, tasks)
+    return StageRows(train.rows, heldout.rows, tasks)
+
+
+def _counts(tokens: Tokenized) -> dict[str, int]:
+    return {reason: len(drops) for reason, drops in by_reason(tokens.drops).items()}
 
 
 def _tokenized(
     rows: Sequence[Preference], chat: ChatFormat, data: Data, pairs: bool, one_sided: bool, console: Console
-) -> tuple[list[Row], dict[str, int]]:
-    """Rows that can be trained on, and how many were dropped for each reason."""
+) -> Tokenized:
     with console.status("tokenising") as status:
-        result = tokenize(
+        return tokenize_for(
             rows,
             chat,
-            max_length=data.max_length,
-            max_prompt_length=data.max_prompt_length,
-            cut=data.cut_long_responses,
+            data,
             pairs=pairs,
             one_sided=one_sided,
             progress=lambda done, total: status.update(f"tokenising: {done:,}/{total:,}"),
         )
-    return result.rows, dict(Counter(drop.reason for drop in result.drops))

@@ -61,7 +61,7 @@ def answer_prompts(
     """
     from rich.progress import Progress
 
-    from slimepo.data.chat import encode_prompt
+    from slimepo.data.render import encode_prompt
     from slimepo.model.generate import generate
 
     loaded = load_chat_model(model)

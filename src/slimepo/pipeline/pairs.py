@@ -28,7 +28,7 @@ from slimepo.types import Message, Preference, Verdict
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from slimepo.data.chat import ChatFormat
+    from slimepo.data.render import ChatFormat
     from slimepo.model.chat import ChatModel
     from slimepo.pipeline.recipe import Pairs, Recipe
 

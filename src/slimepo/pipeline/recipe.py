@@ -49,12 +49,14 @@ class Data(Settings):
 
     `path` is a file, a folder or a Hub id; `heldout` another one whose rows are only scored. Without it the
     part named heldout is held out. A recipe whose stages all train on `pairs` of its own needs no path. In a path,
-    here and in `tasks`, {seed} stands for the run's seed.
+    here and in `tasks`, {seed} stands for the run's seed. `columns` says which of the file's columns is ours
+    ({prompt: question}), or that one is left out ({label: null}).
     """
 
     path: str | None = None
     split: str | None = None
     format: str = "auto"
+    columns: dict[str, str | None] = Field(default_factory=dict)
     limit: int | None = Field(None, ge=1)
     skip_bad_rows: bool = False
     heldout: str | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimepo.data.chat import ChatFormat, chat_format
+from slimepo.data.chat import chat_format
+from slimepo.data.render import ChatFormat
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.files import is_main_process, read_json, write_json
 from slimepo.model.load import load_config
@@ -144,5 +145,5 @@ def _announce(
         console.print(f"{facts['malformed']} malformed rows skipped")
     if tasks is not None:
         console.print(f"tasks: {len(tasks.train):,} for training, {len(tasks.heldout):,} held out")
-    for note in chat.notes:
-        console.print(f"note: {note}")
+    for note in (*chat.notes, *facts.get("notes", ())):
+        console.print(f"note: {note}", highlight=False)

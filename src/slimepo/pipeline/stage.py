@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from slimepo.data.chat import ChatFormat
+from slimepo.data.render import ChatFormat
 from slimepo.errors import InputError
 from slimepo.files import is_main_process, write_json, write_json_lines, write_text
 from slimepo.losses import hyperparameters, slime

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimepo.data.chat import ChatFormat, RowRefused, encode_prompt
 from slimepo.data.files import BadRow, file_rows
+from slimepo.data.render import ChatFormat, RowRefused, encode_prompt
 from slimepo.errors import InputError
 from slimepo.imports import find_function
 from slimepo.types import Message, Verdict

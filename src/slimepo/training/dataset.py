@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import Dataset
 
 from slimepo.data.chat import chat_format
+from slimepo.data.notes import row_notes
 from slimepo.data.read import rows_from_records
 from slimepo.data.rows import (
     MISMATCHED,
@@ -22,7 +22,7 @@ from slimepo.data.rows import (
     length,
     with_mismatched,
 )
-from slimepo.data.tokenize import Drop, tokenize
+from slimepo.data.tokenize import in_words, tokenize_for
 from slimepo.errors import InputError
 from slimepo.losses import Objective
 from slimepo.types import Preference
@@ -96,6 +96,8 @@ def rows_for(rows: Sequence[Row], objective: Objective, seed: int) -> list[Row]:
         if absent and not objective.judged:
             side = ("chosen", "rejected")[absent[0]]
             raise InputError(f"row {row.id} has no {side} answer, and this loss reads it")
+        if not any(len(response) for response in row.responses):
+            raise InputError(f"row {row.id} has no answer at all")
         for name in sorted(asked - row.values.keys()):
             raise InputError(f"row {row.id} has no value {name!r}, and this loss asks for it")
         weight: Any = row.values.get("weight", 1.0)
@@ -116,33 +118,18 @@ def _tokenize(
 ) -> list[Row]:
     if tokenizer is None:
         raise InputError("give processing_class, the tokenizer: the rows are not tokenised yet")
+    chat = chat_format(tokenizer, args.template_options)
+    notes = list(chat.notes)
     if rows and isinstance(rows[0], Mapping):
         read = rows_from_records(rows)
         rows = [*read.preferences, *map(as_preference, read.unpaired)]
+        notes += row_notes(read)
     if rows and not isinstance(rows[0], Preference):
         raise InputError(f"a dataset of {type(rows[0]).__name__} cannot be trained on: give preference pairs")
-    result = tokenize(
-        rows,
-        chat_format(tokenizer, args.template_options),
-        max_length=args.max_length,
-        max_prompt_length=args.max_prompt_length,
-        cut=args.cut_long_responses,
-        pairs=len(objective.positions) > 1,
-        one_sided=objective.judged,
-    )
+    result = tokenize_for(rows, chat, args, pairs=len(objective.positions) > 1, one_sided=objective.judged)
     if not result.rows:
-        reasons = ", ".join(sorted({drop.reason for drop in result.drops})) or "it has no rows"
+        reasons = "; ".join(in_words(result)) or "it has no rows"
         raise InputError(f"no row of the dataset is left to train on: {reasons}")
-    _report(result.drops, result.cut, len(rows))
+    for note in (*notes, *in_words(result)):
+        logger.warning("%s", note)
     return result.rows
-
-
-def _report(drops: Sequence[Drop], cut: Sequence[str], total: int) -> None:
-    """Say which rows were left out, as the command line does."""
-    reasons = ", ".join(
-        f"{count} {reason}" for reason, count in sorted(Counter(d.reason for d in drops).items())
-    )
-    if drops:
-        logger.warning("%d of %d rows dropped: %s", len(drops), total, reasons)
-    if cut:
-        logger.warning("%d of %d rows cut to max_length", len(cut), total)

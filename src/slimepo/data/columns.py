@@ -1,0 +1,114 @@
+"""What each column of a row is for: read, read under another name, refused, or left unread and said so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from slimepo.data.messages import MalformedRow, RawRow, holds_something, json_object, unread_keys
+
+# Names that others give to our columns; one is read where ours is not there.
+SYNONYMS = {
+    "kto_tag": "label",
+    "question": "prompt",
+    "chosen_response": "chosen",
+    "rejected_response": "rejected",
+    "preferred_output": "chosen",
+    "non_preferred_output": "rejected",
+    "response_j": "chosen",
+    "response_k": "rejected",
+    "system_prompt": "system",
+    "system_message": "system",
+}
+
+# Read in every format, beside what the format itself reads.
+_ALWAYS_READ = ("system", "weight", "tools", "chat_template_kwargs")
+
+# Scores of the two answers of a pair: they train nothing, but are held against the order of the answers.
+_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+    ("chosen_avg_rating", "rejected_avg_rating"),
+)
+
+# Columns that tell what a row is worth or what is in it: refused by name where the format does not read them.
+_ONLY_TEXT = "only text is trained on"
+_TELLING = {
+    **dict.fromkeys(("images", "image", "videos", "video", "audios", "audio"), _ONLY_TEXT),
+    **dict.fromkeys(
+        ("label", "kto_tag", "preference", "winner", "better_response_id", "safer_response_id"),
+        "it says which answer is good, and this format does not read it",
+    ),
+    **dict.fromkeys(
+        ("chosen", "rejected", "chosen_response", "rejected_response", "rejected_messages"),
+        "it holds an answer, and this format does not read it",
+    ),
+    "documents": "documents are not rendered",
+}
+# The same where a row has one answer, which a low score would make a bad one.
+_TELLING_OF_ONE = dict.fromkeys(
+    ("score", "scores", "rating", "ratings", "reward", "rank", "overall_score"),
+    "it says how good the answer is, and this format trains every answer alike",
+)
+
+
+def renamed(row: RawRow, columns: Mapping[str, str | None]) -> RawRow:
+    """The row under the names that formats read.
+
+    `columns` says which column of the row is ours: {"prompt": "question"}; {"label": None} leaves a column out. Other
+    people's names for ours (SYNONYMS) are read where ours is not there, and OpenAI's `input` is opened. Raises
+    MalformedRow where a column that was asked for is not there.
+    """
+    result = {key: value for key, value in row.items() if key not in columns.values()}
+    for ours, theirs in columns.items():
+        result.pop(ours, None)
+        if theirs is not None:
+            result[ours] = required(row, theirs)
+    given = result.get("input")
+    if isinstance(given, str) and given.lstrip().startswith('{"messages"'):
+        given = json_object(given, "'input'")
+    if isinstance(given, Mapping) and "messages" in given:
+        result |= {**given, "input": None}
+    elif isinstance(given, str) and given and not {"instruction", "prompt", "question"} & result.keys():
+        result["prompt"] = result.pop("input")
+    for theirs, ours in SYNONYMS.items():
+        same = theirs in result and result.get(ours) == result[theirs]
+        if holds_something(result.get(theirs)) and (same or not holds_something(result.get(ours))):
+            result[ours] = result.pop(theirs)
+    return result
+
+
+def refuse_telling(row: RawRow, reads: Sequence[str], single: bool) -> None:
+    """MalformedRow for a column that tells something and is not among `reads`; `single`: the row has one answer."""
+    for key, reason in (_TELLING | (_TELLING_OF_ONE if single else {})).items():
+        if key not in reads and holds_something(row.get(key)):
+            way_out = "" if reason == _ONLY_TEXT else f" (columns: {{{key}: null}} leaves it out)"
+            raise MalformedRow(f"{key!r} is not empty: {reason}{way_out}")
+
+
+def unread_columns(row: RawRow, format_reads: Sequence[str]) -> list[str]:
+    """Columns of a row, and keys of its messages, that hold something and that the format does not read."""
+    reads = (*format_reads, *_ALWAYS_READ, *(column for pair in _SCORES for column in pair))
+    keys = [f"{column}.{key}" for column in format_reads for key in unread_keys(row.get(column))]
+    return [str(key) for key in row if key not in reads and holds_something(row[key])] + keys
+
+
+def scores_disagree(row: RawRow) -> bool:
+    """Whether the row itself scores the rejected answer higher than the chosen one."""
+    for chosen, rejected in _SCORES:
+        pair = (row.get(chosen), row.get(rejected))
+        if all(isinstance(score, int | float) for score in pair):
+            return bool(pair[0] < pair[1])  # type: ignore[operator]
+    return False
+
+
+def required(row: RawRow, key: str) -> Any:
+    """A cell that has to be there. Raises MalformedRow."""
+    if key not in row:
+        found = ", ".join(sorted(str(k) for k in row)) or "none"
+        raise MalformedRow(f"no '{key}' (columns: {found})")
+    if row[key] is None:
+        raise MalformedRow(f"'{key}' is null")
+    return row[key]
