@@ -13,7 +13,7 @@ from torch import Tensor
 from slimepo.errors import InputError
 from slimepo.kernels.chunked import CPU_TILING, GPU_TILING, linear_logps_chunked
 from slimepo.kernels.naive import linear_logps_naive, token_stats_naive
-from slimepo.kernels.passes import EAGER, Adjustment, Passes
+from slimepo.kernels.passes import EAGER, Adjustment
 from slimepo.kernels.sweep import Job
 
 Implementation = Literal["auto", "naive", "chunked", "triton"]
@@ -129,14 +129,10 @@ def _checked(
 
 
 def _job(impl: Implementation, hidden: Tensor, softcap: float | None, scale: float, *, stats: bool) -> Job:
-    device = hidden.device.type
+    device, dtype = hidden.device.type, hidden.dtype
     if impl == "auto":
         impl = _automatic(device)
-    tiling = CPU_TILING if device == "cpu" else GPU_TILING
-    return Job(Adjustment(softcap, scale), _compute_dtype(hidden), _passes(impl, device), tiling, stats)
-
-
-def _passes(impl: Implementation, device: str) -> Passes:
+    passes = EAGER
     if impl == "triton":
         if importlib.util.find_spec("triton") is None:
             raise InputError(
@@ -144,8 +140,11 @@ def _passes(impl: Implementation, device: str) -> Passes:
             )
         from slimepo.kernels.triton_passes import triton_passes
 
-        return triton_passes(device)
-    return EAGER
+        passes = triton_passes(device)
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    tiling = CPU_TILING if device == "cpu" else GPU_TILING
+    return Job(Adjustment(softcap, scale), dtype, passes, tiling, stats)
 
 
 @functools.cache
@@ -154,13 +153,6 @@ def _automatic(device: str) -> Implementation:
     choice: Implementation = "triton" if has_triton else "chunked"
     log.debug("linear_logps on %s: impl=%s", device, choice)
     return choice
-
-
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return hidden.dtype
 
 
 __all__ = ["TokenStats", "linear_logps", "linear_logps_stats"]

@@ -43,20 +43,27 @@ class _ChunkedLogps(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, job: Job
     ) -> Result:
         trains_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        wants_slope = ctx.needs_input_grad[0] and not trains_head
+        wants_hidden_grad = ctx.needs_input_grad[0] and not trains_head
         head = Head(weight, bias, job.dtype)
         kept = KeptLogits(job.tiling.keep if trains_head else 0)
-        whole = _empty(hidden, job, wants_slope)
+        logps, lse, pull, entropy = (
+            hidden.new_empty(len(hidden), dtype=wide_dtype(job.dtype)) for _ in range(4)
+        )
+        top1 = hidden.new_empty(len(hidden), dtype=torch.bool)
+        hidden_grad = hidden.new_empty(hidden.shape, dtype=job.dtype) if wants_hidden_grad else None
+        whole = RowBlock(
+            logps, lse, pull, entropy if job.stats else None, top1 if job.stats else None, hidden_grad
+        )
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in parts(len(hidden), job.tiling.rows):
                 inputs = hidden[rows].to(job.dtype)
-                block = sweep(inputs, targets[rows], head, job, wants_slope, kept, rows)
+                block = sweep(inputs, targets[rows], head, job, wants_hidden_grad, kept, rows)
                 for column, values in zip(whole, block, strict=True):
                     if column is not None and values is not None:
                         column[rows] = values
         ctx.job, ctx.kept = job, kept
-        if whole.slope is not None:
-            ctx.save_for_backward(whole.slope)
+        if whole.hidden_grad is not None:
+            ctx.save_for_backward(whole.hidden_grad)
         else:
             ctx.save_for_backward(hidden, weight, bias, targets, whole.lse, whole.pull)
         ctx.mark_non_differentiable(*(t for t in (whole.entropy, whole.top1) if t is not None))
@@ -66,18 +73,10 @@ class _ChunkedLogps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if len(ctx.saved_tensors) == 1:
-            (slope,) = ctx.saved_tensors
-            return (slope * grad_N[:, None]).to(slope.dtype), None, None, None, None
+            (hidden_grad,) = ctx.saved_tensors
+            return (hidden_grad * grad_N[:, None]).to(hidden_grad.dtype), None, None, None, None
         with torch.autocast(grad_N.device.type, enabled=False):
             return *_gradients(ctx, grad_N), None, None
-
-
-def _empty(hidden: Tensor, job: Job, wants_slope: bool) -> RowBlock:
-    wide = wide_dtype(job.dtype)
-    logps, lse, pull, entropy = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(4))
-    top1 = hidden.new_empty(len(hidden), dtype=torch.bool)
-    slope = hidden.new_empty(hidden.shape, dtype=job.dtype) if wants_slope else None
-    return RowBlock(logps, lse, pull, entropy if job.stats else None, top1 if job.stats else None, slope)
 
 
 def _gradients(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -91,6 +90,8 @@ def _gradients(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, Tensor | None, 
     d_bias = torch.zeros(len(weight), dtype=wide, device=weight.device) if wants_bias else None
     for rows in parts(len(hidden), job.tiling.rows):
         inputs = hidden[rows].to(job.dtype)
+        # A tile becomes softmax - onehot, against d logp / d raw = scale * (onehot - softmax): sign and scale go into
+        # the factor of each row.
         step = grad_N[rows].to(wide) * -job.adjustment.scale
         stepped = (inputs * step[:, None]).to(job.dtype)
         row_sum = torch.zeros(inputs.shape, dtype=wide, device=hidden.device) if wants_hidden else None

@@ -26,35 +26,26 @@ class HeadMemory(NamedTuple):
     backward: int  # while the backward pass runs
 
 
-class Shape(NamedTuple):
-    """`tokens` hidden states of width `hidden` against `vocabulary` tokens."""
-
-    tokens: int
-    hidden: int
-    vocabulary: int
-
-
 def head_memory(
-    shape: Shape,
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
     dtype: torch.dtype,
-    weight_dtype: torch.dtype,
     *,
     trains_head: bool,
-    wants_hidden: bool = True,
-    softcap: bool = False,
-    tiling: Tiling = CPU_TILING,
+    softcap: bool,
+    tiling: Tiling,
 ) -> HeadMemory:
     """Bytes that the tiles and the saved tensors take; products run in `dtype`.
 
     With a frozen head the hidden states' gradients `[N, H]` are saved; one that trains keeps logits within the
     tiling's budget.
     """
-    tokens, hidden, vocabulary = shape
+    (tokens, hidden), vocabulary, wants_hidden = hidden_NH.shape, len(weight_VH), hidden_NH.requires_grad
     item, wide = dtype.itemsize, wide_dtype(dtype).itemsize
     rows, columns = _largest(tokens, tiling.rows), _largest(vocabulary, tiling.columns)
     several = vocabulary > tiling.columns
     tile, states, embeddings = rows * columns * item, rows * hidden, columns * hidden * item
-    cast = embeddings if weight_dtype != dtype else 0
+    cast = embeddings if weight_VH.dtype != dtype else 0
     narrow = int(item < wide)
     # Exponentials go over the tile where they may; a soft cap needs its tanh beside them, and the tile widened.
     over, beside = (narrow + int(softcap) * (1 + narrow), 1 + int(softcap) * (1 + narrow))
@@ -99,15 +90,11 @@ def planned_linear_logps(
     `dtype` is that of the products (default: that of `hidden`); the scale needs no memory. Both passes make their
     tensors inside `within()`.
     """
+    trains_head = weight.requires_grad or (bias is not None and bias.requires_grad)
     memory = head_memory(
-        Shape(hidden.shape[0], hidden.shape[1], len(weight)),
-        dtype or hidden.dtype,
-        weight.dtype,
-        trains_head=weight.requires_grad or (bias is not None and bias.requires_grad),
-        wants_hidden=hidden.requires_grad,
-        softcap=softcap is not None,
-        tiling=tiling,
-    )
+        hidden, weight, dtype or hidden.dtype,
+        trains_head=trains_head, softcap=softcap is not None, tiling=tiling,
+    )  # fmt: skip
     return _PlannedLogps.apply(hidden, weight, bias, targets, memory, within)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -72,7 +72,7 @@ class RowBlock(NamedTuple):
     pull: Tensor  # d logp / d (scale * raw target logit): 1 - p, times the soft cap's slope
     entropy: Tensor | None
     top1: Tensor | None
-    slope: Tensor | None  # [n, H] d logp / d hidden
+    hidden_grad: Tensor | None  # [n, H] d logp / d hidden
 
 
 class _Running(NamedTuple):
@@ -87,7 +87,13 @@ def parts(total: int, size: int) -> list[slice]:
 
 
 def sweep(
-    inputs: Tensor, targets: Tensor, head: Head, job: Job, wants_slope: bool, kept: KeptLogits, rows: slice
+    inputs: Tensor,
+    targets: Tensor,
+    head: Head,
+    job: Job,
+    wants_hidden_grad: bool,
+    kept: KeptLogits,
+    rows: slice,
 ) -> RowBlock:
     """Log-probs (and what is asked for) of the block `rows`, whose hidden states are `inputs`."""
     running: _Running | None = None
@@ -97,9 +103,10 @@ def sweep(
         position, inside = locate(targets, columns)
         target = torch.where(inside, raw.gather(1, position).squeeze(1), target)
         kept.offer(rows, columns, raw)
-        sums = job.passes.sums(raw, job.adjustment, wants_slope, job.stats)
+        sums = job.passes.sums(raw, job.adjustment, wants_hidden_grad, job.stats)
         mixture = None
-        if wants_slope:
+        if wants_hidden_grad:
+            # The target's own term is left out here: it comes in at the end, with a factor that keeps its digits.
             place(raw, position, inside, raw.new_zeros(len(raw)))
             mixture = product(raw, head.embedding(columns)).to(sums.total.dtype)
         tile = _Running(sums, mixture)
@@ -123,6 +130,7 @@ def place(tile: Tensor, position: Tensor, inside: Tensor, value_n: Tensor) -> No
 def _merged(old: _Running, new: _Running, adjustment: Adjustment) -> _Running:
     maximum = torch.maximum(old.sums.maximum, new.sums.maximum)
     top = adjusted(maximum, adjustment)
+    # exp(d) and d exp(d), relative to one maximum and moved to a higher one: d becomes d + down.
     down_old = adjusted(old.sums.maximum, adjustment) - top
     down_new = adjusted(new.sums.maximum, adjustment) - top
     factor_old, factor_new = down_old.exp(), down_new.exp()
@@ -145,9 +153,11 @@ def _finished(running: _Running, target: Tensor, targets: Tensor, head: Head, jo
     # Rounding may put the target above the sum that it is part of.
     logps = (logit - lse).clamp_max_(0)
     pull = -torch.expm1(logps) * cap_slope(logit, softcap)
-    slope = None
+    hidden_grad = None
     if mixture is not None:
         own = head.weight.index_select(0, targets).to(total.dtype)
-        slope = own.mul_(pull[:, None]).addcdiv_(mixture, total[:, None], value=-1).mul_(scale).to(job.dtype)
+        own = own.mul_(pull[:, None]).addcdiv_(mixture, total[:, None], value=-1)
+        hidden_grad = own.mul_(scale).to(job.dtype)
+    # -sum p log p with log p = d - log(total); rounding may put a certain token's below 0.
     entropy = None if weighted is None else (total.log() - weighted / total).clamp_min_(0)
-    return RowBlock(logps, lse, pull, entropy, target == maximum if job.stats else None, slope)
+    return RowBlock(logps, lse, pull, entropy, target == maximum if job.stats else None, hidden_grad)

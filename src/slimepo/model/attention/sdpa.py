@@ -24,16 +24,16 @@ def side_by_side(call: AttentionCall) -> Tensor:
     Returns `[1, T, heads, D]`, as every function of this kind.
     """
     gather, scatter = call.packing["gather"], call.packing["scatter"]
-    rows, longest = gather.shape
+    rows, max_seqlen = gather.shape
     places = gather.flatten()
 
-    def spread(states: Tensor) -> Tensor:  # [1, heads, T, D] -> [sequences, heads, longest, D]
+    def spread(states: Tensor) -> Tensor:  # [1, heads, T, D] -> [sequences, heads, max_seqlen, D]
         states = states[0].transpose(0, 1).index_select(0, places)
-        return states.view(rows, longest, *states.shape[1:]).transpose(1, 2)
+        return states.view(rows, max_seqlen, *states.shape[1:]).transpose(1, 2)
 
-    mask = _window_mask(longest, longest, call.window, call.query.device)
+    mask = _window_mask(max_seqlen, max_seqlen, call.window, call.query.device)
     spread_call = call._replace(query=spread(call.query), key=spread(call.key), value=spread(call.value))
-    output = attend(spread_call, mask).transpose(1, 2).reshape(rows * longest, call.query.shape[1], -1)
+    output = attend(spread_call, mask).transpose(1, 2).reshape(rows * max_seqlen, call.query.shape[1], -1)
     return output.index_select(0, scatter)[None]
 
 
