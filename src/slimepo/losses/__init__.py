@@ -4,6 +4,10 @@
 `(policy, *, hyperparameters) -> LossOutput`, put it in the table, and add a worked test and a
 row in docs/objectives.md; recipes, the command line and the contract test read the table and the signature. Every
 further parameter without a default asks for something by its name, such as `reference` for a reference model.
+
+Of each of them: `policy` and `reference` are log-probs under the model in training and under a reference model, each
+side `[pairs, tokens]`, in nats (a `reference` with the default None is not read); the loss is `[pairs]`, unreduced; a
+hyperparameter out of its range raises InputError.
 """
 
 from slimepo.losses.common import Counts, count, step_loss

@@ -45,15 +45,11 @@ def dpo(
     `label_smoothing` e, the conservative form -(1 - e) log sigma(h) - e log sigma(-h) of h = beta (r_w - r_l).
 
     Args:
-        policy, reference: log-probs under the model in training and under the reference, `[pairs, tokens]`, in nats.
         beta: > 0, strength of the tie to the reference.
         label_smoothing: 0 <= e < 0.5, the share of labels taken to be wrong.
 
     Returns:
         loss `[pairs]`; metrics: log-probs per token and the implicit rewards beta * r.
-
-    Raises:
-        InputError: a hyperparameter out of its range.
 
     Example:
         >>> import torch
@@ -70,7 +66,9 @@ def dpo(
         tensor([0.3133])
     """
     check_number("beta", beta, above=0)
-    _check_smoothing(label_smoothing)
+    check_number("label_smoothing", label_smoothing, at_least=0)
+    if label_smoothing >= 0.5:
+        raise InputError(f"label_smoothing = {label_smoothing!r} is out of range: give a number below 0.5")
     ratios = log_ratios(policy, reference)
     return LossOutput(
         smoothed_logistic(beta * (ratios.chosen - ratios.rejected), label_smoothing),
@@ -84,15 +82,11 @@ def rpo(policy: PairLogps, reference: PairLogps, *, beta: float = 0.1, eta: floa
     Regularised preference optimisation (arXiv 2405.16436), with the anchor averaged over the response's tokens.
 
     Args:
-        policy, reference: log-probs under the model in training and under the reference, `[pairs, tokens]`, in nats.
         beta: > 0, strength of the tie to the reference.
         eta: >= 0, weight of the anchor.
 
     Returns:
         loss `[pairs]`; metrics: both terms, log-probs per token and the implicit rewards beta * r.
-
-    Raises:
-        InputError: a hyperparameter out of its range.
 
     Example:
         >>> import torch
@@ -129,15 +123,11 @@ def chi_po(
     (arXiv 2407.13399, Algorithm 1).
 
     Args:
-        policy, reference: log-probs under the model in training and under the reference, `[pairs, tokens]`, in nats.
         beta: > 0, strength of the tie to the reference.
         clip_low, clip_high: bounds of the exponent in nats, which keep it finite.
 
     Returns:
         loss `[pairs]`; metrics: log-probs per token and the implicit rewards beta * phi(r).
-
-    Raises:
-        InputError: a hyperparameter out of its range.
 
     Example:
         >>> import torch
@@ -178,15 +168,11 @@ def ipo(
     mean is what its authors ran, as TRL reports).
 
     Args:
-        policy, reference: log-probs under the model in training and under the reference, `[pairs, tokens]`, in nats.
         tau: > 0; the margin aimed at is 1 / (2 tau), in nats per token.
         length_normalized: False takes sums over tokens.
 
     Returns:
         loss `[pairs]`; metrics: log-probs per token and the implicit rewards tau * d.
-
-    Raises:
-        InputError: a hyperparameter out of its range.
 
     Example:
         >>> import torch
@@ -227,16 +213,12 @@ def lpo(
         L = 2 beta * 2 / (r1 + r2) * (r1 |x1 - sg(x2) - o| + r2 |sg(x1) - x2 - o|) + hinge_weight * max(0, -x1)
 
     Args:
-        policy, reference: log-probs under the model in training and under the reference, `[pairs, tokens]`, in nats.
         beta: > 0; the offset aimed at is 1 / (2 beta), in nats per token.
         chosen_rate, rejected_rate: r1 and r2 > 0, how fast either side moves; a small r2 rejects gently.
         hinge_weight: >= 0, pull on chosen answers that have become less likely than under the reference.
 
     Returns:
         loss `[pairs]`; metrics: both terms, log-probs per token and the implicit rewards beta * x.
-
-    Raises:
-        InputError: a hyperparameter out of its range.
 
     Example:
         >>> import torch
@@ -285,9 +267,3 @@ def reward_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
         "rewards/margins": chosen - rejected,
         "rewards/accuracies": (chosen > rejected).to(chosen.dtype),
     }
-
-
-def _check_smoothing(label_smoothing: float) -> None:
-    check_number("label_smoothing", label_smoothing, at_least=0)
-    if label_smoothing >= 0.5:
-        raise InputError(f"label_smoothing = {label_smoothing!r} is out of range: give a number below 0.5")

@@ -28,7 +28,6 @@ def kto(
         L = undesirable_weight * (1 - sigma(beta (z0 - r)))      for an undesirable one
 
     Args:
-        policy, reference: log-probs under the model in training and under the reference, `[rows, tokens]`, in nats.
         divergence: the mean of r over answers put behind prompts they do not belong to, over the whole step, a
             scalar in nats; no gradient flows through it.
         beta: > 0, strength of the tie to the reference.
@@ -37,9 +36,6 @@ def kto(
     Returns:
         loss `[rows]` (a row with both answers has the mean of their losses, one with none 0); metrics: log-probs per
         token and rewards beta * r, NaN for the answer a row does not have; and z0.
-
-    Raises:
-        InputError: a hyperparameter out of its range.
 
     Example:
         >>> import torch

@@ -20,7 +20,6 @@ def sft(
 
     Args:
         policy: log-probs of the model in training; only the chosen side is read, `[pairs, tokens]`, in nats.
-        reference: not used.
         average: "sequence" averages over each response, then over rows, so that every row counts alike;
             "token" weighs every chosen token of the global batch alike, as most SFT trainers do.
 

@@ -25,17 +25,12 @@ def simpo(
     batch, which SimPO does not have and some trainers add unasked.
 
     Args:
-        policy: log-probs of the model in training, each side `[pairs, tokens]`, in nats.
-        reference: not used.
         beta: > 0, scale of the reward.
         gamma: the target reward margin; the margin aimed at is gamma / beta, in nats per token.
         nll_weight: >= 0, weight of the likelihood of the chosen answer.
 
     Returns:
         loss `[pairs]`, the NLL term in `token_loss`; metrics: log-probs per token and the rewards beta * bar_l.
-
-    Raises:
-        InputError: a hyperparameter out of its range.
 
     Example:
         >>> import torch
@@ -70,16 +65,11 @@ def cpo(
     global batch, as TRL's CPOTrainer does (`cpo_alpha` is `nll_weight`).
 
     Args:
-        policy: log-probs of the model in training, each side `[pairs, tokens]`, in nats.
-        reference: not used.
         beta: > 0, scale of the summed log-probs.
         nll_weight: >= 0, weight of the likelihood of the chosen answer.
 
     Returns:
         loss `[pairs]`, the NLL term in `token_loss`; metrics: log-probs per token and the rewards beta * l.
-
-    Raises:
-        InputError: a hyperparameter out of its range.
 
     Example:
         >>> import torch
@@ -116,17 +106,12 @@ def orpo(
     chosen tokens of the global batch; TRL's ORPOTrainer counts the prompt's tokens in it as well.
 
     Args:
-        policy: log-probs of the model in training, each side `[pairs, tokens]`, in nats.
-        reference: not used.
         beta: > 0, weight of the odds ratio (lambda in the paper).
         nll_weight: >= 0, weight of the likelihood of the chosen answer.
 
     Returns:
         loss `[pairs]`, the NLL term in `token_loss`; metrics: log-probs per token, log odds ratio and the rewards
         beta * bar_l.
-
-    Raises:
-        InputError: a hyperparameter out of its range.
 
     Example:
         >>> import torch

@@ -48,8 +48,6 @@ def slime(
         L_dist =  distance_weight * relu(hard_margin - Delta) * sigmoid(-sharpness * (Delta - soft_margin))
 
     Args:
-        policy: log-probs of the model in training, each side `[pairs, tokens]`, in nats.
-        reference: not used; SLIME is reference-free.
         chosen_weight: lambda_w >= 0, weight of the anchor on the chosen answer.
         rejected_weight: lambda_l >= 0, weight of the floor under the rejected tokens.
         distance_weight: lambda_d >= 0, weight of the separation.
@@ -73,9 +71,6 @@ def slime(
         per token, margin (their difference), accuracy (margin > 0), past_hard_margin and past_soft_margin (of Delta),
         rejected_below_floor (share of a response's rejected tokens below -threshold).
 
-    Raises:
-        InputError: a hyperparameter out of its range.
-
     Example:
         >>> import torch
         >>> from slimepo.losses import slime
@@ -92,16 +87,14 @@ def slime(
         >>> output.loss  # Delta = -2 + 4 is past the hard margin of 1.5: nothing is separated further
         tensor([0.2693])
     """
-    _check_hyperparameters(
-        chosen_weight,
-        rejected_weight,
-        distance_weight,
-        threshold,
-        hard_margin,
-        soft_margin,
-        sharpness,
-        exponent,
-    )
+    check_number("chosen_weight", chosen_weight, at_least=0)
+    check_number("rejected_weight", rejected_weight, at_least=0)
+    check_number("distance_weight", distance_weight, at_least=0)
+    check_number("threshold", threshold, at_least=0)
+    check_number("hard_margin", hard_margin, at_least=0)
+    check_number("soft_margin", soft_margin)
+    check_number("sharpness", sharpness, above=0)
+    check_number("exponent", exponent, at_least=1)
     check_choice("rejected_mean", rejected_mean, ("sequence", "token", "micro_batch"))
     check_choice("hard_gate", hard_gate, ("relu", "one", "softplus", "linear"))
     check_choice("soft_gate", soft_gate, ("sigmoid", "one"))
@@ -113,45 +106,29 @@ def slime(
     anchor = -chosen_weight * chosen
     floor_BT = rejected_weight * _floor(policy, threshold, exponent)
     if rejected_mean == "micro_batch":
-        floor = _mean_of_nonzero(floor_BT, policy).expand_as(chosen)
+        # The authors' code tells tokens from padding by a log-prob that is not exactly 0.
+        counted_BT = policy.rejected_mask & (policy.rejected != 0)
+        floor = masked(floor_BT, counted_BT).sum() / counted_BT.sum().clamp(min=1)
+        floor = floor.expand_as(chosen)
     else:
         floor = floor_BT.sum(dim=-1) / token_counts(policy.rejected_mask, floor_BT)
-    distance = (
-        distance_weight
-        * _hard_gate(hard_margin - delta, hard_gate)
-        * _soft_gate(delta - soft_margin, sharpness, soft_gate)
-    )
+    distance = distance_weight * _hard_gate(hard_margin - delta, hard_gate)
+    if soft_gate == "sigmoid":
+        distance = distance * torch.sigmoid(-sharpness * (delta - soft_margin))
 
-    metrics = pair_metrics(policy)
-    metrics |= {
+    delta = delta.detach()
+    below_BT = (policy.rejected.detach() < -threshold) & policy.rejected_mask
+    metrics = pair_metrics(policy) | {
         "loss/chosen": anchor.detach(),
         "loss/rejected": floor.detach(),
         "loss/distance": distance.detach(),
+        "past_hard_margin": (delta >= hard_margin).to(delta.dtype),
+        "past_soft_margin": (delta >= soft_margin).to(delta.dtype),
+        "rejected_below_floor": below_BT.sum(dim=-1) / token_counts(policy.rejected_mask, delta),
     }
-    metrics |= _margin_metrics(policy, delta.detach(), hard_margin, soft_margin, threshold)
     if rejected_mean == "token":
         return LossOutput(anchor + distance, metrics, token_loss={"rejected": floor_BT.sum(dim=-1)})
     return LossOutput(anchor + floor + distance, metrics)
-
-
-def _check_hyperparameters(
-    chosen_weight: float,
-    rejected_weight: float,
-    distance_weight: float,
-    threshold: float,
-    hard_margin: float,
-    soft_margin: float,
-    sharpness: float,
-    exponent: float,
-) -> None:
-    check_number("chosen_weight", chosen_weight, at_least=0)
-    check_number("rejected_weight", rejected_weight, at_least=0)
-    check_number("distance_weight", distance_weight, at_least=0)
-    check_number("threshold", threshold, at_least=0)
-    check_number("hard_margin", hard_margin, at_least=0)
-    check_number("soft_margin", soft_margin)
-    check_number("sharpness", sharpness, above=0)
-    check_number("exponent", exponent, at_least=1)
 
 
 def _floor(policy: PairLogps, threshold: float, exponent: float) -> Tensor:
@@ -160,12 +137,6 @@ def _floor(policy: PairLogps, threshold: float, exponent: float) -> Tensor:
     # -logsigmoid(x) is softplus(-x), exact in both tails where F.softplus switches to a line.
     raised_BT = (-F.logsigmoid(logps_BT + threshold)) ** exponent
     return masked(raised_BT, policy.rejected_mask)
-
-
-def _mean_of_nonzero(values_BT: Tensor, policy: PairLogps) -> Tensor:
-    """The mean over all rejected tokens whose log-prob is not exactly 0, a scalar."""
-    counted_BT = policy.rejected_mask & (policy.rejected != 0)
-    return masked(values_BT, counted_BT).sum() / counted_BT.sum().clamp(min=1)
 
 
 def _hard_gate(room: Tensor, kind: str) -> Tensor:
@@ -179,19 +150,3 @@ def _hard_gate(room: Tensor, kind: str) -> Tensor:
             return room
         case _:
             return torch.ones_like(room)
-
-
-def _soft_gate(excess: Tensor, sharpness: float, kind: str) -> Tensor:
-    """The gate of the soft margin on `excess` = Delta - m_s."""
-    return torch.sigmoid(-sharpness * excess) if kind == "sigmoid" else torch.ones_like(excess)
-
-
-def _margin_metrics(
-    policy: PairLogps, delta: Tensor, hard_margin: float, soft_margin: float, threshold: float
-) -> dict[str, Tensor]:
-    below_BT = (policy.rejected.detach() < -threshold) & policy.rejected_mask
-    return {
-        "past_hard_margin": (delta >= hard_margin).to(delta.dtype),
-        "past_soft_margin": (delta >= soft_margin).to(delta.dtype),
-        "rejected_below_floor": below_BT.sum(dim=-1) / token_counts(policy.rejected_mask, delta),
-    }

@@ -22,7 +22,6 @@ from slimepo.types import LossOutput, PairLogps
 from slimepo.words import nearest
 
 LossFunction = Callable[..., LossOutput]
-BoundLoss = Callable[..., LossOutput]
 
 
 class Objective(NamedTuple):
@@ -101,7 +100,7 @@ def hyperparameters(function: LossFunction) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
 
 
-def bind(name: str, options: Mapping[str, Any]) -> BoundLoss:
+def bind(name: str, options: Mapping[str, Any]) -> LossFunction:
     """The objective `name` with its hyperparameters set, checked on a made-up pair before any model is loaded.
 
     Raises:
@@ -127,15 +126,23 @@ def bind(name: str, options: Mapping[str, Any]) -> BoundLoss:
             raise InputError(
                 f"loss {name!r} has no hyperparameter {key!r}{nearest(key, known)}; it has: {', '.join(known)}"
             )
-    hints = _hints(function)
-    wanted = {**objective.preset, **options}
-    values = {key: _typed(name, key, value, hints.get(key, Any)) for key, value in wanted.items()}
+    try:
+        hints = get_type_hints(function)
+    except NameError:
+        # Annotations that only a type checker can resolve: values are then taken as they are.
+        hints = {}
+    values = {}
+    for key, value in {**objective.preset, **options}.items():
+        try:
+            values[key] = TypeAdapter(hints.get(key, Any)).validate_python(value)
+        except ValidationError as error:
+            raise InputError(f"loss {name!r}: {key} = {value!r}: {error.errors()[0]['msg']}") from error
     bound = functools.partial(function, **values)
     _try_out(name, bound, objective.asks)
     return bound
 
 
-def _try_out(name: str, bound: BoundLoss, asks: Sequence[str]) -> None:
+def _try_out(name: str, bound: LossFunction, asks: Sequence[str]) -> None:
     """Call an objective on made-up pairs, of which one is padded. Raises InputError where training would fail."""
     pairs = _made_up_pairs()
     known = {
@@ -170,18 +177,3 @@ def _made_up_pairs() -> PairLogps:
     # 0 where there is no token, as in training.
     chosen, rejected = -1.0 * mask, -2.0 * mask
     return PairLogps(chosen.requires_grad_(), mask, rejected.requires_grad_(), mask)
-
-
-def _hints(function: LossFunction) -> dict[str, Any]:
-    try:
-        return get_type_hints(function)
-    except NameError:
-        # Annotations that only a type checker can resolve: values are then taken as they are.
-        return {}
-
-
-def _typed(loss: str, key: str, value: Any, hint: Any) -> Any:
-    try:
-        return TypeAdapter(hint).validate_python(value)
-    except ValidationError as error:
-        raise InputError(f"loss {loss!r}: {key} = {value!r}: {error.errors()[0]['msg']}") from error

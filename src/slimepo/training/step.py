@@ -14,7 +14,7 @@ from slimepo.data.rows import CHOSEN, REJECTED
 from slimepo.errors import InputError
 from slimepo.losses import Counts, Objective, step_loss
 from slimepo.losses.dpo import log_ratios
-from slimepo.losses.table import BoundLoss
+from slimepo.losses.table import LossFunction
 from slimepo.model.logps import policy_logps
 from slimepo.model.modes import Forward, scoring
 from slimepo.training.reference import Reference, reference_logps
@@ -34,7 +34,7 @@ def train_step(
     step: Step,
     spare: Step,
     objective: Objective,
-    loss: BoundLoss,
+    loss: LossFunction,
     reference: Reference | None,
     accelerator: Any,
 ) -> Done:
