@@ -37,6 +37,7 @@ from slimepo.errors import InputError
 from slimepo.kernels import linear_logps
 from slimepo.losses import bind
 from slimepo.model.adapters import lora_config, untie_head
+from slimepo.model.attention.table import PATHS
 from slimepo.types import PairLogps
 
 RESULTS = Path(__file__).parent / "results"
@@ -108,12 +109,12 @@ CONTENDERS: dict[str, Contender] = {
     "TRL SimPO": Contender(peers.trl_simpo, "CPOTrainer, loss simpo, cpo_alpha 0"),
 }
 # "slimepo shared" attends along the path that it measures to be the fastest; these attend along one that is given.
-PATHS = ("side_by_side", "flex", "varlen")
+MEASURED = tuple(name for name, path in PATHS.items() if path.measured)
 ALONG: dict[str, Contender] = {
     f"{BASELINE}, {path}": Contender(
         functools.partial(slimepo, layout="shared", attention=path), f"attention {path}"
     )
-    for path in (*PATHS, "one_by_one")
+    for path in PATHS
 }
 
 
@@ -361,13 +362,13 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--attention",
         nargs="*",
-        choices=[*PATHS, "one_by_one"],
-        help="measure shared rows with these paths too (default: side_by_side flex varlen; none with --smoke)",
+        choices=list(PATHS),
+        help="measure shared rows with these paths too (default: those that training measures; none with --smoke)",
     )
     parser.add_argument("--out", type=Path, help="CSV file to append to (benchmarks/results/...)")
     args = parser.parse_args(arguments)
     if args.attention is None:
-        args.attention = () if args.smoke else PATHS
+        args.attention = () if args.smoke else MEASURED
     return args
 
 

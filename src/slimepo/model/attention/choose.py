@@ -18,6 +18,7 @@ from slimepo.data.rows import PAIR, Ids, Row
 from slimepo.errors import InputError
 from slimepo.model.attention.path import AttentionCall
 from slimepo.model.attention.table import ATTENTIONS, PATHS
+from slimepo.words import first_line
 
 # Prompt, chosen and rejected tokens of the pairs that paths are timed on: about those of UltraFeedback, 10.8k in all.
 _TIMED = [
@@ -76,7 +77,12 @@ def choose_attention(
                 f"attention = {wanted!r} cannot be used here: {reason}; give auto or side_by_side"
             )
         return wanted, "as asked"
-    return _agreed(_measured(shape))
+    choice = list(_measured(shape))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(choice)
+    return choice[0], choice[1]
 
 
 def attention_shape(model: PreTrainedModel, autocast: torch.dtype | None = None) -> AttentionShape:
@@ -120,7 +126,7 @@ def fastest(
             try:
                 seconds[path] = _seconds(shape, path, pairs)
             except Exception as error:
-                reason = _failure(error)
+                reason = f"fails: {first_line(error)}"
         if reason is not None:
             words.append(f"not {path}: {reason}")
     times = ", ".join(f"{path} {1e3 * took:.3g} ms" for path, took in seconds.items())
@@ -143,13 +149,9 @@ def _against(shape: AttentionShape, path: str, allowed: float) -> str | None:
     try:
         error = _error(shape, path)
     except Exception as failure:
-        return _failure(failure)
+        # Whatever a compiler or a kernel that is not ours may raise: the run can do without it.
+        return f"fails: {first_line(failure)}"
     return None if error <= allowed else f"differs by {error:.2g}"
-
-
-def _failure(error: Exception) -> str:
-    """Whatever a compiler or a kernel that is not ours may raise, the run can do without it, and says so."""
-    return f"fails: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
 
 
 def _seconds(shape: AttentionShape, path: str, pairs: Sequence[tuple[int, int, int]]) -> float:
@@ -193,7 +195,13 @@ def _states(path: str, call: AttentionCall) -> list[Tensor]:
 
 
 def _call(shape: AttentionShape, window: int | None, pairs: Sequence[tuple[int, int, int]]) -> AttentionCall:
-    packing = _packing(pairs, shape.device)
+    from accelerate.utils import send_to_device
+
+    def ids(count: int) -> Ids:
+        return np.zeros(count, np.int32)
+
+    rows = [Row(ids(a), (ids(b), ids(c)), id="probe") for a, b, c in pairs]
+    packing: Packing = send_to_device(pack(rows, PAIR, shared=True).packing, shape.device)
     tokens = packing["position_ids"].shape[1]
     generator = torch.Generator(shape.device).manual_seed(0)
 
@@ -203,27 +211,6 @@ def _call(shape: AttentionShape, window: int | None, pairs: Sequence[tuple[int, 
 
     query, key, value = states(shape.heads), states(shape.key_heads), states(shape.key_heads)
     return AttentionCall(query, key, value, packing, shape.dropout, None, window, shape.softcap)
-
-
-def _packing(pairs: Sequence[tuple[int, int, int]], device: torch.device) -> Packing:
-    from accelerate.utils import send_to_device
-
-    def ids(count: int) -> Ids:
-        return np.zeros(count, np.int32)
-
-    rows = [Row(ids(a), (ids(b), ids(c)), id="probe") for a, b, c in pairs]
-    packing: Packing = send_to_device(pack(rows, PAIR, shared=True).packing, device)
-    return packing
-
-
-def _agreed(choice: tuple[str, str]) -> tuple[str, str]:
-    """The first rank's choice, on all of them."""
-    from accelerate.utils import broadcast_object_list
-
-    told = list(choice)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        broadcast_object_list(told)
-    return told[0], told[1]
 
 
 def _wait(device: torch.device) -> None:
