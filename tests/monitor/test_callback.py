@@ -20,10 +20,10 @@ from slimepo.model.score import PairScores, score_pairs
 from slimepo.monitor.callback import DisplacementMonitor
 from slimepo.monitor.settings import MonitorSettings
 from slimepo.playground.tokenizer import build_tokenizer
-from slimepo.playground.world import assistant_turn, demonstrations, make_tasks, user_turn
+from slimepo.playground.world import demonstrations, make_tasks
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.trainer import PreferenceTrainer
-from slimepo.types import Preference
+from slimepo.types import Message, Preference
 from tests.tiny import random_rows, tiny_model
 
 UNLEARNING = {"loss": "simpo", "loss_options": {"beta": 2.0, "gamma": 40.0}, "learning_rate": 1e-2}
@@ -40,7 +40,7 @@ def world() -> World:
     tasks = make_tasks(480, seed=0)
     wrong = demonstrations(tasks, 1, right=0.0, slip_share=1.0, malformed_share=0.0)
     pairs = [
-        Preference(user_turn(task), assistant_turn(task.gold), row.chosen, source=f"task {i}")
+        Preference(row.prompt, [Message(role="assistant", content=task.gold)], row.chosen, source=f"task {i}")
         for i, (task, row) in enumerate(zip(tasks, wrong, strict=True))
     ]
     rows = tokenize(pairs, chat_format(tokenizer)).rows

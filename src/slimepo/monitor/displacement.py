@@ -49,7 +49,10 @@ def figures(
     start: `per_pair` as it was at step 0; None if this is step 0. options: SLIME's, for its floor and its two margins.
     """
     w, l = chosen.means(), rejected.means()  # noqa: E741
-    before_w, before_l = (w, l) if start is None else map(_as_array, (start["chosen"], start["rejected"]))
+    before_w, before_l = w, l
+    if start is not None:
+        # None, where a pair lacks the side, becomes NaN.
+        before_w, before_l = (np.array(start[side], np.float64) for side in ("chosen", "rejected"))
     margin, change_l, tokens = w - l, l - before_l, _flat(rejected.logps)
     return {
         "pairs": len(w),
@@ -151,10 +154,6 @@ def _share(flags: NDArray[np.bool_], of: FloatArray) -> float | None:
 
 def _percentile(values: FloatArray, percent: float) -> float | None:
     return round(float(np.percentile(values, percent)), 6) if len(values) else None
-
-
-def _as_array(values: Sequence[float | None]) -> FloatArray:
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 def _with_none(values: FloatArray) -> list[float | None]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from slimepo.errors import InputError
 from slimepo.files import read_json, write_json
@@ -22,7 +22,7 @@ WORLD = "world"
 
 
 class Objective(Settings):
-    """One objective, under a name of its own; its learning rates where they differ from the others'.
+    """One objective, under a name of its own (else its loss); its learning rates where they differ from the others'.
 
     One that is `on_request` runs only when it is asked for by name.
     """
@@ -32,15 +32,6 @@ class Objective(Settings):
     loss_options: dict[str, Any] = Field(default_factory=dict)
     learning_rates: list[float] | None = None
     on_request: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _named(cls, values: Any) -> Any:
-        return (
-            {"name": str(values.get("loss", "")).replace("/", "-"), **values}
-            if isinstance(values, dict)
-            else values
-        )
 
 
 class Quickstart(Settings):
@@ -118,6 +109,7 @@ def load_quickstart(
     settings = validate(Quickstart, values, "quickstart")
     stages: list[dict[str, Any]] = [{"loss": "sft", "name": "sft", **settings.sft}]
     for objective in settings.objectives:
+        name = objective.name or objective.loss.replace("/", "-")
         # A pair is two judged answers, so that every objective takes the same number of steps.
         answers = 2 if find_objective(objective.loss).judged else 1
         batches = {
@@ -130,7 +122,7 @@ def load_quickstart(
                 **settings.preference,
                 **batches,
                 "loss": objective.loss,
-                "name": f"{objective.name}-{short_rate(rate)}",
+                "name": f"{name}-{short_rate(rate)}",
                 "loss_options": objective.loss_options,
                 "learning_rate": rate,
                 "start": "sft",

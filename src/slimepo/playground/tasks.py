@@ -19,16 +19,11 @@ _SLOT = re.compile(r"\{[a-z]+\}")
 _WORD = re.compile(r" ?[A-Za-z]+")
 
 
-def _template_words() -> tuple[str, ...]:
-    texts = [template for family in FAMILIES.values() for template in family.templates]
-    texts += ["The answer is", *JSON_KEYS, *(f" {key}" for key in JSON_KEYS)]
-    # A slot becomes a digit, so that the words on its two sides stay apart.
-    return tuple(sorted({word for text in texts for word in _WORD.findall(_SLOT.sub("0", text))}))
-
-
-TEMPLATE_WORDS: tuple[str, ...] = _template_words()
-"""Every fixed word of the prompts and answers, with the space in front of it where it has one."""
-
+_TEXTS = [template for family in FAMILIES.values() for template in family.templates]
+_TEXTS += ["The answer is", *JSON_KEYS, *(f" {key}" for key in JSON_KEYS)]
+# Every fixed word of the prompts and answers, with the space in front of it where it has one. A slot becomes a digit,
+# so that the words on its two sides stay apart.
+TEMPLATE_WORDS = tuple(sorted({word for text in _TEXTS for word in _WORD.findall(_SLOT.sub("0", text))}))
 _RESERVED = frozenset(word.strip() for word in TEMPLATE_WORDS)
 
 

@@ -112,16 +112,6 @@ def demonstrations(
         rng = Random(f"demonstration/{seed}/{task.prompt}")
         (kind,) = rng.choices(("right", "slip", "malformed"), weights=shares)
         answer = task.gold if kind == "right" else (slip if kind == "slip" else malformed)(task, rng)
-        source = f"playground:{task.key}:{kind}"
-        rows.append(Preference(user_turn(task), assistant_turn(answer), [], source=source))
+        asked, said = Message(role="user", content=task.prompt), Message(role="assistant", content=answer)
+        rows.append(Preference([asked], [said], [], source=f"playground:{task.key}:{kind}"))
     return rows
-
-
-def user_turn(task: Task) -> list[Message]:
-    """The task as the prompt of a conversation."""
-    return [Message(role="user", content=task.prompt)]
-
-
-def assistant_turn(answer: str) -> list[Message]:
-    """An answer as the response of a conversation."""
-    return [Message(role="assistant", content=answer)]
