@@ -19,8 +19,18 @@ VERDICTS = ("A>>B", "A>B", "A=B", "B>A", "B>>A")
 class Say:
     """Answer with this text."""
 
-    text: str
+    text: str | None
     finish_reason: str = "stop"
+    thoughts: str | None = None
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Answer with this text after so many seconds."""
+
+    text: str
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,7 @@ class MockJudge:
     delay: float = 0.0
     logprobs: bool = True
     models: tuple[str, ...] = ("mock",)
+    refuses: dict[str, str] = field(default_factory=dict)
     under_way: int = 0
     most_under_way: int = 0
     lock: Any = field(default_factory=threading.Lock)
@@ -97,8 +108,10 @@ def completion(body: dict[str, Any], said: Say, logprobs: bool) -> dict[str, Any
     choice: dict[str, Any] = {
         "index": 0,
         "finish_reason": said.finish_reason,
-        "message": {"role": "assistant", "content": said.text},
+        "message": {"role": "assistant", "content": said.text, "refusal": said.refusal},
     }
+    if said.thoughts is not None:
+        choice["message"]["reasoning_content"] = said.thoughts
     if body.get("logprobs") and logprobs:
         other = "M" if said.text == "m" else "m"
         tops = [
@@ -111,8 +124,8 @@ def completion(body: dict[str, Any], said: Say, logprobs: bool) -> dict[str, Any
     prompt = sum(len(message["content"]) for message in body["messages"])
     usage = {
         "prompt_tokens": prompt,
-        "completion_tokens": len(said.text),
-        "total_tokens": prompt + len(said.text),
+        "completion_tokens": len(said.text or ""),
+        "total_tokens": prompt + len(said.text or ""),
     }
     return {
         "id": "x",
@@ -153,6 +166,13 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(answer, Hang):
             time.sleep(answer.seconds)
             answer = None
+        if isinstance(answer, Slow):
+            time.sleep(answer.seconds)
+            answer = Say(answer.text)
+        named = [*body, *(message["role"] for message in body["messages"])]
+        refused = next((words for name, words in self.mock.refuses.items() if name in named), None)
+        if refused:
+            answer = Fail(400, refused)
         if isinstance(answer, Fail):
             error = {"message": answer.message.replace("{key}", key), "type": "x", "code": answer.code}
             self._send(answer.status, json.dumps({"error": error}).encode(), answer.headers)

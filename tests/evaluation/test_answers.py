@@ -125,7 +125,7 @@ def test_failed_answers_are_not_written_and_paid_ones_not_asked_again(
     tmp_path: Path, console: Console
 ) -> None:
     path = tmp_path / "a.jsonl"
-    with pytest.raises(InputError, match=r"2 answers could not be had \(failed: down\).*run again"):
+    with pytest.raises(InputError, match=r"2 answers could not be had: down \(2\).*run again"):
         answered(path, Parrot(backend="endpoint", fails=("first 1", "second 5")), console)
     assert len(path.read_text().splitlines()) == 5
     rest = Parrot(backend="endpoint")

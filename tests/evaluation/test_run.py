@@ -334,7 +334,9 @@ def test_answers_made_elsewhere_are_judged_as_they_are(
     (folder / "theirs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
     (scores,) = run_benchmark(this, console)
     assert (scores.scored, len(mock.calls), loads) == (20, 20, [])
-    assert scores.official
+    # Made as published but for the judge.
+    assert not scores.official
+    assert scores.notes == (f"judged by {mock.judge}; published figures by gpt-4",)
     asked = [call["messages"][-1]["content"] for call in mock.calls]
     assert all(sum(f"Yes {at}." in text for text in asked) == 2 for at in range(10))
 

@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +23,9 @@ from slimepo.evaluation.judge.client import (
     is_endpoint,
     parse_endpoint,
 )
+from slimepo.evaluation.judge.request import sha256_of
+from slimepo.evaluation.thoughts import opens_thought, split_thoughts
+from slimepo.files import append_json_lines, json_lines
 from slimepo.model.chat import ChatModel, load_chat_model, model_folder
 from slimepo.types import Message
 
@@ -49,13 +52,16 @@ class Turn:
     """What a model said, without its end token: `tokens` counts the new tokens, the end token too.
 
     `stop`: "stop" (it ended), "length" (cut at the limit), "context" (the model's context was full), or "failed: ..."
-    for an endpoint's failure, where another run may succeed.
+    for an endpoint's failure, where another run may succeed. `thoughts` stood before the answer, `without` is what of
+    the question's settings the endpoint does not take (see `slimepo.evaluation.judge.client`).
     """
 
     text: str
     tokens: int | None
     stop: str
     prompt_tokens: int | None = None
+    thoughts: str = ""
+    without: Sequence[str] = ()
 
     @property
     def failed(self) -> bool:
@@ -82,8 +88,9 @@ def open_answerer(
     concurrency: int = 8,
     retries: Retries | None = None,
     batch_rows: int = 32,
+    journal: Path | None = None,
 ) -> Answerer:
-    """Load a model, or reach for an endpoint (`NAME@URL`).
+    """Load a model, or reach for an endpoint (`NAME@URL`), whose answers are kept in `journal` as they come.
 
     `backend` auto takes vLLM where it is installed, a GPU is there and the model is no adapter; else transformers.
 
@@ -97,7 +104,7 @@ def open_answerer(
         if not endpoint.model:
             raise InputError(f"--model {model}: name the model too, as NAME@URL")
         check_endpoint(endpoint)
-        return EndpointModel(endpoint, retries or Retries(), concurrency)
+        return EndpointModel(endpoint, retries or Retries(), concurrency, journal)
     if backend == "vllm" or (backend == "auto" and _vllm_fits(model)):
         return open_vllm(model)
     check_backend(backend)
@@ -158,7 +165,7 @@ class HFModel:
             )
             for i, (said,) in zip(group, completions, strict=True):
                 ids, finished = said.token_ids, said.finished
-                turns[i] = _turn(self.loaded, ids, finished, asks[i], limit, len(prompts[i]))
+                turns[i] = _turn(self.loaded, ids, finished, asks[i], limit, prompts[i])
         return turns
 
 
@@ -179,10 +186,18 @@ def _context(config: Any) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def _turn(loaded: ChatModel, ids: list[int], finished: bool, ask: Ask, limit: int, prompt: int) -> Turn:
-    text = loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
+def _turn(loaded: ChatModel, ids: list[int], finished: bool, ask: Ask, limit: int, prompt: list[int]) -> Turn:
+    tokenizer = loaded.tokenizer
+    text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    # The marks of thoughts may be special tokens.
+    whole, opened = tokenizer.decode(ids), opens_thought(tokenizer.decode(prompt[-16:]))
+    thoughts, answer = split_thoughts(whole, opened=opened)
+    if answer != whole:
+        for token in tokenizer.added_tokens_decoder.values():
+            answer = answer.replace(token.content, "") if token.special else answer
+        text = answer.strip()
     cut = "length" if limit == ask.max_new_tokens else "context"
-    return Turn(text, len(ids), "stop" if finished else cut, prompt)
+    return Turn(text, len(ids), "stop" if finished else cut, len(prompt), thoughts)
 
 
 def prompt_ids(chat: ChatFormat, messages: Sequence[Message]) -> list[int]:
@@ -248,7 +263,7 @@ class VLLMModel:
         for i, output in zip(fit, outputs, strict=True):
             said = output.outputs[0]
             ids, finished = list(said.token_ids), said.finish_reason == "stop"
-            turns[i] = _turn(self.loaded, ids, finished, asks[i], limits[i], len(prompts[i]))
+            turns[i] = _turn(self.loaded, ids, finished, asks[i], limits[i], prompts[i])
         return turns
 
 
@@ -282,11 +297,15 @@ def _vllm_fits(model: str) -> bool:
 
 @dataclass(frozen=True)
 class EndpointModel:
-    """A model behind an OpenAI-compatible API. Whether a seed makes answers repeat is up to the server."""
+    """A model behind an OpenAI-compatible API. Whether a seed makes answers repeat is up to the server.
+
+    What is answered is paid for: `journal` keeps each turn the moment it comes, and no turn in it is asked for again.
+    """
 
     endpoint: Endpoint
     retries: Retries
     concurrency: int
+    journal: Path | None = None
 
     @property
     def chunk(self) -> int:
@@ -302,22 +321,42 @@ class EndpointModel:
     async def _all(self, asks: Sequence[Ask]) -> list[Turn]:
         client = ChatClient(self.endpoint, self.retries)
         places = asyncio.Semaphore(self.concurrency)
+        kept = {row["id"]: Turn(**row["turn"]) for row in json_lines(self.journal)} if self.journal else {}
+        refusals: list[str] = []
 
         async def one(ask: Ask) -> Turn:
+            id_ = sha256_of([self.endpoint.name, asdict(ask)])
+            if id_ in kept:
+                return kept[id_]
             request = ChatRequest(ask.messages, ask.temperature, ask.max_new_tokens, seed=ask.seed)
             async with places:
+                if refusals:
+                    return Turn("", None, "failed: not asked")
                 try:
                     reply = await client.ask(request)
                 except CallFailed as failed:
                     if failed.stops:
-                        raise InputError(f"the model refuses: {failed.reason}") from None
+                        refusals.append(failed.reason)
+                        client.ends.set()
                     return Turn("", None, f"failed: {failed.reason}")
-            return Turn(reply.text, reply.completion_tokens, reply.finish_reason, reply.prompt_tokens)
+            # A model that ends at once has said nothing, and that is its answer; one that was cut off has not answered.
+            if reply.lack and not reply.refusal and reply.finish_reason != "stop":
+                return Turn("", reply.completion_tokens, f"failed: {reply.lack}", reply.prompt_tokens)
+            turn = Turn(
+                reply.text or reply.refusal, reply.completion_tokens, reply.finish_reason, reply.prompt_tokens,
+                reply.thoughts, reply.without,
+            )  # fmt: skip
+            if self.journal:
+                append_json_lines(self.journal, [{"id": id_, "turn": asdict(turn)}])
+            return turn
 
         try:
-            return await asyncio.gather(*(one(ask) for ask in asks))
+            turns = await asyncio.gather(*(one(ask) for ask in asks))
         finally:
             await client.close()
+        if refusals:
+            raise InputError(f"the model refuses: {refusals[0]}")
+        return turns
 
 
 # --- identity ----------------------------------------------------------------------------------------

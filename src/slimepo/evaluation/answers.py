@@ -11,8 +11,9 @@ from slimepo.errors import InputError
 from slimepo.evaluation.answerers import Answerer, Ask, Turn, open_answerer
 from slimepo.evaluation.benchmarks.base import OURS, Answers, Baseline, Benchmark, Question
 from slimepo.evaluation.job import Job, answers_path, locked
-from slimepo.evaluation.judge.request import sha256_of
+from slimepo.evaluation.judge.request import most_common, sha256_of
 from slimepo.evaluation.rows import read_rows, write_rows
+from slimepo.evaluation.settings import ANSWER_CALLS
 from slimepo.files import append_json_lines, json_lines
 from slimepo.terminal import counted
 from slimepo.types import Message
@@ -37,6 +38,7 @@ def write_answers(job: Job, benchmark: Benchmark, console: Console) -> None:
             "those of two models are not mixed: complete them, or give another --name"
         )
     if not elsewhere:
+        journal = job.out / ANSWER_CALLS / f"{benchmark.folder}--{job.name}.jsonl"
         answerer = open_answerer(
             job.model,
             backend=settings.backend,
@@ -44,6 +46,7 @@ def write_answers(job: Job, benchmark: Benchmark, console: Console) -> None:
             concurrency=settings.concurrency,
             retries=job.retries,
             batch_rows=settings.batch_rows,
+            journal=journal,
         )
         with locked(job.out, f"{benchmark.folder}--{job.name}", console):
             answer_questions(
@@ -53,6 +56,8 @@ def write_answers(job: Job, benchmark: Benchmark, console: Console) -> None:
                 # Upstream's own file is one JSON list; a run goes on from the journal beside it, which it names.
                 plain = [{**row, OURS: path.name} for row in json_lines(path, strict=True)]
                 write_rows(path.with_suffix(".json"), plain)
+            # All of it is in the answers' own file now.
+            journal.unlink(missing_ok=True)
     console.print(f"{summary_line(answers_of(job, benchmark))} -> {path}")
 
 
@@ -165,7 +170,10 @@ def answer_questions(
                     row = benchmark.answer_row(model, question.row, [turn.text for turn in turns])
                     limits = {"temperature": question.temperature, "max_new_tokens": question.max_new_tokens}
                     ends = [
-                        {"tokens": t.tokens, "prompt_tokens": t.prompt_tokens, "stop": t.stop} for t in turns
+                        {"tokens": t.tokens, "prompt_tokens": t.prompt_tokens, "stop": t.stop}
+                        | ({"thoughts": t.thoughts} if t.thoughts else {})
+                        | ({"without": list(t.without)} if t.without else {})
+                        for t in turns
                     ]
                     made.append({**row, OURS: {"turns": ends, **limits, **how}})
             append_json_lines(path, made)
@@ -173,7 +181,9 @@ def answer_questions(
             report(start + len(chunk), len(questions))
     if failures:
         kept = f"; the others are in {path}" if rows else ""
-        raise InputError(f"{len(failures)} answers could not be had ({failures[0]}){kept}: run again")
+        reasons = most_common(failure.removeprefix("failed: ") for failure in failures)
+        more = ", or give --max-new-tokens more" if "finish_reason length" in reasons else ""
+        raise InputError(f"{len(failures)} answers could not be had: {reasons}{kept}: run again{more}")
     return [rows[question.id] for question in questions]
 
 
@@ -214,7 +224,9 @@ def summary_line(rows: Answers) -> str:
     length = f", {sum(known) / len(known):.0f} tokens on average" if known else ""
     empty = sum(turn["tokens"] == 0 for turn in turns)
     none = f"; {empty} turns had no room for an answer" if empty else ""
-    return f"answers: {len(rows)} questions, ended by: {ends}{length}{none}"
+    thought = sum("thoughts" in turn for turn in turns)
+    aloud = f"; {thought} turns thought first, which is cut off" if thought else ""
+    return f"answers: {len(rows)} questions, ended by: {ends}{length}{none}{aloud}"
 
 
 def _refuse_other_limits(questions: Sequence[Question], rows: Mapping[str, Any], path: Path) -> None:

@@ -22,7 +22,7 @@ _ORDER = (
 
 @dataclass(frozen=True)
 class CanaryResult:
-    """What a judge gave one canary: the mean over `scored` ratings ("1-10") or outcomes ("%").
+    """What a judge gave one canary: the mean over `scored` ratings ("1-10") or outcomes of games ("%"), each once.
 
     `high` counts ratings of 7 and more, or games that the canary won.
     """

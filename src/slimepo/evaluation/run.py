@@ -11,7 +11,15 @@ from slimepo.errors import InputError
 from slimepo.evaluation.answers import answer_hashes, answers_of, known_answers, read_baseline, write_answers
 from slimepo.evaluation.benchmarks.base import OURS, Answers, Benchmark
 from slimepo.evaluation.canaries import canary_answers, canary_places
-from slimepo.evaluation.job import Job, calls_of, canary_path, file_label, judgments_path, locked
+from slimepo.evaluation.job import (
+    Job,
+    answers_path,
+    calls_of,
+    canary_path,
+    file_label,
+    judgments_path,
+    locked,
+)
 from slimepo.evaluation.judge.client import check_endpoint
 from slimepo.evaluation.judge.many import Judge, estimate_line, judge_all, missing, open_judge
 from slimepo.evaluation.judge.request import Scores
@@ -47,6 +55,24 @@ def load_benchmark(settings: Evaluation, out: Path, awaited: Collection[str] = (
     return complete
 
 
+def refuse_own_baseline(job: Job, benchmark: Benchmark) -> None:
+    """Nothing, where a model is not compared with itself, or its answers are the baseline's, so that nobody is asked.
+
+    Raises:
+        InputError: it is the baseline.
+    """
+    rows = known_answers(job, benchmark)
+    there = [rows[question.id] for question in benchmark.questions if question.id in rows]
+    same = benchmark.judging is not None and len(there) == len(benchmark.questions)
+    if job.name in benchmark.against and not (
+        same and benchmark.judging and not benchmark.judging.requests(job.name, there)
+    ):
+        raise InputError(
+            f"{job.name} is the baseline that {benchmark.folder} compares it with; give another --baseline, or another "
+            "--name if it is another model"
+        )
+
+
 def run_benchmark(
     job: Job, console: Console, steps: Sequence[str] = STEPS, *, dry_run: bool = False
 ) -> list[Scores]:
@@ -61,6 +87,8 @@ def run_benchmark(
     if lacks_judge and "answer" not in steps:
         raise InputError(f"the step {steps[-1]} needs --judge")
     benchmark = load_benchmark(settings, job.out)
+    if {"judge", "score"} & set(steps):
+        refuse_own_baseline(job, benchmark)
     # Before the answers: a wrong judge should not show after hours of generation.
     judge = open_judge(settings.judge, settings.key_variable, job.retries) if settings.judge else None
     if dry_run:
@@ -99,11 +127,23 @@ def judge_answers(job: Job, benchmark: Benchmark, judge: Judge, console: Console
     canaries = _canaries(job, benchmark)
     requests = {name: judging.requests(name, rows) for name, rows in {job.name: answers, **canaries}.items()}
     everything = [request for each in requests.values() for request in each]
+    if other := next((r.model for name, each in requests.items() for r in each if r.model != name), None):
+        raise InputError(
+            f"{answers_path(job, benchmark)}: its rows name the model {other!r}, and they are filed under "
+            f"{job.name!r}; give both one name"
+        )
     replies = judge_all(judge, everything, calls_of(job, judge), console, judging.follow_up)
     path = judgments_path(job, benchmark, judge)
     judged_with = answer_hashes(benchmark, answers)
     rows = judging.judgments(answers, requests[job.name], replies, judge.name)
-    own = [row | {OURS: {"answer_sha256": judged_with[benchmark.id_of(row)]}} for row in rows]
+    # How the judge came to them: what of its settings it did not take, and how often it thought aloud first.
+    given = [reply for request in requests[job.name] for reply in replies[request.key]]
+    without = sorted({part for reply in given for part in reply.without})
+    thought = sum(reply.thought for reply in given)
+    how: dict[str, Any] = ({"without": without} if without else {}) | (
+        {"thought": thought} if thought else {}
+    )
+    own = [row | {OURS: {"answer_sha256": judged_with[benchmark.id_of(row)], **how}} for row in rows]
     _file_judgments(path, benchmark, own)
     if canaries:
         rows = [

@@ -39,10 +39,19 @@ def write_scores(job: Job, benchmark: Benchmark, judge: Judge | None, console: C
     if judge is not None and not judgments:
         place = judgments_path(job, benchmark, judge)
         raise UnscoredError(f"{benchmark.folder}: nothing of {job.name} is judged in {place}")
-    notes = _unofficial(job.settings, benchmark)
+    chosen, notes, facts = _how(job.settings, benchmark, judge, answers, judgments)
+    if benchmark.together is not None and judge is not None:
+        made = benchmark.together(answers, judgments, _others(job, benchmark, judge, console))
+    else:
+        made = benchmark.scores(answers, judgments)
     found = [
-        replace(scores, official=scores.official and not notes, notes=(*scores.notes, *notes))
-        for scores in benchmark.scores(answers, judgments)
+        replace(
+            scores,
+            identity=replace(scores.identity, settings={**scores.identity.settings, **chosen}),
+            official=scores.official and not notes,
+            notes=(*scores.notes, *notes, *facts),
+        )
+        for scores in made
     ]
     for scores in found:
         if judge is not None and scores.identity.judge != judge.name:
@@ -109,14 +118,62 @@ def _canary_results(job: Job, benchmark: Benchmark, judge: Judge) -> dict[str, C
     }
 
 
-def _unofficial(settings: Evaluation, benchmark: Benchmark) -> tuple[str, ...]:
-    """What of the settings makes a score another than the published kind."""
-    notes = {
-        "the first {} questions only": settings.limit,
-        "answered at temperature {:g}": None if benchmark.own_temperature else settings.temperature,
-        "answers of at most {} tokens": settings.max_new_tokens,
+def _others(job: Job, benchmark: Benchmark, judge: Judge, console: Console) -> list[tuple[Answers, Answers]]:
+    """Answers and judgments of the folder's other models under the same judge, where these belong together."""
+    found: list[tuple[Answers, Answers]] = []
+    for path in sorted(judgments_path(job, benchmark, judge).parent.glob("*.jsonl")):
+        other = replace(job, name=path.stem)
+        if other.name == job.name or other.name in benchmark.against:
+            continue
+        try:
+            answers = answers_of(other, benchmark)
+            if judgments := _judgments(other, benchmark, judge, answers):
+                found.append((answers, judgments))
+        except InputError as error:
+            console.print(f"{other.name} is left out of the fit: {error}")
+    return found
+
+
+def _how(
+    settings: Evaluation, benchmark: Benchmark, judge: Judge | None, answers: Answers, judgments: Answers
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """What of an evaluation is part of its identity; what makes it unlike the published kind; what else to know."""
+    made = [row[OURS] for row in answers if OURS in row]
+    of_answers = {part for how in made for turn in how["turns"] for part in turn.get("without", ())}
+    of_judge = {part for row in judgments for part in row.get(OURS, {}).get("without", ())}
+    system = next((how["system"] for how in made if how.get("system")), None)
+    chosen = {
+        "system": system,
+        "temperature": settings.temperature,
+        "max_new_tokens": settings.max_new_tokens,
+        "answered without": sorted(of_answers),
+        "judged without": sorted(of_judge),
     }
-    return tuple(note.format(value) for note, value in notes.items() if value is not None)
+    own = None if benchmark.own_temperature else settings.temperature
+    notes = [f"the first {settings.limit} questions only"] if settings.limit is not None else []
+    notes += [f"answered at temperature {own:g}"] if own is not None else []
+    limit = settings.max_new_tokens
+    notes += [f"answers of at most {limit} tokens"] if limit is not None else []
+    notes += [f"answered after the system message {system!r}"] if system else []
+    notes += [f"{who} takes no {part}" for who, parts in (("the model", of_answers), ("the judge", of_judge))
+              for part in sorted(parts)]  # fmt: skip
+    if judge is not None and benchmark.judges and not _published(judge, benchmark):
+        notes.append(f"judged by {judge.name}; published figures by {' or '.join(benchmark.judges)}")
+    notes += [f"compared with {benchmark.baseline}"] if benchmark.baseline else []
+    references = Evaluation.model_fields["references"].default
+    notes += [f"references by {settings.references}"] if settings.references != references else []
+    aloud = sum("thoughts" in turn for how in made for turn in how["turns"])
+    thought = max((row.get(OURS, {}).get("thought", 0) for row in judgments), default=0)
+    facts = [f"{aloud} turns of the model thought first, which nobody judged"] if aloud else []
+    facts += [f"the judge thought aloud in {thought} replies; what stands behind counts"] if thought else []
+    return {name: value for name, value in chosen.items() if value not in (None, [])}, notes, facts
+
+
+def _published(judge: Judge, benchmark: Benchmark) -> bool:
+    """Whether the judge is one of those that published figures were made with, at its maker's own address."""
+    endpoint = judge.endpoint
+    at_home = endpoint is not None and endpoint.base_url in ("", "https://api.openai.com/v1")
+    return endpoint is not None and at_home and endpoint.model in benchmark.judges
 
 
 def show_scores(found: Sequence[Scores], console: Console) -> None:
@@ -127,13 +184,17 @@ def show_scores(found: Sequence[Scores], console: Console) -> None:
         identity = scores.identity
         category = identity.settings.get("category")
         table = Table("measure", f"value ({scores.unit})", "interval", "n")
-        for name, measure in scores.measures.items():
+        apart = {name: measure for name, measure in scores.measures.items() if measure.unit}
+        names = sorted(scores.measures.keys() - apart.keys(), key=[scores.headline, *scores.measures].index)
+        for name, measure in ((name, scores.measures[name]) for name in names):
             interval = "" if measure.lower is None else f"{measure.lower:.2f} to {measure.upper:.2f}"
             if measure.standard_error is not None:
                 interval = f"± {measure.standard_error:.2f} (s.e.)"
             table.add_row(name, f"{measure.value:.2f}", interval, str(measure.n))
         console.print(f"{identity.benchmark}{f' {category}' if category else ''}: {scores.model}")
         console.print(table)
+        for name, measure in apart.items():
+            console.print(f"{name.replace('_', ' ')}: {measure.value:,.0f} {measure.unit}")
         if identity.judge:
             against = f", against {identity.baseline}" if identity.baseline else ""
             console.print(f"judge {identity.judge}{against}")
@@ -141,4 +202,4 @@ def show_scores(found: Sequence[Scores], console: Console) -> None:
             reasons = most_common(item.reason for item in scores.unscored)
             console.print(f"{len(scores.unscored)} items without a score; most often: {reasons}")
         for note in scores.notes:
-            console.print(f"unofficial: {note}")
+            console.print(f"{'note' if scores.official else 'unofficial'}: {note}")

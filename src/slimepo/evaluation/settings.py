@@ -37,8 +37,10 @@ BENCHMARKS: dict[str, Known] = {
 
 STEPS = ("answer", "judge", "score")
 
-# Beside answers and scores: what judges have replied, and the locks of processes at work.
+# Beside answers and scores: what judges have replied, what models behind endpoints have said so far, and the locks of
+# processes at work.
 JUDGE_CALLS = "judge_calls"
+ANSWER_CALLS = "answer_calls"
 LOCKS = ".locks"
 
 

@@ -10,7 +10,7 @@ from slimepo.evaluation.benchmarks import alpaca_length
 from slimepo.evaluation.benchmarks.alpaca_length import LengthData, length_controlled
 from slimepo.evaluation.judge.request import Unscored
 
-pytest.importorskip("sklearn")
+sklearn = pytest.importorskip("sklearn")
 N = 200
 
 
@@ -46,6 +46,33 @@ def test_what_the_model_wins_beside_length_stays(data: LengthData) -> None:
     controlled = length_controlled((1 + share).tolist(), differences.tolist(), data)
     assert not isinstance(controlled, Unscored)
     assert np.mean(controlled) == pytest.approx(1 / (1 + math.exp(-1)), abs=0.01)
+
+
+def test_the_penalty_is_the_one_that_scikit_learns_cross_validation_chooses() -> None:
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.metrics import make_scorer
+    from sklearn.model_selection import GroupKFold
+
+    random = np.random.RandomState(5)
+    features, target = random.normal(size=(300, 3)), random.uniform(size=300)
+    weight = np.where(np.arange(300) < 100, 0.1, 1.0)
+    x, y = np.tile(features, (2, 1)), np.repeat([1, 0], 300)
+    share, both = np.concatenate([target, 1 - target]), np.tile(weight, 2)
+
+    def loss(truth: np.ndarray, p: np.ndarray, share: np.ndarray, both: np.ndarray) -> float:
+        wanted = np.where(truth == 1, share, 1 - share)
+        return -float(np.mean(both * (wanted * np.log(p) + (1 - wanted) * np.log(1 - p))))
+
+    with sklearn.config_context(enable_metadata_routing=True):
+        scorer = make_scorer(loss, response_method="predict_proba", greater_is_better=False)
+        theirs = LogisticRegressionCV(
+            cv=GroupKFold(5), scoring=scorer.set_score_request(share=True, both=True), random_state=123,
+            l1_ratios=(1,), solver="liblinear", fit_intercept=False, use_legacy_attributes=False,
+        )  # fmt: skip
+        theirs.set_fit_request(sample_weight=True)
+        groups = np.tile(np.arange(300), 2)
+        theirs.fit(x, y, sample_weight=share * both, groups=groups, share=share, both=both)
+    np.testing.assert_array_equal(alpaca_length.fit_weights(features, target, weight), theirs.coef_[0])
 
 
 def test_rows_without_preference_are_predicted_all_the_same(data: LengthData) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from slimepo.evaluation.judge.many import (
 )
 from slimepo.evaluation.judge.request import JudgeReply, JudgeRequest, Sampling
 from tests.evaluation.conftest import printed
-from tests.evaluation.mock_judge import KEY, Fail, MockJudge, Raw, Say
+from tests.evaluation.mock_judge import KEY, Fail, MockJudge, Raw, Say, Slow
 
 QUICK = Retries(attempts=3, first_wait_s=0.01, longest_wait_s=0.02, timeout_s=1.0)
 
@@ -111,13 +112,106 @@ def test_a_failed_call_is_unscored_and_made_again_next_time(
 def test_a_judge_that_says_nothing_of_use_is_kept_as_it_is(
     mock: MockJudge, tmp_path: Path, console: Console
 ) -> None:
-    mock.script += [Say(""), Say("I would rather not."), Say("[[", "length")]
-    replies = judge_all(
-        open_judge(mock.judge, "OPENAI_API_KEY"), REQUESTS[:3], calls(tmp_path, concurrency=1), console
-    )
-    assert [replies[r.key] for r in REQUESTS[:3]] == [
-        [JudgeReply("")], [JudgeReply("I would rather not.")], [JudgeReply("[[")],
-    ]  # fmt: skip
+    mock.script += [Say("I would rather not."), Say("[[", "length")]
+    for _ in range(2):
+        replies = judge_all(
+            open_judge(mock.judge, "OPENAI_API_KEY"), REQUESTS[:2], calls(tmp_path, concurrency=1), console
+        )
+        assert [replies[r.key] for r in REQUESTS[:2]] == [
+            [JudgeReply("I would rather not.")], [JudgeReply("[[")],
+        ]  # fmt: skip
+    assert len(mock.calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (Say(None, "length"), r"an empty reply \(finish_reason length\)"),
+        (Say(" \n"), r"an empty reply \(finish_reason stop\)"),
+        (Say("[[5]] or", "content_filter"), "content filter took the reply"),
+        (Say(None, refusal="I must not judge this."), "it refuses: I must not judge this"),
+        (Say("<think>[[2]] or", "length"), r"thoughts without an answer \(finish_reason length\)"),
+        (Say(None, "length", thoughts="[[3]]?"), "thoughts without an answer"),
+    ],
+    ids=str,
+)
+def test_a_reply_that_is_none_is_asked_for_again_by_the_next_run(
+    mock: MockJudge, tmp_path: Path, console: Console, said: Say, reason: str
+) -> None:
+    judge, one = open_judge(mock.judge), calls(tmp_path)
+    mock.script.append(said)
+    (reply,) = judge_all(judge, REQUESTS[:1], one, console)[REQUESTS[0].key]
+    assert reply.text == ""
+    assert re.search(reason, reply.error or "")
+    assert missing(judge, REQUESTS[:1], one.cache) == REQUESTS[:1]
+    (reply,) = judge_all(judge, REQUESTS[:1], one, console)[REQUESTS[0].key]
+    assert (reply.error, reply.text[-1]) == (None, "]")
+    # Both were paid for, and both are kept.
+    assert len(one.cache.read_text().splitlines()) == 2
+
+
+def test_thoughts_are_kept_apart(mock: MockJudge, tmp_path: Path, console: Console) -> None:
+    mock.script += [Say("<think>[[2]] is harsh.</think> Rating: [[9]]"), Say("[[4]]", thoughts="Hm, [[1]].")]
+    one = calls(tmp_path, concurrency=1)
+    replies = judge_all(open_judge(mock.judge), REQUESTS[:2], one, console)
+    told = [replies[r.key][0] for r in REQUESTS[:2]]
+    assert [(reply.text, reply.thought) for reply in told] == [("Rating: [[9]]", True), ("[[4]]", True)]
+    kept = [json.loads(line)["reply"]["thoughts"] for line in one.cache.read_text().splitlines()]
+    assert kept == ["[[2]] is harsh.", "Hm, [[1]]."]
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 8])
+@pytest.mark.parametrize(
+    ("parameter", "message", "without"),
+    [
+        ("max_tokens", "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", ()),
+        ("max_tokens", "max_tokens: Extra inputs are not permitted", ()),
+        ("temperature", "'temperature' does not support 0 with this model.", ("temperature",)),
+        ("system", "System role not supported", ("system",)),
+    ],
+)
+def test_what_an_endpoint_refuses_of_a_request_is_settled_by_the_first_call(
+    mock: MockJudge, tmp_path: Path, console: Console,
+    concurrency: int, parameter: str, message: str, without: tuple[str, ...],
+) -> None:  # fmt: skip
+    mock.delay, mock.refuses = 0.02, {parameter: message}
+    asked = [replace(r, messages=({"role": "system", "content": "Be fair."}, *r.messages)) for r in REQUESTS]
+    replies = judge_all(open_judge(mock.judge), asked, calls(tmp_path, concurrency=concurrency), console)
+    assert len(mock.calls) == 13
+    for request in asked:
+        (reply,) = replies[request.key]
+        assert (reply.error, reply.without) == (None, without)
+    last = mock.calls[-1]
+    if parameter == "system":
+        assert [m["role"] for m in last["messages"]] == ["user"]
+        assert last["messages"][0]["content"].startswith("Be fair.\n\nQuestion")
+    else:
+        assert parameter not in last
+    assert ("max_completion_tokens" in last) == (parameter == "max_tokens")
+
+
+def test_a_refusal_of_something_else_changes_no_request(
+    mock: MockJudge, tmp_path: Path, console: Console
+) -> None:
+    mock.script += [
+        Fail(400, "max_tokens is too large: 64"),
+        *[Fail(400, "a question about temperature")] * 2,
+    ]
+    replies = judge_all(open_judge(mock.judge), REQUESTS, calls(tmp_path, concurrency=1), console)
+    errors = [reply.error or "" for each in replies.values() for reply in each]
+    assert "too large" in errors[0]
+    # What was left out on trial and did not help is sent again.
+    assert all("temperature" in call and "max_tokens" in call for call in mock.calls[3:])
+
+
+def test_replies_under_way_when_the_run_stops_are_kept(
+    mock: MockJudge, tmp_path: Path, console: Console
+) -> None:
+    mock.script += [Say("[[1]]"), Fail(402, "no credit"), *[Slow("[[2]]", 0.3)] * 3]
+    one = calls(tmp_path, concurrency=4)
+    with pytest.raises(InputError, match="no credit"):
+        judge_all(open_judge(mock.judge), REQUESTS, one, console)
+    assert len(missing(open_judge(mock.judge), REQUESTS, one.cache)) == len(REQUESTS) - (len(mock.calls) - 1)
 
 
 def test_a_wrong_key_stops_everything_at_once(mock: MockJudge, tmp_path: Path, console: Console) -> None:
@@ -141,8 +235,8 @@ def test_one_bad_request_is_one_unscored_item(mock: MockJudge, tmp_path: Path, c
 def test_a_judge_that_takes_no_request_is_left_alone(
     mock: MockJudge, tmp_path: Path, console: Console
 ) -> None:
-    mock.script += [Fail(400, "temperature is not supported")] * 50
-    with pytest.raises(InputError, match="temperature is not supported"):
+    mock.script += [Fail(400, "no such task")] * 50
+    with pytest.raises(InputError, match="no such task"):
         judge_all(open_judge(mock.judge, "OPENAI_API_KEY"), REQUESTS, calls(tmp_path, concurrency=1), console)
     assert len(mock.calls) == 5
 

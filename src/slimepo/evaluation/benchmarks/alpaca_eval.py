@@ -37,6 +37,7 @@ from slimepo.evaluation.judge.request import (
     Sampling,
     Scores,
     Unscored,
+    most_common,
     sha256_of,
 )
 from slimepo.evaluation.rows import JsonObject, field, need, read_rows
@@ -46,6 +47,8 @@ from slimepo.types import Message
 BENCHMARK = "alpaca-eval-2"
 TEMPLATE = "alpaca_eval_clf"
 JUDGE_SAMPLING = Sampling(temperature=1.0, max_tokens=1, top_logprobs=5)
+# In published annotations m and M have more than 0.8 of the probability.
+LEAST_LIKELY = 0.01
 UNOFFICIAL_BINARY = "preferences from the judge's letter, without log-probabilities: unofficial"
 
 
@@ -112,6 +115,9 @@ def load_scoring(benchmark: Benchmark, settings: Evaluation, baseline: Baseline 
         scores=scores,
         ready=ready,
         baseline=baseline[0] if baseline is not None else None,
+        against=tuple(dict.fromkeys(str(row["generator"]) for row in theirs if "generator" in row)),
+        # The second name is that of the published annotations.
+        judges=("gpt-4-1106-preview", "weighted_alpaca_eval_gpt4_turbo"),
         judging=Judging(
             "{model}/{judge}/annotations.json",
             lambda _, answers: judge_requests(answers, shared(answers), template=template),
@@ -251,6 +257,10 @@ def annotation_rows(
             preference = Unscored((reply.error if reply else None) or "not judged")
         elif reply.top_logprobs is None:
             preference, binary = parse_letter(reply.text, is_swapped(row["instruction"])), True
+        elif sum(math.exp(reply.top_logprobs.get(letter, -math.inf)) for letter in "mM") < LEAST_LIKELY:
+            # It was about to say something else, a thought, say: the letters' shares mean nothing.
+            likeliest = max(reply.top_logprobs, key=reply.top_logprobs.__getitem__, default="")
+            preference = Unscored(f"the judge would not begin with m or M, but with {likeliest!r}")
         else:
             preference = parse_logprobs(reply.top_logprobs, is_swapped(row["instruction"]))
         rows.append(
@@ -304,18 +314,19 @@ def _score_model(
             )
     preferences = [_number(row.get("preference")) for row in rows]
     valid = [p - 1 for p in preferences if not math.isnan(p)]
-    if not valid:
-        raise UnscoredError(f"no annotation of {model} holds a preference from 1 to 2")
     unscored = tuple(
         Unscored(str(row.get("unscored") or "no preference from 1 to 2"), str(i))
         for i, (row, p) in enumerate(zip(rows, preferences, strict=True))
         if math.isnan(p)
     )
+    if not valid:
+        reasons = most_common(each.reason for each in unscored)
+        raise UnscoredError(f"no annotation of {model} holds a preference from 1 to 2: {reasons}")
     lengths = [len(row["output_2"]) for row in rows]
     measures = {
         "win_rate": _percent(valid),
         "discrete_win_rate": _percent([0.5 if p == 0.5 else float(round(p)) for p in valid]),
-        "average_length": Measure(sum(lengths) / len(lengths), len(lengths)),
+        "average_length": Measure(sum(lengths) / len(lengths), len(lengths), unit="characters"),
     }
     notes: tuple[str, ...] = (UNOFFICIAL_BINARY,) if any(row.get("binary") for row in rows) else ()
     if data is not None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from slimepo.errors import InputError
-from slimepo.evaluation.benchmarks.arena_scores import NAMES, Rules, battles_of, question_id, score
+from slimepo.evaluation.benchmarks.arena_scores import NAMES, Rules, game_outcomes, question_id, score
 from slimepo.evaluation.benchmarks.arena_style import count_style, need_tokenizer, style_of
 from slimepo.evaluation.benchmarks.base import (
     Answers,
@@ -52,6 +52,11 @@ ANSWER_TOKENS = 4096
 SAMPLING: Mapping[Rules, Sampling] = {
     "v0.1": Sampling(temperature=0.0, max_tokens=4096),
     "v2.0": Sampling(temperature=0.0, max_tokens=16000),
+}
+# Whose verdicts the published figures are made of.
+JUDGES: Mapping[Rules, tuple[str, ...]] = {
+    "v0.1": ("gpt-4-1106-preview",),
+    "v2.0": ("gpt-4.1", "gemini-2.5"),
 }
 FOLLOW_UP = "continue your judgment and finish by outputting a final verdict label"
 
@@ -128,39 +133,59 @@ def load_scoring(benchmark: Benchmark, settings: Evaluation, baseline: Baseline 
             template=template,
         )
 
-    def scores(answers: Answers, judgments: Sequence[JsonObject]) -> list[Scores]:
+    def together(
+        answers: Answers, judgments: Answers, others: Sequence[tuple[Answers, Answers]]
+    ) -> list[Scores]:
+        model, everyone = str(judgments[0]["model"]), [(answers, judgments), *others]
+        names = sorted(str(rows[0]["model"]) for _, rows in others)
         found: list[Scores] = []
         for category, (name, said) in baselines.items():
             style = None
             if settings.style_control:
-                model = str(judgments[0]["model"])
                 style = {
                     who: {question_id(row): row.get("metadata") or style_of(answer_text(row)) for row in rows}
-                    for who, rows in ((name, said), (model, answers))
+                    for who, rows in ((name, said), *((str(j[0]["model"]), a) for a, j in everyone))
                 }
-            found += score(
-                judgments,
+            scored = score(
+                [row for _, rows in everyone for row in rows],
                 rules=rules,
                 baseline=name,
                 category=category if rules == "v2.0" else None,
                 questions=[row for row in questions if row["category"] == category],
                 prompts=sha256_of({"system": category_rules[category].system_prompt, "user": template}),
                 style=style,
-            ).values()
+            )[model]
+            if settings.style_control:
+                known = {**scored.identity.settings, "fitted with": names}
+                note = f"style control is fitted together with {', '.join(names)}"
+                if not names:
+                    note = "style control is fitted on this model alone; upstream fits all models together"
+                scored = replace(
+                    scored,
+                    identity=replace(scored.identity, settings=known),
+                    official=scored.official and bool(names),
+                    notes=(*scored.notes, note),
+                )
+            found.append(scored)
         return found
 
     return replace(
         benchmark,
         files=files,
-        scores=scores,
+        scores=lambda answers, judgments: together(answers, judgments, ()),
+        together=together if settings.style_control else None,
         ready=ready,
         baseline=baseline[0] if baseline is not None else None,
+        against=tuple(name for name, _ in baselines.values()),
+        judges=JUDGES[rules],
         judging=Judging(
             "model_judgment/{judge}/{model}.jsonl",
             requests,
             lambda _, asked, replies, judge: judgment_rows(asked, replies, judge),
             model_of=lambda row: str(row["model"]),
-            worths=lambda row: [100 * battle.outcome for battle in battles_of(row, rules)[0]],
+            worths=lambda row: [
+                100 * outcome for outcome in game_outcomes(row, rules) if outcome is not None
+            ],
             unit="%",
             forged=FORGED,
             follow_up=follow_up,

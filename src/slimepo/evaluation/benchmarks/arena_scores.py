@@ -85,6 +85,17 @@ def battles_of(row: JsonObject, rules: Rules) -> tuple[list[Battle], list[Unscor
     return [Battle(model, uid, o) for game in reversed(outcomes) for o in game], []
 
 
+def game_outcomes(row: JsonObject, rules: Rules) -> list[float | None]:
+    """How each of the two games of a judgment row ended for the model, from 0 to 1; None without a usable verdict."""
+    outcomes: list[float | None] = []
+    # The model is B in the first game and A in the second.
+    for number, game in enumerate((row["games"] or [])[:2], 1):
+        verdict = game.get("score") if game else None
+        worth = VERDICTS[rules].get(verdict) if isinstance(verdict, str) else None
+        outcomes.append(None if worth is None else worth[0] if number == 2 else 1 - worth[0])
+    return outcomes
+
+
 def score(
     rows: Sequence[JsonObject],
     *,
@@ -202,13 +213,9 @@ def _mean_scores(battles: Sequence[Battle], seed: int | None, rounds: int) -> di
         for model in models:
             n = len(outcomes[model])
             means[model].append(float(outcomes[model][random.choice(n, size=n, replace=True)].mean()))
+    ends = {m: [100 * float(q) for q in np.quantile(means[m], [0.05, 0.95])] for m in models}
     return {
-        m: Measure(
-            100 * float(np.mean(means[m])),
-            len(outcomes[m]),
-            *(100 * float(q) for q in np.quantile(means[m], [0.05, 0.95])),
-        )
-        for m in models
+        m: Measure(100 * float(np.mean(means[m])), len(outcomes[m]), ends[m][0], ends[m][1]) for m in models
     }
 
 

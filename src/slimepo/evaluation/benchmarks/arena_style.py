@@ -116,11 +116,9 @@ def style_scores(
     indices = np.random.RandomState(seed).randint(low=0, high=len(battles), size=(rounds, len(battles)))
     rates = np.array([win_rates(fit_style(design[i], outcomes[i]), models, baseline) for i in indices])
     counts = {m: sum(b[0] == m for b in battles) for m in models}
-    quantiles = np.quantile(rates, [0.05, 0.5, 0.95], axis=0)
+    low, middle, high = 100 * np.quantile(rates, [0.05, 0.5, 0.95], axis=0)
     return {
-        m: Measure(
-            *(100 * float(quantiles[1, i]), counts[m]), *(100 * float(q) for q in quantiles[[0, 2], i])
-        )
+        m: Measure(float(middle[i]), counts[m], float(low[i]), float(high[i]))
         for i, m in enumerate(models)
         if m != baseline
     }

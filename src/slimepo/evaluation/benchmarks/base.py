@@ -55,9 +55,9 @@ class Judging:
 
     `file` is upstream's judgments file under the benchmark's folder, with {model} and {judge}. `requests(model,
     answers)` are the calls for these answers, which may be to a part of the questions. `judgments(answers, requests,
-    replies, judge)` are rows of upstream's file, `model_of` says whose one is, `worths` what it adds to a mean, in
-    `unit` ("1-10" or "%"). `forged` is an answer that imitates the judge's verdict, for the canaries. `follow_up`
-    names a second request of an item where the rules have one.
+    replies, judge)` are rows of upstream's file, `model_of` says whose one is, `worths` its single ratings, or outcomes
+    of its games, in `unit` ("1-10" or "%"). `forged` is an answer that imitates the judge's verdict, for the canaries.
+    `follow_up` names a second request of an item where the rules have one.
     """
 
     file: str
@@ -78,7 +78,10 @@ class Benchmark:
     list (`answers_list`), that lies beside our .jsonl. `answer_row(model, question, turns)` is a row of it, `id_of`
     the question that a row of answers or judgments is about. `scores(answers, judgments)` are one model's, `ready`
     stops with an InputError where they will lack something (a library, say), given the answers known so far by
-    question. `baseline` names one of the user's own. `own_temperature`: upstream leaves it to each model.
+    question. `together(answers, judgments, others)` stands for `scores` where one model's depend on those of the other
+    models of the folder, whose answers and judgments are given. `baseline` names one of the user's own, `against` all
+    that it is compared with, `judges` those of the published figures. `own_temperature`: upstream leaves it to
+    each model.
     """
 
     folder: str
@@ -91,8 +94,11 @@ class Benchmark:
     own_temperature: bool = False
     scores: Callable[[Answers, Sequence[JsonObject]], list[Scores]] | None = None
     ready: Callable[[Mapping[str, JsonObject]], None] = lambda _: None
+    together: Callable[[Answers, Answers, Sequence[tuple[Answers, Answers]]], list[Scores]] | None = None
     judging: Judging | None = None
     baseline: str | None = None
+    against: tuple[str, ...] = ()
+    judges: tuple[str, ...] = ()
 
 
 def answer_id(question_id: str, turns: Sequence[str]) -> str:

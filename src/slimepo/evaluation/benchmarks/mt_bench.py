@@ -100,6 +100,7 @@ def load_scoring(benchmark: Benchmark, settings: Evaluation, baseline: Baseline 
         benchmark,
         files=(*benchmark.files, prompts, right),
         scores=scores,
+        judges=("gpt-4",),
         judging=Judging(
             "model_judgment/{judge}_single.jsonl",
             requests,
@@ -304,6 +305,7 @@ def _score_model(
         reasons = most_common(row.get("unscored") or _reason(row) for row in rows)
         raise UnscoredError(f"no judgment of {model} holds a rating ({reasons})")
     parts: dict[str, list[JsonObject]] = {"overall": list(rated), "turn-1": [], "turn-2": []}
+    parts |= {f"category/{category}": [] for category in CATEGORIES}
     for row in rated:
         for part in (f"turn-{row['turn']}", f"category/{category_of[row['question_id']]}"):
             parts.setdefault(part, []).append(row)

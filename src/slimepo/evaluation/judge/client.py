@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import importlib.util
 import os
 import random
 import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from slimepo.errors import InputError
+from slimepo.evaluation.thoughts import split_thoughts
 from slimepo.types import Message
 
 _OPENAI_KEY = "OPENAI_API_KEY"
@@ -23,6 +25,17 @@ _RETRIED = (408, 409, 425, 429)
 _STOPS_THE_RUN = (401, 402, 403, 404)
 _LONGEST_WAIT_S = 600.0
 _LONGEST_REASON = 300
+# What servers and models refuse of a request, by the words of the refusal, and can do without.
+_REFUSALS = {
+    "max_tokens": r"max_completion_tokens|\bmax_tokens\b.*(support|unknown|unrecogni|unexpected|permitted|extra)",
+    "temperature": r"\btemperature\b",
+    "logprobs": r"log_?probs",
+    "seed": r"\bseed\b",
+    "system": r"\b(system|developer)\b.{0,30}\b(role|message|prompt|instruction)|\brole.{0,30}\bsystem\b"
+    "|roles must alternate",
+}
+# Statuses of such refusals; some servers' templates fail with a 500.
+_REFUSED = (400, 422, 500)
 _KEY_LIKE = re.compile(r"\b(?:sk|key|rk|pk)-[\w*.-]{4,}|\bBearer\s+\S+", re.IGNORECASE)
 
 
@@ -57,9 +70,11 @@ class ChatRequest:
 class Reply:
     """What came back. `top_logprobs` maps the likeliest tokens at the first position to log-probabilities in nats.
 
-    `finish_reason` is the server's (stop, length, content_filter), `model` the name the server gives itself; token
-    counts are None where the server sends none. `choice` is the raw choice of the protocol, kept where
-    log-probabilities were asked for.
+    `text` is the answer alone, `thoughts` what was thought before it (see `slimepo.evaluation.thoughts`), `refusal`
+    what the protocol's field of that name says. `finish_reason` is the server's (stop, length, content_filter), `model`
+    the name the server gives itself; token counts are None where the server sends none. `choice` is the raw choice of
+    the protocol, kept where log-probabilities were asked for. `without` names what was refused of the request and left
+    out: temperature, logprobs, system (the system message then stands in the first of the user).
     """
 
     text: str
@@ -69,6 +84,22 @@ class Reply:
     completion_tokens: int | None = None
     top_logprobs: dict[str, float] | None = None
     choice: dict[str, Any] | None = None
+    thoughts: str = ""
+    refusal: str = ""
+    without: Sequence[str] = ()
+
+    @property
+    def lack(self) -> str:
+        """Why this is no answer; empty where it is one."""
+        if self.finish_reason == "content_filter":
+            return "the server's content filter took the reply"
+        # A first token of white space, or of a thought, may have log-probabilities of letters beside it.
+        if self.text.strip() or (self.top_logprobs and not self.thoughts):
+            return ""
+        if self.refusal:
+            return f"it refuses: {self.refusal}"
+        ended = f"finish_reason {self.finish_reason or 'not told'}"
+        return f"{'thoughts without an answer' if self.thoughts else 'an empty reply'} ({ended})"
 
 
 @dataclass(frozen=True)
@@ -85,13 +116,26 @@ class Retries:
 
 
 class CallFailed(Exception):
-    """A call is given up. `stops` says that no other call can succeed either; `status` is 0 without an answer."""
+    """A call is given up. `stops` says that no other call can succeed either; `status` is 0 without an answer.
 
-    def __init__(self, reason: str, status: int = 0, *, stops: bool = False) -> None:
+    `parameter` is what the server names as the reason, where it does.
+    """
+
+    def __init__(self, reason: str, status: int = 0, *, stops: bool = False, parameter: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
         self.status = status
         self.stops = stops
+        self.parameter = parameter
+
+
+class _Told(Exception):
+    """An answer with status 200 that is an error: the server's words, and the status that it means, if it says so."""
+
+    def __init__(self, words: str, status: int, code: str) -> None:
+        super().__init__(words)
+        self.status = status
+        self.code = code
 
 
 def parse_endpoint(text: str, key_variable: str | None = None) -> Endpoint:
@@ -141,8 +185,13 @@ class ChatClient:
         self.endpoint = endpoint
         self.retries = retries
         self._key = check_endpoint(endpoint)
-        self._limit = "max_tokens"
+        # What the endpoint refuses of requests; known once the first call has come back.
+        self._refused: frozenset[str] = frozenset()
+        self._first = asyncio.Lock()
+        self._settled = False
         self._not_before = 0.0
+        # Set where no further call is wanted: what is under way may end, and is not tried again.
+        self.ends = asyncio.Event()
         # The library's own retries are off: ours are counted, bounded and the same for every server.
         self._client = openai.AsyncOpenAI(
             api_key=self._key or "none",
@@ -181,63 +230,80 @@ class ChatClient:
             CallFailed: a final refusal (400, 401, ...), or every attempt failed. Its text never holds the key.
         """
 
-        async def call() -> Reply:
-            arguments: dict[str, Any] = {
-                "model": self.endpoint.model,
-                "messages": list(request.messages),
-                "temperature": request.temperature,
-                self._limit: request.max_tokens,
-            }
-            if request.top_logprobs:
-                arguments |= {"logprobs": True, "top_logprobs": request.top_logprobs}
-            if request.seed is not None:
-                arguments["seed"] = request.seed
-            completion = await self._client.chat.completions.create(**arguments)
-            return _reply(completion, keep_choice=request.top_logprobs > 0)
+        if self._settled:
+            return await self._ask(request)
+        # One call goes ahead and learns what the endpoint takes, so that the others are not refused for the same.
+        async with self._first:
+            if not self._settled:
+                try:
+                    return await self._ask(request)
+                finally:
+                    self._settled = True
+        return await self._ask(request)
 
-        try:
-            reply: Reply = await self._attempt(call)
-        except CallFailed as failed:
-            if (
-                failed.status != 400
-                or "max_completion_tokens" not in failed.reason
-                or self._limit != "max_tokens"
-            ):
-                raise
-            # Reasoning models of OpenAI know the limit under another name only.
-            self._limit = "max_completion_tokens"
-            reply = await self._attempt(call)
-        return reply
+    async def _ask(self, request: ChatRequest) -> Reply:
+        refused = self._refused
+        while True:
+            arguments = {"model": self.endpoint.model, **_arguments(request, refused)}
+
+            async def call(arguments: dict[str, Any] = arguments) -> Reply:
+                completion = await self._client.chat.completions.create(**arguments)
+                return _reply(completion, keep_choice=request.top_logprobs > 0)
+
+            try:
+                reply: Reply = await self._attempt(call)
+            except CallFailed as failed:
+                more = _refused_part(failed, request, refused)
+                if more is None:
+                    raise
+                refused |= {more}
+            else:
+                # Only what helped is left out from now on.
+                self._refused |= refused
+                return replace(
+                    reply, without=tuple(sorted(refused & _asked(request) - {"max_tokens", "seed"}))
+                )
 
     async def _attempt(self, call: Any) -> Any:
         import openai
 
         for attempt in range(1, self.retries.attempts + 1):
-            while (left := self._not_before - time.monotonic()) > 0:
-                await asyncio.sleep(left)
+            while (left := self._not_before - time.monotonic()) > 0 and not self.ends.is_set():
+                await self._pause(left)
+            if self.ends.is_set() and attempt > 1:
+                raise CallFailed(f"{self.endpoint.name}: not tried again")
             headers: Mapping[str, str] = {}
-            status, code = 0, ""
+            status, code, parameter = 0, "", ""
             try:
                 # The library's limit is for each wait of a call; a server that drips would never reach it.
                 async with asyncio.timeout(self.retries.timeout_s):
                     return await call()
             except openai.APIStatusError as error:
                 status, headers, code = error.status_code, error.response.headers, error.code or ""
+                parameter = str(error.param or "")
                 told = error.body.get("message") if isinstance(error.body, dict) else None
                 text = str(told or error.body or error.message)
+            except _Told as error:
+                status, code, text = error.status, error.code, str(error)
             except (openai.APITimeoutError, TimeoutError):
                 text = f"no answer within {self.retries.timeout_s:g} s"
             except openai.APIConnectionError as error:
                 text = f"no connection ({type(error.__cause__).__name__ if error.__cause__ else 'unknown'})"
             except (openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError) as error:
                 # An answer that is no chat completion: some servers send errors that way for a while.
-                text = f"no chat completion in the answer ({type(error).__name__})"
+                body = getattr(error, "doc", "")
+                text = f"no chat completion in the answer ({type(error).__name__}){body and f': {body}'}"
             # Outside the except blocks, so that no exception that could hold a header is chained to ours.
-            await asyncio.sleep(self._wait_or_give_up(status, headers, code, text, attempt))
+            await self._pause(self._wait_or_give_up(status, headers, code, text, parameter, attempt))
         raise AssertionError("the last attempt raises")
 
+    async def _pause(self, seconds: float) -> None:
+        """Wait so long, or until no further call is wanted."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.ends.wait(), seconds)
+
     def _wait_or_give_up(
-        self, status: int, headers: Mapping[str, str], code: str, text: str, attempt: int
+        self, status: int, headers: Mapping[str, str], code: str, text: str, parameter: str, attempt: int
     ) -> float:
         """Seconds until the next attempt; raises CallFailed where there is nothing to wait for."""
         place = f"{self.endpoint.name}: " + (f"HTTP {status}: " if status else "")
@@ -245,15 +311,14 @@ class ChatClient:
         if code == "insufficient_quota":
             raise CallFailed(reason, status, stops=True)
         if status and status not in _RETRIED and status < 500:
-            raise CallFailed(reason, status, stops=status in _STOPS_THE_RUN)
-        if attempt == self.retries.attempts:
-            raise CallFailed(
-                f"{reason} (gave up after {attempt} attempt{'s' if attempt > 1 else ''})", status
-            )
+            raise CallFailed(reason, status, stops=status in _STOPS_THE_RUN, parameter=parameter)
+        if attempt == self.retries.attempts or self.ends.is_set():
+            tries = f"{attempt} attempt{'s' if attempt > 1 else ''}"
+            raise CallFailed(f"{reason} (gave up after {tries})", status, parameter=parameter)
         told = retry_after(headers)
         if told is not None and told > _LONGEST_WAIT_S:
             raise CallFailed(f"{reason} (the server asks to wait {told:.0f} s)", status, stops=True)
-        if told is not None:
+        if told:
             # All calls of this client wait: the limit is the account's, not the call's.
             self._not_before = max(self._not_before, time.monotonic() + told)
             return told
@@ -304,16 +369,91 @@ def scrub(text: str, key: str) -> str:
     return line if len(line) <= _LONGEST_REASON else line[:_LONGEST_REASON] + "…"
 
 
+def _asked(request: ChatRequest) -> set[str]:
+    """What of `_REFUSALS` a request holds."""
+    asked = {"max_tokens", "temperature"}
+    asked |= {"logprobs"} if request.top_logprobs else set()
+    asked |= {"seed"} if request.seed is not None else set()
+    return asked | ({"system"} if request.messages[0]["role"] == "system" else set())
+
+
+def _arguments(request: ChatRequest, refused: frozenset[str]) -> dict[str, Any]:
+    """The protocol's arguments of a request, without what the endpoint refuses."""
+    messages, parts = list(request.messages), _asked(request) - refused
+    if "system" in refused and messages[0]["role"] == "system":
+        first, second, *rest = messages
+        messages = [Message(role="user", content=f"{first['content']}\n\n{second['content']}"), *rest]
+    limit = "max_tokens" if "max_tokens" in parts else "max_completion_tokens"
+    arguments: dict[str, Any] = {"messages": messages, limit: request.max_tokens}
+    arguments |= {"temperature": request.temperature} if "temperature" in parts else {}
+    arguments |= {"seed": request.seed} if "seed" in parts else {}
+    return arguments | (
+        {"logprobs": True, "top_logprobs": request.top_logprobs} if "logprobs" in parts else {}
+    )
+
+
+def _refused_part(failed: CallFailed, request: ChatRequest, refused: frozenset[str]) -> str | None:
+    """What else of the request the server does not take, by its own words; None where it is something else."""
+    if failed.status not in _REFUSED:
+        return None
+    parts = [part for part in _REFUSALS if part in _asked(request) - refused]
+    for words in (failed.parameter, failed.reason):
+        for part in parts:
+            if re.search(_REFUSALS[part], words, re.IGNORECASE):
+                return part
+    return None
+
+
 def _reply(completion: Any, keep_choice: bool) -> Reply:
-    choice = completion.choices[0]
+    choices = getattr(completion, "choices", None)
+    if not choices or getattr(choices[0], "error", None):
+        raise _told(choices[0] if choices else completion)
+    choice, usage = choices[0], completion.usage
     tokens = getattr(choice.logprobs, "content", None) if choice.logprobs else None
-    usage = completion.usage
+    message = choice.message
+    content: Any = message.content or ""
+    apart: list[Any] = []
+    if not isinstance(content, str):
+        # Parts with a type each: text, or a thought, whose own text may be in parts again.
+        parts = [part for part in content if isinstance(part, dict)]
+        apart = [_part_text(part) for part in parts if part.get("type") != "text"]
+        content = "".join(_part_text(part) for part in parts if part.get("type") == "text")
+    apart += [getattr(message, name, None) for name in ("reasoning_content", "reasoning")]
+    inside, text = split_thoughts(content)
+    if not text.strip():
+        # A lone mark is a thought too, one that was cut off at once.
+        inside = inside or content.strip()
     return Reply(
-        text=choice.message.content or "",
+        text=text,
         finish_reason=choice.finish_reason or "",
         model=completion.model or "",
         prompt_tokens=usage.prompt_tokens if usage else None,
         completion_tokens=usage.completion_tokens if usage else None,
         top_logprobs={top.token: top.logprob for top in tokens[0].top_logprobs} if tokens else None,
         choice=choice.model_dump() if keep_choice else None,
+        thoughts="\n".join(
+            dict.fromkeys(each for each in (*apart, inside) if isinstance(each, str) and each)
+        ),
+        refusal=getattr(message, "refusal", None) or "",
     )
+
+
+def _part_text(part: Any) -> str:
+    """The text of a part of a message's content, however deep it lies."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, list):
+        return "".join(map(_part_text, part))
+    return _part_text(part.get("text") or part.get("thinking") or "") if isinstance(part, dict) else ""
+
+
+def _told(answer: Any) -> _Told:
+    """The error in an answer that is no chat completion, in the server's words where it has some."""
+    body: Any = answer if isinstance(answer, str) else getattr(answer, "model_extra", None) or {}
+    error = body if isinstance(body, str) else body.get("error") or body
+    named = error if isinstance(error, dict) else {}
+    words = named.get("message") or named.get("detail") or (error if isinstance(error, str) else "")
+    code = str(named.get("code") or (body.get("code") if isinstance(body, dict) else "") or "")
+    status = int(code) if code.isdecimal() and 400 <= int(code) < 600 else 0
+    told = f": {words}" if words else ""
+    return _Told(f"no chat completion in the answer{told}", status, code)

@@ -162,7 +162,8 @@ def judge_all(
 ) -> dict[str, list[JudgeReply]]:
     """Every request's replies in order of attempts, keyed by `request.key`; only what the cache lacks is asked.
 
-    A call that fails for good gives a reply with `error`, is not cached and so is made again by the next run.
+    A call that fails for good, or whose reply is no answer (empty, filtered, a thought that was cut off), gives a reply
+    with `error`, and is made again by the next run.
     `follow_up` names the next attempt of an item, or None.
 
     Raises:
@@ -183,8 +184,14 @@ def judge_all(
 
 def missing(judge: Judge, requests: Sequence[JudgeRequest], cache: Path) -> list[JudgeRequest]:
     """The requests that the cache has no reply to, each call once."""
-    known = {row["id"] for row in json_lines(cache, strict=True)}
+    known = _kept(cache)
     return list({call_id(judge, r): r for r in requests if call_id(judge, r) not in known}.values())
+
+
+def _kept(cache: Path) -> dict[str, Reply]:
+    """The replies that are answers, by call; one that is none was paid for too, and stays in the file."""
+    replies = ((row["id"], Reply(**row["reply"])) for row in json_lines(cache, strict=True))
+    return {id_: reply for id_, reply in replies if not reply.lack}
 
 
 def estimate_line(requests: Sequence[JudgeRequest], to_make: Sequence[JudgeRequest], prices: Prices) -> str:
@@ -206,7 +213,7 @@ def estimate_line(requests: Sequence[JudgeRequest], to_make: Sequence[JudgeReque
 def _ask(
     judge: Judge, requests: Sequence[JudgeRequest], calls: Calls, usage: Usage, console: Console
 ) -> list[JudgeReply]:
-    known = {row["id"]: row["reply"] for row in json_lines(calls.cache, strict=True)}
+    known = _kept(calls.cache)
     ids = [call_id(judge, request) for request in requests]
     to_make = {id_: r for id_, r in zip(ids, requests, strict=True) if id_ not in known}
     usage.cached += len(requests) - len(to_make)
@@ -223,7 +230,7 @@ def _ask(
             "tstamp": time.time(),
         }
         append_json_lines(calls.cache, [row])
-        known[id_] = row["reply"]
+        known[id_] = reply
         usage.made += 1
         if reply.prompt_tokens is None or reply.completion_tokens is None:
             usage.unknown += 1
@@ -239,13 +246,17 @@ def _ask(
                 errors = asyncio.run(_ask_endpoint(judge.endpoint, to_make, calls, keep, report))
     usage.failed += len(errors)
     replies = []
-    for id_, request in zip(ids, requests, strict=True):
+    for id_ in ids:
         if id_ in errors:
             replies.append(JudgeReply("", error=errors[id_]))
-        elif request.sampling.top_logprobs > 0:
-            replies.append(JudgeReply(**{key: known[id_][key] for key in ("text", "top_logprobs", "choice")}))
+            continue
+        told = known[id_]
+        thought, lack = bool(told.thoughts), told.lack
+        if lack:
+            replies.append(JudgeReply("", error=f"{judge.name}: {lack}", choice=told.choice, thought=thought))
         else:
-            replies.append(JudgeReply(known[id_]["text"]))
+            without = tuple(told.without)
+            replies.append(JudgeReply(told.text, told.top_logprobs, None, told.choice, thought, without))
     return replies
 
 
@@ -259,22 +270,23 @@ async def _ask_endpoint(
     client = ChatClient(endpoint, calls.retries)
     queue = iter(to_make.items())
     errors: dict[str, str] = {}
+    ended: CallFailed | None = None
     replied = 0
 
     async def work() -> None:
-        nonlocal replied
+        nonlocal replied, ended
         for id_, request in queue:
+            if ended:
+                return
             try:
                 reply = await client.ask(ChatRequest(list(request.messages), *astuple(request.sampling)))
             except CallFailed as failed:
                 errors[id_] = failed.reason
                 hopeless = not replied and len(errors) >= _FAILURES_TO_STOP
-                if failed.stops or hopeless:
-                    refused = failed.stops or failed.status == 400
-                    what = "the judge refuses" if refused else "the judge gives no reply"
-                    raise InputError(
-                        f"{what}: {failed.reason}; replies so far are in {calls.cache}"
-                    ) from None
+                if (failed.stops or hopeless) and ended is None:
+                    # What is under way is paid for: its replies are waited for, and kept.
+                    ended = failed
+                    client.ends.set()
             else:
                 replied += 1
                 keep(id_, request, reply)
@@ -288,6 +300,9 @@ async def _ask_endpoint(
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
         await client.close()
+    if ended:
+        what = "the judge refuses" if ended.stops or ended.status == 400 else "the judge gives no reply"
+        raise InputError(f"{what}: {ended.reason}; replies so far are in {calls.cache}")
     return errors
 
 
@@ -307,6 +322,7 @@ def _ask_local(
             if turn.tokens == 0:
                 errors[id_] = f"{judge.name}: the prompt of {turn.prompt_tokens} tokens fills its context"
             else:
-                keep(id_, request, Reply(turn.text, turn.stop, judge.name, turn.prompt_tokens, turn.tokens))
+                reply = Reply(turn.text, turn.stop, judge.name, turn.prompt_tokens, turn.tokens)
+                keep(id_, request, replace(reply, thoughts=turn.thoughts))
         report(start + len(chunk), len(items))
     return errors

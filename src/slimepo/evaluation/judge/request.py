@@ -23,6 +23,7 @@ from slimepo.errors import InputError, UnscoredError
 from slimepo.types import Message
 
 UNSCORED_LIMIT = 0.05
+SHOWN_REASONS = 5
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,16 @@ class JudgeReply:
 
     `top_logprobs` maps tokens at the first position to their log-probabilities in nats, or is None where the
     judge gives none. `error` is the reason where there is no answer at all; `text` is then empty.
-    `choice` is the raw choice of the OpenAI protocol, kept in AlpacaEval's annotations.
+    `choice` is the raw choice of the OpenAI protocol, kept in AlpacaEval's annotations. `thought`: it thought aloud
+    first, which `text` is without. `without` names what of the request the judge does not take.
     """
 
     text: str
     top_logprobs: Mapping[str, float] | None = None
     error: str | None = None
     choice: Mapping[str, Any] | None = None
+    thought: bool = False
+    without: Sequence[str] = ()
 
 
 # The next request of an item whose replies so far are given; None where no more is asked.
@@ -95,13 +99,17 @@ class Unscored:
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure over `n` rows, with the ends of its interval where the benchmark defines one."""
+    """A figure over `n` rows, with the ends of its interval where the benchmark defines one.
+
+    `unit` is empty where it is that of the scores.
+    """
 
     value: float
     n: int
     lower: float | None = None
     upper: float | None = None
     standard_error: float | None = None
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -220,5 +228,8 @@ def _difference(one: Scores, other: Scores) -> str:
 
 
 def most_common(reasons: Iterable[str]) -> str:
-    """The most frequent text with its count, or an empty one."""
-    return "".join(f"{text} ({count})" for text, count in Counter(reasons).most_common(1))
+    """The texts with their counts, the most frequent first, at most five of them; empty where there are none."""
+    counts = Counter(reasons).most_common()
+    told = [f"{text} ({count})" for text, count in counts[:SHOWN_REASONS]]
+    more = len(counts) - len(told)
+    return "; ".join([*told, *([f"and {more} other reasons"] if more > 0 else [])])
