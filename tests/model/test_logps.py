@@ -14,7 +14,7 @@ from slimepo.data.rows import Row
 from slimepo.errors import InputError
 from slimepo.model.adapters import add_adapter, lora_config
 from slimepo.model.logps import install_logps, policy_logps, response_logps
-from slimepo.model.tryout import choose_layout, verify_logps
+from slimepo.model.tryout import choose_layout
 from tests.tiny import random_rows, tiny_model
 
 ARCHITECTURES = [
@@ -45,7 +45,7 @@ def test_equal_to_log_softmax_over_the_whole_sequence(
     model = tiny_model(architecture, tied=tied, **sizes).double().eval()
     pairs = random_rows(5)
     install_logps(model)
-    verify_logps(model)
+    assert choose_layout(model, "padded") == ("padded", "as asked")
     ours = policy_logps(model, collate(pairs))
     for i, pair in enumerate(pairs):
         for values, mask, side in (
@@ -165,8 +165,8 @@ def test_a_head_that_is_not_understood_is_refused() -> None:
 
     model.__class__ = Odd
     install_logps(model)
-    with pytest.raises(InputError, match="differ from its own logits"):
-        verify_logps(model)
+    with pytest.raises(InputError, match="differs from its own logits"):
+        choose_layout(model, "padded")
 
 
 def test_a_model_without_a_head_is_refused() -> None:

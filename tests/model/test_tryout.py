@@ -11,7 +11,7 @@ from slimepo.data.batch import StepCollator
 from slimepo.data.packing import first_fit_decreasing
 from slimepo.errors import InputError
 from slimepo.model.logps import install_logps
-from slimepo.model.tryout import choose_layout
+from slimepo.model.tryout import choose_layout, probe
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.trainer import PreferenceTrainer
 from tests.tiny import VOCABULARY, random_rows, tiny_model
@@ -92,3 +92,45 @@ def test_first_fit_decreasing_by_hand() -> None:
 def test_a_packed_row_has_no_padding() -> None:
     (batch,) = StepCollator(100, layout="shared", max_tokens=10_000)(random_rows(50))["batches"]
     assert batch["real_tokens"] == batch["input_ids"].numel()
+
+
+def gpt_oss() -> Any:
+    """Its attention has learned sinks, and every other layer a window."""
+    model = tiny_model("gpt_oss", num_local_experts=4, num_experts_per_tok=2, sliding_window=8)
+    for layer in model.model.layers:
+        layer.self_attn.sinks.data.normal_(0, 3)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (gpt_oss, "its attention takes s_aux"),
+        # Its window is in the mask alone, and longer than a short probe.
+        (lambda: tiny_model("phimoe", num_local_experts=4, sliding_window=40), "log-probs differ"),
+    ],
+)
+def test_a_model_whose_attention_needs_more_than_ours_gives_keeps_its_own(model: Any, words: str) -> None:
+    made = model()
+    ids = torch.arange(60)[None] % VOCABULARY
+    own = made.eval()(input_ids=ids).logits
+    install_logps(made)
+    layout, reason = choose_layout(made, "auto")
+    assert layout == "padded"
+    assert words in reason
+    assert torch.equal(made.eval()(input_ids=ids).logits, own)
+    with pytest.raises(InputError, match=words):
+        choose_layout(made, "shared")
+
+
+def test_a_window_longer_than_any_row_is_not_probed() -> None:
+    model = tiny_model("mistral", sliding_window=40)
+    assert len(probe(model, 2048)) == 3
+    assert len(probe(model, 40)) == 2
+
+
+def test_a_model_that_cannot_be_asked_for_hidden_states_is_refused() -> None:
+    model = tiny_model("llama4_text", num_local_experts=2, intermediate_size_mlp=48)
+    install_logps(model)
+    with pytest.raises(InputError, match="Llama4ForCausalLM cannot be trained here"):
+        choose_layout(model, "auto")

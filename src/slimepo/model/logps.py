@@ -99,6 +99,10 @@ def forward_with_logps(model_class: Any) -> Callable[..., Any]:
     ) -> Any:
         if predict_at is None or targets is None:
             return original(self, *args, **kwargs)
+        if self.base_model is self:
+            raise InputError(
+                f"{type(self).__name__} cannot be trained here: its backbone has no name of its own"
+            )
         inputs = {name: value for name, value in kwargs.items() if value is not None}
         with packed_rows() if "packing" in inputs else nullcontext():
             hidden = self.base_model(*args, **inputs, use_cache=False).last_hidden_state

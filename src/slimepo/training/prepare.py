@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from slimepo.errors import InputError
 from slimepo.model.adapters import keep_trained_in_float32, with_adapter
@@ -78,16 +78,22 @@ def refuse_sharding(args: PreferenceConfig) -> None:
         )
 
 
-def _disable_dropout(model: nn.Module) -> None:
+def _disable_dropout(model: PreTrainedModel) -> None:
     """Switch off all that is drawn at random in a forward pass: dropout by whatever name, a router's noise.
 
     An adapter's own dropout is a setting of its own.
     """
+    # Some architectures read their configuration in the forward pass.
+    for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
+        for name, value in config.to_dict().items():
+            if isinstance(value, float) and "drop" in name:
+                setattr(config, name, 0.0)
     for path, module in model.named_modules():
         if re.search(r"(^|\.)lora_dropout(\.|$)", path):
             continue
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
         for name, value in vars(module).items():
-            if isinstance(value, float) and re.search(r"drop|jitter", name):
+            # Phi-MoE calls a threshold of its router so, which holds in evaluation too.
+            if isinstance(value, float) and re.search(r"drop|(?<!router_)jitter", name):
                 setattr(module, name, 0.0)

@@ -124,7 +124,7 @@ def _why_not_adapters_off(model: nn.Module) -> str | None:
     if outside:
         return f"{outside[0]} trains outside the adapters"
     device = device_of(model)
-    batch = to_device(collate(probe(causal_lm(model).config.get_text_config().vocab_size)), device)
+    batch = to_device(collate(probe(model)), device)
     with scoring(model) as forward:
         with_adapters = policy_logps(forward, batch)
         with scoring(model, adapters=False) as without:

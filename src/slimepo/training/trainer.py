@@ -25,7 +25,7 @@ from slimepo.model.load import load_model
 from slimepo.model.logps import policy_logps
 from slimepo.model.modes import compute_dtype, scoring
 from slimepo.model.score import scoring_batches
-from slimepo.model.tryout import choose_layout, verify_logps
+from slimepo.model.tryout import choose_layout
 from slimepo.monitor.callback import DisplacementMonitor, Watched
 from slimepo.monitor.settings import monitor_settings
 from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, TrainingProgress
@@ -112,11 +112,10 @@ class PreferenceTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        if args.verify_model:
-            verify_logps(self.model)
         self.layout, self.layout_reason = choose_layout(
-            self.model, args.layout, self.objective.positions, args.attention, compute_dtype(args)
-        )
+            self.model, args.layout, self.objective.positions, args.attention, compute_dtype(args),
+            longest=args.max_length, verify=args.verify_model,
+        )  # fmt: skip
         self.activations = args.activations
         self.data_collator = replace(self.data_collator, layout=self.layout)
         self.reference = self._open_reference()

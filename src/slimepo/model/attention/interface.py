@@ -25,6 +25,9 @@ from slimepo.model.attention.table import PATHS
 
 _PREFIX = "slimepo_"
 
+# Tensors that models pass on to attention which compute nothing there.
+_OF_NO_MATTER = ("position_ids", "cache_position")
+
 _no_mask: ContextVar[bool] = ContextVar("slimepo_no_mask", default=False)
 
 
@@ -66,7 +69,16 @@ def packed_attention(
     path: str = "by_length",
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it: query `[1, heads, T, D]` to output `[1, T, heads, D]`."""
+    """Attention as transformers calls it: query `[1, heads, T, D]` to output `[1, T, heads, D]`.
+
+    Raises:
+        NotImplementedError: the model hands over more that attention depends on, such as learned sinks.
+    """
+    more = [name for name, value in kwargs.items() if isinstance(value, Tensor) and name not in _OF_NO_MATTER]
+    if more:
+        raise NotImplementedError(
+            f"its attention takes {', '.join(more)}, which slimepo's attention does not know"
+        )
     if packing is None:
         if softcap is None:
             return sdpa_attention_forward(  # type: ignore[no-any-return]
