@@ -48,15 +48,16 @@ _THINKING_TOKENS = ("<think>", "</think>")
 
 
 def load_tokenizer(
-    name_or_path: str | Path, chat_template: str | Path | None = None
+    name_or_path: str | Path, chat_template: str | Path | None = None, **options: Any
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with another model's chat template where `chat_template` names one.
 
     `chat_template` is a .jinja file, a folder or a Hub id. Special tokens that another model's template
     writes and this tokenizer lacks are added to it, so compare `len(tokenizer)` with the embedding's rows.
+    `options` are transformers' for loading it, such as `revision`.
     Raises InputError.
     """
-    tokenizer = _load(str(name_or_path), "tokenizer")
+    tokenizer = _load(str(name_or_path), "tokenizer", **options)
     if chat_template is None:
         return tokenizer
     path = Path(chat_template).expanduser()
@@ -74,7 +75,7 @@ def load_tokenizer(
     return tokenizer
 
 
-def _load(name: str, what: str) -> PreTrainedTokenizerBase:
+def _load(name: str, what: str, **options: Any) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     # An adapter saved by itself reads the tokens of its model.
@@ -82,7 +83,7 @@ def _load(name: str, what: str) -> PreTrainedTokenizerBase:
     if adapter and not any(Path(name).glob("tokenizer*")):
         name = str(adapter.get("base_model_name_or_path") or name)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
         raise InputError(f"no {what} can be loaded from '{name}': {first_line(error)}") from error
     return tokenizer

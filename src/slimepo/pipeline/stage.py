@@ -39,7 +39,8 @@ from slimepo.pipeline.recipe import RandomModel, Recipe, Stage
 from slimepo.pipeline.tasks import Answer, answer_tasks, measure
 from slimepo.training.callbacks import MetricsFile, TrainingProgress, peak_memory
 from slimepo.training.config import PreferenceConfig
-from slimepo.words import nearest
+from slimepo.training.trl_names import TRL_NAMES
+from slimepo.words import first_line, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,6 +48,16 @@ if TYPE_CHECKING:
     from slimepo.training.trainer import PreferenceTrainer
 
 SMOKE_STEPS, SMOKE_BATCH = 5, 8
+
+# Arguments of the trainer that a recipe has keys of its own for.
+_HAS_A_KEY = {
+    "loss": "loss", "loss_options": "loss_options", "reference": "reference", "learning_rate": "learning_rate",
+    "num_train_epochs": "epochs", "max_steps": "max_steps", "per_device_train_batch_size": "micro_batch_size",
+    "gradient_accumulation_steps": "batch_size", "pairs_per_step": "batch_size", "save_steps": "save_every",
+    "monitor": "monitor", "seed": "the recipe's seed", "output_dir": "--out", "max_length": "data.max_length",
+    "max_prompt_length": "data.max_prompt_length", "cut_long_responses": "data.cut_long_responses",
+    "template_options": "the recipe's template_options", "model_init_kwargs": "the recipe's dtype",
+}  # fmt: skip
 
 
 def run_stage(
@@ -201,6 +212,12 @@ def stage_trainer(
     """The trainer of a stage, its model loaded and its adapter made from the recipe's seed."""
     from slimepo.training.trainer import PreferenceTrainer
 
+    evaluates = args.eval_strategy != "no"
+    if evaluates and not rows.heldout:
+        raise InputError(
+            f"stage {folder.name!r}: args.eval_strategy evaluates on held-out rows, and there are none: give "
+            "data.heldout, or a part of data.parts named heldout"
+        )
     model = stage_model(recipe, base, tokenizer)
     if recipe.adapter is not None and not isinstance(base, str):
         # An adapter's checkpoints are of use only beside the model they were made for.
@@ -217,6 +234,7 @@ def stage_trainer(
         model=model,
         args=args,
         train_dataset=list(rows.train),
+        eval_dataset=list(rows.heldout) if evaluates else None,
         processing_class=tokenizer,
         peft_config=None if args.adapter == "continue" else lora(recipe),
         callbacks=[MetricsFile(folder / "metrics.jsonl"), *watching, *callbacks],
@@ -285,6 +303,14 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         "report_to": "none",
         "monitor": stage.monitor if isinstance(stage.monitor, bool) else stage.monitor.model_dump(),
     }
+    for key in stage.args:
+        if key in _HAS_A_KEY:
+            raise InputError(
+                f"stage {stage.name!r}: args.{key} is another name of a key: give {_HAS_A_KEY[key]}"
+            )
+        if key in TRL_NAMES:
+            instead = f"give {TRL_NAMES[key].ours}" if TRL_NAMES[key].ours else TRL_NAMES[key].instead
+            raise InputError(f"stage {stage.name!r}: args.{key} is a setting of TRL's: {instead}")
     unknown = [key for key in stage.args if key not in PreferenceConfig.__dataclass_fields__]
     if unknown:
         hint = nearest(unknown[0], list(PreferenceConfig.__dataclass_fields__))
@@ -293,8 +319,8 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         )
     try:
         return PreferenceConfig(**(values | stage.args))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"stage {stage.name!r}: {error}") from error
+    except (TypeError, ValueError, ImportError, RuntimeError) as error:
+        raise InputError(f"stage {stage.name!r}: {first_line(error)}") from error
 
 
 def given_adapter(recipe: Recipe, stage: Stage) -> str | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel, TrainingArguments
@@ -14,18 +17,45 @@ from slimepo.losses import bind, find_objective, hyperparameters, slime
 from slimepo.model.attention.table import ATTENTIONS
 from slimepo.model.modes import computes_in_bf16
 from slimepo.monitor.settings import monitor_settings
+from slimepo.training.libraries import check_libraries
+from slimepo.training.trl_names import TrlFields, in_own_names
 
+if TYPE_CHECKING:
+    Options = dict[str, Any]
+    Switch = bool | dict[str, Any]
+    Length = int
+    Word = bool | str | None
+else:
+    # As transformers' argument parser has to see them, to hand on the text of a command line as it is.
+    Options = Switch = dict[str, Any] | str | None
+    Word = str | None
+    Length = int | None
+
+NO_SHARDING = "FSDP and DeepSpeed are not supported yet: use torchrun or accelerate launch without them"
 CHECKPOINTING = ("none", "layers", "offload")
 
 _SLIME = hyperparameters(slime)
 
 
+# Arguments of transformers' that would change nothing here, and why; refused where they are set.
+_WITHOUT_EFFECT = {
+    "label_smoothing_factor": "the objective computes the loss; dpo has loss_options.label_smoothing",
+    "use_liger_kernel": "the head is computed in tiles by slimepo.linear_logps",
+    "include_for_metrics": "there is no compute_metrics",
+    "batch_eval_metrics": "there is no compute_metrics",
+    "label_names": "rows have answers, not labels",
+    "eval_accumulation_steps": "an evaluation adds up sums and keeps no predictions",
+}
+
+
 @dataclass
-class PreferenceConfig(TrainingArguments):
+class PreferenceConfig(TrlFields, TrainingArguments):
     """`transformers.TrainingArguments` for any objective of `slimepo.losses.LOSSES`.
 
     The optimisation defaults are the paper's for the preference stage: AdamW at 5e-7, linear to zero, no
-    warm-up, no clipping, one epoch, seed 0. `per_device_train_batch_size` counts pairs.
+    warm-up, no clipping, one epoch, seed 0. `per_device_train_batch_size` counts pairs. Names of TRL's configs are
+    taken for what they stand for here, or refused (docs/trl.md); a setting changed later counts for the trainers that
+    are made afterwards.
 
     Raises:
         InputError: the objective or one of its hyperparameters is wrong; raised before a model is loaded.
@@ -44,12 +74,14 @@ class PreferenceConfig(TrainingArguments):
     remove_unused_columns: bool | None = False
 
     loss: str = "slime"
-    loss_options: dict[str, Any] = field(default_factory=dict)
-    max_length: int = 2048
+    loss_options: Options = field(default_factory=dict)
+    # Tokens of prompt and response together; None: any number.
+    max_length: Length = 2048
     max_prompt_length: int | None = None
     cut_long_responses: bool = False
-    template_options: dict[str, Any] = field(default_factory=dict)
-    model_init_kwargs: dict[str, Any] = field(default_factory=dict)
+    template_options: Options = field(default_factory=dict)
+    # `torch_dtype` is taken for `dtype`, as transformers does.
+    model_init_kwargs: Options = field(default_factory=dict)
     # What becomes of an adapter that the model comes with: continue (it trains on; so without a word, unless there is
     # a peft_config) or merge (it is folded into the weights, for a new one or to train all of them).
     adapter: str | None = None
@@ -63,11 +95,11 @@ class PreferenceConfig(TrainingArguments):
     max_tokens_per_batch: int | None = None
     # none; layers: each layer's activations are computed again in the backward pass; offload: and the layers' inputs
     # wait in CPU memory (CUDA). True and False, and TRL's gradient_checkpointing, are taken for layers and none.
-    activation_checkpointing: bool | str | None = None
+    activation_checkpointing: Word = None
     # TRL's name for what `offload` turns on.
     activation_offloading: bool = False
-    # The displacement monitor: true, false, or keys of slimepo.monitor.settings.MonitorSettings.
-    monitor: bool | dict[str, Any] = True
+    # The displacement monitor: True, False, or keys of slimepo.monitor.settings.MonitorSettings.
+    monitor: Switch = True
     # Pairs of a step on each device; None: per_device_train_batch_size * gradient_accumulation_steps. The last
     # micro-batch of a step may be short.
     pairs_per_step: int | None = None
@@ -75,27 +107,10 @@ class PreferenceConfig(TrainingArguments):
     micro_batch_size: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        bind(self.loss, self.loss_options)
-        if self.reference != "auto" and "reference" not in find_objective(self.loss).asks:
-            raise InputError(
-                f"loss {self.loss!r} reads no reference model: leave reference = {self.reference!r} out"
-            )
-        monitor_settings(self.monitor)
-        if self.layout not in LAYOUTS:
-            raise InputError(f"layout = {self.layout!r} is unknown: give one of {', '.join(LAYOUTS)}")
-        if self.attention not in ATTENTIONS:
-            raise InputError(
-                f"attention = {self.attention!r} is unknown: give one of {', '.join(ATTENTIONS)}"
-            )
-        if self.layout == "padded" and self.attention != "auto":
-            raise InputError(
-                f"attention = {self.attention!r} is for packed rows: leave it out with layout: padded"
-            )
-        if self.auto_find_batch_size:
-            raise InputError(
-                "auto_find_batch_size would change the pairs of a step: give a smaller per_device_train_batch_size "
-                "and more gradient_accumulation_steps, or max_tokens_per_batch"
-            )
+        for name in ("loss_options", "template_options", "model_init_kwargs", "monitor"):
+            setattr(self, name, _from_text(name, getattr(self, name)))
+        if self.deepspeed or self.fsdp:
+            raise InputError(NO_SHARDING)
         self._resolve_checkpointing()
         if not torch.accelerator.is_available():
             # Said outright, or ranks on a CPU would each train alone.
@@ -107,6 +122,11 @@ class PreferenceConfig(TrainingArguments):
             # transformers' own, which needs a device to move from.
             given = getattr(self, "activation_checkpointing_kwargs", None) or {}
             self.activation_checkpointing_kwargs = {**given, "offload": True}
+        settled(self)
+
+    def named_options(self) -> Mapping[str, Any]:
+        """Hyperparameters of the objective that are fields of their own."""
+        return {}
 
     @property
     def activations(self) -> str:
@@ -122,6 +142,7 @@ class PreferenceConfig(TrainingArguments):
     def _resolve_checkpointing(self) -> None:
         """One word, or transformers' and TRL's flags, to transformers' flag and `activation_offloading`."""
         word, older = self.activation_checkpointing, getattr(self, "gradient_checkpointing", None)
+        word = {"true": True, "false": False}.get(str(word).lower(), word)
         if word is None:
             word = self.activation_offloading or bool(older)
         if isinstance(word, bool):
@@ -170,12 +191,69 @@ class SLIMEConfig(PreferenceConfig):
     hard_gate: str = _SLIME["hard_gate"]
     soft_gate: str = _SLIME["soft_gate"]
 
-    def __post_init__(self) -> None:
+    def named_options(self) -> Mapping[str, Any]:
         options = {name: getattr(self, name) for name in _SLIME}
         if self.loss != "slime" or self.loss_options not in ({}, options):
             raise InputError(
                 "SLIMEConfig takes SLIME's hyperparameters by name (hard_margin=2.0); for another objective, or "
                 "loss_options, use PreferenceConfig"
             )
-        self.loss_options = options
-        super().__post_init__()
+        return options
+
+
+def settled(args: PreferenceConfig) -> PreferenceConfig:
+    """A checked copy in which every setting has our own name; what a trainer goes by.
+
+    Raises:
+        InputError: a setting that is wrong, or that nothing here would come of.
+    """
+    args = in_own_names(args)
+    args.loss_options |= args.named_options()
+    bind(args.loss, args.loss_options)
+    if args.reference != "auto" and "reference" not in find_objective(args.loss).asks:
+        raise InputError(
+            f"loss {args.loss!r} reads no reference model: leave reference = {args.reference!r} out"
+        )
+    monitor_settings(args.monitor)
+    for name, known in (("layout", LAYOUTS), ("attention", ATTENTIONS)):
+        if getattr(args, name) not in known:
+            raise InputError(f"{name} = {getattr(args, name)!r} is unknown: give one of {', '.join(known)}")
+    if args.layout == "padded" and args.attention != "auto":
+        raise InputError(
+            f"attention = {args.attention!r} is for packed rows: leave it out with layout: padded"
+        )
+    if args.auto_find_batch_size:
+        raise InputError(
+            "auto_find_batch_size would change the pairs of a step: give a smaller per_device_train_batch_size "
+            "and more gradient_accumulation_steps, or max_tokens_per_batch"
+        )
+    for name, why in _WITHOUT_EFFECT.items():
+        if getattr(args, name, None):
+            raise InputError(f"{name} = {getattr(args, name)!r} would change nothing: {why}")
+    if args.max_length is None:
+        args.max_length = sys.maxsize
+    older = args.model_init_kwargs.pop("torch_dtype", None)
+    if args.model_init_kwargs.setdefault("dtype", older) != older and older is not None:
+        raise InputError(
+            "model_init_kwargs has both dtype and torch_dtype, its older name: leave one of them out"
+        )
+    if args.model_init_kwargs["dtype"] is None:
+        del args.model_init_kwargs["dtype"]
+    args._resolve_checkpointing()
+    check_libraries(args)
+    return args
+
+
+def _from_text(name: str, value: Any) -> Any:
+    """A dictionary that a command line gives as JSON; nothing is an empty one."""
+    if not isinstance(value, str):
+        return {} if value is None else value
+    if name == "monitor" and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    try:
+        read = json.loads(value)
+    except ValueError as error:
+        raise InputError(f"{name} = {value!r} is no JSON: {error}") from error
+    if not isinstance(read, dict):
+        raise InputError(f'{name} = {value!r} must be an object in JSON, such as {{"key": 1}}')
+    return read

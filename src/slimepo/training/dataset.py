@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -69,19 +70,32 @@ def make_dataset(
     divergence every row gets an answer to another prompt.
 
     Raises:
-        InputError: a dataset without length, rows of no known format, no tokenizer, no row left, or a row that lacks
+        InputError: rows of no known format, no tokenizer, no row left, or a row that lacks
             what the objective reads.
     """
     if given is None:
         return None
-    if not hasattr(given, "__len__"):
-        raise InputError(
-            "streaming datasets have no length and cannot be ordered exactly; load the rows first"
-        )
     rows = list(given)
     if not (rows and isinstance(rows[0], Row)):
         rows = _tokenize(rows, tokenizer, args, objective)
     return RowDataset(rows_for(rows, objective, args.seed), objective.positions)
+
+
+def read_stream(
+    given: Any, tokenizer: PreTrainedTokenizerBase | None, args: PreferenceConfig, objective: Objective
+) -> list[Row]:
+    """As many rows of a stream, tokenised, as the run's steps take, or all that it has.
+
+    Raises:
+        InputError: `max_steps` does not say how many that are; or as of `make_dataset`.
+    """
+    if args.max_steps <= 0:
+        raise InputError("a stream of rows has no length: give max_steps, or load the rows first")
+    wanted = args.max_steps * args.train_batch_size * args.world_size
+    stream, rows = iter(given), list[Row]()
+    while len(rows) < wanted and (read := list(itertools.islice(stream, wanted - len(rows)))):
+        rows += _tokenize(read, tokenizer, args, objective)
+    return rows
 
 
 def rows_for(rows: Sequence[Row], objective: Objective, seed: int) -> list[Row]:

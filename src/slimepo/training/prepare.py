@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from slimepo.data.chat import load_tokenizer
 from slimepo.errors import InputError
+from slimepo.losses import find_objective
 from slimepo.model.adapters import keep_trained_in_float32, with_adapter
 from slimepo.model.load import check_embeddings
 from slimepo.model.logps import causal_lm, install_logps
-from slimepo.training.config import PreferenceConfig
+from slimepo.training.config import NO_SHARDING, PreferenceConfig, SLIMEConfig, settled
+from slimepo.types import REFERENCE_SOURCES
 
 
 def prepared(
@@ -45,37 +50,117 @@ def prepared(
     return model
 
 
-def whole_steps(args: PreferenceConfig) -> PreferenceConfig:
-    """Let one dataloader item be one optimizer step; the micro-batch size is kept beside it."""
-    if args.micro_batch_size is not None:
-        return args
-    args = copy.copy(args)
-    args.micro_batch_size = args.per_device_train_batch_size
-    steps = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    args.per_device_train_batch_size = args.pairs_per_step or steps
-    args.gradient_accumulation_steps = 1
+def arguments(config: Any, model: Any, ref_model: Any, quantization_config: Any) -> PreferenceConfig:
+    """What a trainer goes by: a copy of the config in our own names, a whole optimizer step to a dataloader item.
+
+    Raises:
+        InputError: a setting or an argument that is wrong, or that the model, loaded already, would not see.
+    """
+    if not isinstance(config, PreferenceConfig):
+        raise InputError(
+            f"args is a {type(config).__name__}: give a slimepo.PreferenceConfig, which takes the same names and "
+            "whose `loss` says the objective"
+        )
+    if quantization_config is not None:
+        loading = {**config.model_init_kwargs, "quantization_config": quantization_config}
+        config = copy.copy(config)
+        config.model_init_kwargs = loading
+    args = settled(config)
+    unread = args.model_init_kwargs.keys() - {"trust_remote_code", "revision"}
+    if unread and not isinstance(model, str) and args.reference in REFERENCE_SOURCES:
+        raise InputError(
+            f"{min(unread)} is for loading a model, and the one that is given is loaded already: leave it out, or "
+            "give the model's name"
+        )
+    if ref_model is not None:
+        if "reference" not in find_objective(args.loss).asks:
+            raise InputError(f"loss {args.loss!r} reads no reference model: leave ref_model out")
+        if args.reference != "auto":
+            raise InputError(
+                f"ref_model and reference = {args.reference!r} are two references: leave one out"
+            )
+        if ref_model is model and not isinstance(model, str):
+            raise InputError(
+                "ref_model is the model that trains: leave it out to compare with the model as it is now"
+            )
+        if isinstance(ref_model, str):
+            args.reference = ref_model
+    refuse_ranks(args)
+    if args.micro_batch_size is None:
+        args.micro_batch_size = args.per_device_train_batch_size
+        steps = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        args.per_device_train_batch_size = args.pairs_per_step or steps
+        args.gradient_accumulation_steps = 1
     if args.n_gpu > 1:
         # torch.nn.DataParallel would split the list of micro-batches; ranks come from torchrun or accelerate.
         args._n_gpu = 1
     return args
 
 
-def refuse_sharding(args: PreferenceConfig) -> None:
+def own_tokenizer(model: Any, options: Mapping[str, Any]) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that a model was saved with; None where a model object does not know of one."""
+    loading = {key: options[key] for key in ("trust_remote_code", "revision") if key in options}
+    if isinstance(model, str):
+        return load_tokenizer(model, **loading)
+    name = getattr(getattr(model, "config", None), "_name_or_path", "")
+    try:
+        return load_tokenizer(name, **loading) if name else None
+    except InputError:
+        return None
+
+
+def settings_of(args: PreferenceConfig) -> dict[str, Any]:
+    """Every setting of a config that a user can have changed later: numbers, words and our own dictionaries."""
+    ours = _own_fields()
+    values = {f.name: copy.copy(getattr(args, f.name)) for f in dataclasses.fields(args)}
+    plain = bool | int | float | str | None
+    return {name: value for name, value in values.items() if name in ours or isinstance(value, plain)}
+
+
+def read_once(args: PreferenceConfig) -> dict[str, Any]:
+    """The settings of a trainer's own arguments that are read when it is made, and never again."""
+    ours = _own_fields() | {
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "bf16",
+        "fp16",
+        "report_to",
+    }
+    return {name: value for name, value in settings_of(args).items() if name in ours}
+
+
+def refuse_changes(args: PreferenceConfig, before: Mapping[str, Any]) -> None:
+    """Refuse a setting that has been changed since the trainer was made, where the change would do nothing.
+
+    Raises:
+        InputError: with the setting's name and both values.
+    """
+    for name, value in before.items():
+        if getattr(args, name) != value:
+            raise InputError(
+                f"{name} was {value!r} when the trainer was made and is {getattr(args, name)!r} now, which it does not "
+                "see: set it before, or make a new trainer"
+            )
+
+
+def refuse_ranks(args: PreferenceConfig) -> None:
     """Refuse what would train something else than was asked for.
 
     Raises:
         InputError: parameters are to be sharded, or ranks were launched that know nothing of each other.
     """
-    asked = any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED"))
-    if args.fsdp or args.deepspeed or asked:
-        raise InputError(
-            "FSDP and DeepSpeed are not supported yet: use torchrun or accelerate launch without them"
-        )
+    if any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED")):
+        raise InputError(NO_SHARDING)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if args.world_size != launched:
         raise InputError(
             f"{launched} processes were launched but {args.world_size} take part in training; check the launcher"
         )
+
+
+def _own_fields() -> set[str]:
+    theirs = {f.name for f in dataclasses.fields(TrainingArguments)}
+    return {f.name for f in dataclasses.fields(SLIMEConfig)} - theirs
 
 
 def _disable_dropout(model: PreTrainedModel) -> None:

@@ -49,7 +49,7 @@ class Reference:
 
 def choose_reference(
     model: nn.Module,
-    wanted: str,
+    wanted: str | nn.Module,
     layout: str,
     tokenizer: PreTrainedTokenizerBase | None = None,
     **load_options: Any,
@@ -58,8 +58,9 @@ def choose_reference(
 
     Args:
         model: the policy, with `install_logps` done and its layout chosen.
-        wanted: one of REFERENCE_SOURCES, or the folder or Hub id of another model. "auto" switches adapters off where
-            the policy without them is what training starts from, and computes the log-probs beforehand elsewhere.
+        wanted: one of REFERENCE_SOURCES, or another model: its folder or Hub id, or itself. "auto" switches adapters
+            off where the policy without them is what training starts from, and computes the log-probs beforehand
+            elsewhere.
         layout: the layout of the batches.
         tokenizer: the policy's, which another model's is compared with where that has one.
         load_options: for loading another model.
@@ -73,10 +74,13 @@ def choose_reference(
     def ambient(of: nn.Module, adapters: bool = True) -> Callable[[], AbstractContextManager[Forward]]:
         return functools.partial(scoring, of, adapters=adapters, own_precision=False)
 
+    if isinstance(wanted, nn.Module):
+        name = getattr(causal_lm(wanted).config, "_name_or_path", "") or type(wanted).__name__
+        return Reference(name, "a frozen model", ambient(_fitted(wanted, name, model, layout)))
     if wanted == "copy":
         return Reference("copy", "a frozen copy of the policy", ambient(copy.deepcopy(model)))
     if wanted not in REFERENCE_SOURCES:
-        other = _load(wanted, model, layout, load_options)
+        other = _fitted(_load(wanted, load_options), wanted, model, layout)
         if tokenizer is not None:
             _check_tokens(wanted, tokenizer)
         return Reference(wanted, "a frozen model", ambient(other))
@@ -135,12 +139,17 @@ def _why_not_adapters_off(model: nn.Module) -> str | None:
     return None if same else "the adapters have been trained before"
 
 
-def _load(name: str, policy: nn.Module, layout: str, options: dict[str, Any]) -> nn.Module:
+def _load(name: str, options: dict[str, Any]) -> nn.Module:
     try:
         model: nn.Module = load_model(name, **options)
+        return model
     except InputError as error:
         sources = f"{', '.join(REFERENCE_SOURCES)}{nearest(name, list(REFERENCE_SOURCES))}"
         raise InputError(f"reference {name!r} is none of {sources}, and as another model: {error}") from error
+
+
+def _fitted(model: nn.Module, name: str, policy: nn.Module, layout: str) -> nn.Module:
+    """Another model, frozen and giving log-probs; InputError where it reads other tokens than the policy."""
     ours, theirs = (causal_lm(m).config.get_text_config().vocab_size for m in (policy, model))
     if ours != theirs:
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import speed_metrics
 
 from slimepo.data.batch import Batch, Step, StepCollator, to_device
-from slimepo.data.chat import load_tokenizer
 from slimepo.data.rows import MISMATCHED
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.losses import bind, find_objective, step_loss
@@ -30,9 +31,16 @@ from slimepo.monitor.callback import DisplacementMonitor, Watched
 from slimepo.monitor.settings import monitor_settings
 from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, TrainingProgress
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
-from slimepo.training.dataset import RowDataset, make_dataset
+from slimepo.training.dataset import RowDataset, make_dataset, read_stream
 from slimepo.training.metrics import MetricSums
-from slimepo.training.prepare import prepared, refuse_sharding, whole_steps
+from slimepo.training.prepare import (
+    arguments,
+    own_tokenizer,
+    prepared,
+    read_once,
+    refuse_changes,
+    settings_of,
+)
 from slimepo.training.reference import Reference, choose_reference, reference_logps
 from slimepo.training.reference_cache import reference_values
 from slimepo.training.step import (
@@ -45,6 +53,7 @@ from slimepo.training.step import (
     train_step,
 )
 from slimepo.training.steps import StepSampler, rows_read, shares, step_sampler
+from slimepo.training.trl_names import in_own_arguments
 from slimepo.types import LossOutput, PairLogps
 
 logger = logging.getLogger(__name__)
@@ -61,10 +70,15 @@ class PreferenceTrainer(Trainer):
         model: a model, a folder or a Hub id. Parameters that train are held in float32.
         args: a `PreferenceConfig`; `SLIMEConfig()` by default.
         train_dataset: rows in any format that `slimepo.data.formats` knows (a TRL dataset as it is), a list of
-            `Preference`, or a list of `Row`.
+            `Preference`, or a list of `Row`. Of a stream as many rows are read as `max_steps` steps take, in its order.
         eval_dataset: the same, or a dict of them.
-        processing_class: the tokenizer; taken from the model's folder where it is not given.
+        processing_class: the tokenizer; the model's own, by its name, where it is not given.
         peft_config: an adapter to train instead of the whole model, such as `slimepo.lora_config()`.
+        positional, others: what else TRL's trainers take (`slimepo.training.trl_names`), such as `ref_model`, a frozen
+            model in place of the config's `reference`, or `quantization_config`, for loading the model.
+
+    Raises:
+        InputError: an argument, a setting, a row or a model that cannot be right.
     """
 
     loss_is_scaled_for_ga = True
@@ -75,27 +89,46 @@ class PreferenceTrainer(Trainer):
     def __init__(
         self,
         model: nn.Module | str,
+        *positional: Any,
         args: PreferenceConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: Any = None,
         callbacks: Sequence[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
+        optimizers: tuple[Any, Any] | None = None,
+        **others: Any,
     ) -> None:
-        args = whole_steps(args or SLIMEConfig())
-        refuse_sharding(args)
+        given = in_own_arguments(
+            dict(
+                args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class,
+                peft_config=peft_config, callbacks=callbacks, optimizers=optimizers,
+            ),
+            positional,
+            others,
+        )  # fmt: skip
+        config, eval_dataset = given.get("args") or SLIMEConfig(), given.get("eval_dataset")
+        self.ref_model = given.get("ref_model")
+        args = arguments(config, model, self.ref_model, given.get("quantization_config"))
         self.objective = find_objective(args.loss)
         self.loss_function = bind(args.loss, args.loss_options)
-        if isinstance(model, str):
-            processing_class = processing_class or load_tokenizer(model)
+        processing_class = given.get("processing_class") or own_tokenizer(model, args.model_init_kwargs)
+        rows = given.get("train_dataset")
+        if rows is not None and not hasattr(rows, "__len__"):
+            rows = read_stream(rows, processing_class, args, self.objective)
+            args.train_sampling_strategy = "sequential"
+        rows = make_dataset(rows, processing_class, args, self.objective)
         loaded = load_model(model, **args.model_init_kwargs) if isinstance(model, str) else model
         policy = prepared(
-            loaded, processing_class, peft_config, adapter=args.adapter, disable_dropout=args.disable_dropout
+            loaded,
+            processing_class,
+            given.get("peft_config"),
+            adapter=args.adapter,
+            disable_dropout=args.disable_dropout,
         )
         shown = [] if args.disable_tqdm else [TrainingProgress()]
         own = [EpochOfSampler(), LogBeforeSave(), *shown]
-        watching = _monitors(args, callbacks or [])
+        others_callbacks = given.get("callbacks") or []
         super().__init__(
             model=policy,
             args=args,
@@ -105,13 +138,21 @@ class PreferenceTrainer(Trainer):
                 getattr(processing_class, "pad_token_id", None) or 0,
                 max_tokens=args.max_tokens_per_batch,
             ),
-            train_dataset=make_dataset(train_dataset, processing_class, args, self.objective),
+            train_dataset=rows,
+            # As it is given; its rows are made below, when the reference is known.
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=[*own, *watching, *(callbacks or [])],
-            optimizers=optimizers,
+            callbacks=[*own, *_monitors(args, others_callbacks), *others_callbacks],
+            optimizers=given.get("optimizers", (None, None)),
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+        if rows is not None and not len(self._sampler()):
+            raise InputError(
+                f"there is no step to take: dataloader_drop_last leaves out a short step, and the {len(rows)} rows are "
+                f"fewer than the {self._sampler().step_size} of one; lower per_device_train_batch_size or "
+                "gradient_accumulation_steps"
+            )
         self.layout, self.layout_reason = choose_layout(
             self.model, args.layout, self.objective.positions, args.attention, compute_dtype(args),
             longest=args.max_length, verify=args.verify_model,
@@ -144,6 +185,13 @@ class PreferenceTrainer(Trainer):
             )
             if shown and self.monitor.record.say is None:
                 self.monitor.record.say = shown[0].warn
+        self._config, self._as_given, self._as_read = config, settings_of(config), read_once(self.args)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `train`, once it is sure that the settings are still those that the trainer was made with."""
+        refuse_changes(self._config, self._as_given)
+        refuse_changes(self.args, self._as_read)
+        return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Steps of the epoch, of which this rank takes its share; a step is a list of micro-batches."""
@@ -159,6 +207,8 @@ class PreferenceTrainer(Trainer):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
         )
 
     def training_step(
@@ -200,7 +250,19 @@ class PreferenceTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Loss and metrics over a dataset, in eval mode, means over its pairs; logged with the prefix."""
+        """Loss and metrics over a dataset, in eval mode, means over its pairs; logged with the prefix.
+
+        Args:
+            eval_dataset: rows, a dict of them, or the name of one in the dict that the trainer was given.
+        """
+        refuse_changes(self.args, self._as_read)
+        if isinstance(eval_dataset, str):
+            named = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {}
+            if eval_dataset not in named:
+                raise InputError(
+                    f"there is no eval_dataset {eval_dataset!r}; there are: {', '.join(named) or 'none'}"
+                )
+            eval_dataset = named[eval_dataset]
         rows = self.eval_dataset if eval_dataset is None else self._dataset(eval_dataset)
         if rows is None:
             raise InputError("there is nothing to evaluate on: give eval_dataset")
@@ -209,7 +271,10 @@ class PreferenceTrainer(Trainer):
                 self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}") for name, part in rows.items()
             ]
             return {key: value for part in parts for key, value in part.items()}
+        started = time.time()
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in self.score(rows).items()}
+        batches = math.ceil(len(rows) / (self.args.eval_batch_size * self.args.world_size))
+        metrics |= speed_metrics(metric_key_prefix, started, num_samples=len(rows), num_steps=batches)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -264,11 +329,23 @@ class PreferenceTrainer(Trainer):
             )
         return norm
 
+    def _track_num_input_tokens(self, inputs: Step) -> None:
+        """Count the tokens of a step, over all ranks, as `include_num_input_tokens_seen` asks."""
+        how = self.args.include_num_input_tokens_seen
+        if how == "no":
+            return
+        padded = how == "all"
+        here = sum(b["input_ids"].numel() if padded else b["real_tokens"] for b in inputs["batches"])
+        tokens = torch.tensor(float(here), device=self.accelerator.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.reduce(tokens, "sum"))
+
     def _sampler(self) -> StepSampler:
         return step_sampler(self.train_dataset.lengths, self.args, self.accelerator)
 
     def _dataset(self, given: Any) -> Any:
         """The dataset of given rows, or a dict of them, with what a cached reference says of them."""
+        if isinstance(given, RowDataset):
+            return given
         if isinstance(given, Mapping):
             return {name: self._dataset(part) for name, part in given.items()}
         rows = make_dataset(given, self.processing_class, self.args, self.objective)
@@ -285,9 +362,8 @@ class PreferenceTrainer(Trainer):
         if "reference" not in self.objective.asks:
             return None
         options = self.args.model_init_kwargs
-        reference = choose_reference(
-            self.model, self.args.reference, self.layout, self.processing_class, **options
-        )
+        wanted = self.ref_model if isinstance(self.ref_model, nn.Module) else self.args.reference
+        reference = choose_reference(self.model, wanted, self.layout, self.processing_class, **options)
         if self.train_dataset and reference.cached:
             read = rows_read(self._sampler(), self.args.max_steps, self.args.num_train_epochs)
             self._add_reference(self.train_dataset, read, reference, self.accelerator.autocast)
@@ -322,8 +398,7 @@ class PreferenceTrainer(Trainer):
 class SLIMETrainer(PreferenceTrainer):
     """`PreferenceTrainer` under the name of the objective.
 
-    Where TRL's `DPOTrainer` is called with model, args, train_dataset, eval_dataset, processing_class, peft_config,
-    callbacks and optimizers, this is called the same way. There is no reference model to give.
+    It is called as TRL's `DPOTrainer` is; SLIME reads no reference model, so that `ref_model` can only be None.
     """
 
 
