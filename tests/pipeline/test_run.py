@@ -387,12 +387,33 @@ def test_bad_arguments_stop_before_any_model(
     for number, (overrides, words) in enumerate(
         (
             (["stages.slime.args.learning_rte=1"], "no 'learning_rte'"),
+            (["stages.slime.args.gradient_accumulation_steps=4"], "another name of a key: give batch_size"),
+            (["stages.slime.args.max_length=64"], r"give data\.max_length"),
+            (["stages.slime.args.beta=0.2"], r"give loss_options\.beta"),
+            (["stages.slime.args.dataset_num_proc=4"], "leave it out"),
+            (["stages.slime.args.lr_scheduler_type=warmup_stable_decay"], "lr_scheduler_type"),
+            (["stages.slime.args.load_best_model_at_end=true"], "strategy"),
+            (
+                ["stages.sft.args.eval_strategy=steps", "data.parts={sft: 0.3, preference: 0.7}"],
+                "held-out rows",
+            ),
             (["data.path=nowhere.jsonl"], "nowhere.jsonl"),
             (["data.max_length=3"], "no row of part"),
         )
     ):
         with pytest.raises(InputError, match=words):
             run_recipe(load_recipe(world / "recipe.yaml", overrides), tmp_path / str(number), console())
+
+
+def test_a_stage_evaluates_on_held_out_rows_and_keeps_the_best_model(world: Path, tmp_path: Path) -> None:
+    args = "{eval_strategy: steps, eval_steps: 1, save_strategy: best, metric_for_best_model: loss, "
+    stage = f"{{loss: sft, part: sft, max_steps: 3, learning_rate: 1, args: {args} load_best_model_at_end: true}}}}"
+    run_recipe(load_recipe(world / "recipe.yaml", [f"stages=[{stage}]"]), tmp_path, console())
+    lines = [json.loads(line) for line in (tmp_path / "sft/metrics.jsonl").read_text().splitlines()]
+    losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    heldout = json.loads((tmp_path / "sft/stage.json").read_text())["heldout"]
+    assert len(losses) == 3
+    assert -heldout["after"]["logps/chosen"] == pytest.approx(min(losses), rel=1e-3)
 
 
 @pytest.mark.parametrize(("batch", "micro"), [(64, 3), (10, 4), (8, 3), (7, 7)])

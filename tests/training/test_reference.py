@@ -465,7 +465,7 @@ class TestCache:
             trainer = made(tmp_path, tiny_model(), reference=source)
             trainer.eval_dataset = trainer._dataset(rows)
             trainer.train()
-            scores[source] = trainer.evaluate()
+            scores[source] = trainer.score(trainer.eval_dataset)
         assert scores["cache"] == pytest.approx(scores["copy"], rel=1e-5)
 
 

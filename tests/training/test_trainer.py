@@ -303,9 +303,9 @@ class TestFailures:
         with pytest.raises(InputError, match=r"no tokenizer can be loaded from .*nowhere"):
             SLIMETrainer(model=str(tmp_path / "nowhere"), args=SLIMEConfig(output_dir=str(tmp_path)))
 
-    def test_a_streaming_dataset_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="no length"):
-            trainer(tmp_path, rows=iter(random_rows(2)))
+    def test_a_step_that_is_never_whole_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="the 8 rows are fewer than the 64 of one"):
+            trainer(tmp_path, per_device_train_batch_size=64, dataloader_drop_last=True)
 
 
 class TestMetrics:
@@ -322,7 +322,7 @@ class TestMetrics:
         for size in (1, 3, 7):
             options = {"rejected_mean": "token"}
             made = trainer(tmp_path, tiny_model(), loss_options=options, per_device_eval_batch_size=size)
-            scores.append(made.evaluate(rows))
+            scores.append(made.score(rows))
         assert scores[0] == pytest.approx(scores[2], rel=1e-5)
         assert scores[1] == pytest.approx(scores[2], rel=1e-5)
 

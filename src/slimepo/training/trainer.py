@@ -256,21 +256,23 @@ class PreferenceTrainer(Trainer):
             eval_dataset: rows, a dict of them, or the name of one in the dict that the trainer was given.
         """
         refuse_changes(self.args, self._as_read)
-        if isinstance(eval_dataset, str):
-            named = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {}
-            if eval_dataset not in named:
-                raise InputError(
-                    f"there is no eval_dataset {eval_dataset!r}; there are: {', '.join(named) or 'none'}"
-                )
-            eval_dataset = named[eval_dataset]
-        rows = self.eval_dataset if eval_dataset is None else self._dataset(eval_dataset)
-        if rows is None:
-            raise InputError("there is nothing to evaluate on: give eval_dataset")
-        if isinstance(rows, Mapping):
+        own = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {}
+        sets = own if eval_dataset is None else eval_dataset
+        if isinstance(sets, Mapping) and sets:
             parts = [
-                self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}") for name, part in rows.items()
+                self.evaluate(name if sets is own else part, ignore_keys, f"{metric_key_prefix}_{name}")
+                for name, part in sets.items()
             ]
             return {key: value for part in parts for key, value in part.items()}
+        if isinstance(eval_dataset, str) and eval_dataset not in own:
+            known = ", ".join(own) or "none by name"
+            raise InputError(f"there is no eval_dataset {eval_dataset!r}; there are: {known}")
+        if eval_dataset is None:
+            rows = self.eval_dataset
+        else:
+            rows = own[eval_dataset] if isinstance(eval_dataset, str) else self._dataset(eval_dataset)
+        if rows is None:
+            raise InputError("there is nothing to evaluate on: give eval_dataset")
         started = time.time()
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in self.score(rows).items()}
         batches = math.ceil(len(rows) / (self.args.eval_batch_size * self.args.world_size))
@@ -344,8 +346,6 @@ class PreferenceTrainer(Trainer):
 
     def _dataset(self, given: Any) -> Any:
         """The dataset of given rows, or a dict of them, with what a cached reference says of them."""
-        if isinstance(given, RowDataset):
-            return given
         if isinstance(given, Mapping):
             return {name: self._dataset(part) for name, part in given.items()}
         rows = make_dataset(given, self.processing_class, self.args, self.objective)

@@ -146,7 +146,8 @@ TrlFields: Any = dataclasses.make_dataclass(
     [
         (
             name,
-            meant.kind | None,
+            # Without None a flag needs no value on a command line.
+            meant.kind if meant.kind is bool else meant.kind | None,
             dataclasses.field(
                 default=None, metadata={"help": f"TRL's name; {meant.ours or 'see docs/trl.md'}"}
             ),
