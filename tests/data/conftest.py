@@ -1,5 +1,6 @@
 """Small tokenizers, one character a token, for tests that must run without any downloaded model."""
 
+import re
 import string
 from collections.abc import Callable
 
@@ -23,12 +24,18 @@ def build_tokenizer(
     *,
     adds_bos: bool = False,
     space_first: bool = False,
+    merged: tuple[str, ...] = (),
     **names: str,
 ) -> PreTrainedTokenizerFast:
-    """A character tokenizer; `space_first` writes a space before any text, as SentencePiece does."""
-    symbols = [*SPECIALS, *string.printable, "▁"]
+    """A character tokenizer; `space_first` writes a space before any text, as SentencePiece does.
+
+    `merged` are texts of more than one character that are one token.
+    """
+    symbols = [*SPECIALS, *string.printable, "▁", *merged]
     tokenizer = Tokenizer(models.WordLevel({s: i for i, s in enumerate(symbols)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex("|".join([*map(re.escape, merged), r"[\s\S]"])), "isolated"
+    )
     tokenizer.decoder = decoders.Fuse()
     if space_first:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,8 +41,8 @@ _PROBE_ANSWERS: dict[str, Message] = {
 }
 # Options by which templates of the field say where thoughts go.
 _THINKING_OPTIONS = [
-    {name: value}
-    for name in ("enable_thinking", "thinking", "truncate_history_thinking", "clear_thinking", "reasoning")
+    (name, value)
+    for name in ("enable_thinking", "thinking", "truncate_history_thinking", "clear_thinking")
     for value in (False, True)
 ]
 _THINKING_TOKENS = ("<think>", "</think>")
@@ -127,11 +128,13 @@ def chat_format(
         notes = [f'the template writes today\'s date; it is fixed at "{PINNED_DATE}" so that runs repeat']
     specials = {token: i for i, token in _special_tokens(tokenizer).items()}
     chat = ChatFormat(tokenizer, template, options, -1, specials=specials)
-    try:
-        prompt = render_prompt(chat, PROBE)
-        plain = render(chat, [*PROBE, _PROBE_ANSWERS["plain"]])
-    except RowRefused as refused:
-        raise InputError(f"the chat template fails on a one-turn conversation: {refused.detail}") from refused
+    prompt, plain, refused = _probed(chat)
+    if _SENTINEL not in plain:
+        # Templates of models that see want the content of a turn in parts.
+        chat = replace(chat, parts=True)
+        prompt, plain, _ = _probed(chat)
+    if refused and not plain:
+        raise InputError(f"the chat template fails on a one-turn conversation: {refused}")
     added = _added(chat)
     way_out = _way_out(chat, added)
     chat = replace(chat, marks=_marks(tokenizer, plain, specials), way_out=way_out)
@@ -150,6 +153,14 @@ def chat_format(
     return replace(chat, end_id=end_id, suffix=suffix, ending=ending, anchors=anchors, notes=tuple(notes))
 
 
+def _probed(chat: ChatFormat) -> tuple[str, str, str]:
+    """The probe's prompt, the whole with a plain answer, and why there are none."""
+    try:
+        return render_prompt(chat, PROBE), render(chat, [*PROBE, _PROBE_ANSWERS["plain"]]), ""
+    except RowRefused as refused:
+        return "", "", refused.detail
+
+
 def _added(chat: ChatFormat) -> dict[str, str]:
     """What the template adds to the probe's prompt for each kind of answer that it leaves the prompt as it was for."""
     try:
@@ -165,21 +176,28 @@ def _added(chat: ChatFormat) -> dict[str, str]:
 
 
 def _way_out(chat: ChatFormat, added: Mapping[str, str]) -> str:
-    """Options that were tried and with which a plain answer stands right behind the prompt; another template else."""
-    if added.get("plain", "").startswith(_SENTINEL):
-        return ""
-    for option in _THINKING_OPTIONS:
-        ((name, value),) = option.items()
-        if name in str(chat.template) and name not in chat.template_options:
-            tried = _added(replace(chat, template_options={**chat.template_options, **option}))
-            if tried.get("plain", "").startswith(_SENTINEL):
-                return (
-                    f"; template_options {name}: {str(value).lower()} puts the answer right behind the prompt"
-                )
-    return (
-        ""
-        if "plain" in added
-        else "; give another model's template (chat_template), or a .jinja file of your own"
+    """Options of the template that were tried, and what they help; where nothing can be trained, another template."""
+
+    def behind_the_prompt(added: Mapping[str, str]) -> bool:
+        return added.get("plain", "").startswith(_SENTINEL)
+
+    def thought_kept(added: Mapping[str, str]) -> bool:
+        return "with a <think> block" in added
+
+    aims = {
+        "puts a plain answer right behind the prompt": behind_the_prompt,
+        "keeps an answer with a <think> block": thought_kept,
+    }
+    cures = ""
+    for aim, reached in aims.items():
+        for name, value in _THINKING_OPTIONS:
+            if reached(added) or name not in str(chat.template):
+                continue
+            if reached(_added(replace(chat, template_options={**chat.template_options, name: value}))):
+                cures += f"; template_options {name}: {str(value).lower()} {aim}"
+                break
+    return cures or (
+        "" if "plain" in added else "; give another model's template (chat_template), or your own"
     )
 
 
@@ -235,9 +253,13 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, suffix: str) -> tuple[int, 
     added = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}
     ids = encode(tokenizer, [suffix])[0]
     for known in (special, added):
-        found = next((i for i in ids if i in known), None)
-        if found is not None:
-            return found, suffix[: suffix.index(known[found])], []
+        first = next((at for at, i in enumerate(ids) if i in known), None)
+        if first is not None:
+            # The end-of-text token where it stands right behind another: Cohere's end an answer with both.
+            run = list(itertools.takewhile(known.__contains__, ids[first:]))
+            last = run.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in run else 0
+            before = suffix[: suffix.index(known[run[0]])]
+            return run[last], before + "".join(known[i] for i in run[:last]), []
     end_id, end = _eos(tokenizer)
     writes = (
         f"writes {suffix!r} after an answer, which holds no end token" if suffix else "writes no end token"

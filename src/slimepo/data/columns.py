@@ -15,6 +15,7 @@ SYNONYMS = {
     "rejected_response": "rejected",
     "preferred_output": "chosen",
     "non_preferred_output": "rejected",
+    "rejected_messages": "rejected",
     "response_j": "chosen",
     "response_k": "rejected",
     "system_prompt": "system",
@@ -85,7 +86,8 @@ def refuse_telling(row: RawRow, reads: Sequence[str], single: bool) -> None:
     for key, reason in (_TELLING | (_TELLING_OF_ONE if single else {})).items():
         if key not in reads and holds_something(row.get(key)):
             way_out = "" if reason == _ONLY_TEXT else f" (columns: {{{key}: null}} leaves it out)"
-            raise MalformedRow(f"{key!r} is not empty: {reason}{way_out}")
+            names = [key, *(theirs for theirs, ours in SYNONYMS.items() if ours == key and theirs not in row)]
+            raise MalformedRow(f"{' or '.join(map(repr, names))} is not empty: {reason}{way_out}")
 
 
 def unread_columns(row: RawRow, format_reads: Sequence[str]) -> list[str]:

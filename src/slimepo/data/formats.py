@@ -208,6 +208,9 @@ def _answered(row: RawRow) -> tuple[Turns, Turns]:
         return _answered_conversation(row)
     if row.get("completion") is None and "instruction" in row:
         return _instruction(row), _side(row, "output", "assistant")
+    if row.get("prompt") is None and _whole(row.get("completion")):
+        turns = as_turns(row["completion"], "'completion'")
+        return turns[:-1], turns[-1:]
     return _side(row, "prompt", "user"), _side(row, "completion", "assistant")
 
 
@@ -264,7 +267,8 @@ def _sharegpt(row: RawRow) -> Preference:
     rejected = _side(row, "rejected", "assistant")
     if row.get("chosen") is None and "messages" in row:
         prompt, chosen = _answered_conversation(row)
-        return _pair(prompt, chosen, rejected)
+        whole = rejected[0]["role"] != "assistant"
+        return Preference(*_part(prompt + chosen, rejected)) if whole else _pair(prompt, chosen, rejected)
     return _pair(_conversation(row)[1], _side(row, "chosen", "assistant"), rejected)
 
 
@@ -322,7 +326,7 @@ def _is_alpaca(row: RawRow) -> bool:
 
 def _is_answered(row: RawRow) -> bool:
     layouts = (("prompt", "completion"), ("messages",), ("conversations",), ("instruction", "output"))
-    return any(_has(*keys)(row) for keys in layouts)
+    return any(_has(*keys)(row) for keys in layouts) or _whole(row.get("completion"))
 
 
 _ANSWERED = ("prompt", "completion", "messages", "conversations", "instruction", "input", "output", "history")

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError
 
@@ -55,8 +55,8 @@ class ChatFormat:
     template may write. `prompt_start` are the ids that the tokenizer itself puts before plain text (only without a
     template). `anchors` are texts that are put before a response while it is tokenised, for tokenizers that treat
     the start of a text differently; the first that does not melt with the response counts. `refusal` says why no
-    answer at all can be trained, `way_out` which options of the template would help a row that it breaks. `notes`
-    are sentences for the user.
+    answer at all can be trained, `way_out` which options of the template would help a row that it breaks. With
+    `parts` a turn's content is given as a list of one text. `notes` are sentences for the user.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -71,6 +71,7 @@ class ChatFormat:
     anchors: tuple[str, ...] = ("",)
     refusal: str = ""
     way_out: str = ""
+    parts: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -101,13 +102,14 @@ def render_prompt(
         if name not in chat.template:
             raise RowRefused(LEFT_OUT, f"the row gives {name!r}, and the chat template knows no such option")
     text = render(chat, messages, options, generation_prompt=True)
-    names = [tool.get("function", tool)["name"] for tool in (options or {}).get("tools", [])]
-    if absent := [name for name in names if name not in text]:
-        raise RowRefused(LEFT_OUT, f"the chat template does not write the tool {absent[0]!r}")
-    if absent := [name for name in _called(messages) if name not in text]:
-        raise RowRefused(
-            LEFT_OUT, f"the chat template does not write the call of {absent[0]!r} in the prompt"
-        )
+    if "tools" in (options or {}) and text == _without(chat, messages, {**(options or {}), "tools": None}):
+        raise RowRefused(LEFT_OUT, "the chat template does not write 'tools'")
+    if _called(messages):
+        uncalled = [
+            cast("Message", {k: v for k, v in turn.items() if k != "tool_calls"}) for turn in messages
+        ]
+        if text == _without(chat, uncalled, options):
+            raise RowRefused(LEFT_OUT, "the chat template does not write 'tool_calls'")
     return text
 
 
@@ -144,13 +146,25 @@ def render_response(
     parts = [
         answer.get("reasoning_content", ""),
         *re.split(r"</?think>", answer["content"]),
-        *_called(response),
     ]
-    if absent := [part for part in parts if part.strip() not in added]:
+    absent = [part for part in parts if part.strip() not in added]
+    if absent := absent + [name for name in _called(response) if not _names(added, name)]:
         raise RowRefused(
             LEFT_OUT, f"the chat template does not write {absent[0].strip()[:_EXCERPT]!r} of the answer"
         )
     return _ended(chat, added, remark)
+
+
+def _without(chat: ChatFormat, messages: Sequence[Message], options: Mapping[str, Any] | None) -> str | None:
+    """The prompt as it would be with something left out; None where the template refuses that."""
+    try:
+        return render(chat, messages, options, generation_prompt=True)
+    except RowRefused:
+        return None
+
+
+def _names(text: str, name: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
 
 
 def _called(messages: Sequence[Message]) -> list[str]:
@@ -213,9 +227,12 @@ def _applied(
     chat: ChatFormat, messages: Sequence[Message], options: Mapping[str, Any] | None, generation_prompt: bool
 ) -> str:
     calls = any("tool_calls" in turn for turn in messages)
+    given: Any = list(messages)
+    if chat.parts:
+        given = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in messages]
     try:
         text = chat.tokenizer.apply_chat_template(
-            list(messages),
+            given,
             chat_template=chat.template,
             tokenize=False,
             add_generation_prompt=generation_prompt,

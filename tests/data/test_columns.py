@@ -1,0 +1,171 @@
+"""Every column of a row is read, read under another name, refused by name, or said to be unread."""
+
+import pytest
+
+from slimepo.data.columns import renamed
+from slimepo.data.formats import FORMATS, convert, recognise
+from slimepo.data.messages import MalformedRow
+from slimepo.data.notes import row_notes
+from slimepo.data.read import rows_from_records
+from slimepo.errors import InputError
+from slimepo.types import Preference, Unpaired
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def read(row, **columns):
+    row = renamed(row, columns)
+    return convert(row, recognise(row))
+
+
+PAIR = Preference([user("q")], [assistant("a")], [assistant("b")])
+ANSWERS = {"chosen": "a", "rejected": "b"}
+
+# Layouts of published data sets and other trainers.
+LAYOUTS = {
+    "question": {"question": "q", **ANSWERS},
+    "input": {"input": "q", **ANSWERS},
+    "paired answers": {"qid": 1, "question": "q", "response_j": "a", "response_k": "b"},
+    "instruction and responses": {"instruction": "q", "chosen_response": "a", "rejected_response": "b"},
+    "instruction and conversations": {
+        "instruction": "q",
+        "chosen": [user("q"), assistant("a")],
+        "rejected": [user("q"), assistant("b")],
+    },
+    "OpenAI": {
+        "input": {"messages": [user("q")], "tools": [], "parallel_tool_calls": True},
+        "preferred_output": [assistant("a")],
+        "non_preferred_output": [assistant("b")],
+    },
+    "OpenAI as text": {
+        "input": '{"messages": [{"role": "user", "content": "q"}]}',
+        "preferred_output": '[{"role": "assistant", "content": "a"}]',
+        "non_preferred_output": '[{"role": "assistant", "content": "b"}]',
+    },
+    "messages and answers": {"messages": [user("q")], "chosen": assistant("a"), "rejected": assistant("b")},
+    "messages and lists": {"messages": [user("q")], "chosen": [assistant("a")], "rejected": [assistant("b")]},
+    "messages and a rejected response": {"messages": [user("q"), assistant("a")], "rejected_response": "b"},
+    "messages and rejected messages": {
+        "messages": [user("q"), assistant("a")],
+        "rejected_messages": [user("q"), assistant("b")],
+    },
+    "transcripts beside the prompt": {
+        "prompt": "\n\nHuman: q\n\nAssistant:",
+        "chosen": "\n\nHuman: q\n\nAssistant: a",
+        "rejected": "\n\nHuman: q\n\nAssistant: b",
+    },
+    "an open transcript": {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " a", "rejected": " b"},
+}
+
+
+@pytest.mark.parametrize("row", LAYOUTS.values(), ids=LAYOUTS)
+def test_layouts_of_others_give_the_same_pair(row):
+    assert read(row) == PAIR
+
+
+def test_columns_can_be_named_and_left_out():
+    assert read({"ask": "q", "good": "a", "bad": "b"}, prompt="ask", chosen="good", rejected="bad") == PAIR
+    assert read({"prompt": "q", **ANSWERS, "label": 1}, label=None) == PAIR
+    with pytest.raises(MalformedRow, match="no 'question'"):
+        renamed({"prompt": "q"}, {"prompt": "question"})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [user("q"), assistant("a")]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"instruction": "q", "input": "", "output": "a"},
+        {"prompt": "q", "completion": "a"},
+        {"completion": [user("q"), assistant("a")]},
+    ],
+)
+def test_an_answer_is_judged_by_label_or_kto_tag(row):
+    for key in ("kto_tag", "label"):
+        for written, label in ((True, True), (0, False), (1.0, True), (0.0, False), ("False", False)):
+            assert read({**row, key: written}) == Unpaired([user("q")], [assistant("a")], label)
+    with pytest.raises(MalformedRow, match="'kto_tag' is not empty"):
+        read({**row, "kto_tag": True, "label": False})
+
+
+@pytest.mark.parametrize("column", ["images", "image", "videos", "audios"])
+def test_a_picture_is_refused_and_an_empty_column_is_not(column):
+    row = {"prompt": "q", **ANSWERS}
+    with pytest.raises(MalformedRow, match=f"'{column}' is not empty: only text"):
+        read({**row, column: ["cat.png"]})
+    for empty in (None, [], [None], "", "[]"):
+        assert read({**row, column: empty}) == PAIR
+
+
+@pytest.mark.parametrize("column", ["label", "kto_tag", "preference", "winner", "rejected_messages"])
+def test_what_tells_something_of_a_pair_and_is_not_read_is_refused_with_the_way_out(column):
+    with pytest.raises(MalformedRow, match=rf"'{column}' .*\(columns: {{\w+: null}} leaves it out\)"):
+        read({"prompt": "q", **ANSWERS, column: "x"})
+
+
+@pytest.mark.parametrize("column", ["score", "rating", "reward"])
+def test_an_answer_with_a_score_is_no_demonstration(column):
+    with pytest.raises(MalformedRow, match=f"'{column}' is not empty: it says how good the answer is"):
+        read({"prompt": "q", "completion": "a", column: 0.1})
+    assert read({"prompt": "q", "completion": "a", column: 0.1}, **{column: None}).chosen == [assistant("a")]
+
+
+def test_data_whose_order_has_to_be_made_first_is_no_format():
+    for row in (
+        {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 0},
+        {"prompt": "q", "response": "a", "helpfulness": 4},
+        {"instruction": "q", "completions": [{"response": "a", "overall_score": 3}]},
+    ):
+        with pytest.raises(InputError, match=r"no format fits .*columns: \{prompt: THEIR-NAME\}"):
+            recognise(renamed(row, {}))
+
+
+def test_columns_and_message_keys_that_are_not_read_are_counted():
+    rows = [
+        {"prompt": [{**user("q"), "id": 7}], **ANSWERS, "prompt_id": "x", "empty": None},
+        {"prompt": "r", **ANSWERS},
+    ]
+    assert rows_from_records(rows).unread == {"prompt_id": 1, "prompt.id": 1}
+    assert list(row_notes(rows_from_records(rows))) == [
+        "columns that were not read (rows that have them): prompt.id (1), prompt_id (1)"
+    ]
+    # UltraFeedback's scores are held against the order of the answers.
+    scored = [
+        {"prompt": "q", **ANSWERS, "score_chosen": 2.0, "score_rejected": score} for score in (1.0, 3.0)
+    ]
+    assert next(iter(row_notes(rows_from_records(scored, name="f")))).startswith(
+        "1 rows score their rejected answer"
+    )
+
+
+def test_no_row_decides_for_a_file_against_the_others():
+    judged = {"prompt": "q", "completion": "a", "label": True}
+    unjudged = {"prompt": "q", "completion": "a", "label": None}
+    rows = rows_from_records([unjudged, judged, judged], skip_bad_rows=True)
+    assert (rows.format, len(rows.unpaired), len(rows.malformed)) == ("kto", 2, 1)
+    rows = rows_from_records([unjudged, unjudged, judged], skip_bad_rows=True)
+    assert (rows.format, len(rows.preferences)) == ("demonstration", 2)
+    assert "'label' or 'kto_tag' is not empty" in rows.malformed[0][1]
+
+
+def test_answers_judged_all_alike_and_pairs_the_other_way_round_are_said():
+    rows = rows_from_records([{"prompt": "q", "completion": "a", "label": 0}] * 3)
+    assert "all 3 judged answers are undesirable" in next(row_notes(rows))
+    pairs = [
+        {"prompt": "q", **ANSWERS},
+        {"prompt": "q", "chosen": "b", "rejected": "a"},
+        {"prompt": "r", **ANSWERS},
+    ]
+    (note,) = row_notes(rows_from_records(pairs, name="f"))
+    assert note.startswith("1 pairs stand there the other way round too")
+    assert note.endswith("f:row 2")
+
+
+def test_every_format_says_which_columns_it_reads():
+    assert all(format_.reads and format_.accepts for format_ in FORMATS.values())
