@@ -53,6 +53,28 @@ def test_a_process_answers_prompts_from_standard_input(model: Path) -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("args.report_to=neptunes", "report_to: unknown tracker 'neptunes'"),
+        ("args.optim=adamw_9bit", "adamw_9bit"),
+        ("args.adam_beta2=7", "Invalid beta parameter"),
+        ("args.gradient_accumulation_steps=4", "give batch_size"),
+        ("args.precompute_ref_log_probs=true", "is a setting of TRL's"),
+    ],
+)
+def test_arguments_that_cannot_be_are_one_line_before_a_model_is_loaded(
+    model: Path, pairs: Path, tmp_path: Path, override: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_model(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("slimepo.pipeline.stage.stage_model", no_model)
+    done = slimepo("train", "--model", model, "--data", pairs, "--out", tmp_path / "run", override)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert words in done.stderr
+
+
 def test_a_process_with_wrong_input_ends_with_2() -> None:
     result = in_a_process("run", "absent.yaml")
     assert (result.returncode, result.stdout) == (2, "")

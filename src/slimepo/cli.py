@@ -14,6 +14,7 @@ import typer
 
 from slimepo.cli_eval import app as eval_app
 from slimepo.errors import InputError, NonFiniteLossError, UnscoredError
+from slimepo.types import OBJECTIVES
 
 app = typer.Typer(
     name="slimepo",
@@ -125,8 +126,8 @@ def train(
     loss: Annotated[
         str,
         typer.Option(
-            help="The objective: slime, sft, dpo, ipo, simpo, cpo, orpo, kto, rpo, lpo, chi_po, a preset such as "
-            "slime/without-hard, or your own as package.module:function or file.py:function.",
+            help=f"The objective: {', '.join(OBJECTIVES)}, a preset such as slime/without-hard, or your own as "
+            "package.module:function or file.py:function.",
         ),
     ] = "slime",
     out: OutFolder = None,

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 if TYPE_CHECKING:
     from torch import Tensor
 
+# The objectives of slimepo.losses.LOSSES, for who has to name them without torch.
+OBJECTIVES = ("sft", "slime", "dpo", "ipo", "simpo", "cpo", "orpo", "kto", "rpo", "lpo", "chi_po")
+
 # Where reference log-probs come from.
 REFERENCE_SOURCES = ("auto", "adapters-off", "copy", "cache")
 

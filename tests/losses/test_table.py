@@ -8,7 +8,7 @@ import pytest
 
 from slimepo.errors import InputError
 from slimepo.losses import LOSSES, Objective, bind, find_objective, hyperparameters, slime
-from slimepo.types import LossOutput
+from slimepo.types import OBJECTIVES, LossOutput
 from slimepo.words import nearest
 
 
@@ -18,6 +18,10 @@ def test_every_objective_takes_the_policy_what_it_asks_for_and_keywords_with_def
         assert parameters[0].name == "policy"
         hyper = [p for p in parameters[1:] if p.name not in ("reference", *objective.asks)]
         assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in hyper)
+
+
+def test_the_names_that_help_lists_are_the_tables() -> None:
+    assert tuple(LOSSES) == OBJECTIVES
 
 
 def test_a_parameter_without_a_default_asks_for_what_its_name_says() -> None:
@@ -69,7 +73,7 @@ def test_numbers_may_come_as_text_from_the_command_line() -> None:
 
 def test_a_users_own_objective_by_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_losses.py").write_text(
-        "from slimepo.types import LossOutput\n"
+        "from slimepo.types import OBJECTIVES, LossOutput\n"
         "def gap(policy, reference=None, *, scale=1.0):\n"
         "    return LossOutput(scale * (policy.rejected.sum(-1) - policy.chosen.sum(-1)), {})\n"
     )
@@ -90,7 +94,7 @@ def test_a_users_own_objective_says_by_its_signature_whether_it_needs_a_referenc
     name = f"own_{signature.count('reference')}{signature.count('None')}"
     reads = "(policy.chosen - reference.chosen)" if needs else "policy.chosen"
     (tmp_path / f"{name}.py").write_text(
-        "from slimepo.types import LossOutput\n"
+        "from slimepo.types import OBJECTIVES, LossOutput\n"
         f"def loss({signature}, *, scale=1.0):\n    return LossOutput(scale * {reads}.sum(-1), {{}})\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -102,7 +106,7 @@ def test_a_users_own_objective_lies_in_the_folder_where_the_command_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "beside_the_recipe.py").write_text(
-        "from slimepo.types import LossOutput\n"
+        "from slimepo.types import OBJECTIVES, LossOutput\n"
         "def loss(policy, reference=None):\n    return LossOutput(-policy.chosen.sum(-1), {})\n"
     )
     monkeypatch.chdir(tmp_path)
@@ -135,7 +139,7 @@ def test_a_file_may_hold_whatever_a_module_may_and_is_run_once(
     """Dataclasses look their module up by its name."""
     (tmp_path / "own.py").write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\n"
-        "from slimepo.types import LossOutput\nprint('run')\n"
+        "from slimepo.types import OBJECTIVES, LossOutput\nprint('run')\n"
         "@dataclass\nclass Scale:\n    value: float = 2.0\n"
         "def loss(policy, reference=None):\n    return LossOutput(-Scale().value * policy.chosen.sum(-1), {})\n"
     )
@@ -149,7 +153,7 @@ def test_a_file_is_found_beside_the_recipe_as_a_module_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "beside.py").write_text(
-        "from slimepo.types import LossOutput\n"
+        "from slimepo.types import OBJECTIVES, LossOutput\n"
         "def loss(policy, reference=None):\n    return LossOutput(-policy.chosen.sum(-1), {})\n"
     )
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
@@ -170,7 +174,7 @@ def test_what_would_fail_in_the_first_step_fails_before_a_model_is_loaded(
     expression: str, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "late.py").write_text(
-        "from slimepo.types import LossOutput\n"
+        "from slimepo.types import OBJECTIVES, LossOutput\n"
         f"def loss(policy, reference=None):\n    return LossOutput({expression}, {{}})\n"
     )
     with pytest.raises(InputError, match=message):

@@ -17,9 +17,7 @@ from slimepo.training.config import PreferenceConfig, SLIMEConfig, settled
 from slimepo.training.trainer import PreferenceTrainer, SLIMETrainer
 from slimepo.training.trl_names import LOSS_TYPES, TRL_ARGUMENTS, TRL_NAMES, in_own_arguments
 from tests.tiny import random_rows, tiny_model
-
-TRL_CONFIGS = ("trl:DPOConfig", "trl:KTOConfig", "trl:SFTConfig", "trl.experimental.cpo:CPOConfig",
-               "trl.experimental.orpo:ORPOConfig")  # fmt: skip
+from tests.training import trl_tables
 
 
 def trl(path: str) -> Any:
@@ -44,10 +42,10 @@ def world_model(**sizes: int) -> PreTrainedModel:
 
 
 class TestConfig:
-    @pytest.mark.parametrize("path", TRL_CONFIGS)
-    def test_every_field_of_trls_configs_has_an_answer(self, path: str) -> None:
+    @pytest.mark.parametrize("loss", ["dpo", "kto", "cpo", "orpo", "sft"])
+    def test_every_field_of_trls_configs_has_an_answer(self, loss: str) -> None:
         ours = {field.name for field in dataclasses.fields(PreferenceConfig)}
-        assert {field.name for field in dataclasses.fields(trl(path))} <= ours
+        assert {field.name for field in dataclasses.fields(trl_tables.trl_configs()[loss])} <= ours
 
     def test_every_name_is_mapped_or_refused_in_words(self) -> None:
         fields = {field.name for field in dataclasses.fields(PreferenceConfig)}
@@ -331,6 +329,11 @@ class TestArguments:
     def test_none_counts_as_not_given(self) -> None:
         own = dict.fromkeys(("args", "train_dataset"))
         assert in_own_arguments(own, (), {"compute_metrics": None, "ref_model": None}) == {}
+
+
+def test_the_page_on_trl_has_the_tables_of_the_code_and_of_the_installed_trl() -> None:
+    page = trl_tables.PAGE.read_text(encoding="utf-8")
+    assert trl_tables.written(page) == page, "run python -m tests.training.trl_tables"
 
 
 def test_the_losses_that_variants_stand_for_are_there() -> None:

@@ -23,7 +23,7 @@ from slimepo.data.rows import MISMATCHED
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.losses import bind, find_objective, step_loss
 from slimepo.model.load import load_model
-from slimepo.model.logps import policy_logps
+from slimepo.model.logps import causal_lm, policy_logps
 from slimepo.model.modes import compute_dtype, scoring
 from slimepo.model.score import scoring_batches
 from slimepo.model.tryout import choose_layout
@@ -126,6 +126,8 @@ class PreferenceTrainer(Trainer):
             adapter=args.adapter,
             disable_dropout=args.disable_dropout,
         )
+        # For the card of a model that is pushed to the Hub.
+        causal_lm(policy).add_model_tags(["slimepo", args.loss.partition("/")[0].rpartition(":")[2]])
         shown = [] if args.disable_tqdm else [TrainingProgress()]
         own = [EpochOfSampler(), LogBeforeSave(), *shown]
         others_callbacks = given.get("callbacks") or []

@@ -89,7 +89,7 @@ TRL_NAMES: Mapping[str, Name] = {
     "max_completion_length": Name(int, instead=_LENGTHS),
     "max_target_length": Name(int, instead=_LENGTHS),
     "max_seq_length": Name(int, "max_length"),
-    "dataset_num_proc": Name(int, instead=_MADE_ONCE),
+    "dataset_num_proc": Name(int, values={1: {}}, instead=_MADE_ONCE),
     "dataset_kwargs": Name(str, instead=_MADE_ONCE),
     "dataset_batch_size": Name(int, instead=_MADE_ONCE),
     "dataset_text_field": Name(
@@ -209,7 +209,10 @@ def in_own_arguments(
         )
     ):
         # A reference model, or None in its place.
-        order = ["ref_model", "args", "data_collator", "train_dataset", "eval_dataset", "processing_class"]
+        order = [
+            "ref_model", "args", "data_collator", "train_dataset", "eval_dataset", "processing_class",
+            "compute_metrics", "callbacks", "optimizers", "quantization_config", "peft_config",
+        ]  # fmt: skip
     if len(positional) > len(order):
         raise InputError(f"{len(positional) + 1} arguments without a name: give them by name")
     by_place = dict(zip(order, positional, strict=False))
