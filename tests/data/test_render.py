@@ -150,6 +150,17 @@ def test_text_that_was_rendered_before_is_not_rendered_again(row):
     assert "give the turns as messages" in detail
 
 
+def test_a_templates_marks_need_not_be_special_tokens():
+    # As Mistral's first tokenizers.
+    template = (
+        "{{ bos_token }}{% for m in messages %}"
+        "{{ '[INST] ' + m.content + ' [/INST]' if m.role == 'user' else m.content + eos_token }}{% endfor %}"
+    )
+    chat = chat_format(build_tokenizer(template))
+    assert trained(chat, prompt="[INST] q [/INST]", completion="a")[0] == SPECIAL_TOKEN
+    assert trained(chat, prompt="q", completion="<think>\nx\n</think>\n\na")[1].endswith("a</s>")
+
+
 def test_marks_of_other_templates_are_said():
     chat = chat_format(build_tokenizer())
     rows = [{"prompt": text, "completion": "a"} for text in ("[INST] q [/INST]", "q", "So:\n\nHuman: q")]

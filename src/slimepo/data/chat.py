@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +46,9 @@ _THINKING_OPTIONS = [
     for name in ("enable_thinking", "thinking", "truncate_history_thinking", "clear_thinking")
     for value in (False, True)
 ]
-_THINKING_TOKENS = ("<think>", "</think>")
+# Mistral's and Phi's marks are plain text to some of their tokenizers.
+_MARK = re.compile(r"\[/?[A-Z_]{3,}\]|<\|[^|<>\s]+\|>|<<?/?SYS>>")
+_THOUGHT_MARK = re.compile(r"think|thought", re.IGNORECASE)  # No limits of turns: answers may hold them.
 
 
 def load_tokenizer(
@@ -202,13 +205,11 @@ def _way_out(chat: ChatFormat, added: Mapping[str, str]) -> str:
 
 
 def _marks(tokenizer: PreTrainedTokenizerBase, rendered: str, specials: Mapping[str, int]) -> tuple[str, ...]:
-    """Special tokens that stand for the limits of turns and texts, which no text may hold."""
+    """What stands for the limits of turns and texts, which no text may hold: special tokens, and marks like theirs."""
     limits = (str(tokenizer.bos_token), str(tokenizer.eos_token))
-    return tuple(
-        token
-        for token in specials
-        if (token in rendered or token in limits) and token not in _THINKING_TOKENS
-    )
+    found = [token for token in specials if token in rendered or token in limits]
+    marks = dict.fromkeys([*found, *_MARK.findall(rendered)])
+    return tuple(mark for mark in marks if not _THOUGHT_MARK.search(mark))
 
 
 def _template_text(tokenizer: PreTrainedTokenizerBase) -> str | None:

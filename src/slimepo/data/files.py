@@ -121,9 +121,7 @@ def _json_rows(path: Path) -> Iterator[PlacedRow]:
     if isinstance(data, dict) and isinstance(data.get("data"), list):
         data = data["data"]
     elif isinstance(data, dict):
-        if len(data) > 1 and all(
-            isinstance(column, list | dict) and len(column) > 1 for column in data.values()
-        ):
+        if len(data) > 1 and all(map(_is_column, data.values())):
             raise InputError(
                 f"{path} is a table by columns ({', '.join(data)}); write a list with one object a row"
             )
@@ -141,6 +139,13 @@ def _json_rows(path: Path) -> Iterator[PlacedRow]:
         raise InputError(f'{path} must hold a list of rows or {{"data": [rows]}}; it holds one {what}{keys}')
     for index, row in enumerate(data, 1):
         yield f"{path}:row {index}", _object(row)
+
+
+def _is_column(value: Any) -> bool:
+    """Whether a value holds a cell a row: a list of anything but messages, or pandas' {"0": ..., "1": ...}."""
+    if isinstance(value, dict):
+        return bool(value) and all(key.isdigit() for key in value)
+    return isinstance(value, list) and len(value) > 1 and not any(isinstance(item, dict) for item in value)
 
 
 def _parquet_rows(path: Path) -> Iterator[PlacedRow]:

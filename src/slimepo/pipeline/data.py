@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +106,8 @@ def stage_rows(
     if stage.part in recipe.pairs:
         train_rows = read_pairs(out / stage.part / "train.jsonl")
         heldout_rows = read_pairs(out / stage.part / "heldout.jsonl") or heldout_rows
+        # What the model itself has written may hold any token, and is to be learnt from as it is.
+        chat = replace(chat, marks=())
     train = _tokenized(train_rows, chat, recipe.data, len(objective.positions) > 1, objective.judged, console)
     # Held-out demonstrations have one side; pairs are scored on both, whatever the stage trains on.
     compared = any(row.rejected for row in heldout_rows)
