@@ -149,7 +149,7 @@ def export(
     ] = None,
 ) -> None:
     """Merge a checkpoint's adapter into its model and write a folder that any transformers user can load."""
-    from slimepo.data.chat import chat_format
+    from slimepo.files import read_json
     from slimepo.model.load import load_checkpoint
     from slimepo.pipeline.export import export_model, newest
 
@@ -157,7 +157,8 @@ def export(
         raise InputError(f"{to} is not empty; give a new folder")
     folder = newest(source)
     loaded, tokenizer = load_checkpoint(folder, base)
-    difference = export_model(loaded, tokenizer, to, {chat_format(tokenizer).end_id})
+    options = (read_json(folder / "slimepo.json") or {}).get("template_options")
+    difference = export_model(loaded, tokenizer, to, template_options=options, release=True)
     _console().print(f"{folder} -> {to} (logits differ by at most {difference:.2g} after loading it again)")
 
 

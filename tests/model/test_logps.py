@@ -12,6 +12,8 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 from slimepo.data.batch import StepCollator, collate
 from slimepo.data.rows import Row
 from slimepo.errors import InputError
+from slimepo.kernels import chunked
+from slimepo.model import logps
 from slimepo.model.adapters import add_adapter, lora_config
 from slimepo.model.logps import install_logps, policy_logps, response_logps
 from slimepo.model.tryout import choose_layout
@@ -172,3 +174,23 @@ def test_a_head_that_is_not_understood_is_refused() -> None:
 def test_a_model_without_a_head_is_refused() -> None:
     with pytest.raises(InputError, match="not a transformers causal language model"):
         install_logps(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    "adapter", [dict(train_head=True), dict(target_modules=["lm_head"], train_head=False)]
+)
+def test_without_gradients_a_trained_head_keeps_no_logits(
+    adapter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = add_adapter(tiny_model(), lora_config(r=2, **adapter))
+    install_logps(model)
+    monkeypatch.setattr(logps, "_ROWS_AT_ONCE", 3)
+    kept: list[int] = []
+    gather, keeper = logps.gather_logps, chunked.KeptLogits
+    monkeypatch.setattr(logps, "gather_logps", lambda table, at: kept.append(len(table)) or gather(table, at))
+    monkeypatch.setattr(chunked, "KeptLogits", lambda most: kept.append(most) or keeper(most))
+    batch = collate(random_rows(4))
+    with torch.no_grad():
+        alone = response_logps(model, batch)
+    torch.testing.assert_close(alone, response_logps(model, batch).detach())
+    assert max(kept[:-1]) <= 3 < kept[-1]

@@ -7,8 +7,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from slimepo.data.chat import chat_format
 from slimepo.errors import InputError
-from slimepo.model.adapters import add_adapter, keep_trained_in_float32, lora_config, untie_head
+from slimepo.files import read_json
+from slimepo.model.adapters import (
+    add_adapter,
+    keep_trained_in_float32,
+    lora_config,
+    refuse_unmergeable,
+    untie_head,
+)
 from slimepo.model.load import load_checkpoint
 from slimepo.pipeline.export import export_model, newest, probe_logits
 from slimepo.playground.tokenizer import build_tokenizer
@@ -64,7 +72,7 @@ def test_training_the_head_of_a_tied_model_leaves_its_embedding_alone(tmp_path: 
 
 
 def test_a_checkpoint_exports_to_the_same_model(tmp_path: Path) -> None:
-    base = tiny_model(tied=True)
+    base = tiny_model(tied=True, vocab_size=len(build_tokenizer()))
     base.save_pretrained(tmp_path / "base")
     build_tokenizer().save_pretrained(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
@@ -103,3 +111,38 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path, inside: str | None)
         newest(tmp_path)
     with pytest.raises(InputError, match="holds neither a model"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("sampling", [{"do_sample": True, "temperature": 0.6}, {"top_p": 0.9}])
+def test_an_export_ends_where_its_base_did_and_keeps_its_sampling(
+    tmp_path: Path, sampling: dict[str, Any]
+) -> None:
+    tokenizer = build_tokenizer()
+    model = tiny_model(vocab_size=len(tokenizer))
+    model.generation_config = GenerationConfig(eos_token_id=[7, 8], **sampling)
+    export_model(model, tokenizer, tmp_path / "model", template_options={"thinking": False})
+    found = GenerationConfig.from_pretrained(tmp_path / "model")
+    assert set(found.eos_token_id) == {7, 8, tokenizer.eos_token_id, chat_format(tokenizer).end_id}
+    assert found.do_sample
+    assert {key: getattr(found, key) for key in sampling} == sampling
+    assert read_json(tmp_path / "model" / "slimepo.json") == {"template_options": {"thinking": False}}
+
+
+def test_a_checkpoint_says_what_the_template_was_given(tmp_path: Path) -> None:
+    args = PreferenceConfig(output_dir=str(tmp_path), max_steps=1, template_options={"thinking": False})
+    PreferenceTrainer(tiny_model(), args, random_rows(4)).save_model()
+    assert read_json(tmp_path / "slimepo.json") == {"template_options": {"thinking": False}}
+
+
+def test_an_export_may_give_up_the_models_weights_for_those_it_loads(tmp_path: Path) -> None:
+    model = tiny_model()
+    export_model(model, build_tokenizer(), tmp_path / "model", release=True)
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+def test_what_cannot_be_merged_is_known_before_it_trains() -> None:
+    model = tiny_model()
+    refuse_unmergeable(model)
+    model.quantization_method = "gptq"
+    with pytest.raises(InputError, match=r"weights are quantised \(gptq\)"):
+        refuse_unmergeable(model)

@@ -1,13 +1,19 @@
 """What is done to a model before it trains."""
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from slimepo.errors import InputError
+from slimepo.playground.tokenizer import build_tokenizer
+from slimepo.training.config import PreferenceConfig
 from slimepo.training.prepare import prepared
-from tests.tiny import VOCABULARY, tiny_model
+from slimepo.training.trainer import PreferenceTrainer
+from tests.tiny import VOCABULARY, random_rows, tiny_model
 
 # Dropout and router noise by the names that these configurations have for them.
 RANDOM: dict[str, dict[str, Any]] = {
@@ -52,3 +58,61 @@ def test_a_threshold_of_a_router_that_is_called_noise_stays() -> None:
     own = model.eval()(input_ids=ids).logits
     prepared(model, None, None, disable_dropout=True)
     torch.testing.assert_close(model.eval()(input_ids=ids).logits, own)
+
+
+def trainer(tmp_path: Path, model: Any, rows: Any = None, **settings: Any) -> PreferenceTrainer:
+    values = dict(
+        output_dir=str(tmp_path / "run"), learning_rate=1e-2, monitor=False, per_device_train_batch_size=4
+    )
+    args = PreferenceConfig(**(values | settings))
+    return PreferenceTrainer(model=model, args=args, train_dataset=rows or random_rows(12))
+
+
+def test_rows_with_more_tokens_than_the_model_has_positions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"row row \d+ has \d+ tokens and the model 6 positions: give max_length = 6"
+    ):
+        trainer(tmp_path, tiny_model(max_position_embeddings=6))
+
+
+def test_a_model_object_brings_the_tokenizer_of_its_folder(tmp_path: Path) -> None:
+    tiny_model(vocab_size=len(build_tokenizer())).save_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert trainer(tmp_path, model).processing_class is None
+    build_tokenizer().save_pretrained(tmp_path / "model")
+    texts = [{"prompt": f"say {i}", "chosen": "a b", "rejected": "c"} for i in range(4)]
+    made = trainer(tmp_path, model, texts)
+    assert made.processing_class.get_vocab() == build_tokenizer().get_vocab()
+
+
+def test_a_balance_loss_that_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sizes: Any = dict(num_local_experts=4, router_aux_loss_coef=0.5)
+    with caplog.at_level(logging.WARNING, "slimepo"):
+        trainer(tmp_path, tiny_model("mixtral", **sizes))
+        assert "balance loss" not in caplog.text
+        trainer(tmp_path, tiny_model("mixtral", output_router_logits=True, **sizes))
+    assert "balance loss of the model's experts (router_aux_loss_coef 0.5) is left out" in caplog.text
+
+
+def test_no_step_is_taken_where_none_is_asked_for_or_left(tmp_path: Path) -> None:
+    made = trainer(tmp_path, tiny_model(), max_steps=0)
+    before = [p.clone() for p in made.model.parameters()]
+    made.train()
+    assert made.state.global_step == 0
+    assert all(map(torch.equal, before, made.model.parameters()))
+    for settings in (dict(max_steps=2), dict(num_train_epochs=1)):
+        done = trainer(tmp_path, tiny_model(), save_steps=1, **settings)
+        done.train()
+        resumed = trainer(tmp_path, tiny_model(), save_steps=1, **settings)
+        resumed.train(resume_from_checkpoint=True)
+        assert resumed.state.global_step == done.state.global_step
+        assert all(map(torch.equal, done.model.parameters(), resumed.model.parameters()))
+
+
+def test_a_generation_config_that_transformers_would_not_save_is_mended_before_training(
+    tmp_path: Path,
+) -> None:
+    model = tiny_model()
+    model.generation_config.temperature = 0.6
+    trainer(tmp_path, model).save_model(str(tmp_path / "saved"))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").generation_config.do_sample

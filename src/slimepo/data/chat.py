@@ -83,9 +83,14 @@ def _load(name: str, what: str, **options: Any) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     # An adapter saved by itself reads the tokens of its model.
-    adapter = read_json(Path(name) / "adapter_config.json")
-    if adapter and not any(Path(name).glob("tokenizer*")):
-        name = str(adapter.get("base_model_name_or_path") or name)
+    folder = Path(name)
+    has_one = any(any(folder.glob(f"{file}*")) for file in ("tokenizer", "vocab", "spiece", "sentencepiece"))
+    if folder.is_dir() and not has_one:
+        adapter = read_json(folder / "adapter_config.json") or {}
+        if not (base := str(adapter.get("base_model_name_or_path") or "")):
+            # transformers would make an empty one for some architectures.
+            raise InputError(f"no {what} can be loaded from '{name}': there is none in the folder")
+        name = base
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:

@@ -34,6 +34,9 @@ def linear_logps_chunked(
 
     Matrix products run in `job.dtype`, everything after them in float32 or wider.
     """
+    if not torch.is_grad_enabled():
+        # A function of its own sees that a head trains also where no gradient is wanted, and would keep its logits.
+        weight_VH, bias_V = weight_VH.detach(), None if bias_V is None else bias_V.detach()
     return _ChunkedLogps.apply(hidden_NH, weight_VH, bias_V, targets_N, job)  # type: ignore[no-any-return, no-untyped-call]
 
 

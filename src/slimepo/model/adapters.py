@@ -120,6 +120,11 @@ def refuse_other_kinds(peft_config: Any) -> None:
 
 def refuse_unmergeable(model: nn.Module) -> None:
     """Refuse, before it trains, an adapter that cannot be folded into its model afterwards."""
+    if (method := getattr(causal_lm(model), "quantization_method", None)) is not None:
+        raise InputError(
+            f"the model's weights are quantised ({getattr(method, 'value', method)}), and an adapter cannot be folded "
+            "into such for the export: start from the model that is not, or use PreferenceTrainer and save_model"
+        )
     tuner: Any = getattr(model, "base_model", None) if hasattr(model, "peft_config") else None
     try:
         if tuner is not None:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -177,6 +178,15 @@ def smoke_config(config: PreTrainedConfig) -> PreTrainedConfig:
     shrunk = type(text)(**(text.to_dict() | _SMOKE_SIZES | _smoke_heads(text)))
     shrunk.architectures = None
     return shrunk
+
+
+def savable(config: GenerationConfig) -> GenerationConfig:
+    """The configuration as transformers saves it: published ones give a temperature and do not say that it is meant."""
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
+    return config
 
 
 def check_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -25,6 +25,8 @@ from slimepo.kernels.passes import Adjustment
 from slimepo.model.attention.interface import packed_rows
 from slimepo.types import PairLogps
 
+_ROWS_AT_ONCE = 1024
+
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside peft's wrappers."""
@@ -126,8 +128,16 @@ def head_logps(
     after = _adjustment(model)
     if type(head) is nn.Linear:
         return fused(hidden_NH, head.weight, targets_N, head.bias, softcap=after.softcap, scale=after.scale)
-    # A head that is more than one matrix (LoRA on it, quantised weights) projects by itself.
-    return gather_logps(adjust(head(hidden_NH), after.softcap, after.scale), targets_N)
+    # A head that is more than one matrix (LoRA on it, quantised weights) projects by itself; without gradients, which
+    # need all logits, a block of rows at a time.
+    rows = len(hidden_NH) if torch.is_grad_enabled() else _ROWS_AT_ONCE
+    blocks = zip(torch.split(hidden_NH, rows or 1), torch.split(targets_N, rows or 1), strict=True)
+    return torch.cat(
+        [
+            gather_logps(adjust(head(hidden), after.softcap, after.scale), targets)
+            for hidden, targets in blocks
+        ]
+    )
 
 
 def _head_stats(model: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor) -> TokenStats:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from slimepo.data.chat import chat_format
 from slimepo.errors import InputError, NonFiniteLossError
-from slimepo.files import replace_folder
+from slimepo.files import replace_folder, write_json
 from slimepo.model.adapters import merge
+from slimepo.model.load import load_model, savable
 from slimepo.model.logps import causal_lm
 from slimepo.model.modes import scoring
 from slimepo.pipeline.console import FIGURES
@@ -30,14 +34,21 @@ def export_model(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path | str,
-    end_token_ids: Collection[int] = (),
+    end_token_ids: Collection[int] | None = None,
     dtype: torch.dtype = torch.float32,
+    template_options: Mapping[str, Any] | None = None,
+    release: bool = False,
 ) -> float:
     """Merge adapters, save model and tokenizer to `folder`, and prove it by loading them again.
 
-    Merging happens in float32 and in place: `model` is not to be trained further. A head that was trained on a tied
-    model stays untied. `dtype` is that of the saved weights; bfloat16 rounds away most of what a learning rate such as
-    5e-7 has changed.
+    The model moves to the CPU and is merged there, in float32 and in place: it is not to be trained further. A head
+    that was trained on a tied model stays untied. What the model says of generation is kept, with further end tokens.
+
+    Args:
+        end_token_ids: where generation ends too; that of the tokenizer's chat template unless given.
+        dtype: of the saved weights; bfloat16 rounds away most of what a learning rate such as 5e-7 has changed.
+        template_options: what the chat template was given in training; `slimepo generate` and `eval` read them there.
+        release: the model's weights are given up before the saved ones are loaded, so that one set is in memory.
 
     Returns:
         The largest difference of a logit between the trained model and the one loaded from the folder.
@@ -47,25 +58,26 @@ def export_model(
         RuntimeError: the model came back different; the folder is not put in place.
     """
     folder = Path(folder)
-    trained = probe_logits(model)
+    trained = probe_logits(model).cpu()
     if not torch.isfinite(trained).all():
         raise NonFiniteLossError("the trained model's logits are not finite. Lower the learning rate")
     half = (
         any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()) or dtype != torch.float32
     )
-    merged = merge(model.float()).to(dtype)
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    ends = sorted({*end_token_ids, *(() if eos is None else (eos,))})
-    merged.generation_config = GenerationConfig(
-        eos_token_id=ends or None,
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=pad if pad is not None else next(iter(ends), None),
-    )
+    merged = merge(model.cpu().float()).to(dtype)
+    if end_token_ids is None:
+        with suppress(InputError):  # a tokenizer without an end token has none to add
+            end_token_ids = {chat_format(tokenizer, template_options).end_id}
+    merged.generation_config = _generation_config(merged, tokenizer, end_token_ids or ())
     temporary = folder.with_name(folder.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)
     merged.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
-    reloaded = AutoModelForCausalLM.from_pretrained(temporary, dtype=dtype).to(trained.device)
+    write_json(temporary / "slimepo.json", {"template_options": dict(template_options or {})})
+    if release:
+        model.to("meta")
+        merged.to("meta")
+    reloaded = load_model(str(temporary), dtype=dtype)
     difference = (probe_logits(reloaded) - trained).abs().max().item()
     allowed = (HALF_TOLERANCE if half else FLOAT32_TOLERANCE) * max(1.0, trained.abs().max().item())
     if not difference <= allowed:
@@ -74,6 +86,20 @@ def export_model(
         )
     replace_folder(temporary, folder)
     return difference
+
+
+def _generation_config(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_token_ids: Collection[int]
+) -> GenerationConfig:
+    """The model's own, which ends where it ended before and at the tokenizer's and the given end tokens as well."""
+    config = copy.deepcopy(model.generation_config or GenerationConfig())
+    own, eos, pad = config.eos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    ends = {*end_token_ids, *([own] if isinstance(own, int) else own or ()), *([] if eos is None else [eos])}
+    config.eos_token_id = sorted(ends) or None
+    if tokenizer.bos_token_id is not None:
+        config.bos_token_id = tokenizer.bos_token_id
+    config.pad_token_id = pad if pad is not None else next(iter(config.eos_token_id or ()), None)
+    return savable(config)
 
 
 def newest(source: Path) -> Path:

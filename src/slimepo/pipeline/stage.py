@@ -18,7 +18,7 @@ from slimepo.data.render import ChatFormat
 from slimepo.errors import InputError
 from slimepo.files import is_main_process, write_json, write_json_lines, write_text
 from slimepo.losses import hyperparameters, slime
-from slimepo.model.adapters import PROJECTIONS, lora_config
+from slimepo.model.adapters import PROJECTIONS, lora_config, refuse_unmergeable
 from slimepo.model.load import (
     adapter_base,
     load_config,
@@ -77,6 +77,8 @@ def run_stage(
     started = time.time()
     progress = TrainingProgress(console, stage.name)
     trainer = stage_trainer(recipe, args, base, rows, chat.tokenizer, folder, [progress])
+    # What could not be exported is better known before it trains.
+    refuse_unmergeable(trainer.model)
     console.print(f"{stage.name}: layout {trainer.layout} ({trainer.layout_reason})")
     if trainer.reference is not None:
         console.print(f"{stage.name}: reference {trainer.reference.source} ({trainer.reference.reason})")
@@ -124,13 +126,14 @@ def run_stage(
     result["monitor"] = trainer.monitor.record.summary(of_pairs) if trainer.monitor else None
     if is_main_process():
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        dtype = getattr(torch, recipe.export_dtype)
+        # One set of weights is enough to export: no optimizer, no reference beside it.
+        trainer.optimizer = trainer.lr_scheduler = trainer.reference = None
+        trainer.accelerator.free_memory()
         result["export_difference"] = export_model(
-            model, chat.tokenizer, folder / "model", {chat.end_id}, dtype
-        )
+            model, chat.tokenizer, folder / "model", {chat.end_id}, getattr(torch, recipe.export_dtype),
+            recipe.template_options, release=True,
+        )  # fmt: skip
         write_text(folder / "model" / "README.md", model_card(recipe, stage, result))
-        # What the chat template was given in training, so that generation gives it the same.
-        write_json(folder / "model" / "slimepo.json", {"template_options": recipe.template_options})
         # Written last: a stage with this file is done.
         write_json(folder / "stage.json", result)
     trainer.accelerator.wait_for_everyone()
@@ -272,7 +275,9 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         InputError: an argument that does not exist or does not fit, a batch that devices cannot share evenly.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    batch = min(stage.batch_size, SMOKE_BATCH) if recipe.smoke else stage.batch_size
+    # A smoke run on many ranks has a pair for each at the least.
+    smoke = max(SMOKE_BATCH - SMOKE_BATCH % ranks, ranks)
+    batch = min(stage.batch_size, smoke) if recipe.smoke else stage.batch_size
     if batch % ranks:
         raise InputError(
             f"stage {stage.name!r}: batch_size {batch} cannot be shared out over {ranks} devices"
@@ -300,6 +305,7 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         "save_total_limit": 2,
         "seed": recipe.seed,
         "adapter": given_adapter(recipe, stage),
+        "template_options": recipe.template_options,
         "report_to": "none",
         "monitor": stage.monitor if isinstance(stage.monitor, bool) else stage.monitor.model_dump(),
     }

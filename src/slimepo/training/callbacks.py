@@ -24,7 +24,10 @@ _TERMS = ("chosen", "rejected", "distance")
 
 
 class EpochOfSampler(TrainerCallback):
-    """Tells the sampler which epoch begins; on resume that is the epoch of the checkpoint."""
+    """Tells the sampler which epoch begins; on resume that is the epoch of the checkpoint.
+
+    A run that has taken all of its steps, as one may that is resumed, takes no further one.
+    """
 
     sampler: StepSampler | None = None
 
@@ -33,6 +36,8 @@ class EpochOfSampler(TrainerCallback):
     ) -> None:
         if self.sampler is not None:
             self.sampler.epoch = int(state.epoch or 0)
+            self.sampler.finished = state.global_step >= state.max_steps
+            control.should_training_stop |= self.sampler.finished
 
 
 class LogBeforeSave(TrainerCallback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -16,9 +17,10 @@ from slimepo.data.chat import load_tokenizer
 from slimepo.errors import InputError
 from slimepo.losses import find_objective
 from slimepo.model.adapters import keep_trained_in_float32, with_adapter
-from slimepo.model.load import check_embeddings
+from slimepo.model.load import check_embeddings, savable
 from slimepo.model.logps import causal_lm, install_logps
 from slimepo.training.config import NO_SHARDING, PreferenceConfig, SLIMEConfig, settled
+from slimepo.training.dataset import RowDataset
 from slimepo.types import REFERENCE_SOURCES
 
 
@@ -39,6 +41,9 @@ def prepared(
         check_embeddings(causal_lm(model), tokenizer)
     if disable_dropout:
         _disable_dropout(causal_lm(model))
+    if (generation := causal_lm(model).generation_config) is not None:
+        # Or the first checkpoint would fail.
+        savable(generation)
     model = with_adapter(model, peft_config, adapter)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(
@@ -48,6 +53,34 @@ def prepared(
     keep_trained_in_float32(model)
     install_logps(model)
     return model
+
+
+def refuse_long_rows(model: nn.Module, rows: RowDataset) -> None:
+    """Refuse rows that have more tokens than the model has positions.
+
+    Raises:
+        InputError: such a row, by its name.
+    """
+    config = causal_lm(model).config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    for row in rows.rows:
+        tokens = len(row.prompt_ids) + max(map(len, row.responses), default=0)
+        if tokens > positions:
+            raise InputError(
+                f"row {row.id} has {tokens} tokens and the model {positions} positions: give max_length = {positions}"
+            )
+
+
+def model_notes(model: nn.Module) -> list[str]:
+    """What the user should know of how this model trains here, in words."""
+    config = causal_lm(model).config.get_text_config()
+    coefficient = getattr(config, "router_aux_loss_coef", None) or getattr(config, "aux_loss_coef", None)
+    if getattr(config, "output_router_logits", False) and coefficient:
+        return [
+            f"the balance loss of the model's experts (router_aux_loss_coef {coefficient:g}) is left out: "
+            "the objective alone trains the router"
+        ]
+    return []
 
 
 def arguments(config: Any, model: Any, ref_model: Any, quantization_config: Any) -> PreferenceConfig:

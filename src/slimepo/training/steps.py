@@ -32,6 +32,8 @@ class StepSampler(Sampler[list[int]]):
     rank: int = 0
     ranks: int = 1
     epoch: int = 0
+    # All steps of the run are taken: none is left to yield.
+    finished: bool = False
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -44,6 +46,8 @@ class StepSampler(Sampler[list[int]]):
         return full + bool(rest and not self.drop_last)
 
     def __iter__(self) -> Iterator[list[int]]:
+        if self.finished:
+            return
         if self.strategy == "sequential":
             order = list(range(len(self.lengths)))
         else:
@@ -72,10 +76,10 @@ def rows_read(sampler: StepSampler, max_steps: int, epochs: float) -> list[int]:
 
     Args:
         sampler: that of the run.
-        max_steps: its steps, where that is positive; `epochs` decides otherwise, as in transformers' Trainer.
+        max_steps: its steps, where that is not negative; `epochs` decides otherwise, as in transformers' Trainer.
         epochs: its epochs, which may be a part of one.
     """
-    steps = max_steps if max_steps > 0 else math.ceil(epochs * len(sampler))
+    steps = max_steps if max_steps >= 0 else math.ceil(epochs * len(sampler))
     read: set[int] = set()
     for epoch in range(math.ceil(steps / max(len(sampler), 1))):
         if len(read) == len(sampler.lengths):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from transformers.trainer_utils import speed_metrics
 from slimepo.data.batch import Batch, Step, StepCollator, to_device
 from slimepo.data.rows import MISMATCHED
 from slimepo.errors import InputError, NonFiniteLossError
+from slimepo.files import write_json
 from slimepo.losses import bind, find_objective, step_loss
 from slimepo.model.load import load_model
 from slimepo.model.logps import causal_lm, policy_logps
@@ -35,10 +37,12 @@ from slimepo.training.dataset import RowDataset, make_dataset, read_stream
 from slimepo.training.metrics import MetricSums
 from slimepo.training.prepare import (
     arguments,
+    model_notes,
     own_tokenizer,
     prepared,
     read_once,
     refuse_changes,
+    refuse_long_rows,
     settings_of,
 )
 from slimepo.training.reference import Reference, choose_reference, reference_logps
@@ -155,12 +159,16 @@ class PreferenceTrainer(Trainer):
                 f"fewer than the {self._sampler().step_size} of one; lower per_device_train_batch_size or "
                 "gradient_accumulation_steps"
             )
+        if self.train_dataset is not None:
+            refuse_long_rows(self.model, self.train_dataset)
         self.layout, self.layout_reason = choose_layout(
             self.model, args.layout, self.objective.positions, args.attention, compute_dtype(args),
             longest=args.max_length, verify=args.verify_model,
         )  # fmt: skip
         self.activations = args.activations
         self.data_collator = replace(self.data_collator, layout=self.layout)
+        for note in model_notes(self.model):
+            logger.warning(note)
         self.reference = self._open_reference()
         self.eval_dataset = self._dataset(eval_dataset)
         # A rank without rows in a short last step still takes part in it, with weight 0.
@@ -319,6 +327,12 @@ class PreferenceTrainer(Trainer):
             logs = {**window.means(), **window.speed(), **measured, **logs}
         super().log(logs, start_time)
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """What the Trainer saves, checkpoints too, and what the chat template was given, which goes with the model."""
+        super()._save(output_dir, state_dict)
+        options = {"template_options": self.args.template_options}
+        write_json(Path(output_dir or self.args.output_dir) / "slimepo.json", options)
+
     def floating_point_ops(self, inputs: Step) -> int:
         """6 * parameters * tokens, over the micro-batches of a step."""
         return sum(int(super(PreferenceTrainer, self).floating_point_ops(dict(b))) for b in inputs["batches"])
@@ -326,6 +340,10 @@ class PreferenceTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient's norm, which the Trainer asks for before every optimizer step."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        scaler = self.accelerator.scaler
+        if scaler is not None and scaler.get_scale() > 1:
+            # fp16: a scale that was too large; the scaler skips this step and takes a smaller one.
+            return norm
         if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
             raise NonFiniteLossError(
                 f"the gradient is not finite at step {self.state.global_step + 1}, although the loss is; "
@@ -351,6 +369,8 @@ class PreferenceTrainer(Trainer):
         if isinstance(given, Mapping):
             return {name: self._dataset(part) for name, part in given.items()}
         rows = make_dataset(given, self.processing_class, self.args, self.objective)
+        if rows is not None:
+            refuse_long_rows(self.model, rows)
         # Once training has begun, the model that they would have to be scored with has changed.
         begun = self.state.global_step > 0 or self.is_in_train
         if rows is not None and self.reference is not None and self.reference.cached and not begun:
