@@ -203,3 +203,11 @@ def test_data_check_counts_and_shows_trained_tokens(model: Path, pairs: Path) ->
     assert result.returncode == 0, result.stderr
     assert "identical responses" in result.stdout
     assert "<end>" in result.stdout
+
+
+def test_help_waits_for_no_library_that_it_does_not_need() -> None:
+    code = (
+        "import sys, slimepo.cli; print(*{'torch', 'transformers', 'pydantic', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -12,7 +12,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from slimepo.cli_eval import app as eval_app
 from slimepo.errors import InputError, NonFiniteLossError, UnscoredError
 from slimepo.types import OBJECTIVES
 
@@ -26,7 +25,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Look at preference data before training on it.")
 app.add_typer(data_app, name="data")
-app.add_typer(eval_app, name="eval")
 
 Overrides = Annotated[
     list[str] | None,
@@ -193,6 +191,19 @@ def generate(
         write_json_lines(out, answers)
     else:
         show_answers(answers, _console())
+
+
+@app.command(
+    "eval",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def evaluate(context: typer.Context) -> None:
+    """Score a model: MT-Bench, Arena-Hard, AlpacaEval, or without a judge."""
+    # A group of its own, whose settings take longer to import than the help of everything else.
+    from slimepo.cli_eval import app as eval_app
+
+    typer.main.get_command(eval_app).main(context.args, prog_name="slimepo eval")
 
 
 @app.command()

@@ -14,7 +14,13 @@ from slimepo.evaluation.settings import BENCHMARKS, STEPS, Evaluation, has_optio
 from slimepo.settings import validate
 
 _TITLES = ", ".join(known.title for known in BENCHMARKS.values())
-app = typer.Typer(no_args_is_help=True, help=f"Score a model: {_TITLES}, or without a judge.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help=f"Score a model: {_TITLES}, or without a judge.",
+)
 
 
 def _command(benchmark: str) -> Callable[..., None]:

@@ -4,6 +4,7 @@ import copy
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from slimepo.errors import InputError
 from slimepo.model.adapters import lora_config
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.reference import choose_reference, reference_logps
+from slimepo.training.reference_cache import _on_main
 from slimepo.training.trainer import PreferenceTrainer
 from slimepo.types import PairLogps
 from tests.tiny import VOCABULARY, random_rows, tiny_model
@@ -500,3 +502,15 @@ def test_a_batch_without_known_log_probs_is_named_where_they_had_to_be_known(tmp
     batch = StepCollator(2).batch(random_rows(2))
     with pytest.raises(InputError, match="row 0"):
         reference_logps(trainer.reference, [batch])
+
+
+def test_every_rank_learns_of_an_error_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others would wait for it for ever."""
+
+    def told(objects: list[Any]) -> None:
+        objects[:] = [None, "cache.npy is damaged; delete it"]
+
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", told)
+    other = SimpleNamespace(is_main_process=False, num_processes=2)
+    with pytest.raises(InputError, match=r"cache.npy is damaged"):
+        _on_main(lambda: None, other)

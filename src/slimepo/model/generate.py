@@ -241,6 +241,9 @@ def _takes_padding(model: Any, token: int) -> bool:
     rotary = " ".join(str(getattr(module, "rope_type", "")) for module in model.modules())
     if "dynamic" in rotary or "longrope" in rotary:
         return False
+    # Llama 4 scales queries by their place in the line, padding counted.
+    if any(getattr(module, "attn_temperature_tuning", False) for module in model.modules()):
+        return False
     # What a cache is made of only a pass tells; one of one token costs what a token of an answer does.
     ids = torch.tensor([[token]], device=next(model.parameters()).device)
     return _selectable(getattr(model(input_ids=ids, use_cache=True), _cache_name(model), None))

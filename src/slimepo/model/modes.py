@@ -32,7 +32,8 @@ def scoring(model: nn.Module, *, adapters: bool = True, own_precision: bool = Tr
     peft_model: Any = model
     inner: Any = causal_lm(model)
     halves = [p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)]
-    training = model.training
+    # One by one: what a user keeps in eval mode (a frozen part, say) stays there.
+    training = [(module, module.training) for module in model.modules()]
     # Switching adapters on again, peft lets all of their parameters train, those that the user froze among them.
     trains = [] if adapters else [(p, p.requires_grad) for p in model.parameters()]
     model.eval()
@@ -49,7 +50,8 @@ def scoring(model: nn.Module, *, adapters: bool = True, own_precision: bool = Tr
             bare = inner is model
             yield functools.partial(forward_with_logps(model_class) if bare else type(model).forward, model)
     finally:
-        model.train(training)
+        for module, was in training:
+            module.training = was
         for parameter, before in trains:
             parameter.requires_grad_(before)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,14 +21,17 @@ from slimepo.data.batch import StepCollator
 from slimepo.data.rows import MISMATCHED, Row
 from slimepo.errors import InputError
 from slimepo.files import cache_folder
+from slimepo.model.adapters import adapter_state
 from slimepo.model.logps import causal_lm
 from slimepo.model.score import score_rows
 from slimepo.terminal import Report
 from slimepo.training.reference import OF_ADAPTERS, Reference, device_of
+from slimepo.versions import versions
 
 # Changes when what a cache file holds changes.
-_CACHE_VERSION = 3
+_CACHE_VERSION = 4
 
+T = TypeVar("T")
 Known = tuple[np.ndarray, ...]
 
 
@@ -57,15 +60,18 @@ def reference_values(
     kind = device_of(model).type
     with precision():
         autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
-    path: Path | None = None
-    if accelerator.is_main_process:
+
+    def read() -> tuple[Path, list[Known] | None]:
         # The key reads every weight; only the process that has the file needs it.
         path = folder / f"{_key(model, reference, rows, collator.positions, autocast)}.npy"
-    known = _broadcast(_read(path, rows) if path else None, accelerator)
+        found = _read(path, rows)
+        if found is None:
+            _make_folder(folder)
+        return path, found
+
+    path, known = _on_main(read, accelerator)
     cached = known is not None
     if known is None:
-        if path is not None:
-            _make_folder(folder)
         mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
         with precision(), reference.forward() as forward:
             share, device = [rows[i] for i in mine], device_of(model)
@@ -82,27 +88,28 @@ def reference_values(
                 for p, response in enumerate(row.responses)
             )
         everyone = _gather(computed, accelerator)
-        known = [everyone[i] for i in range(len(rows))]
-        if path is not None:
-            _write(path, known)
+        computed_now = [everyone[i] for i in range(len(rows))]
+
+        def keep() -> None:
+            _write(path, computed_now)
             _make_room(path, limit)
+
+        _on_main(keep, accelerator)
+        known = computed_now
     return known, cached
 
 
 def _key(
     model: nn.Module, reference: Reference, rows: Sequence[Row], positions: Sequence[int], precision: str
 ) -> str:
-    """What the log-probs are a function of: weights and configuration of the reference, token ids, precision."""
+    """What the log-probs are a function of: the reference's weights, configuration and state, the token ids, the
+    precision and the libraries."""
     digest = hashlib.blake2b(digest_size=16)
     config = causal_lm(model).config.to_dict()
-    # A trained adapter's weights say nothing of their scale.
-    adapters: Any = None if reference.without_adapters else getattr(model, "peft_config", None)
-    named = ("base_model_name_or_path", "revision", "inference_mode")
-    scaled = {
-        name: {key: value for key, value in each.to_dict().items() if key not in named}
-        for name, each in (adapters or {}).items()
-    }
-    active = getattr(model, "active_adapters", None) if scaled else None
+    # An adapter's weights say nothing of what they are scaled by, and whether they are on.
+    state = [] if reference.without_adapters else adapter_state(model)
+    libraries = versions()
+    computing = [libraries[name] for name in ("slimepo", "torch", "transformers", "peft")]
     for name in (
         "_name_or_path",
         "transformers_version",
@@ -111,12 +118,8 @@ def _key(
         "dtype",
     ):
         config.pop(name, None)
-    facts = [_CACHE_VERSION, precision, config, list(positions), scaled, active]
-    digest.update(
-        json.dumps(
-            facts, sort_keys=True, default=lambda x: sorted(x) if isinstance(x, set) else str(x)
-        ).encode()
-    )
+    facts = [_CACHE_VERSION, computing, precision, config, list(positions), state]
+    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
         if reference.without_adapters and any(part in name for part in OF_ADAPTERS):
             continue
@@ -200,10 +203,19 @@ def _gather(part: dict[int, Known], accelerator: Any) -> dict[int, Known]:
     return {index: known for of_rank in gather_object([part]) for index, known in of_rank.items()}
 
 
-def _broadcast(known: list[Known] | None, accelerator: Any) -> list[Known] | None:
-    if accelerator.num_processes == 1:
-        return known
-    from accelerate.utils import broadcast_object_list
+def _on_main(job: Callable[[], T], accelerator: Any) -> T:
+    """What `job` gives the main process, on every rank; its error too, for which the others would wait for ever."""
+    done: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            done[0] = job()
+        except (InputError, OSError) as error:
+            done[1] = str(error)
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
 
-    (known,) = broadcast_object_list([known])
-    return known
+        broadcast_object_list(done)
+    if done[1] is not None:
+        raise InputError(done[1])
+    result: T = done[0]
+    return result
