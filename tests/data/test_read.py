@@ -202,6 +202,83 @@ def test_a_folder_of_files_is_read_split_by_split(tmp_path):
     assert "holds no data" in error(empty)
 
 
+def test_splits_of_a_folder_have_the_names_that_datasets_gives_them(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("train_prefs", "train_sft", "test_prefs"):
+        (tmp_path / "data" / f"{name}-00000-of-00001.jsonl").write_text(LINES)
+    assert read_rows(tmp_path, split="train_prefs").preferences == RECORDS
+    for split in (None, "train"):
+        assert "there are test_prefs, train_prefs, train_sft (choose one with split)" in error(
+            tmp_path, split=split
+        )
+    (tmp_path / "data" / "train_sft-00000-of-00001.jsonl").unlink()
+    assert read_rows(tmp_path).preferences == RECORDS
+
+
+@pytest.mark.parametrize(
+    "names", [("train_prefs", "train_sft"), ("helpful/train", "harmless/train"), ("one", "two")]
+)
+def test_files_that_are_no_shards_of_one_table_are_not_read_as_one_unasked(names, tmp_path):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        for shard in ("00", "01"):
+            (tmp_path / f"{name}-{shard}.jsonl").write_text(LINES)
+    assert "several files that are no shards of one: " + ", ".join(sorted(names)) in error(tmp_path)
+    assert len(read_rows(tmp_path, split=names[0]).preferences) == 2 * len(RECORDS)
+    assert len(read_rows(tmp_path, split="train").preferences) == 4 * len(RECORDS)
+
+
+def test_a_file_that_is_in_no_split_is_not_passed_over(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(LINES)
+    (tmp_path / "test.jsonl").write_text(LINES)
+    assert "holds pairs.jsonl, which is in no split as datasets names them (test)" in error(tmp_path)
+    assert read_rows(tmp_path, split="test").preferences == RECORDS
+
+
+def test_a_folders_card_names_its_splits_and_several_data_sets_are_not_mixed(tmp_path):
+    (tmp_path / "a.jsonl").write_text(LINES)
+    (tmp_path / "b.jsonl").write_text(LINES)
+    card = "---\nconfigs:\n- config_name: one\n  data_files: {}\n{}---\n"
+    splits = "[{split: good, path: a.jsonl}, {split: other, path: b.jsonl}]"
+    (tmp_path / "README.md").write_text(card.format(splits, ""))
+    assert read_rows(tmp_path, split="good").preferences == RECORDS
+    (tmp_path / "README.md").write_text(card.format("a.jsonl", "- config_name: two\n  data_files: b.jsonl\n"))
+    assert "Config name is missing.; give one of its files" in error(tmp_path)
+
+
+def test_columns_are_named_where_the_file_names_them_otherwise(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps({"ask": r["prompt"], **r, "prompt": "?", "label": 1}) + "\n" for r in ROWS)
+    )
+    assert read_rows(path, columns={"prompt": "ask", "label": None}).preferences == RECORDS
+    assert "no 'asked' (columns: ask, " in error(path, columns={"prompt": "asked"})
+
+
+def test_one_json_value_over_a_whole_file_is_said_in_clear_words(tmp_path):
+    columns = {key: [row[key] for row in ROWS] for key in ROWS[0]}
+    conversation = {"chosen": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}]}
+    conversation["rejected"] = [conversation["chosen"][0], {"role": "assistant", "content": "b"}]
+    for name, content, message in (
+        ("list.jsonl", ROWS, "begins one JSON list over the whole file"),
+        ("columns.json", columns, "is a table by columns (prompt, chosen, rejected)"),
+        ("columns.jsonl", columns, "a table by columns?"),
+        (
+            "pandas.json",
+            {key: dict(enumerate(cells)) for key, cells in columns.items()},
+            "is a table by columns",
+        ),
+        ("value.json", {"value": ROWS}, "the rows are under 'value': write that list alone"),
+        ("splits.json", {"train": ROWS, "test": ROWS}, "it holds one object with the keys test, train"),
+    ):
+        (tmp_path / name).write_text(json.dumps(content))
+        assert message in error(tmp_path / name)
+    (tmp_path / "pretty.jsonl").write_text(json.dumps(ROWS, indent=1))
+    assert "name it .json" in error(tmp_path / "pretty.jsonl")
+    (tmp_path / "one.json").write_text(json.dumps(conversation))
+    assert len(read_rows(tmp_path / "one.json").preferences) == 1
+
+
 def test_a_saved_dataset_is_read(tmp_path):
     from datasets import Dataset, DatasetDict
 

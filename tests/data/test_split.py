@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -58,6 +59,13 @@ def test_parts_are_disjoint_and_equal_prompts_stay_together(texts, parts, seed):
     assert sum(map(len, split(rows, parts, seed).values())) <= len(rows)
 
 
+@given(st.text(st.characters(codec="utf-8"), max_size=20), seeds)
+def test_prompts_that_differ_in_white_space_alone_stay_together(text, seed):
+    shares = {f"part{i}": 0.01 for i in range(100)}
+    spread = "\n" + "  ".join(text.split()) + "\t"
+    assert part_of(row(text).prompt, shares, seed) == part_of(row(spread).prompt, shares, seed)
+
+
 def test_shares_are_what_was_asked_for():
     parts = split(THOUSANDS, PAPER_SPLIT, 0)
     assert list(parts) == ["sft", "preference", "heldout"]
@@ -109,6 +117,7 @@ def test_a_fingerprint_ignores_order_and_source_but_no_content():
     assert fingerprint(rows) == fingerprint([row("b"), row("b"), row("a", source="y:9")])
     assert fingerprint(rows) != fingerprint(rows[:2])
     assert row_hash(row("a")) != row_hash(row("a", chosen="better"))
+    assert row_hash(row("a")) != row_hash(replace(row("a"), template_options={"enable_thinking": False}))
     answer = [{"role": "assistant", "content": "x"}]
     assert row_hash(Unpaired([], answer, True)) != row_hash(Unpaired([], answer, False))
     assert row_hash(Unpaired([], answer, True)) != row_hash(Unpaired([], answer, True, weight=2.0))

@@ -29,6 +29,7 @@ _REFUSED = {
     "images": "only text is trained on",
     "image": "only text is trained on",
     "videos": "only text is trained on",
+    "video": "only text is trained on",
     "audios": "only text is trained on",
     "audio": "only text is trained on",
     "function_call": "write it as 'tool_calls'",
@@ -242,4 +243,5 @@ def unread_keys(value: Any) -> list[str]:
     """Keys of the messages in a value that tell something and are not read."""
     items = value if isinstance(value, list) else [value]
     messages = [item for item in items if isinstance(item, Mapping) and ("role" in item or "from" in item)]
-    return [str(key) for item in messages for key in item if key not in _READ and holds_something(item[key])]
+    known = (*_READ, *_REFUSED)
+    return [str(key) for item in messages for key in item if key not in known and holds_something(item[key])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import tempfile
 from collections import Counter
@@ -180,13 +181,45 @@ def _nearest(path: Path) -> str:
 def _folder_rows(folder: Path, split: str | None) -> Iterator[PlacedRow]:
     if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
         return _saved_rows(folder, split)
-    files = {split: [Path(path) for path in paths] for split, paths in _data_files(folder).items()}
-    return itertools.chain.from_iterable(map(file_rows, files[_pick_split(list(files), split, str(folder))]))
+    splits = {name: list(map(Path, paths)) for name, paths in _data_files(folder).items()}
+    files = {name: part for paths in splits.values() for name, part in _shards(paths).items()} | splits
+    if split not in files:
+        read = {path.resolve() for paths in splits.values() for path in paths}
+        if left := [path for path in _data_paths(folder) if path.resolve() not in read]:
+            raise InputError(
+                f"{folder} holds {left[0].relative_to(folder)}, which is in no split as datasets names them "
+                f"({', '.join(splits)}); choose one of those with split, or give the file"
+            )
+        split = _pick_split(list(splits), split, str(folder))
+        if len(parts := _shards(splits[split])) > 1:
+            raise InputError(
+                f"{folder} has for the split '{split}' several files that are no shards of one: {', '.join(parts)} "
+                f"(choose one with split, or {split} for all of them)"
+            )
+    return itertools.chain.from_iterable(map(file_rows, files[split]))
+
+
+def _data_paths(folder: Path) -> list[Path]:
+    """The folder's data files, hidden ones aside."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and data_suffix(path)]
+    return [
+        path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+
+
+def _shards(paths: list[Path]) -> dict[str, list[Path]]:
+    """Files by their names without numbers (train_prefs-00000-of-00002): the shards of one table together."""
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    grouped: dict[str, list[Path]] = {}
+    for path in paths:
+        stem = path.relative_to(root).as_posix().partition(data_suffix(path) or ".")[0]
+        grouped.setdefault(re.sub(r"([-_.]?\d+)?([-_.]of[-_.]\d+)?$", "", stem), []).append(path)
+    return grouped
 
 
 def _data_files(folder: Path) -> Mapping[str, Sequence[str]]:
     """The folder's files by split, under the names that `datasets` gives the splits."""
-    if not any(data_suffix(path) for path in folder.rglob("*")):
+    if not _data_paths(folder):
         raise InputError(f"{folder} holds no data: no {', '.join(SUFFIXES)} file and no saved dataset")
     from datasets import load_dataset_builder
 

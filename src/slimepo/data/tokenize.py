@@ -232,7 +232,7 @@ def _remarks(
     for side in ("prompt", *sides):
         for turn in getattr(row, side):
             if found := _FOREIGN_MARKS.search(turn["content"]):
-                yield Drop(FOREIGN_MARKS, _row_id(row), f"{found[0]!r} in '{side}'")
+                yield Drop(FOREIGN_MARKS, _row_id(row), f"{found[0][:60]!r} in '{side}'")
                 return
 
 

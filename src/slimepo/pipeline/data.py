@@ -49,10 +49,12 @@ def load_data(recipe: Recipe) -> tuple[dict[str, list[Preference]], dict[str, An
     """The recipe's rows by part, `heldout` among them (none without a path), and facts worth keeping about them."""
     data = recipe.data
 
-    def read(path: str, part: str | None, limit: int | None = None) -> tuple[list[Preference], Rows]:
+    def read(
+        path: str, part: str | None, columns: Mapping[str, str | None], limit: int | None = None
+    ) -> tuple[list[Preference], Rows]:
         rows = read_rows(
             recipe.path(path), format=data.format, split=part, skip_bad_rows=data.skip_bad_rows, limit=limit,
-            columns=data.columns,
+            columns=columns,
         )  # fmt: skip
         # An answer judged by itself is a row with one side.
         return [*rows.preferences, *map(as_preference, rows.unpaired)], rows
@@ -63,12 +65,13 @@ def load_data(recipe: Recipe) -> tuple[dict[str, list[Preference]], dict[str, An
     else:
         smoke = SMOKE_ROWS if recipe.smoke else None
         limit = min((each for each in (data.limit, smoke) if each is not None), default=None)
-        records, rows = read(data.path, data.split, limit)
+        records, rows = read(data.path, data.split, data.columns, limit)
         parts = split(records, recipe.parts, recipe.seed)
         facts = {"format": rows.format, "rows": len(records), "malformed": len(rows.malformed)}
         facts["notes"] = list(row_notes(rows))
     if data.heldout:
-        parts["heldout"], rows = read(data.heldout, data.heldout_split)
+        columns = data.columns if data.heldout_columns is None else data.heldout_columns
+        parts["heldout"], rows = read(data.heldout, data.heldout_split, columns)
         facts["notes"] = [*facts.get("notes", []), *(f"held out: {note}" for note in row_notes(rows))]
     heldout = parts.get("heldout", [])
     if data.heldout_limit is not None and len(heldout) > data.heldout_limit:

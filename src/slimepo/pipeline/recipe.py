@@ -50,7 +50,8 @@ class Data(Settings):
     `path` is a file, a folder or a Hub id; `heldout` another one whose rows are only scored. Without it the
     part named heldout is held out. A recipe whose stages all train on `pairs` of its own needs no path. In a path,
     here and in `tasks`, {seed} stands for the run's seed. `columns` says which of the file's columns is ours
-    ({prompt: question}), or that one is left out ({label: null}).
+    ({prompt: question}), or that one is left out ({label: null}); `heldout_columns` those of `heldout`, where they
+    differ.
     """
 
     path: str | None = None
@@ -61,6 +62,7 @@ class Data(Settings):
     skip_bad_rows: bool = False
     heldout: str | None = None
     heldout_split: str | None = None
+    heldout_columns: dict[str, str | None] | None = None
     heldout_limit: int | None = Field(1000, ge=1)
     parts: dict[str, float] | None = None
     max_length: int = Field(2048, ge=2)
