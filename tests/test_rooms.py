@@ -10,7 +10,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "slimepo"
 
 # Rooms on one floor do not know each other. A name is a package, or a module beside the packages.
 FLOORS = [
-    {"types", "errors", "words", "settings", "files", "versions", "terminal", "imports"},
+    {"types", "errors", "words", "settings", "files", "versions", "terminal", "imports", "redaction", "hub"},
     {"losses", "kernels", "data"},
     {"model"},
     {"monitor"},

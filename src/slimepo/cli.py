@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -13,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from slimepo.errors import InputError, NonFiniteLossError, UnscoredError
+from slimepo.redaction import redact
 from slimepo.types import OBJECTIVES
 
 app = typer.Typer(
@@ -151,8 +153,8 @@ def export(
     from slimepo.model.load import load_checkpoint
     from slimepo.pipeline.export import export_model, newest
 
-    if to.exists() and any(to.iterdir()):
-        raise InputError(f"{to} is not empty; give a new folder")
+    if to.is_file() or (to.exists() and any(to.iterdir())):
+        raise InputError(f"{to} is {'a file' if to.is_file() else 'not empty'}; give a new folder")
     folder = newest(source)
     loaded, tokenizer = load_checkpoint(folder, base)
     options = (read_json(folder / "slimepo.json") or {}).get("template_options")
@@ -179,9 +181,10 @@ def generate(
     batch_rows: Annotated[int, typer.Option(min=1, help="Answers written side by side.")] = 32,
 ) -> None:
     """Let a model answer prompts through its own chat template."""
-    from slimepo.files import write_json_lines
+    from slimepo.files import refuse_folder, write_json_lines
     from slimepo.pipeline.generate import answer_prompts, read_prompts, show_answers
 
+    refuse_folder(out)
     texts = read_prompts(prompt or [], prompts)
     answers = answer_prompts(
         model, texts, system, _console(), max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
@@ -236,15 +239,16 @@ def quickstart(
     from slimepo.playground.quickstart import load_quickstart
 
     world = load_quickstart(out, overrides or [], objective or [], seeds=seeds, sweep=sweep)
-    from slimepo.pipeline.folder import check_folder
+    from slimepo.pipeline.folder import check_folder, held
     from slimepo.pipeline.run import run_recipe, runs_of
     from slimepo.report.page import write_report
     from slimepo.report.tables import results_in_terminal
 
     console, folders = _console(), []
     for recipe, folder in runs_of(world.recipe, out):
-        check_folder(recipe, folder, restart)
-        world.write(recipe, folder)
+        with held(folder, console):
+            check_folder(recipe, folder, restart)
+            world.write(recipe, folder)
         folders.append(folder)
     # A run that breaks is a result too, and said where it happened.
     with contextlib.suppress(NonFiniteLossError):
@@ -339,12 +343,15 @@ def main() -> NoReturn:
     """
     codes = {InputError: 2, NonFiniteLossError: 1, UnscoredError: 6}
     if "--debug" in sys.argv:
-        app()
+        codes = {}
     try:
         app()
     except tuple(codes) as error:
-        typer.secho(f"error: {error}", err=True, fg="red")
+        typer.secho(f"error: {redact(str(error))}", err=True, fg="red")
         sys.exit(next(code for kind, code in codes.items() if isinstance(error, kind)))
+    except Exception:
+        sys.stderr.write(redact(traceback.format_exc()))
+        sys.exit(1)
     sys.exit(0)
 
 

@@ -102,9 +102,10 @@ def basics(
 ) -> None:
     """Without a judge: preference accuracy, perplexity, and how generations end, repeat and vary."""
     from slimepo.evaluation.basics import measure_basics, show_basics
-    from slimepo.files import write_json
+    from slimepo.files import refuse_folder, write_json
     from slimepo.terminal import make_console
 
+    refuse_folder(out)
     console = make_console()
     measures = measure_basics(
         model, data, console, split=split, limit=limit, samples=samples, max_new_tokens=max_new_tokens,

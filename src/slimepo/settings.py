@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from slimepo.errors import InputError
+from slimepo.redaction import redacted
 from slimepo.words import nearest
 
 
@@ -77,9 +78,9 @@ def validate(model: type[S], values: Mapping[str, Any], place: str) -> S:
 
 
 def dump(settings: Settings) -> str:
-    """The settings with every default written out, as YAML."""
+    """The settings with every default written out, as YAML, without secrets."""
     buffer = io.StringIO()
-    YAML(typ="safe", pure=True).dump(settings.model_dump(), buffer)
+    YAML(typ="safe", pure=True).dump(redacted(settings.model_dump()), buffer)
     return buffer.getvalue()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from slimepo.files import is_main_process
+from slimepo.redaction import redact
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,12 +23,23 @@ EVERY = 10.0
 def make_console(**options: Any) -> Console:
     """A console that prints text as it is: brackets in it are no markup, numbers are not coloured, lines not broken.
 
-    It is silent on every rank but the main one. `options` are those of rich's Console.
+    It prints no secrets, and is silent on every rank but the main one. `options` are those of rich's Console.
     """
     from rich.console import Console
 
-    plain = {"markup": False, "highlight": False, "soft_wrap": True, "quiet": not is_main_process()}
+    plain: dict[str, Any] = {"file": _Redacted()} if "file" not in options else {}
+    plain |= {"markup": False, "highlight": False, "soft_wrap": True, "quiet": not is_main_process()}
     return Console(**(plain | options))
+
+
+class _Redacted:
+    """Standard output, without secrets."""
+
+    def write(self, text: str) -> int:
+        return sys.stdout.write(redact(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
 
 
 @contextmanager

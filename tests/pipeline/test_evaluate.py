@@ -221,6 +221,43 @@ def test_a_judge_that_fails_does_not_stop_the_training(
     assert "sft: mt-bench failed: the judge refuses" in printed(console)
 
 
+def test_no_error_of_a_benchmark_stops_the_stages_that_follow(
+    recipe: Callable[..., Recipe], tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("out of the blue")
+
+    monkeypatch.setattr("slimepo.evaluation.run.run_benchmark", fail)
+    with pytest.raises(ZeroDivisionError):
+        run_recipe(recipe(stages=["sft"]), tmp_path / "run", console)
+    assert (tmp_path / "run" / "slime" / "stage.json").exists()
+    assert "sft: mt-bench failed: ZeroDivisionError('out of the blue')" in printed(console)
+
+
+def test_another_judge_after_training_judges_what_is_there(
+    recipe: Callable[..., Recipe], mock: MockJudge, tmp_path: Path, console: Console
+) -> None:
+    out = tmp_path / "run"
+    run_recipe(recipe(), out, console)
+    trained = (out / "slime" / "stage.json").stat().st_mtime_ns
+    run_recipe(recipe(judge=f"other@{mock.url}"), out, console)
+    assert (out / "slime" / "stage.json").stat().st_mtime_ns == trained
+    assert [call["model"] for call in mock.calls] == ["mock"] * 4 + ["other"] * 4
+    assert len(list((out / "eval" / "scores").glob("*.json"))) == 2
+    assert "other@" in (out / "recipe.yaml").read_text()
+
+
+def test_a_stage_that_is_its_own_baseline_shows_before_training(
+    recipe: Callable[..., Recipe], tmp_path: Path, console: Console
+) -> None:
+    made = recipe(**HARD, baseline="run-sft", stages=["sft", "slime"])
+    answers = made.evaluate[0].model_copy(update={"judge": None, "baseline": None, "stages": ["sft"]})
+    made = made.model_copy(update={"evaluate": [answers, *made.evaluate]})
+    with pytest.raises(InputError, match="run-sft is its own baseline"):
+        run_recipe(made, tmp_path / "run", console)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_smoke_run_asks_no_judge(
     recipe: Callable[..., Recipe], mock: MockJudge, tmp_path: Path, console: Console
 ) -> None:

@@ -27,6 +27,7 @@ from slimepo.pipeline.stage import StageRows, stage_arguments, stage_trainer
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.playground.world import demonstrations, make_tasks
 from slimepo.report.folders import read_source
+from slimepo.report.page import write_report
 from slimepo.settings import dump
 from slimepo.terminal import make_console
 from slimepo.training.trainer import PreferenceTrainer
@@ -82,12 +83,19 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_run_folder_holds_everything(finished: Path) -> None:
-    files = {".slimepo-run", "recipe.yaml", "versions.json", "data.json"}
+    files = {".slimepo-run", ".lock", "recipe.yaml", "versions.json", "data.json"}
     assert {p.name for p in finished.iterdir()} == files | {"sft", "slime"}
     for stage in ("sft", "slime"):
         names = {p.name for p in (finished / stage).iterdir()}
         base = {"base"} if stage == "sft" else set()
-        files = {"metrics.jsonl", "monitor.jsonl", "stage.json", "data.json", "distributions.json"}
+        files = {
+            "settings.json",
+            "metrics.jsonl",
+            "monitor.jsonl",
+            "stage.json",
+            "data.json",
+            "distributions.json",
+        }
         assert names == base | files | {"checkpoints", "model"}
         lines = [json.loads(line) for line in (finished / stage / "metrics.jsonl").read_text().splitlines()]
         assert lines[0]["step"] >= 1
@@ -204,9 +212,42 @@ def test_done_stages_are_skipped(world: Path, finished: Path) -> None:
     assert (finished / "slime" / "stage.json").stat().st_mtime_ns == before
 
 
+def test_no_secret_reaches_a_file_or_the_console(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    canary, out = "CANARYcanary0123", tmp_path / "run"
+    # Where the token goes; put back after the test.
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setenv("WANDB_API_KEY", f"{canary}-of-wandb")
+    secret = [f"stages.sft.args.hub_token=hf_{canary}", "stages.sft.args.run_name=trial"]
+    run_recipe(load_recipe(world / "recipe.yaml", secret, smoke=True), out, make_console())
+    assert os.environ["HF_TOKEN"] == f"hf_{canary}"
+    # The run is the same one without the token, and its errors hold none.
+    results = run_recipe(load_recipe(world / "recipe.yaml", smoke=True), out, make_console())
+    assert len(results) == 2
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError(f"cannot reach https://me:{canary}@host with {canary}-of-wandb")
+
+    monkeypatch.setattr("slimepo.pipeline.run.run_stage", fail)
+    with pytest.raises(ValueError, match="cannot reach"):
+        run_recipe(load_recipe(world / "recipe.yaml", smoke=True), tmp_path / "other", make_console())
+    write_report([out, tmp_path / "other"], tmp_path / "report.html")
+    make_console().print(f"https://me:{canary}@host")
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or canary.encode() not in path.read_bytes(), path
+    assert canary not in capsys.readouterr().out
+    odd = load_recipe(world / "recipe.yaml", [f"stages.sft.args.mp_parameters=https://a:{canary}@h"])
+    with pytest.raises(
+        InputError, match=r"args.mp_parameters holds a secret.* environment variable"
+    ) as caught:
+        run_recipe(odd, tmp_path / "third", make_console())
+    assert canary not in str(caught.value)
+
+
 def test_a_folder_of_another_recipe_is_refused(world: Path, finished: Path, tmp_path: Path) -> None:
     other = load_recipe(world / "recipe.yaml", ["seed=1"])
-    with pytest.raises(InputError, match=r"another recipe.*'seed: 0' there, 'seed: 1' now.*--restart"):
+    with pytest.raises(InputError, match=r"another recipe \(\w+: seed was 0, is now 1\).*--restart"):
         run_recipe(other, finished, console())
     (tmp_path / "letters.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty and no run"):

@@ -3,13 +3,15 @@
 import itertools
 import re
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
 from slimepo.report.figures import COLOURS, styles
-from slimepo.report.groups import Group, group_records
+from slimepo.report.groups import Group, change, group_records
 from slimepo.report.panels import band, logged
-from slimepo.report.records import Record
+from slimepo.report.records import Record, Source
+from slimepo.report.tables import start_group, start_groups
 
 # Linear RGB to what people with the two common deficiencies see (Viénot, Brettel and Mollon 1999).
 DEFICIENCIES = {
@@ -135,3 +137,31 @@ def test_a_long_curve_keeps_its_spikes() -> None:
     assert len(points) < 310
     assert (5003, (5.0, 1.0, 9.0, 2)) in points
     assert (7001, (-4.0, -9.0, 1.0, 2)) in points
+
+
+def seeds(*ends: tuple[float, float]) -> Group:
+    """A seed each, with its figure before and after training."""
+    records = (run("a", seed=at, before={"x": was}, after={"x": now}) for at, (was, now) in enumerate(ends))
+    return Group("g", tuple(records))
+
+
+def test_the_arrow_is_the_median_change() -> None:
+    # Medians of both sides, 2 and 4, would show a change that is the middle of none.
+    assert change(seeds((1, 5), (2, 3), (3, 4)), "x", ".1f") == "3.0 → 4.0 (+1.0 to +4.0)"
+    assert change(seeds((0, 1), (10, 14), (0, 2), (0, 9)), "x", ".1f") == "5.0 → 8.0 (+1.0 to +9.0)"
+    assert change(seeds((1, 5)), "x", ".1f") == "1.0 → 5.0"
+
+
+def test_runs_that_started_from_different_stages_have_a_line_a_start() -> None:
+    def of(start: str, before: float) -> Record:
+        return run(f"from {start}", start=start, before={"exact_match": before}, after={"exact_match": 1.0})
+
+    mixed = [Source(Path("r"), (of("sft", 0.2), of("sft", 0.2), of("long", 0.4)))]
+    assert {group.label: group.first.after["exact_match"] for group in start_groups(mixed)} == {
+        "start: sft": 0.2,
+        "start: long": 0.4,
+    }
+    assert start_group(mixed) is None
+    alike = start_group([Source(Path("r"), (of("sft", 0.2), of("sft", 0.2)))])
+    assert alike is not None
+    assert alike.label == "start: sft"

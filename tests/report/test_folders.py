@@ -232,7 +232,11 @@ def test_only_runs_that_differ_in_nothing_else_are_a_line_over_the_learning_rate
     folders.append(make_run("d", "dpo"))
     groups = group_records([record for source in read_sources(folders) for record in source.records])
     labels = {name: [group.label for group in together] for name, together in by_rate(groups).items()}
-    assert labels == {"b": ["b", "a"], "c": ["c"], "DPO": ["d"]}
+    assert labels == {
+        "SLIME (hard margin none)": ["b", "a"],
+        "SLIME (hard margin 2)": ["c"],
+        "DPO": ["d"],
+    }
 
 
 def test_settings_that_differ_and_the_value_that_stands_out(make_run: MakeRun) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from slimepo.data.render import PROBE, ChatFormat, RowRefused, divergence, encode, render, render_prompt
 from slimepo.errors import InputError
 from slimepo.files import read_json
+from slimepo.hub import look_for_hub
 from slimepo.types import Message
 from slimepo.words import first_line
 
@@ -91,6 +92,7 @@ def _load(name: str, what: str, **options: Any) -> PreTrainedTokenizerBase:
             # transformers would make an empty one for some architectures.
             raise InputError(f"no {what} can be loaded from '{name}': there is none in the folder")
         name = base
+    look_for_hub(name)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:

@@ -18,6 +18,7 @@ from slimepo.data.files import SUFFIXES, BadRow, PlacedRow, data_suffix, file_ro
 from slimepo.data.formats import FORMATS, convert, known_format, recognise
 from slimepo.data.messages import MalformedRow
 from slimepo.errors import InputError
+from slimepo.hub import look_for_hub
 from slimepo.types import Preference, Unpaired
 from slimepo.words import first_line, nearest
 
@@ -249,6 +250,7 @@ def _saved_rows(folder: Path, split: str | None) -> Iterator[PlacedRow]:
 def _hub_rows(name: str, split: str | None) -> Iterator[PlacedRow]:
     from datasets import load_dataset
 
+    look_for_hub(name)
     try:
         data = load_dataset(name)
     except (OSError, ValueError, RuntimeError) as error:

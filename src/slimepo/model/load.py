@@ -23,6 +23,7 @@ from transformers.utils import find_adapter_config_file
 
 from slimepo.data.chat import load_tokenizer
 from slimepo.errors import InputError
+from slimepo.hub import look_for_hub
 from slimepo.model.adapters import refuse_other_kinds, with_adapter
 from slimepo.words import first_line
 
@@ -74,6 +75,7 @@ def adapter_base(name: str) -> str | None:
     """
     from peft import PeftConfig
 
+    look_for_hub(name)
     try:
         if find_adapter_config_file(name) is None:
             return None

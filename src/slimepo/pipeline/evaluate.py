@@ -37,17 +37,18 @@ def check_evaluations(recipe: Recipe, out: Path) -> None:
     answered: dict[tuple[str, str], list[str]] = {}
     for stage in recipe.stages:
         trained.append((out / stage.name).resolve())
+        name = f"{out.resolve().name}-{stage.name}"
         for entry in evaluations_of(recipe, stage.name):
             there = answered.setdefault((entry.benchmark, entry.rules), [])
             try:
-                _check_entry(recipe, entry, out, trained, there)
+                _check_entry(recipe, entry, out, trained, there, name)
             except InputError as error:
                 raise InputError(f"evaluate: {entry.benchmark}: {error}") from error
-            there.append(f"{out.resolve().name}-{stage.name}")
+            there.append(name)
 
 
 def _check_entry(
-    recipe: Recipe, entry: Evaluation, out: Path, trained: Sequence[Path], answered: Sequence[str]
+    recipe: Recipe, entry: Evaluation, out: Path, trained: Sequence[Path], answered: Sequence[str], name: str
 ) -> None:
     from slimepo.data.chat import chat_format
     from slimepo.evaluation.answerers import check_backend, prompt_ids
@@ -56,7 +57,10 @@ def _check_entry(
     from slimepo.pipeline.data import recipe_tokenizer
 
     check_backend(entry.backend)
-    load_benchmark(entry, out / EVAL_FOLDER, awaited=answered).ready({})
+    benchmark = load_benchmark(entry, out / EVAL_FOLDER, awaited=answered)
+    benchmark.ready({})
+    if name in benchmark.against:
+        raise InputError(f"{name} is its own baseline; name the stages after which this runs (stages: [...])")
     judge = Path((entry.judge or "").removeprefix("hf:")).resolve()
     to_be_trained = not judge.exists() and any(judge in (folder, folder / "model") for folder in trained)
     own_judge = entry.judge is not None and to_be_trained
@@ -81,8 +85,10 @@ def evaluate_stage(recipe: Recipe, stage: str, out: Path, console: Console) -> l
         console.print(f"{stage}: {entry.benchmark}")
         try:
             run_benchmark(make_job(entry, str(out / stage), out / EVAL_FOLDER), console)
-        except (InputError, UnscoredError) as error:
-            console.print(f"{stage}: {entry.benchmark} failed: {error}")
+        except Exception as error:
+            # Of whatever kind: the stages that follow are not lost to it.
+            known = isinstance(error, InputError | UnscoredError)
+            console.print(f"{stage}: {entry.benchmark} failed: {error if known else repr(error)}")
             failed.append(error)
     return failed
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
 from slimepo.evaluation.settings import JUDGE_CALLS, LOCKS
 from slimepo.files import is_main_process, read_json, write_json, write_text
-from slimepo.pipeline.recipe import Recipe
-from slimepo.settings import dump
+from slimepo.losses import find_objective, hyperparameters
+from slimepo.monitor.settings import monitor_settings
+from slimepo.pipeline.recipe import Recipe, make_recipe
+from slimepo.redaction import redacted
+from slimepo.settings import read_mapping
 from slimepo.versions import versions
 
 if TYPE_CHECKING:
@@ -19,6 +24,16 @@ if TYPE_CHECKING:
 
 # Says that a folder is a run of slimepo; nothing is ever deleted from a folder without it.
 MARKER = ".slimepo-run"
+LOCK = ".lock"
+# In the folder of a stage, or of pairs: what it is made from.
+SETTINGS = "settings.json"
+# Keys of a stage that are about time and memory: its model is the same but for the last digits.
+_NO_CHANGE = ("save_every", "micro_batch_size", "activation_checkpointing")
+# Arguments that say how a stage is told of, stored or sent on, and change nothing of it.
+_TELLS_ONLY = (
+    "logging_", "log_level", "log_on", "report_to", "run_name", "project", "trackio_", "save_", "push_to_hub", "hub_",
+    "disable_tqdm",
+)  # fmt: skip
 # What a run goes on from: stages that are done, checkpoints, samples for pairs.
 _BEGUN = ("*/stage.json", "*/checkpoints/checkpoint-*", "*/samples-*.jsonl", "*/pairs.json")
 # Inside the run folder; what `slimepo eval --out` would be given.
@@ -47,35 +62,179 @@ def _step(checkpoint: Path) -> int | None:
     return step
 
 
+def is_held(out: Path) -> bool:
+    """Whether a process is at work in a run folder; taken for granted where locks tell nothing."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(out / LOCK, timeout=0):
+            return False
+    except (Timeout, NotImplementedError, OSError):
+        return True
+
+
+def refuse_other_folder(out: Path) -> None:
+    """Nothing, where a folder is new, empty, or a run of slimepo.
+
+    Raises:
+        InputError: it is a file, or holds something else.
+    """
+    file = next((path for path in (out, *out.parents) if path.is_file()), None)
+    if file is not None:
+        raise InputError(f"--out {out}: {file} is a file; give a folder")
+    # A kill may leave the lock, or half a file that was to be put in place, where nothing else is yet.
+    others = [path for path in out.glob("*") if not path.name.endswith((LOCK, ".part"))]
+    if others and not (out / MARKER).exists():
+        raise InputError(f"{out} is not empty and no run of slimepo; give another --out")
+
+
+@contextmanager
+def held(out: Path, console: Console) -> Iterator[None]:
+    """Hold a run folder for this process (rank 0 of several) alone.
+
+    The lock is the operating system's, and ends with its process, also after `kill -9`.
+
+    Raises:
+        InputError: another process is at work in it, it cannot be written, or is no run of slimepo.
+    """
+    if not is_main_process():
+        yield
+        return
+    refuse_other_folder(out)
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(out / LOCK)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"{out}: another process is at work in this run folder; wait until it is done, or give another --out"
+        ) from None
+    except NotImplementedError:
+        console.print(f"note: {out} is on a file system without locks; start no second process on it")
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if all(path.name == LOCK for path in out.iterdir()):
+            # Wrong input was found before anything was put there.
+            (out / LOCK).unlink(missing_ok=True)
+            out.rmdir()
+
+
 def check_folder(recipe: Recipe, out: Path, restart: bool) -> None:
     """Refuse a folder in which something else has been done; with `restart`, clear this run's stages away.
 
+    What has been begun is compared stage by stage: what does not change a stage that is there may change.
+
     Raises:
-        InputError: the folder holds the run of another recipe, or something that is no run.
+        InputError: a stage, or pairs, are there that another recipe made, or the folder is no run.
     """
-    if not is_main_process() or not out.exists() or not any(out.iterdir()):
+    if not is_main_process():
         return
-    if not out.is_dir() or not (out / MARKER).exists():
-        raise InputError(f"{out} is not empty and no run of slimepo; give another --out")
+    refuse_other_folder(out)
+    if not out.exists():
+        return
     if restart:
-        patterns = ("*/stage.json", "*/checkpoints", "*/samples-*.jsonl", "*/pairs.json")
-        for made in {path.parent for pattern in patterns for path in out.glob(pattern)}:
-            shutil.rmtree(made)
+        patterns = (*_BEGUN, "*/checkpoints", f"*/{SETTINGS}")
+        for made in {path.parent for pattern in patterns for path in out.glob(pattern)} - {out}:
+            shutil.rmtree(made.parent if made.name == "checkpoints" else made, ignore_errors=True)
         for path in (out / EVAL_FOLDER).glob("*"):
             if path.is_file():
                 path.unlink()
             elif path.name not in (JUDGE_CALLS, LOCKS):
                 # What judges replied stays: it is paid for, and still true.
                 shutil.rmtree(path)
-    elif begun(out):
-        old, new = (out / "recipe.yaml").read_text(encoding="utf-8"), dump(recipe)
-        if old != new:
-            lines = zip(old.splitlines(), new.splitlines(), strict=False)
-            told = (f"{was.strip()!r} there, {now.strip()!r} now" for was, now in lines if was != now)
+        return
+    for name in (*(stage.name for stage in recipe.stages), *recipe.pairs):
+        if not begun(out / name):
+            continue
+        old, new = _recorded(out, name), flat(made_from(recipe, name))
+        changed = [key for key in new | old if not _same(old.get(key), new.get(key))]
+        if changed:
+            told = f"{name}: {changed[0]} was {old.get(changed[0])!r}, is now {new.get(changed[0])!r}"
             raise InputError(
-                f"{out} holds a run of another recipe ({next(told, 'one has more keys than the other')}); "
-                "give another --out, or --restart to throw that run away"
+                f"{out} holds a run of another recipe ({told}); give another --out, delete {out / name} to make that "
+                "again, or --restart to throw the whole run away"
             )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two settings are equal, or two ways to name one path."""
+    paths = [Path(each) for each in (one, other) if isinstance(each, str) and each]
+    return one == other or (
+        len(paths) == 2 and all(path.exists() for path in paths) and paths[0].samefile(paths[1])
+    )
+
+
+def _recorded(out: Path, name: str) -> dict[str, Any]:
+    """What the stage or pairs in a run folder were made from."""
+    try:
+        settings = read_json(out / name / SETTINGS)
+        if settings is None:
+            # A run of an earlier version: its recipe tells.
+            settings = made_from(make_recipe(read_mapping(out / "recipe.yaml", "recipe")), name)
+        return flat(settings)
+    except (InputError, StopIteration) as error:
+        reason = str(error) or f"recipe.yaml does not name {name!r}"
+        raise InputError(
+            f"{out}: what {name!r} was made from cannot be told ({reason}); give another --out, or --restart"
+        ) from error
+
+
+def made_from(recipe: Recipe, name: str) -> dict[str, Any]:
+    """What a stage's model and figures, or the pairs of this name, depend on: plain data, with every default.
+
+    Two recipes for which this is equal make the same of the same files; whatever else they say may differ.
+    """
+    values = recipe.model_dump(mode="json")
+    common = (
+        "model",
+        "tokenizer",
+        "chat_template",
+        "template_options",
+        "dtype",
+        "adapter",
+        "smoke",
+        "seed",
+        "tasks",
+    )
+    found: dict[str, Any] = {key: values[key] for key in common}
+    if name in recipe.pairs:
+        asked = values["pairs"][name]
+        found |= {"pairs": asked}
+        found |= {"sampled": made_from(recipe, asked["model"])["stage"]} if asked["model"] else {}
+    else:
+        stage = next(stage for stage in recipe.stages if stage.name == name)
+        monitor = monitor_settings(stage.monitor)
+        own = stage.model_dump(mode="json", exclude=set(_NO_CHANGE))
+        options = hyperparameters(find_objective(stage.loss).function) | own["loss_options"]
+        args = {key: value for key, value in own["args"].items() if not key.startswith(_TELLS_ONLY)}
+        # Of the monitor only what may end the stage changes it.
+        watch = monitor.model_dump(mode="json") if monitor and monitor.stop_on else None
+        own |= {"loss_options": options, "args": args, "monitor": watch, "start": recipe.start_of(stage)}
+        made = {"pairs": made_from(recipe, stage.part)} if stage.part in recipe.pairs else {}
+        before = {}
+        for needed in recipe.needs(stage):
+            whole = made_from(recipe, needed)
+            before[needed] = {key: whole[key] for key in ("stage", "before")}
+        found |= {"stage": own | made, "before": before, "export_dtype": values["export_dtype"]}
+        found |= {"data": values["data"] | {"parts": recipe.parts}}
+    # As it comes back from its file.
+    plain: dict[str, Any] = json.loads(json.dumps(redacted(found), default=str))
+    return plain
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as `outer.inner`."""
+    if not isinstance(value, Mapping):
+        return {prefix.removesuffix("."): value}
+    return {
+        key: item for name, inner in value.items() for key, item in flat(inner, f"{prefix}{name}.").items()
+    }
 
 
 def mark_folder(out: Path) -> None:
@@ -91,10 +250,14 @@ def claim_folder(recipe: Recipe, out: Path, facts: dict[str, Any], console: Cons
     """
     if not is_main_process():
         return
-    going_on = begun(out)
-    before = read_json(out / "data.json") if going_on else None
+    names = [name for name in (*(stage.name for stage in recipe.stages), *recipe.pairs) if begun(out / name)]
+    going_on = bool(names)
+    before = (read_json(out / "data.json") if going_on else None) or facts
+    used = {"heldout", *(stage.part for stage in recipe.stages if stage.name in names)}
     for key, what in (("parts", recipe.data.path), ("tasks", "a file of tasks")):
-        if before is not None and before.get(key) != facts.get(key):
+        was, now = before.get(key) or {}, facts.get(key) or {}
+        # Of the parts those that something was trained on.
+        if any(was.get(part) != now.get(part) for part in (used if key == "parts" else was | now)):
             raise InputError(f"{what} has changed since {out} was begun; give another --out, or --restart")
     old: dict[str, str] = (read_json(out / "versions.json") if going_on else None) or {}
     new = versions()
@@ -102,11 +265,16 @@ def claim_folder(recipe: Recipe, out: Path, facts: dict[str, Any], console: Cons
     if changed:
         console.print(f"note: the run was begun with other versions: {', '.join(changed)}")
     mark_folder(out)
-    write_text(out / "recipe.yaml", dump(recipe))
     write_json(out / "versions.json", old or new)
     write_json(out / "data.json", facts)
 
 
-def begun(out: Path) -> bool:
-    """Whether a run has something to go on from; one that failed before its first checkpoint has not."""
-    return any(any(out.glob(pattern)) for pattern in _BEGUN)
+def begun(folder: Path) -> bool:
+    """Whether the folder of a stage, or of pairs, has something to go on from."""
+    return any(any(folder.glob(pattern.removeprefix("*/"))) for pattern in _BEGUN)
+
+
+def record_settings(recipe: Recipe, out: Path, name: str) -> None:
+    """Write down what a stage, or pairs, are made from, before anything is made."""
+    if is_main_process():
+        write_json(out / name / SETTINGS, made_from(recipe, name))

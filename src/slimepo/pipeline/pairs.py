@@ -22,6 +22,7 @@ from slimepo.files import (
     write_json,
     write_json_lines,
 )
+from slimepo.pipeline.folder import is_held
 from slimepo.pipeline.tasks import RunTasks, Task, completion_text, prompt_ids
 from slimepo.types import Message, Preference, Verdict
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from slimepo.pipeline.recipe import Pairs, Recipe
 
 FACTS = "pairs.json"
+# Seconds after which a rank that waits looks whether the first one, which makes the pairs, is still there.
+PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,13 @@ def make_pairs(
         InputError: no task for training gives a pair.
     """
     if not is_main_process():
-        # The other ranks read what the first one writes.
+        # The other ranks read what the first one writes, however long that takes, as long as it is there.
+        waited = 0.0
         while read_json(folder / FACTS) is None:
             time.sleep(0.5)
+            waited += 0.5
+            if waited % PATIENCE_S == 0 and not is_held(folder.parent):
+                raise InputError(f"pairs {name!r}: the first process has ended before they were made")
         return
     if read_json(folder / FACTS) is not None:
         return

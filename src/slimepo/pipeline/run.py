@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.data.chat import chat_format
 from slimepo.data.render import ChatFormat
 from slimepo.errors import InputError, NonFiniteLossError
-from slimepo.files import is_main_process, read_json, write_json
+from slimepo.files import is_main_process, read_json, write_json, write_text
 from slimepo.model.load import load_config
 from slimepo.pipeline.data import load_data, recipe_tokenizer, stage_rows
 from slimepo.pipeline.evaluate import check_evaluations, evaluate_stage
-from slimepo.pipeline.folder import check_folder, claim_folder
+from slimepo.pipeline.folder import check_folder, claim_folder, held, record_settings
 from slimepo.pipeline.pairs import make_pairs
 from slimepo.pipeline.recipe import RandomModel, Recipe, Stage
 from slimepo.pipeline.stage import exported_model, run_stage, stage_arguments
 from slimepo.pipeline.tasks import RunTasks, load_tasks
+from slimepo.redaction import redact
+from slimepo.settings import dump
 from slimepo.types import REFERENCE_SOURCES
 from slimepo.words import nearest
 
@@ -35,16 +38,19 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
         NonFiniteLossError: of the first stage that it happened to.
     """
     runs = runs_of(recipe, out)
-    for run, folder in runs:
-        check_folder(run, folder, restart)
     results: list[dict[str, Any]] = []
     failed: list[Exception] = []
-    for run, folder in runs:
-        if len(runs) > 1:
-            console.print(f"seed {run.seed}", style="bold")
-        of_run, failures = _run_stages(run, folder, console)
-        results += of_run
-        failed += failures
+    with ExitStack() as locks:
+        for _, folder in runs:
+            locks.enter_context(held(folder, console))
+        for run, folder in runs:
+            check_folder(run, folder, restart)
+        for run, folder in runs:
+            if len(runs) > 1:
+                console.print(f"seed {run.seed}", style="bold")
+            of_run, failures = _run_stages(run, folder, console)
+            results += of_run
+            failed += failures
     if failed:
         raise failed[0]
     return results
@@ -72,6 +78,9 @@ def _run_stages(recipe: Recipe, out: Path, console: Console) -> tuple[list[dict[
         chat = chat_format(recipe_tokenizer(recipe), recipe.template_options)
         claim_folder(recipe, out, facts | ({"tasks": tasks.facts} if tasks else {}), console)
         _announce(recipe, chat, facts, tasks, console)
+    if is_main_process():
+        # What may have changed beside the stages that are done, a judge, say, is written down too.
+        write_text(out / "recipe.yaml", dump(recipe))
     results: list[dict[str, Any]] = []
     broken: dict[str, Exception] = {}
     failed: list[Exception] = []
@@ -91,7 +100,9 @@ def _run_stages(recipe: Recipe, out: Path, console: Console) -> tuple[list[dict[
             if stage.part in recipe.pairs and tasks is not None:
                 sampled = recipe.pairs[stage.part].model
                 model = str(exported_model(out / sampled)) if sampled else str(recipe.model)
+                record_settings(recipe, out, stage.part)
                 make_pairs(recipe, stage.part, model, tasks, chat, out / stage.part, console)
+            record_settings(recipe, out, stage.name)
             rows = stage_rows(recipe, stage, parts, tasks, chat, out, console)
             if is_main_process():
                 (folder / "error.json").unlink(missing_ok=True)
@@ -102,7 +113,7 @@ def _run_stages(recipe: Recipe, out: Path, console: Console) -> tuple[list[dict[
                 # Whatever breaks a stage is left in its folder for the report.
                 known = isinstance(error, InputError | NonFiniteLossError)
                 if is_main_process():
-                    write_json(folder / "error.json", {"error": str(error) if known else repr(error)})
+                    write_json(folder / "error.json", {"error": redact(str(error) if known else repr(error))})
                 if not isinstance(error, NonFiniteLossError):
                     raise
                 console.print(f"{stage.name}: {error}", style="red")

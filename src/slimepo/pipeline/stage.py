@@ -37,6 +37,7 @@ from slimepo.pipeline.export import export_model, model_card
 from slimepo.pipeline.folder import last_checkpoint, remove_unfinished_checkpoints
 from slimepo.pipeline.recipe import RandomModel, Recipe, Stage
 from slimepo.pipeline.tasks import Answer, answer_tasks, measure
+from slimepo.redaction import REDACTED, redact, redacted
 from slimepo.training.callbacks import MetricsFile, TrainingProgress, peak_memory
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.trl_names import TRL_NAMES
@@ -133,7 +134,7 @@ def run_stage(
             model, chat.tokenizer, folder / "model", {chat.end_id}, getattr(torch, recipe.export_dtype),
             recipe.template_options, release=True,
         )  # fmt: skip
-        write_text(folder / "model" / "README.md", model_card(recipe, stage, result))
+        write_text(folder / "model" / "README.md", redact(model_card(recipe, stage, result)))
         # Written last: a stage with this file is done.
         write_json(folder / "stage.json", result)
     trainer.accelerator.wait_for_everyone()
@@ -324,9 +325,28 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
             f"stage {stage.name!r}: transformers' TrainingArguments have no {unknown[0]!r}{hint}"
         )
     try:
-        return PreferenceConfig(**(values | stage.args))
+        return PreferenceConfig(**(values | _without_secrets(stage)))
     except (TypeError, ValueError, ImportError, RuntimeError) as error:
         raise InputError(f"stage {stage.name!r}: {first_line(error)}") from error
+
+
+def _without_secrets(stage: Stage) -> dict[str, Any]:
+    """The stage's `args`; its Hub token goes into the environment instead, for checkpoints keep the arguments they had.
+
+    Raises:
+        InputError: another secret stands in them.
+    """
+    args = dict(stage.args)
+    token = args.pop("hub_token", None)
+    if token and token != REDACTED:
+        os.environ["HF_TOKEN"] = str(token)
+    secret = next((key for key, value in args.items() if redacted({key: value}) != {key: value}), None)
+    if secret:
+        raise InputError(
+            f"stage {stage.name!r}: args.{secret} holds a secret, which would end up in files: give it by its "
+            "environment variable (HF_TOKEN, WANDB_API_KEY, ...)"
+        )
+    return args
 
 
 def given_adapter(recipe: Recipe, stage: Stage) -> str | None:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from slimepo.report.records import ABSENT, Record, number, short_number, unique
 
+# Settings that a series is told apart by in its name.
+_MOST_TOLD = 3
 _LABELS = {name.lower(): name for name in ("SLIME", "DPO", "SimPO", "SFT", "KTO", "ORPO", "IPO")}
 
 
@@ -92,17 +94,27 @@ def by_series(groups: Sequence[Group]) -> dict[str, list[Group]]:
 def by_rate(groups: Sequence[Group]) -> dict[str, list[Group]]:
     """Groups that differ in learning rate (and seed) only, together under their objective, the lowest rate first.
 
-    Where an objective has several such sets (other options, other data), each is under its first label.
+    Where an objective has several such sets, what they differ in stands beside its name: `DPO (beta 0.2)`.
     """
     found: dict[tuple[str, str], list[Group]] = {}
     for group in (group for together in by_series(groups).values() for group in together):
         rest = {key: value for key, value in group.first.settings.items() if key != "learning_rate"}
         found.setdefault((group.series, json.dumps(rest, sort_keys=True, default=str)), []).append(group)
-    sets = Counter(series for series, _ in found)
-    return {
-        series if sets[series] == 1 else together[0].label: together
-        for (series, _), together in found.items()
-    }
+    names = []
+    for series, alike in found:
+        sets = [together[0].first.settings for (other, _), together in found.items() if other == series]
+        own = found[series, alike][0].first.settings
+        differing = [
+            key
+            for key in dict.fromkeys(key for each in sets for key in each)
+            if key != "learning_rate" and any(each.get(key) != sets[0].get(key) for each in sets)
+        ]
+        told_apart = [
+            f"{key.rpartition('.')[2].replace('_', ' ')} {told(own.get(key))}"
+            for key in differing[:_MOST_TOLD]
+        ]
+        names.append(f"{series} ({', '.join(told_apart)})" if told_apart else series)
+    return dict(zip(unique(names), found.values(), strict=True))
 
 
 def compare_settings(groups: Sequence[Group]) -> tuple[list[Setting], list[tuple[str, str]]]:
@@ -158,18 +170,20 @@ def written(value: Spread | None, form: str, scale: float = 1.0) -> str:
 def change(group: Group, key: str, form: str, scale: float = 1.0) -> str:
     """A held-out figure before and after training: `-0.41 → -0.39`.
 
-    With several seeds the medians, and in brackets the smallest and the largest change, for a seed is compared with its
-    own start: `-0.41 → -0.39 (+0.01 to +0.03)`.
+    With several seeds that of the seed whose change is the median (of an even number the mean of the middle two), and
+    in brackets the smallest and the largest change: `-0.41 → -0.39 (+0.01 to +0.03)`. A seed is compared with its own
+    start.
     """
     both = [r for r in group.records if key in r.before and key in r.after]
     if not both:
         return written(group.after(key), form, scale)
-    was, now = [scale * r.before[key] for r in both], [scale * r.after[key] for r in both]
-    medians = " → ".join(_rounded(statistics.median(values), form) for values in (was, now))
-    changes = [b - a for a, b in zip(was, now, strict=True)]
-    if len(both) == 1:
-        return medians
-    return f"{medians} ({_rounded(min(changes), f'+{form}')} to {_rounded(max(changes), f'+{form}')})"
+    pairs = sorted(((scale * r.before[key], scale * r.after[key]) for r in both), key=lambda p: p[1] - p[0])
+    middle = pairs[(len(pairs) - 1) // 2 : len(pairs) // 2 + 1]
+    arrow = " → ".join(_rounded(statistics.fmean(ends), form) for ends in zip(*middle, strict=True))
+    if len(pairs) == 1:
+        return arrow
+    least, most = (_rounded(now - was, f"+{form}") for was, now in (pairs[0], pairs[-1]))
+    return f"{arrow} ({least} to {most})"
 
 
 def _rounded(value: float, form: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
 from slimepo.files import write_text
+from slimepo.redaction import redact
 from slimepo.report import panels, tables
 from slimepo.report.benchmarks import (
     benchmark_table,
@@ -84,7 +85,7 @@ def write_report(paths: Sequence[Path], page: Path) -> Report:
     texts = {page: report_page(report), page.with_suffix(".md"): report_markdown(report)}
     try:
         for path, text in texts.items():
-            write_text(path, text)
+            write_text(path, redact(text))
     except OSError as error:
         raise InputError(
             f"report: {page} cannot be written ({error.strerror}); --out says where the page goes"

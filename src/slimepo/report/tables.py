@@ -86,20 +86,21 @@ _TERMINAL_NOTES = (
     "floor: rejected tokens under the floor of SLIME's rejected term",
 )
 _SEEDS_NOTE = (
-    "several seeds: medians; in brackets the smallest and the largest change since a seed's own start"
+    "several seeds: medians; before → after is the median change, "
+    "in brackets the smallest and the largest change"
 )
 
 
 def results(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
     """What training did to held-out data, a line a group, under the line of what all started from."""
-    start = start_group(sources)
-    shown = [*([start] if start else []), *groups]
+    starts = start_groups(sources)
+    shown = [*starts, *groups]
     best = best_group(groups)
     lines = [
         Line(
             group.label,
             tuple(column.cell(group) for column in RESULTS),
-            note="" if group is start else objective_note(group),
+            note="" if group in starts else objective_note(group),
             error=trouble(group),
             best=group is best,
         )
@@ -132,8 +133,8 @@ def results_in_terminal(sources: Sequence[Source]) -> TerminalTable:
     table.add_column("run", overflow="fold", min_width=10)
     for column in columns:
         table.add_column(column.short, justify="right", no_wrap=True)
-    start, best = start_group(sources), best_group(groups)
-    for group in [*([start] if start else []), *groups]:
+    best = best_group(groups)
+    for group in [*start_groups(sources), *groups]:
         cells = [column.cell(group) for column in columns]
         # Of several seeds the others may have figures.
         cells = ["stopped", *cells[1:]] if trouble(group) and cells[0] == ABSENT else cells
@@ -176,16 +177,28 @@ def best_group(groups: Sequence[Group]) -> Group | None:
     return max(have, key=lambda each: each[0])[1] if have else None
 
 
-def start_group(sources: Sequence[Source]) -> Group | None:
-    """The models that the records of a run all started from, a record a run; None where no run compares any."""
-    found: list[Record] = []
-    for source in sources:
+def start_groups(sources: Sequence[Source]) -> list[Group]:
+    """The models that records of a run started from, a group each, a record a run; none where no run compares any."""
+    found: dict[str, list[Record]] = {}
+    for at, source in enumerate(sources):
         own = [record for record in source.records if record.start and record.before]
-        if len(own) > 1 and all(same_start(record.before, own[0].before) for record in own):
-            first = own[0]
-            found.append(Record(f"start: {first.start}", "", "", after=first.before, seed=len(found)))
-    names = {record.name for record in found}
-    return Group(names.pop() if len(names) == 1 else "start", tuple(found)) if found else None
+        for name in dict.fromkeys(record.start for record in own) if len(own) > 1 else ():
+            of_start = [record for record in own if record.start == name]
+            first = of_start[0]
+            # Of other pairs or tasks, one line would not be true of all.
+            if all(same_start(record.before, first.before) for record in of_start):
+                start = Record(f"start: {name}", "", "", after=first.before, seed=at)
+                found.setdefault(start.name, []).append(start)
+    return [Group(name, tuple(records)) for name, records in found.items()]
+
+
+def start_group(sources: Sequence[Source]) -> Group | None:
+    """What all records started from; None where they started from several models, or no run compares any."""
+    found = start_groups(sources)
+    if len(found) > 1 and all(same_start(each.first.after, found[0].first.after) for each in found):
+        # The same model, under other names in other runs.
+        return Group("start", tuple(record for group in found for record in group.records))
+    return found[0] if len(found) == 1 else None
 
 
 def common_start(groups: Sequence[Group]) -> dict[str, float]:

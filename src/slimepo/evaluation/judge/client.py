@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from slimepo.errors import InputError
 from slimepo.evaluation.thoughts import split_thoughts
+from slimepo.redaction import redact
 from slimepo.types import Message
 
 _OPENAI_KEY = "OPENAI_API_KEY"
@@ -365,7 +366,7 @@ def scrub(text: str, key: str) -> str:
     """One line without the key and without anything that looks like one (servers repeat parts of it)."""
     if key:
         text = text.replace(key, "[key]")
-    line = _KEY_LIKE.sub("[key]", " ".join(text.split()))
+    line = redact(_KEY_LIKE.sub("[key]", " ".join(text.split())))
     return line if len(line) <= _LONGEST_REASON else line[:_LONGEST_REASON] + "…"
 
 
