@@ -237,10 +237,8 @@ def test_no_secret_reaches_a_file_or_the_console(
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or canary.encode() not in path.read_bytes(), path
     assert canary not in capsys.readouterr().out
-    odd = load_recipe(world / "recipe.yaml", [f"stages.sft.args.mp_parameters=https://a:{canary}@h"])
-    with pytest.raises(
-        InputError, match=r"args.mp_parameters holds a secret.* environment variable"
-    ) as caught:
+    odd = load_recipe(world / "recipe.yaml", [f"stages.sft.args.run_name=https://a:{canary}@h"])
+    with pytest.raises(InputError, match=r"args.run_name holds a secret.* environment variable") as caught:
         run_recipe(odd, tmp_path / "third", make_console())
     assert canary not in str(caught.value)
 
