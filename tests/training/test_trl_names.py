@@ -61,6 +61,10 @@ class TestConfig:
             ({"loss": "dpo", "beta": 0.3, "label_smoothing": 0.1}, "dpo", {"beta": 0.3, "label_smoothing": 0.1}),
             ({"loss": "dpo", "loss_type": "ipo", "beta": 0.3}, "ipo", {"tau": 0.3}),
             ({"loss": "dpo", "loss_type": ["sigmoid"], "loss_weights": [1.0]}, "dpo", {}),
+            ({"loss": "dpo", "loss_type": "hinge", "beta": 0.3}, "dpo", {"shape": "hinge", "beta": 0.3}),
+            ({"loss": "dpo", "loss_type": "sigmoid_norm"}, "dpo", {"length_normalized": True}),
+            ({"loss": "dpo", "loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}, "dpo",
+             {"shape": {"sigmoid": 0.8, "bco_pair": 0.2}, "nll_weight": 1.0}),
             ({"loss": "dpo", "loss_type": "sft"}, "sft", {"average": "token"}),
             ({"loss": "cpo", "loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": 1.0}, "simpo",
              {"nll_weight": 0.0, "gamma": 1.0}),
@@ -95,8 +99,14 @@ class TestConfig:
         ("given", "words"),
         [
             ({"beta": 0.2}, "loss 'slime' has no hyperparameter 'beta'"),
-            ({"loss": "dpo", "loss_type": "hinge"}, r"'hinge' of loss 'dpo' \(sigmoid, ipo, sft are here\)"),
-            ({"loss": "dpo", "loss_type": ["sigmoid", "sft"]}, "one objective trains at a time"),
+            (
+                {"loss": "dpo", "loss_type": "aot"},
+                r"'aot' of loss 'dpo' \(sigmoid, sigmoid_norm, hinge, .* are here\)",
+            ),
+            (
+                {"loss": "dpo", "loss_type": ["sigmoid", "ipo"]},
+                "several at once, with a weight each, are those of dpo",
+            ),
             ({"loss_type": "sigmoid"}, "give that, loss = 'dpo' or 'kto'"),
             ({"dataset_num_proc": 4}, "dataset_num_proc = 4 is a setting of TRL's: .*leave it out"),
             ({"loss": "dpo", "sync_ref_model": True}, "reference = FOLDER"),

@@ -120,6 +120,11 @@ def pair_metrics(policy: PairLogps) -> dict[str, Tensor]:
     }
 
 
+def chosen_nll(policy: PairLogps, weight: float) -> dict[str, Tensor]:
+    """For `token_loss`: the weighted negative log-likelihood of the chosen answers, none where it weighs nothing."""
+    return {"chosen": -weight * sum_logps(policy.chosen, policy.chosen_mask)} if weight else {}
+
+
 def _present(values: Tensor, mask: Tensor) -> Tensor:
     """`values` `[pairs]` where the pair has a response, NaN elsewhere; detached."""
     return torch.where(mask.any(dim=-1), values.detach(), torch.nan)

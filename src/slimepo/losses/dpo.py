@@ -9,7 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slimepo.errors import InputError
-from slimepo.losses.common import check_number, mean_logps, pair_metrics, sum_logps, token_counts
+from slimepo.losses.common import (
+    check_choice,
+    check_number,
+    chosen_nll,
+    mean_logps,
+    pair_metrics,
+    sum_logps,
+    token_counts,
+)
+from slimepo.losses.shapes import SHAPES, SMOOTHED
 from slimepo.types import LossOutput, PairLogps
 
 
@@ -38,6 +47,9 @@ def dpo(
     *,
     beta: float = 0.1,
     label_smoothing: float = 0.0,
+    shape: str | dict[str, float] = "sigmoid",
+    length_normalized: bool = False,
+    nll_weight: float = 0.0,
 ) -> LossOutput:
     """Direct preference optimisation: L = -log sigma(beta (r_w - r_l)).
 
@@ -46,7 +58,11 @@ def dpo(
 
     Args:
         beta: > 0, strength of the tie to the reference.
-        label_smoothing: 0 <= e < 0.5, the share of labels taken to be wrong.
+        label_smoothing: 0 <= e < 0.5, the share of labels taken to be wrong; of the shapes sigmoid, robust, exo_pair.
+        shape: another loss on the same rewards, by its name in `slimepo.losses.shapes.SHAPES` (docs/objectives.md), or
+            the weights of several.
+        length_normalized: True takes means over tokens.
+        nll_weight: >= 0, weight of the likelihood of the chosen answer, over all chosen tokens of the global batch.
 
     Returns:
         loss `[pairs]`; metrics: log-probs per token and the implicit rewards beta * r.
@@ -69,10 +85,22 @@ def dpo(
     check_number("label_smoothing", label_smoothing, at_least=0)
     if label_smoothing >= 0.5:
         raise InputError(f"label_smoothing = {label_smoothing!r} is out of range: give a number below 0.5")
-    ratios = log_ratios(policy, reference)
+    check_number("nll_weight", nll_weight, at_least=0)
+    weights = {shape: 1.0} if isinstance(shape, str) else shape
+    for name in weights:
+        check_choice("shape", name, tuple(SHAPES))
+    if label_smoothing and not weights.keys() & {*SMOOTHED}:
+        raise InputError(f"label_smoothing is of {', '.join(SMOOTHED)}, not of shape {shape!r}: leave it out")
+    if "exo_pair" in weights and not label_smoothing:
+        raise InputError("shape 'exo_pair' needs a label_smoothing above 0, such as 0.001")
+    chosen, rejected = (beta * ratio for ratio in log_ratios(policy, reference, length_normalized))
+    parts = [
+        weight * SHAPES[name](chosen, rejected, beta, label_smoothing) for name, weight in weights.items()
+    ]
     return LossOutput(
-        smoothed_logistic(beta * (ratios.chosen - ratios.rejected), label_smoothing),
-        pair_metrics(policy) | reward_metrics(beta * ratios.chosen, beta * ratios.rejected),
+        torch.stack(parts).sum(0),
+        pair_metrics(policy) | reward_metrics(chosen, rejected),
+        chosen_nll(policy, nll_weight),
     )
 
 
@@ -247,15 +275,6 @@ def lpo(
     metrics = pair_metrics(policy) | reward_metrics(beta * x1, beta * x2)
     metrics |= {"loss/preference": distance.detach(), "loss/hinge": hinge.detach()}
     return LossOutput(distance + hinge, metrics)
-
-
-def smoothed_logistic(logits: Tensor, label_smoothing: float) -> Tensor:
-    """-(1 - e) log sigma(h) - e log sigma(-h), the logistic loss with a share e of flipped labels."""
-    # In one piece: log(sigmoid(h)) is log(0) for a very negative h, where this is h and its slope 1.
-    loss = -F.logsigmoid(logits)
-    if label_smoothing == 0:
-        return loss
-    return (1 - label_smoothing) * loss - label_smoothing * F.logsigmoid(-logits)
 
 
 def reward_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:

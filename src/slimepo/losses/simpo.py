@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimepo.losses.common import check_number, mean_logps, pair_metrics, sum_logps
+from slimepo.losses.common import check_number, chosen_nll, mean_logps, pair_metrics, sum_logps
 from slimepo.losses.dpo import reward_metrics
 from slimepo.types import LossOutput, PairLogps
 
@@ -49,7 +49,7 @@ def simpo(
     chosen = beta * mean_logps(policy.chosen, policy.chosen_mask)
     rejected = beta * mean_logps(policy.rejected, policy.rejected_mask)
     metrics = pair_metrics(policy) | reward_metrics(chosen, rejected)
-    return LossOutput(-F.logsigmoid(chosen - rejected - gamma), metrics, _chosen_nll(policy, nll_weight))
+    return LossOutput(-F.logsigmoid(chosen - rejected - gamma), metrics, chosen_nll(policy, nll_weight))
 
 
 def cpo(
@@ -90,7 +90,7 @@ def cpo(
     chosen = beta * sum_logps(policy.chosen, policy.chosen_mask)
     rejected = beta * sum_logps(policy.rejected, policy.rejected_mask)
     metrics = pair_metrics(policy) | reward_metrics(chosen, rejected)
-    return LossOutput(-F.logsigmoid(chosen - rejected), metrics, _chosen_nll(policy, nll_weight))
+    return LossOutput(-F.logsigmoid(chosen - rejected), metrics, chosen_nll(policy, nll_weight))
 
 
 def orpo(
@@ -131,11 +131,7 @@ def orpo(
     log_odds_ratio = _log_odds(chosen) - _log_odds(rejected)
     metrics = pair_metrics(policy) | reward_metrics(beta * chosen, beta * rejected)
     metrics |= {"log_odds_ratio": log_odds_ratio.detach()}
-    return LossOutput(-beta * F.logsigmoid(log_odds_ratio), metrics, _chosen_nll(policy, nll_weight))
-
-
-def _chosen_nll(policy: PairLogps, weight: float) -> dict[str, Tensor]:
-    return {"chosen": -weight * sum_logps(policy.chosen, policy.chosen_mask)} if weight else {}
+    return LossOutput(-beta * F.logsigmoid(log_odds_ratio), metrics, chosen_nll(policy, nll_weight))
 
 
 def _log_odds(logps: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import nn
 
 from slimepo.errors import InputError
 from slimepo.losses import find_objective, hyperparameters
+from slimepo.losses.shapes import SHAPES
 from slimepo.words import nearest
 
 
@@ -49,7 +50,7 @@ _ADAPTERS = "adapters are switched off for the reference (reference = 'adapters-
 TRL_NAMES: Mapping[str, Name] = {
     # The objective.
     "loss_type": Name(list[str], instead="give loss"),
-    "loss_weights": Name(list[float], instead=f"one objective trains at a time; for a sum {_OWN}"),
+    "loss_weights": Name(list[float], instead="it is for several in loss_type"),
     "beta": Name(float, "loss_options.beta"),
     "label_smoothing": Name(float, "loss_options.label_smoothing", {0.0: {}}),
     "desirable_weight": Name(float, "loss_options.desirable_weight"),
@@ -62,7 +63,7 @@ TRL_NAMES: Mapping[str, Name] = {
     "f_divergence_type": Name(str, values={"reverse_kl": {}}, instead=_OWN),
     "f_alpha_divergence_coef": Name(float, instead=_OWN),
     "use_weighting": Name(bool, values={False: {}}, instead=_OWN),
-    "discopop_tau": Name(float, instead=_OWN),
+    "discopop_tau": Name(float, values={0.05: {}}, instead=_OWN),
     "reference_free": Name(bool, values={False: {}}, instead="simpo, cpo, orpo and slime read no reference"),
     # The reference.
     "precompute_ref_log_probs": Name(bool, values={False: {}, True: {"reference": "cache"}}),
@@ -116,7 +117,13 @@ TRL_NAMES: Mapping[str, Name] = {
 
 # The objective that a variant of one of TRL's losses is, with its options, by the loss it is a variant of.
 LOSS_TYPES: Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]] = {
-    "dpo": {"sigmoid": ("dpo", {}), "ipo": ("ipo", {}), "sft": ("sft", {"average": "token"})},
+    "dpo": {
+        "sigmoid": ("dpo", {}),
+        "sigmoid_norm": ("dpo", {"length_normalized": True}),
+        **{shape: ("dpo", {"shape": shape}) for shape in SHAPES if shape != "sigmoid"},
+        "ipo": ("ipo", {}),
+        "sft": ("sft", {"average": "token"}),
+    },
     "kto": {"kto": ("kto", {})},
     "cpo": {"sigmoid": ("cpo", {}), "simpo": ("simpo", {})},
     "sft": {"nll": ("sft", {"average": "token"}), "chunked_nll": ("sft", {"average": "token"})},
@@ -240,8 +247,15 @@ def _variant(
 ) -> tuple[str, Mapping[str, Any]]:
     """The objective that `loss_type` says, and its options."""
     names = [variants] if isinstance(variants, str) else [*variants]
-    if len(names) != 1 or (weights is not None and [*weights] != [1.0]):
-        raise InputError(f"loss_type = {names}: one objective trains at a time; for a sum {_OWN}")
+    shares = [1.0] * len(names) if weights is None else [*weights]
+    if loss == "dpo" and len(names) == len(shares) and shares != [1.0] and {*names} <= {*SHAPES, "sft"}:
+        parts = dict(zip(names, shares, strict=True))
+        nll = parts.pop("sft", 0.0)
+        return "dpo", {"shape": parts, "nll_weight": nll}
+    if len(names) != 1 or shares != [1.0]:
+        raise InputError(
+            f"loss_type = {names}: several at once, with a weight each, are those of dpo ({', '.join(SHAPES)}, sft)"
+        )
     families = {
         base: kinds for base, kinds in LOSS_TYPES.items() if loss in (base, kinds.get(names[0], ("", {}))[0])
     }
