@@ -63,7 +63,10 @@ def gemma2_as_in_training() -> Any:
 llama4 = functools.partial(
     made, "llama4_text", attention_chunk_size=4, layer_types=["chunked_attention", "full_attention"],
     num_local_experts=2, intermediate_size_mlp=48, moe_layers=[], no_rope_layers=[1, 0], initializer_range=0.2,
+    attn_temperature_tuning=False,
 )  # fmt: skip
+# Queries scaled by their place in the line, padding counted.
+llama4_scaled = functools.partial(llama4, attn_temperature_tuning=True, floor_scale=4, attn_scale=2.0)
 # A state along the row: a convolution beside the attention, and a state-space model.
 lfm2 = functools.partial(made, "lfm2", layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False)
 mamba = functools.partial(made, "mamba", state_size=4)
@@ -81,7 +84,13 @@ PADDED = {
     "llama": llama, "qwen3": qwen3, "gpt2": gpt2, "gemma3": gemma3, "gemma2": gemma2,
     "gemma2 as in training": gemma2_as_in_training, "llama4": llama4,
 }  # fmt: skip
-BY_LENGTH = {"lfm2": lfm2, "mamba": mamba, "bloom": bloom, "phi3 longrope": phi3}
+BY_LENGTH = {
+    "lfm2": lfm2,
+    "mamba": mamba,
+    "bloom": bloom,
+    "phi3 longrope": phi3,
+    "llama4 scaled": llama4_scaled,
+}
 MODELS = pytest.mark.parametrize("name", [*PADDED, *BY_LENGTH])
 
 
