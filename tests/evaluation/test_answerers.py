@@ -213,3 +213,38 @@ def test_an_endpoints_failure_is_no_answer(mock: MockJudge) -> None:
     mock.script.append(Fail(401, "who are you"))
     with pytest.raises(InputError, match=r"the model refuses: .*who are you"):
         said(model, GREEDY[:1])
+
+
+def test_what_an_endpoint_has_answered_before_it_refuses_is_kept(mock: MockJudge, tmp_path: Path) -> None:
+    journal = tmp_path / "calls.jsonl"
+    mock.script += [Say("one"), Fail(402, "no credit")]
+    with pytest.raises(InputError, match="no credit"):
+        said(open_answerer(mock.judge, concurrency=1, journal=journal), GREEDY[:3])
+    mock.script += [Say("two"), Say("three")]
+    turns = said(open_answerer(mock.judge, concurrency=1, journal=journal), GREEDY[:3])
+    assert [turn.text for turn in turns] == ["one", "two", "three"]
+    assert len(mock.calls) == 4
+
+
+def test_an_endpoints_thoughts_and_refusals_of_settings_are_told(mock: MockJudge) -> None:
+    mock.refuses = {"temperature": "temperature is deprecated for this model"}
+    # The refused call takes the first of the script with it.
+    mock.script += [Say(""), Say("<think>hm</think>\n\n4")]
+    turn = said(open_answerer(mock.judge, concurrency=1), GREEDY[:1])[0]
+    assert (turn.text, turn.thoughts, turn.without) == ("4", "hm", ("temperature",))
+
+
+@pytest.mark.parametrize(
+    ("reply", "failed"),
+    [
+        (Say(None, "length"), True),
+        (Say("<think>and on", "length"), True),
+        (Say("half", "content_filter"), True),
+        (Say("half", "length"), False),
+        (Say("", "stop"), False),
+    ],
+    ids=str,
+)
+def test_what_was_cut_off_before_the_answer_is_none(mock: MockJudge, reply: Say, failed: bool) -> None:
+    mock.script.append(reply)
+    assert said(open_answerer(mock.judge, concurrency=1), GREEDY[:1])[0].failed == failed

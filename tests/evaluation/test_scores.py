@@ -3,14 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from slimepo.errors import InputError, UnscoredError
-from slimepo.evaluation.benchmarks import arena_style
+from slimepo.evaluation.benchmarks import arena_scores, arena_style
 from slimepo.evaluation.benchmarks.arena_style import STYLE_FEATURES
 from slimepo.evaluation.job import Job
+from slimepo.evaluation.judge.request import Measure
 from slimepo.evaluation.run import run_benchmark
 from slimepo.evaluation.settings import STEPS
 from tests.evaluation.conftest import one_file, printed
@@ -78,6 +80,18 @@ def test_style_control_counts_answers_when_it_scores(
     assert scores.identity.settings["style"] == list(STYLE_FEATURES)
     assert 0 <= scores.measures["score"].value <= 100
     assert len(mock.calls) == calls
+    assert any("fitted on this model alone" in note for note in scores.notes)
+    # A second model of the folder joins the fit of both.
+    fitted: list[set[str]] = []
+
+    def fit(battles: Any, *_: object) -> dict[str, Measure]:
+        fitted.append({model for model, _, _ in battles})
+        return {model: Measure(50, 1) for model in fitted[-1]}
+
+    monkeypatch.setattr(arena_scores, "style_scores", fit)
+    (scores,) = run_benchmark(job("arena-hard", "rival", **options), console)
+    assert fitted == [{"rival", "tiny-llama"}]
+    assert (scores.model, scores.identity.settings["fitted with"]) == ("rival", ["tiny-llama"])
 
 
 def test_the_categories_of_arena_hard_keep_a_score_each(
