@@ -400,7 +400,7 @@ def test_with_several_seeds_the_terminal_has_the_spread_below_the_median(tmp_pat
     text = in_terminal(with_seeds(tmp_path))
     assert "50.0 → 51.0" in text
     assert "(+0.0 to +2.0)" in text
-    assert "in brackets the smallest and the largest change" in text
+    assert "the arrow is the median change, in brackets the smallest and the largest" in text
 
 
 def test_a_seed_that_failed_does_not_hide_the_others_in_the_terminal(tmp_path: Path) -> None:

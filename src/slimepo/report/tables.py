@@ -86,8 +86,7 @@ _TERMINAL_NOTES = (
     "floor: rejected tokens under the floor of SLIME's rejected term",
 )
 _SEEDS_NOTE = (
-    "several seeds: medians; before → after is the median change, "
-    "in brackets the smallest and the largest change"
+    "several seeds: medians; the arrow is the median change, in brackets the smallest and the largest"
 )
 
 
