@@ -13,7 +13,7 @@ from slimepo.data.render import LEFT_OUT, NOT_PREFIX_SAFE, SPECIAL_TOKEN, TEMPLA
 from slimepo.data.tokenize import in_words, tokenize
 from slimepo.errors import InputError
 from tests.data.conftest import SIMPLE_TEMPLATE, build_tokenizer
-from tests.standins import trl_template
+from tests.standins import qwen3_tokenizer, trl_template
 
 
 @cache
@@ -148,6 +148,25 @@ def test_text_that_was_rendered_before_is_not_rendered_again(row):
     reason, detail = trained(chat_format(build_tokenizer()), **row)
     assert reason == SPECIAL_TOKEN
     assert "give the turns as messages" in detail
+
+
+def test_without_a_template_text_that_was_rendered_before_is_used_as_it_is():
+    chat = chat_format(build_tokenizer(None, adds_bos=True))
+    rendered = {"prompt": "<s>user: q<end>\nassistant: ", "completion": "a</s>"}
+    assert trained(chat, **rendered) == ("<s>user: q<end>\nassistant: ", "a</s>")
+    assert (
+        len(tokenize(rows_from_records([rendered]).preferences, chat, pairs=False).rows[0].responses[0]) == 2
+    )
+
+
+def test_the_end_token_of_another_model_is_said():
+    chat = chat_format(qwen3_tokenizer())
+    for answer, kept in (("a</s>", True), ("<s>old</s> new", True), ("a<|im_end|>", False)):
+        tokens = tokenize(
+            rows_from_records([{"prompt": "q", "completion": answer}]).preferences, chat, pairs=False
+        )
+        assert bool(tokens.rows) is kept
+        assert bool(tokens.remarks) is (answer == "a</s>")
 
 
 def test_a_templates_marks_need_not_be_special_tokens():

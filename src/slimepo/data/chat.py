@@ -49,7 +49,8 @@ _THINKING_OPTIONS = [
 ]
 # Mistral's and Phi's marks are plain text to some of their tokenizers.
 _MARK = re.compile(r"\[/?[A-Z_]{3,}\]|<\|[^|<>\s]+\|>|<<?/?SYS>>")
-_THOUGHT_MARK = re.compile(r"think|thought", re.IGNORECASE)  # No limits of turns: answers may hold them.
+# Thoughts and calls stand in answers as text where a template does not write them.
+_ANSWERS_MAY_HOLD = re.compile(r"think|thought|tool", re.IGNORECASE)
 
 
 def load_tokenizer(
@@ -147,7 +148,7 @@ def chat_format(
         raise InputError(f"the chat template fails on a one-turn conversation: {refused}")
     added = _added(chat)
     way_out = _way_out(chat, added)
-    chat = replace(chat, marks=_marks(tokenizer, plain, specials), way_out=way_out)
+    chat = replace(chat, marks=_marks(plain, specials), way_out=way_out)
     if not added:
         refusal = (
             "the chat template cannot be used for training: the rendered prompt is not the beginning of the rendered "
@@ -211,12 +212,12 @@ def _way_out(chat: ChatFormat, added: Mapping[str, str]) -> str:
     )
 
 
-def _marks(tokenizer: PreTrainedTokenizerBase, rendered: str, specials: Mapping[str, int]) -> tuple[str, ...]:
-    """What stands for the limits of turns and texts, which no text may hold: special tokens, and marks like theirs."""
-    limits = (str(tokenizer.bos_token), str(tokenizer.eos_token))
-    found = [token for token in specials if token in rendered or token in limits]
-    marks = dict.fromkeys([*found, *_MARK.findall(rendered)])
-    return tuple(mark for mark in marks if not _THOUGHT_MARK.search(mark))
+def _marks(rendered: str, specials: Mapping[str, int]) -> re.Pattern[str] | None:
+    """What no text may hold: special tokens, and what the template writes in their manner."""
+    marks = {
+        mark for mark in (*specials, *_MARK.findall(rendered)) if mark and not _ANSWERS_MAY_HOLD.search(mark)
+    }
+    return re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True)))) if marks else None
 
 
 def _template_text(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -235,10 +236,16 @@ def _plain_format(tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -
     alone: list[int] = list(tokenizer("a", add_special_tokens=True, return_attention_mask=False)["input_ids"])
     at = next((i for i in range(len(alone)) if alone[i : i + len(bare)] == bare), 0)
     anchors, notes = _find_anchors(tokenizer, "Probe\n", _SENTINEL)
+    start = tuple(alone[:at])
     return ChatFormat(
-        tokenizer, None, options, end_id, marks=tuple(filter(None, (tokenizer.bos_token, end))),
-        prompt_start=tuple(alone[:at]), anchors=anchors, notes=(note.format(end), *notes),
-    )  # fmt: skip
+        tokenizer,
+        None,
+        options,
+        end_id,
+        prompt_start=start,
+        anchors=anchors,
+        notes=(note.format(end), *notes),
+    )
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

@@ -66,7 +66,7 @@ class ChatFormat:
     suffix: str = ""
     ending: str = ""
     specials: Mapping[str, int] | None = None
-    marks: tuple[str, ...] = ()
+    marks: re.Pattern[str] | None = None
     prompt_start: tuple[int, ...] = ()
     anchors: tuple[str, ...] = ("",)
     refusal: str = ""
@@ -97,7 +97,9 @@ def render_prompt(
             raise RowRefused(
                 LEFT_OUT, "without a chat template, nothing can be given beside the text of the turns"
             )
-        return "\n".join(message["content"] for message in messages)
+        # Text that was rendered before has its begin token, and an answer its end token: one of each is enough.
+        begin = str(chat.tokenizer.decode(list(chat.prompt_start)))
+        return "\n".join(message["content"] for message in messages).removeprefix(begin)
     for name in options or {}:
         if name not in chat.template:
             raise RowRefused(LEFT_OUT, f"the row gives {name!r}, and the chat template knows no such option")
@@ -133,7 +135,7 @@ def render_response(
     if chat.template is None:
         if "reasoning_content" in answer or "tool_calls" in answer:
             raise RowRefused(LEFT_OUT, "without a chat template, reasoning and tool calls cannot be written")
-        return Response(answer["content"], chat.end_id)
+        return Response(answer["content"].removesuffix(str(chat.tokenizer.eos_token)), chat.end_id)
     whole = render(chat, [*messages, *response], options)
     remark = ""
     if whole.startswith(prompt_text):
@@ -200,11 +202,11 @@ def refuse_marks(chat: ChatFormat, messages: Sequence[Message], what: str) -> No
     """RowRefused where the text itself holds a token that only the template may write."""
     for turn in messages:
         text = turn["content"] + turn.get("reasoning_content", "")
-        if found := [mark for mark in chat.marks if mark in text]:
+        if chat.marks and (found := chat.marks.search(text)):
             raise RowRefused(
                 SPECIAL_TOKEN,
-                f"{what} holds {found[0]!r}, which the chat template writes itself; give the turns as messages "
-                "without it",
+                f"{what} holds {found[0]!r}, a special token or a mark of the chat template's own; give "
+                "the turns as messages without it",
             )
 
 

@@ -53,7 +53,8 @@ DROP_REASONS = (
 # What other templates write, and so what a text that was rendered before holds. It may be a text about templates.
 _FOREIGN_MARKS = re.compile(
     r"<\|im_(?:start|end)\|>|\[/?INST\]|<\|(?:start|end)_header_id\|>|<\|eot_id\|>|<(?:start|end)_of_turn>|<\|(?:user|assistant)\|>"
-    r"|^### (?:Instruction|Response):|(?:^|\n\n)(?:Human|Assistant):|^(?:USER|User): .*\n*.*(?:ASSISTANT|Assistant):",
+    r"|^### (?:Instruction|Response):|(?:^|\n\n)(?:Human|Assistant):|^(?:USER|User): .*\n*.*(?:ASSISTANT|Assistant):"
+    r"|(?:</s>|<\|endoftext\|>|<\|end_of_text\|>|<eos>)\s*\Z",
     re.MULTILINE,
 )
 FOREIGN_MARKS = "marks of a chat template or a transcript in the text"

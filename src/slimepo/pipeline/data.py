@@ -110,7 +110,7 @@ def stage_rows(
         train_rows = read_pairs(out / stage.part / "train.jsonl")
         heldout_rows = read_pairs(out / stage.part / "heldout.jsonl") or heldout_rows
         # What the model itself has written may hold any token, and is to be learnt from as it is.
-        chat = replace(chat, marks=())
+        chat = replace(chat, marks=None)
     train = _tokenized(train_rows, chat, recipe.data, len(objective.positions) > 1, objective.judged, console)
     # Held-out demonstrations have one side; pairs are scored on both, whatever the stage trains on.
     compared = any(row.rejected for row in heldout_rows)
