@@ -1,12 +1,16 @@
-"""Tiny models and rows."""
+"""Tiny models, their tokenizer, and rows."""
+
+import string
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from slimepo.data.rows import Row
 
 VOCABULARY = 61
+_SPECIAL = ("<bos>", "<end>", "<unk>")
 
 
 def tiny_model(
@@ -31,3 +35,21 @@ def random_rows(count: int, seed: int = 0) -> list[Row]:
         return random.integers(2, VOCABULARY, random.integers(low, high)).astype(np.int32)
 
     return [Row(ids(2, 9), (ids(1, 12), ids(1, 12)), id=f"row {i}") for i in range(count)]
+
+
+def letter_tokenizer() -> PreTrainedTokenizerFast:
+    """A letter a token for `tiny_model`, with a chat template: text says exactly which ids it becomes, and back."""
+    symbols = [*_SPECIAL, *string.ascii_letters, *":12345"]
+    tokenizer = Tokenizer(models.WordLevel({s: i for i, s in enumerate(symbols)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<end>", pad_token="<end>", unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+        chat_template=(
+            "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
+            "{{ ':' + m['content'] + eos_token }}{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}:{% endif %}"
+        ),
+    )  # fmt: skip

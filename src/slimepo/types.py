@@ -10,7 +10,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # The objectives of slimepo.losses.LOSSES, for who has to name them without torch.
-OBJECTIVES = ("sft", "slime", "dpo", "ipo", "simpo", "cpo", "orpo", "kto", "rpo", "lpo", "chi_po")
+OBJECTIVES = (
+    "sft",
+    "slime",
+    "dpo",
+    "ipo",
+    "simpo",
+    "cpo",
+    "orpo",
+    "kto",
+    "rpo",
+    "lpo",
+    "chi_po",
+    "grpo",
+    "rloo",
+    "reinforce_pp",
+    "ppo",
+)
 
 # Where reference log-probs come from.
 REFERENCE_SOURCES = ("auto", "adapters-off", "copy", "cache")
@@ -85,12 +101,20 @@ class PairLogps:
 
 
 @dataclass(frozen=True)
-class LossOutput:
-    """What an objective returns: nothing in it is reduced over pairs.
+class SampleLogps:
+    """Per-token log-probabilities of sampled responses, in nats: `[responses, tokens]`, and a mask as in PairLogps."""
 
-    `loss` is `[pairs]`; a step's loss is its mean over the pairs of the global batch, by their weights. `token_loss`
-    holds parts that are averaged over tokens instead: `[pairs]` sums under the key "chosen" or "rejected",
-    divided by the number of such tokens in the global batch. `metrics` are `[pairs]`, detached; NaN where a pair
+    logps: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What an objective returns: nothing in it is reduced over rows, which are pairs, or sampled responses.
+
+    `loss` is `[rows]`; a step's loss is its mean over the rows of the global batch, by their weights. `token_loss`
+    holds parts that are averaged over tokens instead: `[rows]` sums under the key "chosen", "rejected" or "sampled",
+    divided by the number of such tokens in the global batch. `metrics` are `[rows]`, detached; NaN where a row
     has no such figure, which means leave out.
     """
 

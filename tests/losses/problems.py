@@ -1,13 +1,16 @@
 """Log-probs to try objectives on."""
 
+import itertools
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from slimepo.types import PairLogps
+from slimepo.types import PairLogps, SampleLogps
 
-FIELDS = ("chosen", "chosen_mask", "rejected", "rejected_mask")
+Logps = PairLogps | SampleLogps
+AnyLogps = TypeVar("AnyLogps", PairLogps, SampleLogps)
 
 
 def pairs_of(
@@ -34,9 +37,32 @@ def random_pairs(pairs: int = 8, seed: int = 0, scale: float = 3.0) -> PairLogps
     return PairLogps(*sides)
 
 
-def rows(policy: PairLogps, index: Tensor | slice) -> PairLogps:
-    """Some of the pairs."""
-    return PairLogps(*(getattr(policy, field)[index] for field in FIELDS))
+def samples_of(logps: list[list[float]], dtype: torch.dtype = torch.float64) -> SampleLogps:
+    """Samples from ragged lists, as `pairs_of`."""
+    values, mask = _side(logps, dtype)
+    return SampleLogps(values.requires_grad_(), mask)
+
+
+def random_samples(responses: int = 8, seed: int = 0, scale: float = 3.0) -> SampleLogps:
+    """The chosen side of `random_pairs`."""
+    pairs = random_pairs(responses, seed, scale)
+    return SampleLogps(pairs.chosen, pairs.chosen_mask)
+
+
+def sides(policy: Logps) -> list[tuple[Tensor, Tensor]]:
+    """Log-probs and mask of each side; samples have one."""
+    tensors = [*vars(policy).values()]
+    return [*zip(tensors[::2], tensors[1::2], strict=True)]
+
+
+def with_logps(policy: AnyLogps, *values: Tensor) -> AnyLogps:
+    """The same masks with other log-probs, one tensor a side; of samples too."""
+    return type(policy)(*itertools.chain(*zip(values, (mask for _, mask in sides(policy)), strict=True)))
+
+
+def rows(policy: AnyLogps, index: Tensor | slice) -> AnyLogps:
+    """Some of the pairs, or of the samples."""
+    return type(policy)(*(value[index] for value in vars(policy).values()))
 
 
 def softplus(x: float) -> float:

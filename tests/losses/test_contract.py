@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from slimepo.losses import LOSSES, PRESETS, bind, count, find_objective, step_loss
-from slimepo.types import LossOutput, PairLogps
-from tests.losses.problems import FIELDS, random_pairs, rows
+from slimepo.types import LossOutput, PairLogps, SampleLogps
+from tests.losses.problems import Logps, random_pairs, random_samples, rows, sides, with_logps
 
 
 class Case(NamedTuple):
-    """An objective as a recipe names it; `one_sided` rows hold one answer each."""
+    """An objective as a recipe names it; `one_sided` pairs hold one answer each, `by_token` is of the advantages."""
 
     name: str
     options: Mapping[str, Any] = {}
     one_sided: bool = False
     divergence: float | None = None
+    by_token: bool = False
 
 
 CASES = [
@@ -42,6 +43,14 @@ CASES = [
     Case("kto", one_sided=True, divergence=0.8),
     Case("kto", {"desirable_weight": 0.5, "undesirable_weight": 2}, one_sided=True, divergence=-0.8),
     Case("kto", divergence=3.0),
+    Case("grpo", {"kl": 0.3}),
+    Case("grpo", {"kl": 0.3, "kl_times_ratio": True}),
+    Case("grpo", {"level": "sequence", "kl": 0.3, "kl_times_ratio": True}),
+    Case("grpo", {"level": "sequence", "aggregation": "token"}),
+    Case("grpo", {"aggregation": "constant", "length": 7}, by_token=True),
+    Case("reinforce_pp", {"kl": 0.3}),
+    Case("reinforce_pp", by_token=True),
+    Case("ppo", {"dual_clip": 1.1}, by_token=True),
 ]
 
 # Each side's gradient takes the other side for a constant, so it is not the slope of the loss: test_dpo.py proves it
@@ -53,9 +62,8 @@ DEPENDS_ON_THE_CUT = {"slime/authors-code"}
 
 def label(case: Case) -> str:
     parts = [case.name, *(f"{key}={value}" for key, value in case.options.items())]
-    return "-".join(
-        [*parts, *["one-sided"] * case.one_sided, *([str(case.divergence)] * bool(case.divergence))]
-    )
+    parts += [*["one-sided"] * case.one_sided, *["by-token"] * case.by_token]
+    return "-".join([*parts, *([str(case.divergence)] * bool(case.divergence))])
 
 
 def each_case(exempt: Collection[str] = ()) -> pytest.MarkDecorator:
@@ -65,34 +73,76 @@ def each_case(exempt: Collection[str] = ()) -> pytest.MarkDecorator:
 every_case = each_case()
 
 
-def evaluate(case: Case, policy: PairLogps, reference: PairLogps | None = None) -> LossOutput:
-    """The objective on the case's rows, with another model's log-probs as reference."""
-    given = policy if not case.one_sided else one_sided(policy)
-    reference = reference or rows(random_pairs(len(policy.chosen), seed=9), slice(None))
-    function = bind(case.name, case.options)
-    beside = {"reference": reference, "divergence": torch.tensor(case.divergence or 0.0)}
-    return function(given, **{name: beside[name] for name in find_objective(case.name).asks})
+def policy_of(case: Case, count: int = 8) -> Logps:
+    """Log-probs of what the objective reads."""
+    if LOSSES[case.name.partition("/")[0]].positions is None:
+        return random_samples(count)
+    return one_sided(random_pairs(count)) if case.one_sided else random_pairs(count)
 
 
 def one_sided(policy: PairLogps) -> PairLogps:
-    """The same rows with one answer each; which one is a matter of the row alone, so that it moves with the row."""
-    chosen = policy.chosen.detach()[:, :1] > policy.rejected.detach()[:, :1]
+    """The same rows with one answer each; which one is a matter of the row alone."""
+    chosen = policy.chosen[:, :1] > policy.rejected[:, :1]
     return PairLogps(
         policy.chosen, policy.chosen_mask & chosen, policy.rejected, policy.rejected_mask & ~chosen
     )
 
 
-def alone(case: Case, policy: PairLogps, reference: PairLogps | None = None) -> Tensor:
+def beside(case: Case, count: int = 8) -> dict[str, Any]:
+    """What an objective may ask for: another model's log-probs as reference, the policy's own of a while ago."""
+    generator = torch.Generator().manual_seed(7)
+    now = random_samples(count)
+    moved = 0.3 * torch.randn(now.logps.shape, generator=generator, dtype=torch.float64)
+    shape = now.logps.shape if case.by_token else (count,)
+    samples = isinstance(policy_of(case, 1), SampleLogps)
+    return {
+        "reference": random_samples(count, seed=9) if samples else random_pairs(count, seed=9),
+        "behaviour": with_logps(now, now.logps + moved),
+        "advantages": torch.randn(shape, generator=generator, dtype=torch.float64),
+        "divergence": torch.tensor(case.divergence or 0.0),
+    }
+
+
+def evaluate(case: Case, policy: Logps, **known: Any) -> LossOutput:
+    """The objective on some rows, with what it asks for: `known`, or that of `beside`."""
+    known = beside(case, len(sides(policy)[0][0])) | known
+    asks = find_objective(case.name, case.options).asks
+    return bind(case.name, case.options)(policy, **{name: known[name] for name in asks})
+
+
+def alone(case: Case, policy: Logps, **known: Any) -> Tensor:
     """The loss of a step that consists of these rows."""
-    given = one_sided(policy) if case.one_sided else policy
-    return step_loss(evaluate(case, policy, reference), count(given))
+    return step_loss(evaluate(case, policy, **known), count(policy))
+
+
+def cut(known: Mapping[str, Any], index: Tensor | slice) -> dict[str, Any]:
+    """What belongs to some of the rows; the divergence is that of the whole step."""
+
+    def part(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[index] if value.dim() else value
+        return rows(value, index)
+
+    return {name: part(value) for name, value in known.items()}
+
+
+def to_dtype(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype)
+    return with_logps(value, *(logps.to(dtype) for logps, _ in sides(value)))
+
+
+def trained(policy: Logps) -> list[Tensor]:
+    """The log-probs, of which a gradient is wanted."""
+    return [logps.requires_grad_() for logps, _ in sides(policy)]
 
 
 @every_case
-def test_one_loss_and_one_of_each_metric_a_pair(case: Case) -> None:
-    output = evaluate(case, random_pairs())
+def test_one_loss_and_one_of_each_metric_a_row(case: Case) -> None:
+    policy = policy_of(case)
+    output = evaluate(case, policy)
     assert output.loss.shape == (8,)
-    assert {"logps/chosen"} <= output.metrics.keys()
+    assert {"logps/sampled" if isinstance(policy, SampleLogps) else "logps/chosen"} <= output.metrics.keys()
     for value in (*output.metrics.values(), *output.token_loss.values()):
         assert value.shape == (8,)
     assert not any(metric.requires_grad for metric in output.metrics.values())
@@ -100,26 +150,23 @@ def test_one_loss_and_one_of_each_metric_a_pair(case: Case) -> None:
 
 @every_case
 def test_a_metric_is_nan_where_its_answer_is_absent_and_nowhere_else(case: Case) -> None:
-    policy = random_pairs()
-    given = one_sided(policy) if case.one_sided else policy
-    present = {"chosen": given.chosen_mask.any(-1), "rejected": given.rejected_mask.any(-1)}
+    policy = policy_of(case)
+    if isinstance(policy, SampleLogps):
+        policy.mask[::3] = False
+    there = [mask.any(-1) for _, mask in sides(policy)]
     if case.one_sided:
-        assert 0 < present["chosen"].sum() < 8
+        assert 0 < there[0].sum() < 8
+    of_side = dict(zip(("chosen", "rejected"), there, strict=False)) if len(there) == 2 else {}
     for name, values in evaluate(case, policy).metrics.items():
-        side = name.rpartition("/")[2]
-        both = present["chosen"] & present["rejected"]
-        wanted = present.get(side, torch.ones(8, dtype=torch.bool) if name == "z0" else both)
-        assert (~values.isnan() == wanted).all(), name
+        all_of_them = torch.stack(there).all(dim=0)
+        wanted = of_side.get(name.rpartition("/")[2], all_of_them)
+        assert (~values.isnan() == (torch.ones_like(wanted) if name == "z0" else wanted)).all(), name
 
 
 @each_case(exempt=STOPS_GRADIENTS)
 def test_gradcheck(case: Case) -> None:
-    policy = random_pairs(3)
-
-    def total(chosen: Tensor, rejected: Tensor) -> Tensor:
-        return alone(case, PairLogps(chosen, policy.chosen_mask, rejected, policy.rejected_mask))
-
-    assert torch.autograd.gradcheck(total, (policy.chosen.requires_grad_(), policy.rejected.requires_grad_()))
+    policy = policy_of(case, 3)
+    assert torch.autograd.gradcheck(lambda *logps: alone(case, with_logps(policy, *logps)), trained(policy))
 
 
 @every_case
@@ -127,16 +174,18 @@ def test_gradcheck(case: Case) -> None:
 def test_masked_entries_reach_neither_value_nor_gradient(case: Case, filler: float) -> None:
     losses = []
     for fill in (0.0, filler):
-        policy, reference = random_pairs(), random_pairs(seed=9)
-        for side in ("chosen", "rejected"):
-            absent = ~getattr(policy, f"{side}_mask")
-            getattr(policy, side)[absent] = fill
-            getattr(reference, side)[absent] = fill
-        policy.chosen.requires_grad_(), policy.rejected.requires_grad_()
-        loss = alone(case, policy, reference)
+        policy, known = policy_of(case), beside(case)
+        absent = [~mask for _, mask in sides(policy)]
+        for given in (policy, known["reference"], known["behaviour"]):
+            for (logps, _), nowhere in zip(sides(given), absent, strict=False):
+                logps[nowhere] = fill
+        if case.by_token:
+            known["advantages"][absent[0]] = fill
+        trained(policy)
+        loss = alone(case, policy, **known)
         loss.backward()
         losses.append(loss.item())
-        for values, mask in ((policy.chosen, policy.chosen_mask), (policy.rejected, policy.rejected_mask)):
+        for values, mask in sides(policy):
             if values.grad is not None:
                 assert (values.grad[~mask] == 0).all()
                 assert torch.isfinite(values.grad).all()
@@ -151,38 +200,52 @@ def test_finite_at_extreme_log_probs(case: Case, dtype: torch.dtype, tokens: int
     # Log-ratios from -1e4 to 1e4 a token, and both models certain, nearly certain or hopeless.
     ends = torch.tensor([0.0, -1e-20, -1e-7, -1.0, -50.0, -1e4], dtype=dtype)
     values = [t.reshape(-1, 1).repeat(1, tokens) for t in torch.meshgrid(*[ends] * 4, indexing="ij")]
-    chosen, rejected = (t.clone().requires_grad_() for t in values[:2])
-    ones = torch.ones_like(chosen, dtype=torch.bool)
-    loss = alone(case, PairLogps(chosen, ones, rejected, ones), PairLogps(values[2], ones, values[3], ones))
+    ones = torch.ones_like(values[0], dtype=torch.bool)
+    policy: Logps
+    if isinstance(policy_of(case, 1), SampleLogps):
+        policy = SampleLogps(values[0].clone(), ones)
+        stakes = torch.tensor([0.0, -1e-7, 1e-7, -1.0, 1.0, 100.0], dtype=dtype).repeat(6**3)
+        known = {
+            "behaviour": SampleLogps(values[1], ones),
+            "reference": SampleLogps(values[2], ones),
+            "advantages": stakes[:, None].repeat(1, tokens) if case.by_token else stakes,
+        }
+    else:
+        policy = PairLogps(values[0].clone(), ones, values[1].clone(), ones)
+        known = {"reference": PairLogps(values[2], ones, values[3], ones)}
+    logps = trained(policy)
+    loss = alone(case, policy, **known)
     loss.backward()
     assert torch.isfinite(loss)
     assert loss.dtype == dtype
-    assert all(torch.isfinite(t.grad).all() for t in (chosen, rejected) if t.grad is not None)
+    assert all(torch.isfinite(t.grad).all() for t in logps if t.grad is not None)
 
 
 @every_case
 def test_half_precision_log_probs_are_computed_in_float32(case: Case) -> None:
-    halves = [
-        PairLogps(*(t.bfloat16() if t.is_floating_point() else t for t in (getattr(p, f) for f in FIELDS)))
-        for p in (random_pairs(), random_pairs(seed=9))
-    ]
-    singles = [
-        PairLogps(*(t.float() if t.is_floating_point() else t for t in vars(p).values())) for p in halves
-    ]
-    half, single = (evaluate(case, *given).loss for given in (halves, singles))
+    policy, known = policy_of(case), beside(case)
+    halves = [to_dtype(policy, torch.bfloat16), {k: to_dtype(v, torch.bfloat16) for k, v in known.items()}]
+    half = alone(case, halves[0], **halves[1])
+    single = alone(
+        case,
+        to_dtype(halves[0], torch.float32),
+        **{k: to_dtype(v, torch.float32) for k, v in halves[1].items()},
+    )
     assert half.dtype == torch.float32
-    assert half.tolist() == single.tolist()
+    assert half.item() == single.item()
 
 
 @every_case
-def test_permuting_pairs_permutes_losses(case: Case) -> None:
-    policy, reference = random_pairs(), random_pairs(seed=9)
+def test_permuting_rows_permutes_losses(case: Case) -> None:
     order = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
-    straight = evaluate(case, policy, reference).loss
-    shuffled = evaluate(case, rows(policy, order), rows(reference, order)).loss
+    policy, known = policy_of(case), beside(case)
+    straight = evaluate(case, policy, **known)
+    shuffled = evaluate(case, rows(policy, order), **cut(known, order))
     # A mean over all tokens is added up in another order.
     digits = 1e-14 if case.name in DEPENDS_ON_THE_CUT else 0
-    torch.testing.assert_close(shuffled, straight[order], rtol=digits, atol=0)
+    torch.testing.assert_close(shuffled.loss, straight.loss[order], rtol=digits, atol=0)
+    for side, sums in straight.token_loss.items():
+        torch.testing.assert_close(shuffled.token_loss[side], sums[order], rtol=digits, atol=0)
 
 
 @each_case(exempt=DEPENDS_ON_THE_CUT)
@@ -195,48 +258,41 @@ def test_every_split_into_micro_batches_gives_the_same_step(case: Case, size: in
 
 
 def step_in_parts(case: Case, size: int) -> tuple[Tensor, Tensor]:
-    """Loss and gradient of a step of 8 pairs, added up over micro-batches of `size`."""
-    policy, reference = random_pairs(), random_pairs(seed=9)
-    counts = count(one_sided(policy) if case.one_sided else policy)
-    policy.chosen.requires_grad_(), policy.rejected.requires_grad_()
+    """Loss and gradient of a step of 8 rows, added up over micro-batches of `size`."""
+    policy, known = policy_of(case), beside(case)
+    counts, logps = count(policy), trained(policy)
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, 8, size):
         part = slice(start, start + size)
-        total = total + step_loss(evaluate(case, rows(policy, part), rows(reference, part)), counts)
-    slopes = torch.autograd.grad(total, [policy.chosen, policy.rejected], allow_unused=True)
+        total = total + step_loss(evaluate(case, rows(policy, part), **cut(known, part)), counts)
+    slopes = torch.autograd.grad(total, logps, allow_unused=True)
     return total.detach(), torch.cat([s.flatten() for s in slopes if s is not None])
 
 
 @every_case
 def test_an_empty_response_is_not_nan(case: Case) -> None:
-    policy = random_pairs(3)
-    policy.chosen_mask[0] = False
-    policy.rejected_mask[1] = False
-    policy.chosen_mask[2] = policy.rejected_mask[2] = False
-    policy.chosen.requires_grad_(), policy.rejected.requires_grad_()
+    policy = policy_of(case, 3)
+    for i, (_, mask) in enumerate(sides(policy)):
+        mask[[i, 2]] = False
+    logps = trained(policy)
     output = evaluate(case, policy)
     assert torch.isfinite(output.loss).all()
     step_loss(output, count(policy)).backward()
-    assert all(t.grad is None or torch.isfinite(t.grad).all() for t in (policy.chosen, policy.rejected))
+    assert all(t.grad is None or torch.isfinite(t.grad).all() for t in logps)
 
 
 @every_case
 def test_the_reference_is_read_where_it_is_asked_for_and_nowhere_else(case: Case) -> None:
-    policy = random_pairs()
-    if "reference" in find_objective(case.name).asks:
-        assert evaluate(case, policy).loss.tolist() != evaluate(case, policy, policy).loss.tolist()
-    else:
-        without = bind(case.name, case.options)(policy)
-        assert without.loss.tolist() == evaluate(case, policy).loss.tolist()
+    policy = policy_of(case)
+    read = alone(case, policy).item() != alone(case, policy, reference=policy).item()
+    assert read == ("reference" in find_objective(case.name, case.options).asks)
 
 
 def test_why_an_objective_is_exempt() -> None:
-    policy = random_pairs(3)
-
-    def total(chosen: Tensor, rejected: Tensor) -> Tensor:
-        return alone(Case("lpo"), PairLogps(chosen, policy.chosen_mask, rejected, policy.rejected_mask))
-
-    inputs = (policy.chosen.requires_grad_(), policy.rejected.requires_grad_())
-    assert not torch.autograd.gradcheck(total, inputs, raise_exception=False)
+    policy, lpo = random_pairs(3), Case("lpo")
+    inputs = trained(policy)
+    assert not torch.autograd.gradcheck(
+        lambda *logps: alone(lpo, with_logps(policy, *logps)), inputs, raise_exception=False
+    )
     for name in DEPENDS_ON_THE_CUT:
         assert step_in_parts(Case(name), 2)[0].item() != pytest.approx(step_in_parts(Case(name), 8)[0].item())

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from slimepo.errors import InputError
-from slimepo.losses import LOSSES, PRESETS, Counts, bind, find_objective, hyperparameters, slime, step_loss
+from slimepo.losses import LOSSES, PRESETS, bind, count, find_objective, hyperparameters, slime, step_loss
 from slimepo.types import PairLogps
 from tests.losses.problems import pairs_of, random_pairs
 
@@ -53,7 +53,7 @@ def answers(policy: PairLogps) -> Answers:
 def ours(policy: PairLogps, size: int) -> Tensor:
     """A step with the preset in micro-batches of `size` pairs."""
     function, pairs = bind("slime/authors-code", {}), len(policy.chosen)
-    counts = Counts(pairs, float(policy.chosen_mask.sum()), float(policy.rejected_mask.sum()))
+    counts = count(policy)
     cuts = [slice(start, start + size) for start in range(0, pairs, size)]
     parts = [PairLogps(*(value[cut] for value in vars(policy).values())) for cut in cuts]
     return torch.stack([step_loss(function(part), counts) for part in parts]).sum()

@@ -27,7 +27,15 @@ def test_the_names_that_help_lists_are_the_tables() -> None:
 def test_a_parameter_without_a_default_asks_for_what_its_name_says() -> None:
     asked = {name: objective.asks for name, objective in LOSSES.items() if objective.asks}
     with_reference = dict.fromkeys(("dpo", "ipo", "rpo", "lpo", "chi_po"), ("reference",))
-    assert asked == with_reference | {"kto": ("reference", "divergence")}
+    of_samples = dict.fromkeys(("grpo", "rloo", "reinforce_pp", "ppo"), ("behaviour", "advantages"))
+    assert asked == with_reference | of_samples | {"kto": ("reference", "divergence")}
+
+
+@pytest.mark.parametrize("name", ["grpo", "grpo/gspo", "reinforce_pp", "reinforce_pp/baseline"])
+def test_a_penalty_asks_for_the_reference_where_it_has_a_weight(name: str) -> None:
+    assert find_objective(name).asks == ("behaviour", "advantages")
+    assert find_objective(name, {"kl": 0}).asks == ("behaviour", "advantages")
+    assert find_objective(name, {"kl": 0.1}).asks == ("behaviour", "advantages", "reference")
 
 
 def test_what_is_asked_for_is_no_hyperparameter() -> None:
@@ -48,10 +56,19 @@ def test_defaults_are_the_papers() -> None:
     ("name", "options", "words"),
     [
         ("slim", {}, "unknown loss 'slim' \\(did you mean 'slime'"),
-        ("dppo", {}, "unknown loss 'dppo' \\(did you mean 'dpo'"),
+        ("ddpo", {}, "unknown loss 'ddpo' \\(did you mean 'dpo'"),
         ("sim_po", {}, "did you mean 'simpo'"),
         ("dpo", {"betta": 2}, "no hyperparameter 'betta' \\(did you mean 'beta'"),
         ("kto", {"beta": 0}, "loss 'kto': beta = 0"),
+        ("grpo", {"clip_low": -1}, "loss 'grpo': clip_low = -1.0 is out of range: .*>= 0"),
+        ("grpo", {"kl": -1}, "loss 'grpo': kl = -1.0"),
+        ("grpo", {"level": "word"}, "loss 'grpo': level = 'word'.*'token' or 'sequence'"),
+        ("grpo", {"aggregation": "constant"}, "length goes with aggregation: constant"),
+        ("grpo", {"length": 9}, "length goes with aggregation: constant"),
+        ("grpo/dr", {"length": 0}, "length = 0"),
+        ("grpo/gsop", {}, "did you mean 'grpo/gspo'"),
+        ("rloo", {"kl": 0.1}, "no hyperparameter 'kl'"),
+        ("ppo", {"dual_clip": 1}, "dual_clip = 1.0.*> 1"),
         ("slime/without-hard", {"hard_gte": "relu"}, "did you mean 'hard_gate'"),
         ("slime", {"expnent": 2}, "no hyperparameter 'expnent' \\(did you mean 'exponent'"),
         ("slime", {"exponent": 0.5}, "exponent = 0.5.*>= 1"),
@@ -165,7 +182,7 @@ def test_a_file_is_found_beside_the_recipe_as_a_module_is(
 @pytest.mark.parametrize(
     ("expression", "message"),
     [
-        ("policy.chosen.sum(-1).view(1)", "made-up pairs: RuntimeError"),
+        ("policy.chosen.sum(-1).view(1)", "made-up rows: RuntimeError"),
         ("-policy.chosen.detach().sum(-1)", "no gradient"),
         ("policy.chosen.sum(-1) * float('nan')", "not finite"),
     ],
@@ -192,3 +209,14 @@ def test_an_objective_must_return_one_loss_a_pair(tmp_path: Path, monkeypatch: p
 
 def test_nearest_says_nothing_about_a_far_word() -> None:
     assert nearest("qqq", ["slime"]) == ""
+
+
+def test_the_type_of_its_first_parameter_says_that_a_function_reads_samples(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from slimepo.types import LossOutput, SampleLogps\n"
+        "def push(policy: SampleLogps, advantages) -> LossOutput:\n"
+        "    return LossOutput(-(policy.logps * policy.mask).sum(-1) * advantages, {})\n"
+    )
+    objective = find_objective(f"{tmp_path}/own.py:push")
+    assert (objective.positions, objective.asks) == (None, ("advantages",))
+    bind(f"{tmp_path}/own.py:push", {})

@@ -13,7 +13,7 @@ import torch
 from peft import get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from slimepo.data.batch import StepCollator
@@ -24,7 +24,6 @@ from slimepo.training.config import PreferenceConfig
 from slimepo.training.reference import choose_reference, reference_logps
 from slimepo.training.reference_cache import _on_main
 from slimepo.training.trainer import PreferenceTrainer
-from slimepo.types import PairLogps
 from tests.tiny import VOCABULARY, random_rows, tiny_model
 
 
@@ -53,7 +52,7 @@ def word_tokenizer(order: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model))
 
 
-def logps_of(trainer: PreferenceTrainer) -> PairLogps:
+def logps_of(trainer: PreferenceTrainer) -> Tensor:
     """Reference log-probs of the training rows as the trainer sees them now."""
     batch = trainer.data_collator.batch(trainer.train_dataset)
     assert trainer.reference is not None
@@ -61,9 +60,8 @@ def logps_of(trainer: PreferenceTrainer) -> PairLogps:
         return reference_logps(trainer.reference, [batch])[0]
 
 
-def assert_same(a: PairLogps, b: PairLogps, atol: float = 1e-6) -> None:
-    for side in ("chosen", "rejected"):
-        torch.testing.assert_close(getattr(a, side), getattr(b, side), rtol=0, atol=atol)
+def assert_same(a: Tensor, b: Tensor, atol: float = 1e-6) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=atol)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from slimepo.data.packing import Packing, first_fit_decreasing, pack, packed_cost
 from slimepo.data.rows import MISMATCHED, PAIR, Row, length
 from slimepo.errors import InputError
-from slimepo.types import PairLogps
+from slimepo.types import PairLogps, SampleLogps
 
 Layout = Literal["padded", "packed", "shared"]
 LAYOUTS = ("auto", "padded", "packed", "shared")
@@ -187,16 +187,23 @@ def _values(rows: Sequence[Row], positions: tuple[int, ...]) -> tuple[dict[str, 
     return values, token_values
 
 
+def sample_logps(logps: Tensor, batch: Batch) -> SampleLogps:
+    """Put the flat log-probs `[N]` of a batch's response tokens back into responses, position after position."""
+    shape = (len(batch["positions"]) * batch["rows"], batch["width"])
+    index = batch["scatter_index"]
+    values = logps.new_zeros(shape[0] * shape[1]).index_copy(0, index, logps)
+    mask = torch.zeros(len(values), dtype=torch.bool, device=logps.device).index_fill(0, index, True)
+    return SampleLogps(values.view(shape), mask.view(shape))
+
+
 def pair_logps(logps: Tensor, batch: Batch) -> PairLogps:
     """Put the flat log-probs `[N]` of a batch's response tokens back into pairs.
 
     The first of the batch's positions becomes the chosen side, the second the rejected one.
     """
+    flat = sample_logps(logps, batch)
     shape = (len(batch["positions"]), batch["rows"], batch["width"])
-    size = shape[0] * shape[1] * shape[2]
-    index = batch["scatter_index"]
-    values = logps.new_zeros(size).index_copy(0, index, logps).view(shape)
-    mask = torch.zeros(size, dtype=torch.bool, device=logps.device).index_fill(0, index, True).view(shape)
+    values, mask = flat.logps.view(shape), flat.mask.view(shape)
     if shape[0] == 1:
         return PairLogps(values[0], mask[0], values.new_zeros(shape[1], 0), mask.new_zeros(shape[1], 0))
     return PairLogps(values[0], mask[0], values[1], mask[1])

@@ -46,7 +46,7 @@ class Row:
 
 def length(row: Row, positions: Sequence[int] = PAIR) -> int:
     """Tokens of the prompt and the longest of the responses that are read."""
-    return len(row.prompt_ids) + max(len(row.response(position)) for position in positions)
+    return len(row.prompt_ids) + max((len(row.response(position)) for position in positions), default=0)
 
 
 def as_preference(row: Unpaired) -> Preference:

@@ -1,4 +1,4 @@
-"""Objectives: pure functions from per-token log-probs to one loss a pair.
+"""Objectives: pure functions from per-token log-probs to one loss a pair, or a sampled response.
 
 `LOSSES` is the one list of them. To add one, write a function
 `(policy, *, hyperparameters) -> LossOutput`, put it in the table, and add a worked test and a
@@ -13,6 +13,7 @@ hyperparameter out of its range raises InputError.
 from slimepo.losses.common import Counts, count, step_loss
 from slimepo.losses.dpo import chi_po, dpo, ipo, lpo, rpo
 from slimepo.losses.kto import kto
+from slimepo.losses.policy_gradient import grpo, ppo, reinforce_pp, rloo
 from slimepo.losses.presets import PRESETS
 from slimepo.losses.sft import sft
 from slimepo.losses.simpo import cpo, orpo, simpo
@@ -30,11 +31,15 @@ __all__ = [
     "cpo",
     "dpo",
     "find_objective",
+    "grpo",
     "hyperparameters",
     "ipo",
     "kto",
     "lpo",
     "orpo",
+    "ppo",
+    "reinforce_pp",
+    "rloo",
     "rpo",
     "sft",
     "simpo",

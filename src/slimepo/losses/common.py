@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from slimepo.errors import InputError
-from slimepo.types import LossOutput, PairLogps
+from slimepo.types import LossOutput, PairLogps, SampleLogps
 
 
 class Counts(NamedTuple):
     """What the sums of a step are divided by, over all micro-batches and ranks: its rows and their response tokens.
 
-    Each row counts as much as its weight says; with weights of 1 these are plain numbers of pairs and tokens.
+    Rows are pairs, or sampled responses. Each counts as much as its weight says; with weights of 1 these are plain
+    numbers. `tokens` are by the keys of `LossOutput.token_loss`: chosen and rejected, or sampled.
     """
 
-    pairs: float
-    chosen_tokens: float
-    rejected_tokens: float
+    rows: float
+    tokens: Mapping[str, float]
 
 
-def count(policy: PairLogps) -> Counts:
+def count(policy: PairLogps | SampleLogps) -> Counts:
     """The counts of one batch taken alone, as if it were the whole step.
 
     Example:
@@ -34,15 +35,13 @@ def count(policy: PairLogps) -> Counts:
         ...     chosen=torch.tensor([[-1.0, -3.0]]), chosen_mask=torch.tensor([[True, True]]),
         ...     rejected=torch.tensor([[-4.0, 0.0]]), rejected_mask=torch.tensor([[True, False]]),
         ... )
-        >>> counts = count(pairs)
-        >>> counts.pairs, counts.chosen_tokens, counts.rejected_tokens
-        (1, 2.0, 1.0)
+        >>> count(pairs)
+        Counts(rows=1, tokens={'chosen': 2.0, 'rejected': 1.0})
     """
-    return Counts(
-        pairs=policy.chosen_mask.shape[0],
-        chosen_tokens=float(policy.chosen_mask.sum()),
-        rejected_tokens=float(policy.rejected_mask.sum()),
-    )
+    if isinstance(policy, SampleLogps):
+        return Counts(len(policy.mask), {"sampled": float(policy.mask.sum())})
+    tokens = {"chosen": float(policy.chosen_mask.sum()), "rejected": float(policy.rejected_mask.sum())}
+    return Counts(len(policy.chosen_mask), tokens)
 
 
 def step_loss(output: LossOutput, counts: Counts, weight: Tensor | None = None) -> Tensor:
@@ -66,8 +65,8 @@ def step_loss(output: LossOutput, counts: Counts, weight: Tensor | None = None) 
         >>> step_loss(cpo(pairs), count(pairs))  # softplus(0) / 1 pair + 4 / 2 chosen tokens
         tensor(2.6931)
     """
-    tokens = {"chosen": counts.chosen_tokens, "rejected": counts.rejected_tokens}
-    parts = [(output.loss, counts.pairs), *((sums, tokens[side]) for side, sums in output.token_loss.items())]
+    of_tokens = [(sums, counts.tokens[side]) for side, sums in output.token_loss.items()]
+    parts = [(output.loss, counts.rows), *of_tokens]
     return torch.stack(
         [(part if weight is None else part * weight).sum() / (count or 1) for part, count in parts]
     ).sum()

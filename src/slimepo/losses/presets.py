@@ -32,4 +32,17 @@ _SLIME: dict[str, dict[str, Any]] = {
     "exponent-3": {"exponent": 3.0},
 }
 
-PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType({"slime": _SLIME})
+# GSPO's bounds are of its paper's section 5.1, DAPO's of its section 4.1. Dr.GRPO's `length` is to be the most tokens
+# of a response, max_new_tokens; it scales the loss and no more, so one that differs is a learning rate that does.
+_GRPO: dict[str, dict[str, Any]] = {
+    "gspo": {"level": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
+    "dapo": {"aggregation": "token", "clip_high": 0.28},
+    "dr": {"aggregation": "constant", "length": 256},
+}
+
+# The form with a baseline differs in its advantages, which slimepo.onpolicy makes.
+_REINFORCE_PP: dict[str, dict[str, Any]] = {"baseline": {}}
+
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {"slime": _SLIME, "grpo": _GRPO, "reinforce_pp": _REINFORCE_PP}
+)

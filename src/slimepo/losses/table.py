@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_type_hints
 
 import torch
@@ -14,11 +14,12 @@ from slimepo.errors import InputError
 from slimepo.imports import find_function
 from slimepo.losses.dpo import chi_po, dpo, ipo, lpo, rpo
 from slimepo.losses.kto import kto
+from slimepo.losses.policy_gradient import grpo, ppo, reinforce_pp, rloo
 from slimepo.losses.presets import PRESETS
 from slimepo.losses.sft import sft
 from slimepo.losses.simpo import cpo, orpo, simpo
 from slimepo.losses.slime import slime
-from slimepo.types import LossOutput, PairLogps
+from slimepo.types import LossOutput, PairLogps, SampleLogps
 from slimepo.words import nearest
 
 LossFunction = Callable[..., LossOutput]
@@ -27,25 +28,31 @@ LossFunction = Callable[..., LossOutput]
 class Objective(NamedTuple):
     """A loss function, what it reads, and option values that stand in front of its own defaults.
 
-    `positions`: the responses of a row that it reads, 0 being the chosen one (what is not read is never computed).
+    `positions`: the responses of a row that it reads, 0 being the chosen one (what is not read is never computed);
+    None: all of them, samples of the policy, which it is given as `SampleLogps`.
     `judged`: it learns from answers judged one by one, so that a row has one of the two and a pair counts as two rows.
+    `asks_where`: a parameter with the default None, and the option that it is of use with where that is not 0.
     """
 
     function: LossFunction
-    positions: tuple[int, ...] = (0, 1)
+    positions: tuple[int, ...] | None = (0, 1)
     judged: bool = False
     preset: Mapping[str, Any] = {}
+    asks_where: Mapping[str, str] = {}
 
     @property
     def asks(self) -> tuple[str, ...]:
         """What it is given beside the policy's log-probs: every further parameter without a default.
 
-        `reference`: log-probs of a reference model; `divergence`: the mean log-ratio to it of answers to other
-        prompts, over the whole step; any other name: a value of the rows.
+        `reference`: log-probs of a reference model; `behaviour`: log-probs when the response was sampled; `divergence`:
+        the mean log-ratio to the reference of answers to other prompts, over the whole step; any other name: a value
+        of the rows.
         """
         parameters = [*inspect.signature(self.function).parameters.values()][1:]
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        return tuple(p.name for p in parameters if p.default is p.empty and p.kind in named)
+        asked = [p.name for p in parameters if p.default is p.empty and p.kind in named]
+        options = {**hyperparameters(self.function), **self.preset}
+        return (*asked, *(name for name, switch in self.asks_where.items() if options[switch]))
 
 
 LOSSES: dict[str, Objective] = {
@@ -60,11 +67,17 @@ LOSSES: dict[str, Objective] = {
     "rpo": Objective(rpo),
     "lpo": Objective(lpo),
     "chi_po": Objective(chi_po),
+    "grpo": Objective(grpo, positions=None, asks_where={"reference": "kl"}),
+    "rloo": Objective(rloo, positions=None),
+    "reinforce_pp": Objective(reinforce_pp, positions=None, asks_where={"reference": "kl"}),
+    "ppo": Objective(ppo, positions=None),
 }
 
 
-def find_objective(name: str) -> Objective:
+def find_objective(name: str, options: Mapping[str, Any] | None = None) -> Objective:
     """The objective of that name in `LOSSES`, a preset of one (`slime/without-hard`), or a user's own by import path.
+
+    `options` stand on top of the preset's; what the objective asks for may depend on them.
 
     Raises:
         InputError: no such name (with the nearest one) or nothing callable at that path.
@@ -74,13 +87,16 @@ def find_objective(name: str) -> Objective:
         >>> find_objective("slime/without-hard").preset
         {'hard_gate': 'one'}
     """
-    if name in LOSSES:
-        return LOSSES[name]
     if ":" in name:
-        return Objective(find_function(name, "loss"))
-    base, _, preset = name.partition("/")
-    if base in LOSSES and preset in PRESETS.get(base, {}):
-        return LOSSES[base]._replace(preset=PRESETS[base][preset])
+        function = find_function(name, "loss")
+        # What a function of one's own reads, the type of its first parameter says; pairs, where it has none.
+        first = next(iter(inspect.signature(function).parameters), "")
+        positions = None if _hints(function).get(first) is SampleLogps else (0, 1)
+        return Objective(function, positions, preset=dict(options or {}))
+    base, slash, preset = name.partition("/")
+    if base in LOSSES and (not slash or preset in PRESETS.get(base, {})):
+        values = PRESETS[base][preset] if slash else {}
+        return LOSSES[base]._replace(preset={**values, **(options or {})})
     known = [*LOSSES, *(f"{base}/{preset}" for base, presets in PRESETS.items() for preset in presets)]
     raise InputError(
         f"unknown loss {name!r}{nearest(name, known)}; known: {', '.join(known)}, "
@@ -118,7 +134,7 @@ def bind(name: str, options: Mapping[str, Any]) -> LossFunction:
         >>> loss(pairs).loss  # softplus(-(2 - 0.5))
         tensor([0.2014])
     """
-    objective = find_objective(name)
+    objective = find_objective(name, options)
     function = objective.function
     known = hyperparameters(function)
     for key in options:
@@ -126,48 +142,55 @@ def bind(name: str, options: Mapping[str, Any]) -> LossFunction:
             raise InputError(
                 f"loss {name!r} has no hyperparameter {key!r}{nearest(key, known)}; it has: {', '.join(known)}"
             )
-    try:
-        hints = get_type_hints(function)
-    except NameError:
-        # Annotations that only a type checker can resolve: values are then taken as they are.
-        hints = {}
+    hints = _hints(function)
     values = {}
-    for key, value in {**objective.preset, **options}.items():
+    for key, value in objective.preset.items():
         try:
             values[key] = TypeAdapter(hints.get(key, Any)).validate_python(value)
         except ValidationError as error:
             raise InputError(f"loss {name!r}: {key} = {value!r}: {error.errors()[0]['msg']}") from error
     bound = functools.partial(function, **values)
-    _try_out(name, bound, objective.asks)
+    _try_out(name, bound, objective)
     return bound
 
 
-def _try_out(name: str, bound: LossFunction, asks: Sequence[str]) -> None:
-    """Call an objective on made-up pairs, of which one is padded. Raises InputError where training would fail."""
-    pairs = _made_up_pairs()
+def _hints(function: LossFunction) -> dict[str, Any]:
+    """The types of the parameters; nothing where only a type checker can resolve them."""
+    try:
+        return get_type_hints(function)
+    except NameError:
+        return {}
+
+
+def _try_out(name: str, bound: LossFunction, objective: Objective) -> None:
+    """Call an objective on made-up rows, of which one is padded. Raises InputError where training would fail."""
+    made_up = _made_up_pairs if objective.positions else _made_up_samples
+    rows = made_up()
     known = {
-        "reference": _made_up_pairs(),
-        "behaviour": _made_up_pairs(),
+        "reference": made_up(),
+        "behaviour": made_up(),
+        "advantages": torch.ones(2),
         "divergence": torch.zeros(()),
         "weight": torch.ones(2),
     }
-    if not known.keys() >= set(asks):
+    if not known.keys() >= set(objective.asks):
         # Of what shape the values of a user's rows are, these rows alone can say.
         return
     try:
         with torch.enable_grad():
-            output = bound(pairs, **{ask: known[ask] for ask in asks})
+            output = bound(rows, **{ask: known[ask] for ask in objective.asks})
     except InputError as error:
         raise InputError(f"loss {name!r}: {error}") from error
     except Exception as error:
         # A user's function can fail in any way; better here than after the model is loaded.
         reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"loss {name!r} fails on made-up pairs: {reason}") from error
-    if not isinstance(output, LossOutput) or output.loss.shape != pairs.chosen.shape[:1]:
-        raise InputError(f"loss {name!r} must return a slimepo.LossOutput whose loss has one value a pair")
+        raise InputError(f"loss {name!r} fails on made-up rows: {reason}") from error
+    if not isinstance(output, LossOutput) or output.loss.shape != (2,):
+        what = "pair" if objective.positions else "response"
+        raise InputError(f"loss {name!r} must return a slimepo.LossOutput whose loss has one value a {what}")
     values = [output.loss, *output.token_loss.values()]
     if not all(torch.isfinite(value).all() for value in values):
-        raise InputError(f"loss {name!r} is not finite on made-up pairs")
+        raise InputError(f"loss {name!r} is not finite on made-up rows")
     if not any(value.requires_grad for value in values):
         raise InputError(f"loss {name!r} lets no gradient through to the log-probs of the policy")
 
@@ -177,3 +200,8 @@ def _made_up_pairs() -> PairLogps:
     # 0 where there is no token, as in training.
     chosen, rejected = -1.0 * mask, -2.0 * mask
     return PairLogps(chosen.requires_grad_(), mask, rejected.requires_grad_(), mask)
+
+
+def _made_up_samples() -> SampleLogps:
+    mask = torch.tensor([[True, True], [True, False]])
+    return SampleLogps((-1.0 * mask).requires_grad_(), mask)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from slimepo.data.batch import Batch
+from slimepo.losses import Objective
+from slimepo.training.step import response_tokens, row_weight
 from slimepo.types import LossOutput
-
-SIDES = ("chosen", "rejected")
 
 
 @dataclass
@@ -28,22 +28,16 @@ class MetricSums:
     computed_tokens: int = 0
     started: float = field(default_factory=time.perf_counter)
 
-    def add(self, batch: Batch, output: LossOutput, weight: Tensor | None = None, times: int = 1) -> None:
-        """Count a batch `times` times; 0 keeps the names and adds nothing.
-
-        Args:
-            batch: what was read.
-            output: what the objective returned for it.
-            weight: how much each row's loss counts, `[rows]`; None counts every row once.
-            times: of the whole batch.
-        """
+    def add(self, batch: Batch, output: LossOutput, objective: Objective, times: int = 1) -> None:
+        """Count a batch, with what the objective returned for it, `times` times; 0 keeps the names and adds nothing."""
+        weight = row_weight(objective, batch)
         weights = _wide(torch.ones_like(output.loss) if weight is None else weight)
         found = {"loss": (_wide(output.loss.detach()), weights)}
         for name, value in output.metrics.items():
             there = ~value.isnan()
             found[name] = (_wide(value.detach()).where(there, 0), _wide(there.float()))
         for side, value in output.token_loss.items():
-            tokens = torch.tensor(batch["response_tokens"][SIDES.index(side)], device=value.device)
+            tokens = torch.tensor(response_tokens(objective, batch)[side], device=value.device)
             found[f"token_loss/{side}"] = (_wide(value.detach()), weights * tokens)
         for name, (value, count) in found.items():
             of_rows = count if name in output.metrics else weights

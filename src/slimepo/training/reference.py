@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from slimepo.data.batch import Batch, collate, pair_logps, to_device
+from slimepo.data.batch import Batch, collate, to_device
 from slimepo.data.chat import load_tokenizer
 from slimepo.errors import InputError
 from slimepo.model.attention.interface import install, path_of
 from slimepo.model.load import load_model
-from slimepo.model.logps import causal_lm, install_logps, policy_logps
+from slimepo.model.logps import causal_lm, install_logps, policy_logps, response_logps
 from slimepo.model.modes import Forward, scoring
 from slimepo.model.tryout import choose_layout, probe
-from slimepo.types import REFERENCE_SOURCES, PairLogps
+from slimepo.types import REFERENCE_SOURCES
 from slimepo.words import nearest
 
 # In the names of the parameters that peft adds: LoRA's, IA3's, and copies of modules that train whole.
@@ -94,8 +94,8 @@ def choose_reference(
     raise InputError(f"reference 'adapters-off': {obstacle}; use reference 'copy' or 'cache'")
 
 
-def reference_logps(reference: Reference, batches: Sequence[Batch]) -> list[PairLogps]:
-    """Reference log-probs of the batches' response tokens, detached: those known beforehand, or computed now.
+def reference_logps(reference: Reference, batches: Sequence[Batch]) -> list[Tensor]:
+    """Reference log-probs `[N]` of the batches' response tokens, detached: those known beforehand, or computed now.
 
     Adapters are switched off once for all of the batches: that costs as much as small batches do.
 
@@ -112,9 +112,9 @@ def reference_logps(reference: Reference, batches: Sequence[Batch]) -> list[Pair
     opened: AbstractContextManager[Any] = reference.forward() if unknown else nullcontext()
     with opened as forward:
         return [
-            pair_logps(batch["token_values"]["reference"], batch)
+            batch["token_values"]["reference"]
             if "reference" in batch["token_values"]
-            else policy_logps(forward, batch)
+            else response_logps(forward, batch)
             for batch in batches
         ]
 

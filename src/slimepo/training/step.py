@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -9,16 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from slimepo.data.batch import Batch, Step, pair_logps, to_device
-from slimepo.data.rows import CHOSEN, REJECTED
+from slimepo.data.batch import Batch, Step, pair_logps, sample_logps, to_device
 from slimepo.errors import InputError
 from slimepo.losses import Counts, Objective, step_loss
 from slimepo.losses.dpo import log_ratios
 from slimepo.losses.table import LossFunction
-from slimepo.model.logps import policy_logps
+from slimepo.model.logps import policy_logps, response_logps
 from slimepo.model.modes import Forward, scoring
 from slimepo.training.reference import Reference, reference_logps
-from slimepo.types import LossOutput, PairLogps
+from slimepo.types import LossOutput
 
 
 class Done(NamedTuple):
@@ -63,8 +63,7 @@ def train_step(
         # Gradients are averaged over ranks once, with the last micro-batch.
         accelerator.gradient_state._set_sync_gradients(last)
         with nullcontext() if last else accelerator.no_sync(model):
-            beside = side_information(objective, batch, known, divergence)
-            output = loss(policy_logps(model, batch), **beside)
+            output = output_of(objective, loss, response_logps(model, batch), batch, known, divergence)
             value = step_loss(output, counts, row_weight(objective, batch)) * scale
             accelerator.backward(value)
         losses.append(value.detach())
@@ -79,8 +78,8 @@ def beside_the_policy(
     reference: Reference | None,
     accelerator: Any,
     counted: bool = True,
-) -> tuple[Sequence[PairLogps | None], Tensor | None]:
-    """Reference log-probs of each micro-batch and the divergence of the step, in the precision of training.
+) -> tuple[Sequence[Tensor | None], Tensor | None]:
+    """Reference log-probs `[N]` of each micro-batch and the divergence of the step, in the precision of training.
 
     None where the objective does not ask: switching a large model between its modes takes time. Every rank must call
     this; the divergence leaves out what one that is not `counted` has.
@@ -96,48 +95,77 @@ def beside_the_policy(
         return reference_logps(reference, step["batches"]), divergence
 
 
-def side_information(
-    objective: Objective, batch: Batch, reference: PairLogps | None, divergence: Tensor | None
-) -> dict[str, Any]:
-    """What the objective asks for beside the policy's log-probs, by name.
+def output_of(
+    objective: Objective,
+    loss: LossFunction,
+    logps: Tensor,
+    batch: Batch,
+    reference: Tensor | None,
+    divergence: Tensor | None,
+) -> LossOutput:
+    """The objective on a batch whose response tokens have the log-probs `logps` `[N]`, with all that it asks for.
+
+    Log-probs of `behaviour` that the rows do not bring are those of the policy: it is what has sampled them.
 
     Raises:
-        InputError: the rows have no value of that name.
+        InputError: the rows lack a value that the objective asks for.
     """
+    view = pair_logps if objective.positions else sample_logps
+    tokens = {"behaviour": logps.detach(), **batch["token_values"]}
+    if reference is not None:
+        tokens["reference"] = reference
     given: dict[str, Any] = {}
     for name in objective.asks:
-        if name == "reference":
-            given[name] = reference
-        elif name == "divergence":
+        if name == "divergence":
             given[name] = divergence
-        elif name in batch["token_values"]:
-            given[name] = pair_logps(batch["token_values"][name], batch)
+        elif name == "advantages" and name in tokens:
+            given[name] = sample_logps(tokens[name], batch).logps
+        elif name == "advantages" and name in batch["values"]:
+            given[name] = batch["values"][name].T.flatten()  # [rows, positions], and responses go by position
+        elif name in tokens:
+            given[name] = view(tokens[name], batch)
         elif name in batch["values"]:
             given[name] = batch["values"][name]
         else:
             raise InputError(f"row {batch['row_ids'][0]} has no value {name!r}, and this loss asks for it")
-    return given
+    return loss(view(logps, batch), **given)
 
 
 def row_weight(objective: Objective, batch: Batch) -> Tensor | None:
-    """How much each row counts, `[rows]`; None where the objective asks for the weights and sees to them itself."""
-    return None if "weight" in objective.asks else batch["values"]["weight"]
+    """How much each row counts, `[rows]`, of samples each response; None where the objective sees to that itself."""
+    if "weight" in objective.asks:
+        return None
+    weight = batch["values"]["weight"]
+    if objective.positions:
+        return weight
+    there = torch.tensor(batch["response_tokens"], device=weight.device) > 0  # [positions, rows]
+    return (weight * there).flatten()
+
+
+def response_tokens(objective: Objective, batch: Batch) -> dict[str, list[int]]:
+    """Tokens of each row's response by the keys of `LossOutput.token_loss`; of samples those of each response."""
+    of_position = batch["response_tokens"]
+    if not objective.positions:
+        return {"sampled": list(itertools.chain(*of_position))}
+    return dict(zip(("chosen", "rejected"), of_position, strict=False))
 
 
 def step_counts(batches: Sequence[Batch], objective: Objective, accelerator: Any = None) -> Counts:
     """What the sums of a step are divided by; over all ranks where their accelerator is given."""
-    local = torch.zeros(3, dtype=torch.float64)
+    sides = ("chosen", "rejected") if objective.positions else ("sampled",)
+    local = torch.zeros(1 + len(sides), dtype=torch.float64)
     for batch in batches:
+        tokens = [*response_tokens(objective, batch).values()]
         weight = row_weight(objective, batch)
-        weights = torch.ones(batch["rows"]) if weight is None else weight
-        tokens = [batch["response_tokens"][i] for i in (CHOSEN, REJECTED) if i < len(batch["positions"])]
-        table = torch.tensor([[1.0] * batch["rows"], *tokens], dtype=torch.float64)
+        weights = torch.ones(len(tokens[0])) if weight is None else weight
+        table = torch.tensor([[1.0] * len(tokens[0]), *tokens], dtype=torch.float64)
         local[: len(table)] += table @ weights.cpu().double()
-    if accelerator is None or accelerator.num_processes == 1:
-        return Counts(*local.tolist())
-    # MPS has no float64; counts are far below 2**24, which float32 holds exactly.
-    dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
-    return Counts(*accelerator.reduce(local.to(accelerator.device, dtype), "sum").tolist())
+    if accelerator is not None and accelerator.num_processes > 1:
+        # MPS has no float64; counts are far below 2**24, which float32 holds exactly.
+        dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
+        local = accelerator.reduce(local.to(accelerator.device, dtype), "sum")
+    rows, *tokens_of = local.tolist()
+    return Counts(rows, dict(zip(sides, tokens_of, strict=True)))
 
 
 def mean_log_ratio(
@@ -149,7 +177,7 @@ def mean_log_ratio(
     """
     parts = [torch.zeros(2, device=accelerator.device)]
     for batch, known in zip(batches, reference_logps(reference, batches), strict=True):
-        ratios = log_ratios(policy_logps(forward, batch), known).chosen
+        ratios = log_ratios(policy_logps(forward, batch), pair_logps(known, batch)).chosen
         parts.append(torch.stack([ratios.sum(), torch.full_like(ratios[0], len(ratios))]))
     total, count = accelerator.reduce(torch.stack(parts).sum(dim=0) * counted, "sum")
     mean: Tensor = total / count.clamp(min=1)
@@ -163,5 +191,7 @@ def non_finite_rows(done: Done) -> list[str]:
         finite = torch.isfinite(output.loss)
         for sums in output.token_loss.values():
             finite = finite & torch.isfinite(sums)
-        bad += [row for row, ok in zip(batch["row_ids"], finite.tolist(), strict=True) if not ok]
-    return bad
+        # Responses go by position.
+        ids = itertools.islice(itertools.cycle(batch["row_ids"]), len(finite))
+        bad += [row for row, ok in zip(ids, finite.tolist(), strict=True) if not ok]
+    return list(dict.fromkeys(bad))
