@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Callable, Generator, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,11 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Where CI=true and no GPU is, only GPU tests may skip and, without the real files, official ones."""
+    """Where CI=true and no GPU is, only tests may skip that need one, the real files (official) or vLLM, if absent."""
     report = yield
-    absent = item.get_closest_marker("official") and not SHARED.is_dir()
+    absent = (item.get_closest_marker("official") and not SHARED.is_dir()) or (
+        item.get_closest_marker("vllm") and find_spec("vllm") is None
+    )
     if not item.get_closest_marker("gpu") and not absent:
         fail_skip(report)
     return report

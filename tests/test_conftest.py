@@ -18,6 +18,8 @@ def test_skips(): pytest.skip("no wings")
 def test_is_known_to_fail(): assert False
 @pytest.mark.gpu
 def test_needs_a_gpu(): pytest.skip("no GPU")
+@pytest.mark.vllm
+def test_needs_vllm(): pytest.skip("no vLLM")
 def test_needs_a_file(official_data): pass
 """
 
@@ -28,7 +30,9 @@ def folder(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest
     monkeypatch.delenv("CI", raising=False)
     # What the tests in there set is put back.
     monkeypatch.setenv("SLIMEPO_CACHE", os.environ["SLIMEPO_CACHE"])
-    pytester.makeconftest(Path(conftest.__file__).read_text() + "\nGPU = False\n")
+    pytester.makeconftest(
+        Path(conftest.__file__).read_text() + "\nGPU = False\nfind_spec = lambda name: None\n"
+    )
     pytester.makepyfile(test_one=TESTS, test_two="import pytest; pytest.importorskip('no_such_wings')")
     return pytester
 
@@ -36,13 +40,13 @@ def folder(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest
 def test_a_skip_that_is_not_allowed_fails(folder: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "true")
     result = folder.runpytest("--continue-on-collection-errors")
-    result.assert_outcomes(passed=1, failed=1, errors=1, skipped=2, xfailed=1)
+    result.assert_outcomes(passed=1, failed=1, errors=1, skipped=3, xfailed=1)
     result.stdout.fnmatch_lines(["*nothing may skip in CI. Skipped: no wings*"])
 
 
 def test_outside_ci_it_only_skips(folder: pytest.Pytester) -> None:
-    folder.runpytest().assert_outcomes(passed=1, skipped=4, xfailed=1)
+    folder.runpytest().assert_outcomes(passed=1, skipped=5, xfailed=1)
 
 
 def test_the_official_set_is_what_asks_for_the_files(folder: pytest.Pytester) -> None:
-    folder.runpytest("-m", "official").assert_outcomes(skipped=2, deselected=4)
+    folder.runpytest("-m", "official").assert_outcomes(skipped=2, deselected=5)

@@ -13,7 +13,7 @@ FLOORS = [
     {"types", "errors", "words", "settings", "files", "versions", "terminal", "imports", "redaction", "hub"},
     {"losses", "kernels", "data"},
     {"model"},
-    {"monitor"},
+    {"monitor", "onpolicy"},
     {"training", "evaluation"},
     {"pipeline"},
     {"plan", "report", "playground"},

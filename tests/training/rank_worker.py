@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from slimepo.errors import NonFiniteLossError
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.trainer import PreferenceTrainer
-from tests.tiny import random_rows, tiny_model
+from tests.tiny import letter_tokenizer, random_rows, tiny_model
 
 SLIME = {"loss_options": {"rejected_mean": "token"}, "learning_rate": 1e-2}
 JOBS: dict[str, dict[str, Any]] = {
@@ -36,14 +37,33 @@ JOBS: dict[str, dict[str, Any]] = {
         "train_sampling_strategy": "random", "loss": "simpo", "loss_options": {"beta": 2.0, "gamma": 40.0},
         "monitor": {"every": 2, "stop_on": ["unlearning"]}, "learning_rate": 100.0,
     },
+    # Answers of unequal lengths, whitened over all tokens of a step, with a reference and two steps a rollout.
+    "reinforce_pp": {
+        "loss": "reinforce_pp", "learning_rate": 0.3,
+        "rollouts": {"samples": 3, "max_new_tokens": 9, "kl": 0.1, "steps_per_rollout": 2},
+    },
+    # Some prompts give no pair.
+    "online": {"loss": "slime", "learning_rate": 0.1, "rollouts": {"samples": 2, "max_new_tokens": 9}},
     # One row is spoilt.
     "poison": {"train_sampling_strategy": "sequential", **SLIME},
 }  # fmt: skip
 
 
+def prompts(count: int) -> list[dict[str, Any]]:
+    """Of unequal lengths."""
+    return [{"prompt": "abcdefghij"[: 1 + i % 7] + "ABCDE"[i % 5], "id": f"p{i}"} for i in range(count)]
+
+
+def vowels(prompt: Any, completions: Sequence[str], row: Any) -> list[float]:
+    return [float(sum(letter in "aeiouAEIOU" for letter in text)) for text in completions]
+
+
 def train(job: str, ranks: int) -> dict[str, Any]:
     """Six steps of 8 pairs: losses, weights, the score of held-out pairs; or the error that ended it."""
     rows, model = random_rows(17), tiny_model()
+    sampled = (
+        {} if "rollouts" not in JOBS[job] else {"processing_class": letter_tokenizer(), "reward": vowels}
+    )
     if job == "weights":
         rows = [replace(row, values={"weight": i % 4 / 2}) for i, row in enumerate(rows)]
     if job == "poison":
@@ -61,14 +81,15 @@ def train(job: str, ranks: int) -> dict[str, Any]:
                 output_dir=folder, max_steps=6, logging_steps=1, save_strategy="no", optim="sgd",
                 per_device_train_batch_size=3, pairs_per_step=8 // ranks, disable_tqdm=True, **JOBS[job],
             ),
-            train_dataset=rows,
-            eval_dataset=random_rows(7, seed=5),
+            train_dataset=prompts(17) if sampled else rows,
+            eval_dataset=None if sampled else random_rows(7, seed=5),
+            **sampled,
         )  # fmt: skip
         try:
             trainer.train()
         except NonFiniteLossError as error:
             return {"error": str(error)}
-        score = trainer.score(trainer.eval_dataset)
+        score = {} if sampled else trainer.score(trainer.eval_dataset)
     unwrapped = trainer.accelerator.unwrap_model(trainer.model)
     return {
         "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import re
@@ -250,3 +251,23 @@ def merge(model: nn.Module) -> PreTrainedModel:
         for config in (merged.config, merged.config.get_text_config()):
             config.tie_word_embeddings = False
     return merged
+
+
+def checkpoint_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights under the names that a checkpoint of this kind of model has, adapters folded in.
+
+    `model` trains on as it was: adapters are merged in a copy, and without any these are its own tensors. Tied weights
+    are there by each of their names.
+
+    Raises:
+        InputError: they are quantised, and no checkpoint has them like that.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    if getattr(causal_lm(model), "hf_quantizer", None) is not None:
+        raise InputError(
+            "weights that are quantised cannot be handed to vLLM: use rollouts: {engine: transformers}"
+        )
+    merged = merge(copy.deepcopy(model) if hasattr(model, "peft_config") else model)
+    weights: dict[str, torch.Tensor] = revert_weight_conversion(merged, merged.state_dict())
+    return weights

@@ -26,10 +26,14 @@ _SHORT = 32
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model said: token ids, with the end token where it was reached (`finished`)."""
+    """What the model said: token ids, with the end token where it was reached (`finished`).
+
+    `logps`: the log-prob of each token, from an engine that gives them; NaN for one that it could not give.
+    """
 
     token_ids: list[int]
     finished: bool
+    logps: list[float] | None = None
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,24 @@ class LogBeforeSave(TrainerCallback):
         return control
 
 
+class WholeRollouts(TrainerCallback):
+    """Puts a checkpoint off until the steps of a rollout are done: what a resumed run samples is then what it was."""
+
+    def __init__(self, steps_per_rollout: int) -> None:
+        self.steps, self.put_off = steps_per_rollout, False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        wanted = control.should_save or self.put_off
+        whole = state.global_step % self.steps == 0 or state.global_step >= state.max_steps
+        control.should_save, self.put_off = wanted and whole, wanted and not whole
+        return control
+
+    # An epoch may end, and be saved, in the midst of a rollout.
+    on_epoch_end = on_step_end
+
+
 class MetricsFile(TrainerCallback):
     """Appends every log line to a JSONL file; on resume, lines past the checkpoint are dropped first."""
 
@@ -167,10 +185,17 @@ class TrainingProgress(TrainerCallback):
 
 def log_lines(logs: dict[str, Any]) -> list[str]:
     """What is worth a glance while training: the step's figures, and in a second line the monitor's if new."""
-    shown = {"logps/chosen": "chosen", "logps/rejected": "rejected", "margin": "Δ"}
+    shown = {
+        "logps/chosen": "chosen",
+        "logps/rejected": "rejected",
+        "logps/sampled": "sampled",
+        "margin": "Δ",
+    }
     terms = [f"{name} {logs[key]:.3f}" for name in _TERMS if (key := f"loss/{name}") in logs]
     parts = [f"loss {logs['loss']:.3f}{' = ' + ' + '.join(terms) if terms else ''}"]
     parts += [f"{label} {logs[key]:.3f}" for key, label in shown.items() if key in logs]
+    if "reward" in logs:
+        parts += [f"reward {logs['reward']:.3f}", f"{logs['sampled/tokens']:,.0f} tokens a sample"]
     if "tokens_per_second" in logs:
         parts += [f"{logs['tokens_per_second']:,.0f} tok/s", f"padding {logs['padding_share']:.0%}"]
     if (memory := peak_memory()) is not None:

@@ -17,6 +17,7 @@ from slimepo.losses import bind, find_objective, hyperparameters, slime
 from slimepo.model.attention.table import ATTENTIONS
 from slimepo.model.modes import computes_in_bf16
 from slimepo.monitor.settings import monitor_settings
+from slimepo.onpolicy.settings import rollout_settings
 from slimepo.training.libraries import check_libraries
 from slimepo.training.trl_names import TrlFields, in_own_names
 
@@ -98,6 +99,8 @@ class PreferenceConfig(TrlFields, TrainingArguments):
     activation_checkpointing: Word = None
     # TRL's name for what `offload` turns on.
     activation_offloading: bool = False
+    # On-policy training: keys of slimepo.onpolicy.settings.Rollouts. The rows of train_dataset are prompts then.
+    rollouts: Options | None = None
     # The displacement monitor: True, False, or keys of slimepo.monitor.settings.MonitorSettings.
     monitor: Switch = True
     # Pairs of a step on each device; None: per_device_train_batch_size * gradient_accumulation_steps. The last
@@ -107,7 +110,7 @@ class PreferenceConfig(TrlFields, TrainingArguments):
     micro_batch_size: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        for name in ("loss_options", "template_options", "model_init_kwargs", "monitor"):
+        for name in ("loss_options", "template_options", "model_init_kwargs", "monitor", "rollouts"):
             setattr(self, name, _from_text(name, getattr(self, name)))
         if self.deepspeed or self.fsdp:
             raise InputError(NO_SHARDING)
@@ -138,6 +141,13 @@ class PreferenceConfig(TrlFields, TrainingArguments):
         if self.device.type == "cuda":
             return "computed again, the layers' inputs in CPU memory until then"
         return "computed again in the backward pass (there is no CUDA device to offload from)"
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The responses of a row that are read: those of the objective, or every sample of a rollout."""
+        objective = find_objective(self.loss, self.loss_options)
+        sampled = rollout_settings(self.rollouts or None, self.loss, objective.positions is None)
+        return objective.positions or tuple(range(sampled.samples if sampled else 1))
 
     def _resolve_checkpointing(self) -> None:
         """One word, or transformers' and TRL's flags, to transformers' flag and `activation_offloading`."""
@@ -210,10 +220,26 @@ def settled(args: PreferenceConfig) -> PreferenceConfig:
     args = in_own_names(args)
     args.loss_options |= args.named_options()
     bind(args.loss, args.loss_options)
-    if args.reference != "auto" and "reference" not in find_objective(args.loss).asks:
+    objective = find_objective(args.loss, args.loss_options)
+    sampled = rollout_settings(args.rollouts or None, args.loss, objective.positions is None)
+    if args.reference != "auto" and not ("reference" in objective.asks or (sampled and sampled.kl)):
         raise InputError(
             f"loss {args.loss!r} reads no reference model: leave reference = {args.reference!r} out"
         )
+    if sampled and objective.judged:
+        raise InputError(
+            f"loss {args.loss!r} learns from answers judged one by one, and rollouts make pairs: give a loss on pairs, "
+            "such as dpo"
+        )
+    whole = args.loss == "rloo" or objective.preset.get("level") == "sequence"
+    mode = sampled.vllm_importance_sampling_mode if sampled and sampled.corrected else ""
+    if whole and mode.startswith("token"):
+        raise InputError(
+            f"loss {args.loss!r} weighs a response as a whole, and vllm_importance_sampling_mode = {mode!r} its "
+            "tokens: use sequence_mask or sequence_truncate"
+        )
+    if sampled and args.reference == "cache":
+        raise InputError("reference 'cache' knows rows before training, and rollouts make them: use 'copy'")
     monitor_settings(args.monitor)
     for name, known in (("layout", LAYOUTS), ("attention", ATTENTIONS)):
         if getattr(args, name) not in known:

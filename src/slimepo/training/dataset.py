@@ -49,6 +49,10 @@ class RowDataset(Dataset[Row]):
         ]
         self.lengths = [length(row, positions) for row in rows]
 
+    def tokens(self) -> list[tuple[str, int]]:
+        """The tokens of each row, by its id: prompt and longest response."""
+        return [(row.id, length(row, range(len(row.responses)))) for row in self.rows]
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -78,7 +82,7 @@ def make_dataset(
     rows = list(given)
     if not (rows and isinstance(rows[0], Row)):
         rows = _tokenize(rows, tokenizer, args, objective)
-    return RowDataset(rows_for(rows, objective, args.seed), objective.positions)
+    return RowDataset(rows_for(rows, objective, args.seed), args.positions)
 
 
 def read_stream(
@@ -106,7 +110,7 @@ def rows_for(rows: Sequence[Row], objective: Objective, seed: int) -> list[Row]:
     """
     asked = set(objective.asks) - {"reference", "divergence", "weight"}
     for row in rows:
-        absent = [i for i in objective.positions if not len(row.response(i))]
+        absent = [i for i in objective.positions or () if not len(row.response(i))]
         if absent and not objective.judged:
             side = ("chosen", "rejected")[absent[0]]
             raise InputError(f"row {row.id} has no {side} answer, and this loss reads it")
@@ -140,7 +144,7 @@ def _tokenize(
         notes += row_notes(read)
     if rows and not isinstance(rows[0], Preference):
         raise InputError(f"a dataset of {type(rows[0]).__name__} cannot be trained on: give preference pairs")
-    result = tokenize_for(rows, chat, args, pairs=len(objective.positions) > 1, one_sided=objective.judged)
+    result = tokenize_for(rows, chat, args, pairs=len(args.positions) > 1, one_sided=objective.judged)
     if not result.rows:
         reasons = "; ".join(in_words(result)) or "it has no rows"
         raise InputError(f"no row of the dataset is left to train on: {reasons}")

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -20,7 +20,6 @@ from slimepo.model.adapters import keep_trained_in_float32, with_adapter
 from slimepo.model.load import check_embeddings, savable
 from slimepo.model.logps import causal_lm, install_logps
 from slimepo.training.config import NO_SHARDING, PreferenceConfig, SLIMEConfig, settled
-from slimepo.training.dataset import RowDataset
 from slimepo.types import REFERENCE_SOURCES
 
 
@@ -55,19 +54,18 @@ def prepared(
     return model
 
 
-def refuse_long_rows(model: nn.Module, rows: RowDataset) -> None:
-    """Refuse rows that have more tokens than the model has positions.
+def refuse_long_rows(model: nn.Module, tokens_of: Iterable[tuple[str, int]]) -> None:
+    """Refuse rows, each by its id with its tokens at the most, that have more than the model has positions.
 
     Raises:
         InputError: such a row, by its name.
     """
     config = causal_lm(model).config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None) or math.inf
-    for row in rows.rows:
-        tokens = len(row.prompt_ids) + max(map(len, row.responses), default=0)
+    for row, tokens in tokens_of:
         if tokens > positions:
             raise InputError(
-                f"row {row.id} has {tokens} tokens and the model {positions} positions: give max_length = {positions}"
+                f"row {row} has {tokens} tokens and the model {positions} positions: give max_length = {positions}"
             )
 
 
@@ -106,7 +104,7 @@ def arguments(config: Any, model: Any, ref_model: Any, quantization_config: Any)
             "give the model's name"
         )
     if ref_model is not None:
-        if "reference" not in find_objective(args.loss).asks:
+        if "reference" not in find_objective(args.loss, args.loss_options).asks:
             raise InputError(f"loss {args.loss!r} reads no reference model: leave ref_model out")
         if args.reference != "auto":
             raise InputError(

@@ -25,13 +25,20 @@ from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.files import write_json
 from slimepo.losses import bind, find_objective, step_loss
 from slimepo.model.load import load_model
-from slimepo.model.logps import causal_lm, policy_logps
+from slimepo.model.logps import causal_lm, response_logps
 from slimepo.model.modes import compute_dtype, scoring
 from slimepo.model.score import scoring_batches
 from slimepo.model.tryout import choose_layout
 from slimepo.monitor.callback import DisplacementMonitor, Watched
 from slimepo.monitor.settings import monitor_settings
-from slimepo.training.callbacks import EpochOfSampler, LogBeforeSave, TrainingProgress
+from slimepo.onpolicy.rewards import Prompt
+from slimepo.onpolicy.settings import rollout_settings
+from slimepo.training.callbacks import (
+    EpochOfSampler,
+    LogBeforeSave,
+    TrainingProgress,
+    WholeRollouts,
+)
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
 from slimepo.training.dataset import RowDataset, make_dataset, read_stream
 from slimepo.training.metrics import MetricSums
@@ -47,18 +54,19 @@ from slimepo.training.prepare import (
 )
 from slimepo.training.reference import Reference, choose_reference, reference_logps
 from slimepo.training.reference_cache import reference_values
+from slimepo.training.rollouts import PromptDataset, prompts_from, rollout_source, sampling_inputs
 from slimepo.training.step import (
     beside_the_policy,
     mean_log_ratio,
     non_finite_rows,
+    output_of,
     row_weight,
-    side_information,
     step_counts,
     train_step,
 )
 from slimepo.training.steps import StepSampler, rows_read, shares, step_sampler
 from slimepo.training.trl_names import in_own_arguments
-from slimepo.types import LossOutput, PairLogps
+from slimepo.types import LossOutput
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +83,12 @@ class PreferenceTrainer(Trainer):
         args: a `PreferenceConfig`; `SLIMEConfig()` by default.
         train_dataset: rows in any format that `slimepo.data.formats` knows (a TRL dataset as it is), a list of
             `Preference`, or a list of `Row`. Of a stream as many rows are read as `max_steps` steps take, in its order.
+            With `rollouts` in the config, rows with a `prompt` and whatever else the reward reads.
         eval_dataset: the same, or a dict of them.
         processing_class: the tokenizer; the model's own, by its name, where it is not given.
         peft_config: an adapter to train instead of the whole model, such as `slimepo.lora_config()`.
+        reward: for rollouts: a function (prompt, completions, row) that gives each completion a number; several of
+            them; or functions with weights by name. prompt: a list of messages; completions: texts.
         positional, others: what else TRL's trainers take (`slimepo.training.trl_names`), such as `ref_model`, a frozen
             model in place of the config's `reference`, or `quantization_config`, for loading the model.
 
@@ -101,12 +112,13 @@ class PreferenceTrainer(Trainer):
         peft_config: Any = None,
         callbacks: Sequence[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] | None = None,
+        reward: Any = None,
         **others: Any,
     ) -> None:
         given = in_own_arguments(
             dict(
                 args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class,
-                peft_config=peft_config, callbacks=callbacks, optimizers=optimizers,
+                peft_config=peft_config, callbacks=callbacks, optimizers=optimizers, reward=reward,
             ),
             positional,
             others,
@@ -114,14 +126,19 @@ class PreferenceTrainer(Trainer):
         config, eval_dataset = given.get("args") or SLIMEConfig(), given.get("eval_dataset")
         self.ref_model = given.get("ref_model")
         args = arguments(config, model, self.ref_model, given.get("quantization_config"))
-        self.objective = find_objective(args.loss)
+        self.objective = find_objective(args.loss, args.loss_options)
+        sampling = rollout_settings(args.rollouts or None, args.loss, self.objective.positions is None)
         self.loss_function = bind(args.loss, args.loss_options)
         processing_class = given.get("processing_class") or own_tokenizer(model, args.model_init_kwargs)
         rows = given.get("train_dataset")
         if rows is not None and not hasattr(rows, "__len__"):
             rows = read_stream(rows, processing_class, args, self.objective)
             args.train_sampling_strategy = "sequential"
-        rows = make_dataset(rows, processing_class, args, self.objective)
+        rewards, chat = sampling_inputs(sampling, given.get("reward"), processing_class, args)
+        if sampling is None or chat is None:
+            rows = make_dataset(rows, processing_class, args, self.objective)
+        else:
+            rows = PromptDataset(prompts_from(rows or [], chat), sampling)
         loaded = load_model(model, **args.model_init_kwargs) if isinstance(model, str) else model
         policy = prepared(
             loaded,
@@ -134,13 +151,15 @@ class PreferenceTrainer(Trainer):
         causal_lm(policy).add_model_tags(["slimepo", args.loss.partition("/")[0].rpartition(":")[2]])
         shown = [] if args.disable_tqdm else [TrainingProgress()]
         own = [EpochOfSampler(), LogBeforeSave(), *shown]
+        if sampling:
+            own.insert(1, WholeRollouts(sampling.steps_per_rollout))
         others_callbacks = given.get("callbacks") or []
         super().__init__(
             model=policy,
             args=args,
             data_collator=StepCollator(
                 args.micro_batch_size or 1,
-                self.objective.positions,
+                args.positions,
                 getattr(processing_class, "pad_token_id", None) or 0,
                 max_tokens=args.max_tokens_per_batch,
             ),
@@ -159,20 +178,31 @@ class PreferenceTrainer(Trainer):
                 f"fewer than the {self._sampler().step_size} of one; lower per_device_train_batch_size or "
                 "gradient_accumulation_steps"
             )
-        if self.train_dataset is not None:
-            refuse_long_rows(self.model, self.train_dataset)
+        if rows is not None:
+            refuse_long_rows(self.model, rows.tokens())
         self.layout, self.layout_reason = choose_layout(
-            self.model, args.layout, self.objective.positions, args.attention, compute_dtype(args),
+            self.model, args.layout, args.positions, args.attention, compute_dtype(args),
             longest=args.max_length, verify=args.verify_model,
         )  # fmt: skip
         self.activations = args.activations
         self.data_collator = replace(self.data_collator, layout=self.layout)
+        self.rollouts = (
+            rollout_source(
+                sampling, self.objective, self.train_dataset, rewards, chat, self.model, args, self.accelerator,
+                shown[0].say if shown else logger.warning,
+            )
+            if sampling and chat
+            else None
+        )  # fmt: skip
         for note in model_notes(self.model):
             logger.warning(note)
         self.reference = self._open_reference()
         self.eval_dataset = self._dataset(eval_dataset)
         # A rank without rows in a short last step still takes part in it, with weight 0.
-        self._spare: Step = self.data_collator([self.train_dataset[0]] if self.train_dataset else [])
+        spare = (
+            self.rollouts.spare() if self.rollouts else self.train_dataset[0] if self.train_dataset else None
+        )
+        self._spare: Step = self.data_collator([spare] if spare else [])
         self._window: MetricSums | None = None
         self.monitor = next(
             (c for c in self.callback_handler.callbacks if isinstance(c, DisplacementMonitor)), None
@@ -180,11 +210,16 @@ class PreferenceTrainer(Trainer):
         if self.monitor is not None:
             held_out = self.eval_dataset or []
             parts = held_out.values() if isinstance(held_out, Mapping) else [held_out]
+            if self.rollouts and not any(parts) and not self.monitor.heldout:
+                # Samples are other ones at every step: there is nothing whose likelihood could fall.
+                self.remove_callback(self.monitor)
+                self.monitor = None
+        if self.monitor is not None:
             self.monitor.watch(
                 Watched(
                     args.loss,
                     args.loss_options,
-                    self.train_dataset or [],
+                    [] if self.rollouts else self.train_dataset or [],
                     [row for part in parts for row in part],
                     # As many as train at once fit without gradients at the least.
                     replace(
@@ -214,7 +249,7 @@ class PreferenceTrainer(Trainer):
         return DataLoader(
             self.train_dataset,
             batch_sampler=sampler,
-            collate_fn=self.data_collator,
+            collate_fn=_prompts_alone if self.rollouts else self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
@@ -229,6 +264,19 @@ class PreferenceTrainer(Trainer):
         Gradients and the returned loss are multiplied by the number of ranks, because both are averaged over them.
         """
         self._window = self._window or MetricSums()
+        if self.rollouts:
+            # Only now: the loader makes items ahead, when the model is not yet what samples this step's rows.
+            made = self.rollouts.rows(
+                self.state.global_step,
+                self.state.max_steps,
+                self._sampler(),
+                model,
+                self.data_collator,
+                self.reference,
+                self.accelerator,
+            )
+            inputs.update(self.data_collator(made))
+            self.rollouts.learn_values(made, self.accelerator)
         model.train()
         done = train_step(
             model, inputs, self._spare, self.objective, self.loss_function, self.reference, self.accelerator
@@ -240,8 +288,7 @@ class PreferenceTrainer(Trainer):
                 "Look at these rows, or lower the learning rate"
             )
         for batch, output in zip(done.batches, done.outputs, strict=True):
-            weight = row_weight(self.objective, batch)
-            self._window.add(batch, output, weight, times=int(bool(inputs["batches"])))
+            self._window.add(batch, output, self.objective, times=int(bool(inputs["batches"])))
         return done.loss
 
     def compute_loss(self, model: nn.Module, inputs: Step, *_: Any, **__: Any) -> Tensor:
@@ -316,7 +363,7 @@ class PreferenceTrainer(Trainer):
                 batch = to_device(collator.batch([rows[i] for i in index]), self.args.device)
                 known = reference_logps(self.reference, [batch])[0] if self.reference else None
                 output = self._objective(forward, batch, known, divergence)
-                sums.add(batch, output, row_weight(self.objective, batch), times)
+                sums.add(batch, output, self.objective, times)
         return sums.reduced(self.accelerator).means()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -324,6 +371,7 @@ class PreferenceTrainer(Trainer):
         if "loss" in logs and self._window is not None:
             window, self._window = self._window.reduced(self.accelerator), None
             measured = self.monitor.figures_to_log() if self.monitor else {}
+            measured |= self.rollouts.figures() if self.rollouts else {}
             logs = {**window.means(), **window.speed(), **measured, **logs}
         super().log(logs, start_time)
 
@@ -351,6 +399,17 @@ class PreferenceTrainer(Trainer):
             )
         return norm
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        # Before the checkpoint's last file: a value model is a part of it.
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.rollouts and self.rollouts.critic and self.accelerator.is_main_process:
+            self.rollouts.critic.save(Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.rollouts and self.rollouts.critic and checkpoint is not None:
+            self.rollouts.critic.load(Path(checkpoint))
+
     def _track_num_input_tokens(self, inputs: Step) -> None:
         """Count the tokens of a step, over all ranks, as `include_num_input_tokens_seen` asks."""
         how = self.args.include_num_input_tokens_seen
@@ -370,7 +429,7 @@ class PreferenceTrainer(Trainer):
             return {name: self._dataset(part) for name, part in given.items()}
         rows = make_dataset(given, self.processing_class, self.args, self.objective)
         if rows is not None:
-            refuse_long_rows(self.model, rows)
+            refuse_long_rows(self.model, rows.tokens())
         # Once training has begun, the model that they would have to be scored with has changed.
         begun = self.state.global_step > 0 or self.is_in_train
         if rows is not None and self.reference is not None and self.reference.cached and not begun:
@@ -381,11 +440,15 @@ class PreferenceTrainer(Trainer):
 
     def _open_reference(self) -> Reference | None:
         """Where reference log-probs come from; rows whose log-probs are computed beforehand have them then."""
-        if "reference" not in self.objective.asks:
+        sampling = self.rollouts.settings if self.rollouts else None
+        if "reference" not in self.objective.asks and not (sampling and sampling.kl):
             return None
         options = self.args.model_init_kwargs
         wanted = self.ref_model if isinstance(self.ref_model, nn.Module) else self.args.reference
         reference = choose_reference(self.model, wanted, self.layout, self.processing_class, **options)
+        if sampling and reference.cached:
+            # Rows that do not exist yet are in no cache.
+            return choose_reference(self.model, "copy", self.layout)
         if self.train_dataset and reference.cached:
             read = rows_read(self._sampler(), self.args.max_steps, self.args.num_train_epochs)
             self._add_reference(self.train_dataset, read, reference, self.accelerator.autocast)
@@ -411,10 +474,10 @@ class PreferenceTrainer(Trainer):
         (shown.say if shown else logger.info)(f"reference log-probs of {len(rows):,} rows {how}")
 
     def _objective(
-        self, forward: Any, batch: Batch, reference: PairLogps | None, divergence: Tensor | None
+        self, forward: Any, batch: Batch, reference: Tensor | None, divergence: Tensor | None
     ) -> LossOutput:
-        beside = side_information(self.objective, batch, reference, divergence)
-        return self.loss_function(policy_logps(forward, batch), **beside)
+        logps = response_logps(forward, batch)
+        return output_of(self.objective, self.loss_function, logps, batch, reference, divergence)
 
 
 class SLIMETrainer(PreferenceTrainer):
@@ -422,6 +485,11 @@ class SLIMETrainer(PreferenceTrainer):
 
     It is called as TRL's `DPOTrainer` is; SLIME reads no reference model, so that `ref_model` can only be None.
     """
+
+
+def _prompts_alone(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """A step whose batches are made when it is taken."""
+    return {"batches": [], "mismatched": [], "prompts": list(prompts)}
 
 
 def _monitors(args: PreferenceConfig, given: Sequence[TrainerCallback]) -> list[TrainerCallback]:

@@ -1,0 +1,114 @@
+"""Rewards of sampled answers: functions of a user's own, called once a prompt, and what may go wrong in them."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from typing import Any
+
+from slimepo.errors import InputError
+from slimepo.types import Message
+
+# (prompt, completions, the row's other columns) -> a number for each completion
+Reward = Callable[[list[Message], Sequence[str], Mapping[str, Any]], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is answered: its messages, the whole `row` that they stand in, and the ids that an answer starts from."""
+
+    id: str
+    messages: list[Message]
+    row: Mapping[str, Any]
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class Rewarder:
+    """Weighted sum of rewards, by name. `on_error`: stop the run, or skip the prompt; `timeout` in seconds a prompt."""
+
+    functions: Mapping[str, tuple[Reward, float]]
+    on_error: str = "stop"
+    timeout: float | None = None
+
+    def __call__(
+        self, prompt: Prompt, completions: Sequence[str]
+    ) -> tuple[list[float], dict[str, list[float]], str]:
+        """The reward of each completion, its parts by name, and why there is none (then NaN), else empty.
+
+        Raises:
+            InputError: a reward failed, with `on_error: stop`; it names the reward and the row.
+        """
+        parts: dict[str, list[float]] = {}
+        for name, (function, _) in self.functions.items():
+            try:
+                parts[name] = self._called(name, function, prompt, completions)
+            except InputError as error:
+                if self.on_error == "stop":
+                    raise InputError(
+                        f"{error}; rollouts: {{on_error: skip}} leaves such prompts out"
+                    ) from error
+                nothing = [math.nan] * len(completions)
+                return nothing, dict.fromkeys(self.functions, nothing), str(error)
+        weights = [weight for _, weight in self.functions.values()]
+        totals = [
+            sum(w * v for w, v in zip(weights, of_one, strict=True))
+            for of_one in zip(*parts.values(), strict=True)
+        ]
+        return totals, parts, ""
+
+    def _called(self, name: str, function: Reward, prompt: Prompt, completions: Sequence[str]) -> list[float]:
+        try:
+            values = _within(
+                self.timeout, function, (list(prompt.messages), list(completions), dict(prompt.row))
+            )
+        except _TookTooLong:
+            raise InputError(
+                f"reward {name!r} took more than {self.timeout:g} s on row {prompt.id}"
+            ) from None
+        except Exception as error:
+            # A user's function can fail in any way.
+            raise InputError(
+                f"reward {name!r} fails on row {prompt.id}: {type(error).__name__}: {error}"
+            ) from error
+        try:
+            numbers = [float(value) for value in values]
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"reward {name!r} gave no list of numbers on row {prompt.id}: {values!r}"
+            ) from error
+        if len(numbers) != len(completions):
+            raise InputError(
+                f"reward {name!r} gave {len(numbers)} numbers for {len(completions)} completions on row {prompt.id}"
+            )
+        if not all(map(math.isfinite, numbers)):
+            raise InputError(
+                f"reward {name!r} gave {numbers} on row {prompt.id}: every reward is a finite number"
+            )
+        return numbers
+
+
+class _TookTooLong(Exception):
+    pass
+
+
+def _within(seconds: float | None, function: Reward, given: tuple[Any, ...]) -> Sequence[float]:
+    """The function's value. What takes longer is left running, for Python cannot end it, and is not waited for."""
+    if seconds is None:
+        return function(*given)
+    # Not a pool of concurrent.futures: that would wait for the function when the process ends.
+    future: Future[Sequence[float]] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function(*given))
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    if not wait([future], seconds).done:
+        raise _TookTooLong
+    return future.result()

@@ -1,0 +1,290 @@
+"""From prompts to the rows of a step: sampled, rewarded, and made into pairs or given advantages."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from slimepo.data.rows import Row, Value
+from slimepo.model.generate import Completion
+from slimepo.onpolicy.advantages import Array, gae, group_advantages, returns, token_rewards, whitened
+from slimepo.onpolicy.rewards import Prompt, Rewarder
+from slimepo.onpolicy.settings import Rollouts
+
+# Prompts with a seed each -> for each prompt its samples.
+Sampler = Callable[[Sequence[Prompt], Sequence[int]], list[list[Completion]]]
+# Rows -> for each row the log-probs `[tokens]` of each response.
+Scorer = Callable[[Sequence[Row]], list[list[np.ndarray]]]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What was sampled for some prompts: one entry of each list a prompt.
+
+    `rewards` `[prompts, samples]`, NaN for what was not rewarded; `parts` the same of each reward; `skipped` why a
+    prompt has none. `seconds`: of sampling, and of the rewards.
+    """
+
+    prompts: list[Prompt]
+    completions: list[list[Completion]]
+    texts: list[list[str]]
+    rewards: Array
+    parts: dict[str, Array]
+    skipped: list[str]
+    seconds: dict[str, float]
+
+    def part(self, start: int, stop: int) -> Rollout:
+        """That of some of the prompts."""
+        cut = slice(start, stop)
+        return replace(
+            self,
+            prompts=self.prompts[cut],
+            completions=self.completions[cut],
+            texts=self.texts[cut],
+            rewards=self.rewards[cut],
+            parts={name: part[cut] for name, part in self.parts.items()},
+            skipped=self.skipped[cut],
+        )
+
+
+def sample_seed(seed: int, step: int, item: int) -> int:
+    """The seed of the samples of an item of a step; each is a function of this, of its prompt and of its number."""
+    digest = hashlib.blake2b(f"rollout:{seed}:{step}:{item}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def roll_out(
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    sampler: Sampler,
+    decode: Callable[[Completion], str],
+    rewarder: Rewarder,
+) -> Rollout:
+    """Sample answers to the prompts and reward them.
+
+    Raises:
+        InputError: a reward failed, and is to stop the run.
+    """
+    started = time.perf_counter()
+    completions = sampler(prompts, seeds)
+    texts = [[decode(completion) for completion in of_prompt] for of_prompt in completions]
+    sampled = time.perf_counter()
+    found = [rewarder(prompt, answers) for prompt, answers in zip(prompts, texts, strict=True)]
+    rewarded = time.perf_counter()
+    width = max((len(answers) for answers in texts), default=0)
+    return Rollout(
+        prompts=list(prompts),
+        completions=completions,
+        texts=texts,
+        rewards=np.array([total for total, _, _ in found], dtype=np.float64).reshape(len(found), width),
+        parts={name: np.array([parts[name] for _, parts, _ in found]) for name in rewarder.functions},
+        skipped=[why for _, _, why in found],
+        seconds={"sample": sampled - started, "reward": rewarded - sampled},
+    )
+
+
+def pair_rows(rollout: Rollout, settings: Rollouts) -> list[Row]:
+    """Rows of chosen and rejected: of each prompt the best against the worst, or all that are best against all worst.
+
+    A prompt whose rewards are all equal gives no pair, nor do identical answers or empty ones. Of answers with equal
+    reward the earlier one is taken.
+    """
+    rows = []
+    for prompt, completions, texts, rewards in zip(
+        rollout.prompts, rollout.completions, rollout.texts, rollout.rewards, strict=True
+    ):
+        counts = [
+            i
+            for i, reward in enumerate(rewards.tolist())
+            if not math.isnan(reward)
+            and texts[i]
+            and (completions[i].finished or not settings.skip_unfinished)
+        ]
+        if not counts or rewards[counts].min() == rewards[counts].max():
+            continue
+        best, worst = (
+            [i for i in counts if rewards[i] == bound]
+            for bound in (rewards[counts].max(), rewards[counts].min())
+        )
+        if settings.pairs == "best-worst":
+            best, worst = best[:1], worst[:1]
+        for number, (chosen, rejected) in enumerate(itertools.product(best, worst)):
+            responses = (_ids(completions[chosen].token_ids), _ids(completions[rejected].token_ids))
+            name = prompt.id if settings.pairs == "best-worst" else f"{prompt.id} ({number + 1})"
+            if texts[chosen] != texts[rejected]:
+                rows.append(Row(_ids(prompt.ids), responses, {}, name))
+    return rows
+
+
+def sample_rows(
+    rollout: Rollout,
+    settings: Rollouts,
+    score_policy: Scorer | None = None,
+    score_reference: Scorer | None = None,
+    score_values: Scorer | None = None,
+    add_up: Callable[[Array], Array] = lambda sums: sums,
+) -> list[Row]:
+    """A row a prompt with all its samples and their advantages; an answer that does not count is left empty.
+
+    score_policy: log-probs when it sampled, kept as `behaviour`, for rows that more than one step learns from, for
+    answers of another engine that are to be `corrected` (what that says of them is kept as `sampler`), and where
+    `settings.kl` > 0, with score_reference, for the penalty: -kl (log pi - log pi_ref) a token, summed for estimators
+    that give one advantage a response. score_values: the values `[tokens]` that generalised advantage estimates are
+    made of; these and the returns are kept as `values` and `returns`. add_up: sums over all ranks.
+    """
+    rewards = np.array(rollout.rewards)
+    for place, of_prompt in enumerate(rollout.completions):
+        for i, completion in enumerate(of_prompt):
+            if not completion.token_ids or (settings.skip_unfinished and not completion.finished):
+                rewards[place, i] = math.nan
+    kept = []
+    for place, of_prompt in enumerate(rewards):
+        counted = of_prompt[~np.isnan(of_prompt)]
+        if len(counted) and not (settings.skip_equal and counted.min() == counted.max()):
+            kept.append(place)
+    rows = [
+        Row(
+            _ids(rollout.prompts[place].ids),
+            tuple(
+                _ids([] if math.isnan(reward) else completion.token_ids)
+                for completion, reward in zip(
+                    rollout.completions[place], rewards[place].tolist(), strict=True
+                )
+            ),
+            {},
+            rollout.prompts[place].id,
+        )
+        for place in kept
+    ]
+    behaviour = score_policy(rows) if score_policy is not None else None
+    penalties: list[list[Array]] = [[np.zeros(len(response)) for response in row.responses] for row in rows]
+    if settings.kl and behaviour is not None and score_reference is not None:
+        reference = score_reference(rows)
+        penalties = [
+            [settings.kl * (b.astype(np.float64) - r) for b, r in zip(of_row, of_reference, strict=True)]
+            for of_row, of_reference in zip(behaviour, reference, strict=True)
+        ]
+    result = []
+    expected = score_values(rows) if score_values is not None else None
+    estimates = _estimates(rewards[kept], penalties, expected, settings) if expected is not None else None
+    for place, advantages in enumerate(
+        _advantages(rewards[kept], penalties, settings, add_up)
+        if estimates is None
+        else _by_row(whitened([each for of_row in estimates for each in of_row], add_up), estimates)
+    ):
+        values: dict[str, Value] = {"advantages": advantages}
+        if estimates is not None and expected is not None:
+            values["values"] = tuple(each.astype(np.float32) for each in expected[place])
+            values["returns"] = tuple(
+                (estimate + each).astype(np.float32)
+                for estimate, each in zip(estimates[place], expected[place], strict=True)
+            )
+        if behaviour is not None:
+            values["behaviour"] = tuple(each.astype(np.float32) for each in behaviour[place])
+        if settings.corrected:
+            values["sampler"] = tuple(
+                np.array((completion.logps or []) if len(response) else [], dtype=np.float32)
+                for completion, response in zip(
+                    rollout.completions[kept[place]], rows[place].responses, strict=True
+                )
+            )
+        result.append(replace(rows[place], values=values))
+    return result
+
+
+def _advantages(
+    rewards: Array, penalties: list[list[Array]], settings: Rollouts, add_up: Callable[[Array], Array]
+) -> list[Any]:
+    """For each row its advantages: float32 `[samples]`, or a tuple of float32 `[tokens]` a sample."""
+    estimator = settings.advantages or "group"
+    if estimator not in ("returns", "baseline-returns"):
+        summed = np.array([[each.sum() for each in of_row] for of_row in penalties]).reshape(rewards.shape)
+        found = group_advantages(rewards - summed, estimator)
+        return [np.nan_to_num(of_row).astype(np.float32) for of_row in found]
+    of_samples = np.nan_to_num(group_advantages(rewards, estimator))
+    flat = returns(of_samples.reshape(-1).tolist(), [-each for of_row in penalties for each in of_row])
+    return _by_row(whitened(flat, add_up), penalties)
+
+
+def _estimates(
+    rewards: Array, penalties: list[list[Array]], expected: list[list[np.ndarray]], settings: Rollouts
+) -> list[list[Array]]:
+    """Generalised advantage estimates `[tokens]` of each response of each row."""
+    return [
+        [
+            gae(
+                of_tokens,
+                value.astype(np.float64),
+                discount=settings.value.discount,
+                decay=settings.value.decay,
+            )
+            for of_tokens, value in zip(
+                token_rewards(np.nan_to_num(of_row).tolist(), [-each for each in costs]), values, strict=True
+            )
+        ]
+        for of_row, costs, values in zip(rewards, penalties, expected, strict=True)
+    ]
+
+
+def _by_row(flat: Sequence[Array], rows: Sequence[Sequence[Array]]) -> list[Any]:
+    """Arrays of all responses, row by row, as a tuple of float32 a row."""
+    each = iter(flat)
+    return [tuple(next(each).astype(np.float32) for _ in of_row) for of_row in rows]
+
+
+def figures(rollout: Rollout, rows: Sequence[Row], pairs: bool) -> dict[str, float]:
+    """What is worth watching of a rollout, of all its samples; NaN where there is nothing to measure."""
+    rewards = rollout.rewards
+    counted = rewards[~np.isnan(rewards)]
+    completions = [completion for of_prompt in rollout.completions for completion in of_prompt]
+    groups = [of_prompt[~np.isnan(of_prompt)] for of_prompt in rewards]
+    groups = [group for group in groups if len(group)]
+    found = {
+        "reward": _mean(counted),
+        "reward/std": _mean([group.std() for group in groups]),
+        "reward/equal": _mean([group.min() == group.max() for group in groups]),
+        "reward/skipped": _mean([bool(why) for why in rollout.skipped]),
+        "sampled/tokens": _mean([len(completion.token_ids) for completion in completions]),
+        "sampled/finished": _mean([completion.finished for completion in completions]),
+        "sampled/distinct": _mean([len(set(texts)) / len(texts) for texts in rollout.texts if texts]),
+        **{f"time/{what}": seconds for what, seconds in rollout.seconds.items()},
+    }
+    if len(rollout.parts) > 1:
+        found |= {f"reward/{name}": _mean(part[~np.isnan(part)]) for name, part in rollout.parts.items()}
+    return found | ({"sampled/pairs": len(rows) / max(len(rollout.prompts), 1)} if pairs else {})
+
+
+def records(rollout: Rollout, step: int) -> list[dict[str, Any]]:
+    """A line a prompt for the run folder: its samples, whether they ended, and every reward (null: none)."""
+
+    def plain(values: Array) -> list[float | None]:
+        return [None if math.isnan(value) else value for value in values.tolist()]
+
+    lines = []
+    for place, prompt in enumerate(rollout.prompts):
+        line = {
+            "step": step,
+            "prompt": prompt.id,
+            "samples": rollout.texts[place],
+            "finished": [completion.finished for completion in rollout.completions[place]],
+            "rewards": plain(rollout.rewards[place]),
+        }
+        if len(rollout.parts) > 1:
+            line["parts"] = {name: plain(part[place]) for name, part in rollout.parts.items()}
+        lines.append(line | ({"skipped": rollout.skipped[place]} if rollout.skipped[place] else {}))
+    return lines
+
+
+def _ids(ids: Sequence[int]) -> Any:
+    return np.array(ids, dtype=np.int32)
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(values)) if len(values) else math.nan

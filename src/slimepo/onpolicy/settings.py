@@ -1,0 +1,169 @@
+"""What is sampled while a model trains, and what becomes of it. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from pydantic import AliasChoices, Field
+
+from slimepo.errors import InputError
+from slimepo.settings import Settings, validate
+
+Estimator = Literal["group", "centered", "leave-one-out", "returns", "baseline-returns", "gae"]
+Correction = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+
+# The advantages that an objective was published with, by its name; presets that differ have a line of their own.
+ESTIMATORS: Mapping[str, Estimator] = {
+    "grpo": "group",
+    "grpo/dr": "centered",
+    "rloo": "leave-one-out",
+    "reinforce_pp": "returns",
+    "reinforce_pp/baseline": "baseline-returns",
+    "ppo": "gae",
+}
+
+# Settings of the weights that correct for another engine.
+_WEIGHING = "vllm_importance_sampling"
+
+
+class ValueModel(Settings):
+    """A model of the reward to come at each token, trained beside the policy, for generalised advantage estimates.
+
+    It starts from the policy's backbone and has an AdamW of its own. `discount` and `decay` are gamma and lambda;
+    `clip` holds a value near what it was when the answers were sampled, as the policy's ratio is held near 1.
+    """
+
+    learning_rate: float = Field(1e-5, gt=0)
+    discount: float = Field(1.0, gt=0, le=1)
+    decay: float = Field(0.95, ge=0, le=1)
+    clip: float = Field(0.2, gt=0)
+
+
+class Rollouts(Settings):
+    """How the rows of a step come about: answers to its prompts, sampled from the model that is training.
+
+    `samples` answers a prompt, of at most `max_new_tokens`, from softmax(logits / temperature) cut to `top_p`.
+    `steps_per_rollout`: optimizer steps from one sampling to the next; their prompts are answered together.
+    `pairs`, for an objective that reads pairs: best-worst sets the best answer to a prompt against the worst;
+    right-wrong every answer of the highest reward against every one of the lowest.
+    `advantages`, for an objective that reads samples (None: as it was published): group (reward minus the group's mean,
+    over its standard deviation), centered (no division), leave-one-out (minus the mean of the others), returns (a
+    token's rewards to come, whitened over the step), baseline-returns (centered, then whitened) or gae (by a model of
+    values, whitened). `value`: settings of that model.
+    `kl`: weight of the log-ratio to the reference in the reward. `skip_equal` leaves out groups of equal reward, and
+    `skip_unfinished` answers that reached no end.
+    `on_error`: what a reward does that fails, is no number or takes longer than `timeout` seconds a prompt: stop the
+    run, or skip the prompt. `batch_rows`: answers written side by side.
+
+    `engine` writes the answers: transformers; vllm, in this process; or http://host:port, a `vllm serve` there. Weights
+    are handed over before each rollout. In this process vLLM takes `vllm_gpu_memory_utilization` of the device's
+    memory (of a CPU's for its cache alone).
+    vLLM rounds otherwise than training does: for objectives on samples `vllm_importance_sampling_correction` weighs
+    each advantage by w = pi_trainer / pi_vllm, of a token or of a whole answer (`vllm_importance_sampling_mode`);
+    where w is out of `vllm_importance_sampling_clip_min` to `_clip_max`, truncate takes the bound for it, and mask
+    takes 0. All `vllm_` names are TRL's, and so are their defaults.
+    """
+
+    samples: int = Field(8, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(256, ge=1)
+    steps_per_rollout: int = Field(1, ge=1)
+    pairs: Literal["best-worst", "right-wrong"] = "best-worst"
+    advantages: Estimator | None = None
+    value: ValueModel = ValueModel.model_validate({})
+    kl: float = Field(0.0, ge=0)
+    skip_equal: bool = False
+    skip_unfinished: bool = False
+    on_error: Literal["stop", "skip"] = "stop"
+    timeout: float | None = Field(None, gt=0)
+    batch_rows: int = Field(256, ge=1)
+    engine: str = "transformers"
+    vllm_gpu_memory_utilization: float = Field(0.3, gt=0, le=1)
+    vllm_importance_sampling_correction: bool = True
+    vllm_importance_sampling_mode: Correction = "sequence_mask"
+    vllm_importance_sampling_clip_min: float | None = Field(None, ge=0)
+    vllm_importance_sampling_clip_max: float | None = Field(
+        3.0,
+        gt=0,
+        # What TRL called it first.
+        validation_alias=AliasChoices("vllm_importance_sampling_clip_max", "vllm_importance_sampling_cap"),
+    )
+
+    @property
+    def corrected(self) -> bool:
+        """Whether samples are weighed for having been written by another engine than the one that trains."""
+        return self.engine != "transformers" and self.vllm_importance_sampling_correction
+
+
+def rollout_settings(
+    given: Mapping[str, Any] | Rollouts | None, loss: str, reads_samples: bool
+) -> Rollouts | None:
+    """The settings, with the advantages that the loss was published with unless others are asked for.
+
+    Raises:
+        InputError: a key or a value is wrong, or one that is of no use with this loss.
+    """
+    if given is None:
+        if reads_samples:
+            raise InputError(
+                f"loss {loss!r} learns from the policy's own samples: give rollouts, such as {{samples: 8}}"
+            )
+        return None
+    settings = given if isinstance(given, Rollouts) else validate(Rollouts, given, "rollouts")
+    _check_engine(settings)
+    estimator = settings.advantages or ESTIMATORS.get(loss) or ESTIMATORS.get(loss.partition("/")[0], "group")
+    if settings.samples < 2 and not (reads_samples and estimator in ("returns", "gae")):
+        raise InputError(f"rollouts: samples = 1 gives loss {loss!r} nothing to compare: give 2 or more")
+    if not reads_samples:
+        weighing = [key for key in settings.model_fields_set if key.startswith(_WEIGHING)]
+        for key in ("advantages", "value", "kl", "skip_equal", *weighing):
+            if key in settings.model_fields_set:
+                raise InputError(
+                    f"rollouts: {key} is for objectives on samples; loss {loss!r} is given pairs"
+                )
+        return settings
+    if "pairs" in settings.model_fields_set:
+        raise InputError(
+            f"rollouts: pairs is for objectives on pairs; loss {loss!r} reads the samples themselves"
+        )
+    if settings.temperature != 1 or settings.top_p != 1:
+        raise InputError(
+            f"rollouts: loss {loss!r} weighs samples by the policy's own log-probs, which are those of "
+            "temperature 1 and top_p 1: leave temperature and top_p out"
+        )
+    if "value" in settings.model_fields_set and estimator != "gae":
+        raise InputError(f"rollouts: value is for advantages: gae, and these are {estimator!r}")
+    if loss == "rloo" and estimator in ("returns", "baseline-returns", "gae"):
+        raise InputError(
+            f"rollouts: advantages = {estimator!r} are by token; rloo takes one advantage a response"
+        )
+    return settings.model_copy(update={"advantages": estimator})
+
+
+def _check_engine(settings: Rollouts) -> None:
+    """Raises InputError for an engine that is not there to be had, and for settings that it makes no use of."""
+    engine, given = settings.engine, settings.model_fields_set
+    if engine not in ("transformers", "vllm") and not engine.startswith(("http://", "https://")):
+        raise InputError(
+            f"rollouts: engine = {engine!r} is unknown: give transformers, vllm, or http://host:port of a vllm serve"
+        )
+    if engine == "vllm" and find_spec("vllm") is None:
+        raise InputError("rollouts: engine = 'vllm', and vLLM is not installed: pip install vllm")
+    of_no_use = {"transformers": ("vllm_",), "vllm": ()}.get(
+        engine, ("batch_rows", "vllm_gpu_memory_utilization")
+    )
+    for key in sorted(given):
+        if key.startswith(of_no_use):
+            raise InputError(f"rollouts: {key} is of no use with engine = {engine!r}: leave it out")
+    low, high = settings.vllm_importance_sampling_clip_min, settings.vllm_importance_sampling_clip_max
+    if low is not None and high is not None and low >= high:
+        raise InputError(
+            f"rollouts: vllm_importance_sampling_clip_min = {low:g} must be less than clip_max = {high:g}"
+        )
+    if low is None and high is None and settings.vllm_importance_sampling_mode.endswith("truncate"):
+        raise InputError(
+            f"rollouts: {settings.vllm_importance_sampling_mode} needs vllm_importance_sampling_clip_min or _clip_max"
+        )

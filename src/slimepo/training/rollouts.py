@@ -1,0 +1,376 @@
+"""The rows of on-policy steps: which prompts are answered when, by what model, and what is kept of it."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from slimepo.data.batch import StepCollator
+from slimepo.data.chat import chat_format
+from slimepo.data.render import ChatFormat, RowRefused, encode_prompt
+from slimepo.data.rows import Row
+from slimepo.errors import InputError
+from slimepo.files import append_json_lines, json_lines, write_json_lines
+from slimepo.losses import Objective
+from slimepo.model.generate import Completion, generate
+from slimepo.model.modes import compute_dtype, scoring
+from slimepo.model.score import score_rows
+from slimepo.onpolicy.correction import corrected
+from slimepo.onpolicy.rewards import Prompt, Reward, Rewarder
+from slimepo.onpolicy.rollouts import (
+    Rollout,
+    figures,
+    pair_rows,
+    records,
+    roll_out,
+    sample_rows,
+    sample_seed,
+)
+from slimepo.onpolicy.settings import Rollouts
+from slimepo.onpolicy.vllm import VLLM, VLLMServer, check_server, open_engine
+from slimepo.training.critic import Critic
+from slimepo.training.reference import Reference
+from slimepo.training.steps import StepSampler
+from slimepo.types import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from slimepo.training.config import PreferenceConfig
+
+FILE = "rollouts.jsonl"
+
+
+class PromptDataset(Dataset[Prompt]):
+    """The prompts of a run; a step's are drawn as those of rows are."""
+
+    def __init__(self, prompts: Sequence[Prompt], settings: Rollouts) -> None:
+        self.prompts, self.settings = list(prompts), settings
+        self.lengths = [len(prompt.ids) for prompt in prompts]
+
+    def tokens(self) -> list[tuple[str, int]]:
+        """The tokens of each prompt, by its id, with an answer of the longest kind."""
+        return [(prompt.id, len(prompt.ids) + self.settings.max_new_tokens) for prompt in self.prompts]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int) -> Prompt:
+        return self.prompts[index]
+
+
+def prompts_from(given: Any, chat: ChatFormat) -> list[Prompt]:
+    """Prompts as they are, or of rows with a `prompt`: text, or messages; a row's `id` is its own or its number.
+
+    Raises:
+        InputError: a row has no prompt, or the chat template refuses it.
+    """
+    prompts: list[Prompt] = []
+    for number, row in enumerate(given):
+        if isinstance(row, Prompt):
+            prompts.append(row)
+            continue
+        messages = row.get("prompt") if isinstance(row, Mapping) else None
+        if isinstance(messages, str):
+            messages = [Message(role="user", content=messages)]
+        if not isinstance(messages, list) or not messages:
+            raise InputError(f"row {number} has no prompt, text or a list of messages, to be answered")
+        name = str(row.get("id") or number)
+        try:
+            prompts.append(Prompt(name, messages, row, encode_prompt(chat, messages)))
+        except RowRefused as refused:
+            raise InputError(f"row {name}: {refused.reason}: {refused.detail}") from refused
+    if not prompts:
+        raise InputError("there is no prompt to train on")
+    return prompts
+
+
+def sampling_inputs(
+    settings: Rollouts | None, reward: Any, tokenizer: PreTrainedTokenizerBase | None, args: PreferenceConfig
+) -> tuple[dict[str, tuple[Reward, float]], ChatFormat | None]:
+    """The rewards by name, and the chat format of prompts; nothing of both where nothing is sampled.
+
+    Raises:
+        InputError: there is a reward and nothing is sampled, or no reward, no tokenizer or no server and something is.
+    """
+    if settings is None:
+        if reward is not None:
+            raise InputError("a reward is of use where answers are sampled: give rollouts in the config")
+        return {}, None
+    if tokenizer is None:
+        raise InputError("give processing_class, the tokenizer: prompts are rendered by its chat template")
+    if settings.engine.startswith("http"):
+        check_server(settings)
+    return named_rewards(reward), chat_format(tokenizer, args.template_options)
+
+
+def rollout_source(
+    settings: Rollouts,
+    objective: Objective,
+    prompts: PromptDataset,
+    rewards: Mapping[str, tuple[Reward, float]],
+    chat: ChatFormat,
+    model: Any,
+    args: PreferenceConfig,
+    accelerator: Any,
+    say: Callable[[str], None],
+) -> RolloutSource:
+    """What samples a run's rows: its engine opened, and its value model made where advantages are made of values.
+
+    Raises:
+        InputError: the engine cannot sample here, or the model's architecture has no value model.
+    """
+    seed = args.seed if args.data_seed is None else args.data_seed
+    file = Path(args.output_dir or ".") / FILE
+    engine = open_engine(
+        settings,
+        context=max(prompts.lengths) + settings.max_new_tokens,
+        dtype=compute_dtype(args) or model.dtype,
+        seed=seed,
+        folder=file.with_name("weights-for-vllm"),
+        ranks=accelerator.num_processes,
+    )
+    if engine and accelerator.is_main_process:
+        say(engine.words)
+    critic = None
+    if settings.advantages == "gae":
+        critic = Critic(model, settings.value, args.micro_batch_size or 1, accelerator.device)
+    ends = model.generation_config.eos_token_id
+    return RolloutSource(
+        settings,
+        objective,
+        prompts,
+        Rewarder(rewards, settings.on_error, settings.timeout),
+        chat,
+        # The token that the chat template ends an answer with, and those that the model generates to.
+        frozenset({chat.end_id, *([ends] if isinstance(ends, int) else ends or [])}),
+        seed,
+        file,
+        say,
+        engine,
+        critic,
+    )
+
+
+def named_rewards(given: Any) -> dict[str, tuple[Reward, float]]:
+    """Rewards with weights by name, from one function, several, or functions with weights by name.
+
+    Raises:
+        InputError: there is none, or one cannot be called.
+    """
+    if isinstance(given, Mapping):
+        found = {name: value if isinstance(value, tuple) else (value, 1.0) for name, value in given.items()}
+    else:
+        several = given if isinstance(given, Sequence) else [] if given is None else [given]
+        found = {
+            getattr(function, "__name__", f"reward {i}"): (function, 1.0)
+            for i, function in enumerate(several)
+        }
+        if len(found) < len(several):
+            raise InputError(
+                "two rewards have the same name: give them as a mapping, {name: (function, weight)}"
+            )
+    if not found:
+        raise InputError(
+            "rollouts need a reward: a function of (prompt, completions, row) that gives a number for each"
+        )
+    for name, (function, _) in found.items():
+        if not callable(function):
+            raise InputError(f"reward {name!r} is not a function of (prompt, completions, row)")
+    return found
+
+
+@dataclass
+class RolloutSource:
+    """Samples the rows of each step from the policy as it is then.
+
+    With `steps_per_rollout` k the prompts of k steps are answered before the first of them. `waiting` holds what the
+    steps to come learn from. `engine`: what writes the answers in place of the model that trains.
+    """
+
+    settings: Rollouts
+    objective: Objective
+    prompts: PromptDataset
+    rewarder: Rewarder
+    chat: ChatFormat
+    end_ids: frozenset[int]
+    seed: int
+    file: Path
+    say: Callable[[str], None]
+    engine: VLLM | VLLMServer | None = None
+    critic: Critic | None = None
+    waiting: dict[int, list[Row]] = field(default_factory=dict)
+    facts: list[dict[str, float]] = field(default_factory=list)
+    _begun: bool = False
+
+    def rows(
+        self,
+        step: int,
+        last_step: int,
+        sampler: StepSampler,
+        model: Any,
+        collator: StepCollator,
+        reference: Reference | None,
+        accelerator: Any,
+    ) -> list[Row]:
+        """This rank's rows of step `step`, of which the first is 0. Every rank must call this.
+
+        Raises:
+            InputError: a reward failed, and is to stop the run.
+        """
+        if not self._begun:
+            # What a resumed run samples again is written again.
+            if accelerator.is_main_process:
+                kept = [line for line in json_lines(self.file) if line["step"] < step]
+                write_json_lines(self.file, kept)
+            self._begun = True
+        if step not in self.waiting:
+            last = min(
+                step - step % self.settings.steps_per_rollout + self.settings.steps_per_rollout, last_step
+            )
+            self._roll_out(range(step, last), sampler, model, collator, reference, accelerator)
+        return self.waiting.pop(step)
+
+    def learn_values(self, rows: Sequence[Row], accelerator: Any) -> None:
+        """A step of the value model, where there is one, on rows that this has made."""
+        if self.critic is not None:
+            self.facts.append(self.critic.learn(rows, accelerator))
+
+    def spare(self) -> Row:
+        """A row for a rank that has none: it takes part with weight 0."""
+        responses = (np.array([self.chat.end_id], dtype=np.int32),) * (len(self.objective.positions or (0,)))
+        ids = np.array(self.prompts[0].ids, dtype=np.int32)
+        return Row(ids, responses, {"advantages": np.zeros(1, dtype=np.float32)}, "spare")
+
+    def _roll_out(
+        self,
+        steps: range,
+        sampler: StepSampler,
+        model: Any,
+        collator: StepCollator,
+        reference: Reference | None,
+        accelerator: Any,
+    ) -> None:
+        of_steps = [prompts_of(sampler, step) for step in steps]
+        asked = [(step, item) for step, items in zip(steps, of_steps, strict=True) for item in items]
+        inner = accelerator.unwrap_model(model)
+        policy = functools.partial(scoring, inner, own_precision=False)
+        score = functools.partial(_score, collator=collator, device=accelerator.device)
+        with accelerator.autocast():
+            rollout = roll_out(
+                [self.prompts[item] for _, item in asked],
+                [sample_seed(self.seed, step, item) for step, item in asked],
+                functools.partial(self._answers, inner, accelerator),
+                self._text,
+                self.rewarder,
+            )
+            places = [0, *itertools.accumulate(map(len, of_steps))]
+            for step, (start, stop) in zip(steps, itertools.pairwise(places), strict=True):
+                part = rollout.part(start, stop)
+                if self.objective.positions:
+                    rows = pair_rows(part, self.settings)
+                else:
+                    # What one step alone learns from has just been sampled by the policy of that step.
+                    scored = len(steps) > 1 or self.settings.kl > 0 or self.settings.corrected
+                    rows = sample_rows(
+                        part,
+                        self.settings,
+                        functools.partial(score, policy) if scored else None,
+                        functools.partial(score, reference.forward) if reference else None,
+                        self.critic.values if self.critic else None,
+                        functools.partial(_over_ranks, accelerator),
+                    )
+                apart: dict[str, float] = {}
+                if self.settings.corrected and not self.objective.positions:
+                    rows, apart = corrected(rows, self.settings)
+                self.waiting[step] = rows
+                self._keep(part, step, rows, apart, accelerator)
+
+    def _answers(
+        self, model: Any, accelerator: Any, prompts: Sequence[Prompt], seeds: Sequence[int]
+    ) -> list[list[Completion]]:
+        if self.engine is None:
+            return sampled(model, self.end_ids, self.settings, prompts, seeds)
+        if accelerator.is_main_process:
+            self.engine.load(model)
+        accelerator.wait_for_everyone()
+        return self.engine.sample(self.end_ids, prompts, seeds)
+
+    def _keep(
+        self, part: Rollout, step: int, rows: Sequence[Row], apart: dict[str, float], accelerator: Any
+    ) -> None:
+        from accelerate.utils import gather_object
+
+        self.facts.append(figures(part, rows, bool(self.objective.positions)) | apart)
+        lines = gather_object(records(part, step))
+        made = sum(gather_object([len(rows)]))
+        if not accelerator.is_main_process:
+            return
+        append_json_lines(self.file, lines)
+        if not made:
+            what = "a pair" if self.objective.positions else "an advantage"
+            self.say(f"step {step + 1}: none of its {len(lines)} prompts gave {what}; it trains on nothing")
+
+    def figures(self) -> dict[str, float]:
+        """Means of the figures since this was last called, over rollouts and ranks; every rank must call this.
+
+        Of what ends in `/max`, the largest.
+        """
+        from accelerate.utils import gather_object
+
+        given, self.facts = gather_object(self.facts), []
+        means = {}
+        for name in dict.fromkeys(key for facts in given for key in facts):
+            values = np.array([facts[name] for facts in given if name in facts])
+            if not np.isnan(values).all():
+                means[name] = float(np.nanmax(values) if name.endswith("/max") else np.nanmean(values))
+        return means
+
+    def _text(self, completion: Completion) -> str:
+        ids = completion.token_ids[:-1] if completion.finished else completion.token_ids
+        return str(self.chat.tokenizer.decode(ids))
+
+
+def sampled(
+    model: Any, end_ids: frozenset[int], settings: Rollouts, prompts: Sequence[Prompt], seeds: Sequence[int]
+) -> list[list[Completion]]:
+    """Samples of the model that is training, by the project's own generation."""
+    if not prompts:
+        return []
+    return generate(
+        model,
+        [prompt.ids for prompt in prompts],
+        end_token_ids=end_ids,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        samples=settings.samples,
+        seed=seeds,
+        batch_rows=settings.batch_rows,
+    )
+
+
+def prompts_of(sampler: StepSampler, step: int) -> list[int]:
+    """This rank's items of a step, counted over epochs from 0."""
+    epoch, place = divmod(step, len(sampler))
+    return next(itertools.islice(replace(sampler, epoch=epoch), place, None))
+
+
+def _score(
+    opened: Callable[[], Any], rows: Sequence[Row], *, collator: StepCollator, device: torch.device
+) -> list[list[np.ndarray]]:
+    with opened() as forward:
+        return [[numbers[0] for numbers in of_row] for of_row in score_rows(forward, rows, collator, device)]
+
+
+def _over_ranks(accelerator: Any, sums: np.ndarray) -> np.ndarray:
+    total: np.ndarray = accelerator.reduce(torch.from_numpy(sums).to(accelerator.device), "sum").cpu().numpy()
+    return total

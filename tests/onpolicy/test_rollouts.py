@@ -1,0 +1,323 @@
+"""From samples and their rewards to the rows of a step."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slimepo.data.rows import Row
+from slimepo.errors import InputError
+from slimepo.model.generate import Completion
+from slimepo.onpolicy.advantages import Array
+from slimepo.onpolicy.rewards import Prompt, Rewarder
+from slimepo.onpolicy.rollouts import (
+    Rollout,
+    figures,
+    pair_rows,
+    records,
+    roll_out,
+    sample_rows,
+    sample_seed,
+)
+from slimepo.onpolicy.settings import Rollouts, rollout_settings
+
+END = 1
+
+
+def rollout_of(
+    texts: list[list[str]], rewards: list[list[float]], *, unfinished: Sequence[tuple[int, int]] = ()
+) -> Rollout:
+    """Samples whose tokens are the letters of their texts and an end, for prompts `p0`, `p1` and so on."""
+    completions = [
+        [
+            Completion([ord(c) for c in text] + [END] * ((p, i) not in unfinished), (p, i) not in unfinished)
+            for i, text in enumerate(of_prompt)
+        ]
+        for p, of_prompt in enumerate(texts)
+    ]
+    return Rollout(
+        prompts=[Prompt(f"p{p}", [], {}, [100 + p, 7]) for p in range(len(texts))],
+        completions=completions,
+        texts=texts,
+        rewards=np.array(rewards),
+        parts={"own": np.array(rewards)},
+        skipped=[""] * len(texts),
+        seconds={"sample": 2.0, "reward": 1.0},
+    )
+
+
+def letters(row: Row) -> list[str]:
+    return ["".join(map(chr, ids[ids != END])) for ids in row.responses]
+
+
+def samples(**options: Any) -> Rollouts:
+    settings = rollout_settings({"samples": 4, **options}, "grpo", reads_samples=True)
+    assert settings is not None
+    return settings
+
+
+class TestPairs:
+    def test_the_best_against_the_worst(self) -> None:
+        (row,) = pair_rows(rollout_of([["a", "b", "c", "d"]], [[0.2, 0.9, 0.1, 0.5]]), Rollouts())
+        assert letters(row) == ["b", "c"]
+        assert row.prompt_ids.tolist() == [100, 7]
+        assert [ids[-1] for ids in row.responses] == [END, END]
+        assert row.id == "p0"
+        assert all(ids.dtype == np.int32 for ids in (row.prompt_ids, *row.responses))
+
+    def test_of_equal_rewards_the_earlier_answer_is_taken(self) -> None:
+        (row,) = pair_rows(rollout_of([["a", "b", "c", "d"]], [[0, 1, 1, 0]]), Rollouts())
+        assert letters(row) == ["b", "a"]
+
+    def test_every_right_one_against_every_wrong_one(self) -> None:
+        rows = pair_rows(rollout_of([["a", "b", "c", "d"]], [[0, 1, 1, 0.5]]), Rollouts(pairs="right-wrong"))
+        assert [letters(row) for row in rows] == [["b", "a"], ["c", "a"]]
+        assert [row.id for row in rows] == ["p0 (1)", "p0 (2)"]
+
+    @pytest.mark.parametrize("pairs", ["best-worst", "right-wrong"])
+    @pytest.mark.parametrize(
+        ("texts", "rewards"),
+        [
+            (["a", "b"], [0.5, 0.5]),
+            (["a", "a"], [1.0, 0.0]),
+            (["a", ""], [1.0, 0.0]),
+            (["a", "b"], [math.nan, math.nan]),
+            (["a", "b"], [1.0, math.nan]),
+        ],
+        ids=["a tie", "identical answers", "an empty one", "no reward", "one reward"],
+    )
+    def test_no_pair(self, texts: list[str], rewards: list[float], pairs: Any) -> None:
+        rollout = rollout_of([texts, ["x", "y"]], [rewards, [1.0, 0.0]])
+        rows = pair_rows(rollout, Rollouts(pairs=pairs))
+        assert [letters(row) for row in rows] == [["x", "y"]]
+        assert figures(rollout, rows, pairs=True)["sampled/pairs"] == 0.5
+
+    def test_an_empty_answer_that_is_worst_leaves_the_next_one(self) -> None:
+        (row,) = pair_rows(rollout_of([["a", "", "c", "d"]], [[1.0, 0.0, 0.5, 0.7]]), Rollouts())
+        assert letters(row) == ["a", "c"]
+
+    def test_unfinished_answers_are_left_out_where_that_is_asked(self) -> None:
+        rollout = rollout_of([["a", "b", "c"]], [[1.0, 0.5, 0.0]], unfinished=[(0, 0)])
+        assert letters(pair_rows(rollout, Rollouts())[0]) == ["a", "c"]
+        (row,) = pair_rows(rollout, Rollouts(skip_unfinished=True))
+        assert letters(row) == ["b", "c"]
+
+
+class TestSamples:
+    def test_a_row_a_prompt_with_an_advantage_a_sample(self) -> None:
+        rows = sample_rows(
+            rollout_of([["a", "bb", "c", "d"], ["e", "f", "g", "h"]], [[1, 0, 0, 0], [0, 0, 2, 0]]), samples()
+        )
+        assert [letters(row) for row in rows] == [["a", "bb", "c", "d"], ["e", "f", "g", "h"]]
+        first, second = (row.values["advantages"] for row in rows)
+        # .75 and -.25 over .5, twice as much over twice as much, but for the 1e-4 that is added to it.
+        np.testing.assert_allclose(first, np.array([0.75, -0.25, -0.25, -0.25]) / 0.5001, rtol=1e-6)
+        np.testing.assert_allclose(second, np.array([-0.5, -0.5, 1.5, -0.5]) / 1.0001, rtol=1e-6)
+        assert first.dtype == np.float32  # type: ignore[union-attr]
+        assert "behaviour" not in rows[0].values
+
+    def test_what_does_not_count_is_left_empty_and_changes_no_other(self) -> None:
+        rollout = rollout_of(
+            [["a", "b", "c", "d"], ["e", "f", "g", "h"]],
+            [[1, 0, 0.5, 7], [math.nan] * 4],
+            unfinished=[(0, 3)],
+        )
+        (row,) = sample_rows(rollout, samples(skip_unfinished=True, advantages="centered"))
+        assert letters(row) == ["a", "b", "c", ""]
+        assert row.values["advantages"].tolist() == [0.5, -0.5, 0.0, 0.0]  # type: ignore[union-attr]
+
+    def test_an_unfinished_answer_counts_unless_it_is_skipped(self) -> None:
+        rollout = rollout_of([["a", "b"]], [[1, 0]], unfinished=[(0, 1)])
+        assert letters(sample_rows(rollout, samples())[0]) == ["a", "b"]
+
+    @pytest.mark.parametrize(("skip", "left"), [(False, ["p0", "p1"]), (True, ["p1"])])
+    def test_groups_of_equal_reward(self, skip: bool, left: list[str]) -> None:
+        rollout = rollout_of([["a", "b"], ["c", "d"]], [[1, 1], [1, 0]])
+        assert [row.id for row in sample_rows(rollout, samples(skip_equal=skip))] == left
+
+    def test_nothing_to_learn_from_is_no_row(self) -> None:
+        rollout = rollout_of([["a", "b"]], [[math.nan, math.nan]])
+        scored: list[int] = []
+
+        def score(rows: Sequence[Row]) -> list[list[Array]]:
+            scored.append(len(rows))
+            return []
+
+        for advantages in ("group", "returns"):
+            settings = samples(advantages=advantages, kl=0.1)
+            assert sample_rows(rollout, settings, score, score) == []
+        assert scored == [0] * 4
+        empty = roll_out([], [], lambda *_: [], str, Rewarder({"own": (lambda *_: [], 1.0)}))
+        assert sample_rows(empty, samples()) == []
+        assert pair_rows(empty, Rollouts()) == []
+
+
+def falling(level: float) -> Any:
+    """A model for which the t-th token of every response has the log-prob -level * (t + 1)."""
+    return lambda rows: [
+        [-level * np.arange(1, len(ids) + 1, dtype=np.float32) for ids in row.responses] for row in rows
+    ]
+
+
+class TestPenalty:
+    # Two tokens and an end against one and an end: d_t = -1 (t + 1) + 1.5 (t + 1), so .5, 1, 1.5 and .5, 1.
+    ROLLOUT = rollout_of([["ab", "c"]], [[1.0, 0.0]])
+
+    def test_it_is_summed_over_the_response_before_responses_are_compared(self) -> None:
+        settings = samples(advantages="leave-one-out", kl=0.1)
+        (row,) = sample_rows(self.ROLLOUT, settings, falling(1.0), falling(1.5))
+        # r' = 1 - .1 * 3 and 0 - .1 * 1.5.
+        assert row.values["advantages"].tolist() == pytest.approx([0.85, -0.85])  # type: ignore[union-attr]
+        behaviour: Any = row.values["behaviour"]
+        assert [each.tolist() for each in behaviour] == [[-1, -2, -3], [-1, -2]]
+
+    def test_or_stays_with_its_token_and_is_whitened(self) -> None:
+        settings = samples(advantages="returns", kl=0.1)
+        (row,) = sample_rows(self.ROLLOUT, settings, falling(1.0), falling(1.5))
+        raw = np.array([1 - 0.3, 1 - 0.25, 1 - 0.15, -0.15, -0.1])
+        by_hand = (raw - raw.mean()) / raw.std()
+        advantages: Any = row.values["advantages"]
+        assert [len(each) for each in advantages] == [3, 2]
+        np.testing.assert_allclose(np.concatenate(advantages), by_hand, rtol=1e-6)
+
+    def test_the_form_with_a_baseline(self) -> None:
+        # The specification's example: groups [1, 0] and [1, 1], answers of 2, 1, 1 and 4 tokens.
+        rollout = rollout_of([["a", ""], ["", "abc"]], [[1, 0], [1, 1]])
+        rows = sample_rows(rollout, samples(advantages="baseline-returns"))
+        found = [advantages[0] for row in rows for advantages in row.values["advantages"]]  # type: ignore[union-attr]
+        assert np.round(found, 4).tolist() == pytest.approx([1.4596, -1.8766, -0.2085, -0.2085])
+
+    def test_estimates_with_a_value_model_are_whitened_and_the_returns_kept(self) -> None:
+        # The specification's example, without its mean and spread: values .5, .6, .7 and a reward of 1 at the end.
+        rollout = rollout_of([["ab"]], [[1.0]])
+        settings = rollout_settings({"samples": 1}, "ppo", reads_samples=True)
+        assert settings is not None
+        expected = np.array([0.5, 0.6, 0.7], dtype=np.float32)
+        (row,) = sample_rows(rollout, settings, score_values=lambda rows: [[expected]])
+        raw = np.array([0.46575, 0.385, 0.3])
+        values: Any = row.values
+        np.testing.assert_allclose(values["advantages"][0], (raw - raw.mean()) / raw.std(), atol=1e-6)
+        np.testing.assert_allclose(values["returns"][0], raw + expected, rtol=1e-6)
+
+    def test_groups_that_are_skipped_are_not_whitened_over(self) -> None:
+        rollout = rollout_of([["a", ""], ["", "abc"]], [[1, 0], [1, 1]])
+        (row,) = sample_rows(rollout, samples(advantages="baseline-returns", skip_equal=True))
+        # .5, .5, -.5: mean 1/6, std sqrt(2)/3.
+        by_hand = [(v - 1 / 6) / (math.sqrt(2) / 3) for v in (0.5, 0.5, -0.5)]
+        np.testing.assert_allclose(np.concatenate(row.values["advantages"]), by_hand, rtol=1e-6)  # type: ignore[arg-type]
+
+    def test_whitening_takes_its_sums_over_ranks(self) -> None:
+        """A rank whose sums come twice has the same mean and spread; one without rows is asked for its own too."""
+        once = sample_rows(self.ROLLOUT, samples(advantages="returns"))
+        twice = sample_rows(self.ROLLOUT, samples(advantages="returns"), add_up=lambda sums: 2 * sums)
+        for a, b in zip(once[0].values["advantages"], twice[0].values["advantages"], strict=True):  # type: ignore[arg-type]
+            assert a.tolist() == b.tolist()
+        calls: list[Array] = []
+        empty = rollout_of([["a", "b"]], [[math.nan, math.nan]])
+        sample_rows(empty, samples(advantages="returns"), add_up=lambda sums: calls.append(sums) or sums)  # type: ignore[func-returns-value]
+        assert len(calls) == 2
+
+
+class TestRollOut:
+    def test_every_prompt_is_sampled_decoded_and_rewarded(self) -> None:
+        prompts = [Prompt(f"p{i}", [], {"gold": chr(97 + i)}, [i]) for i in range(3)]
+        asked: list[Any] = []
+
+        def sampler(given: Sequence[Prompt], seeds: Sequence[int]) -> list[list[Completion]]:
+            asked.append((list(given), list(seeds)))
+            return [[Completion([97, END], True), Completion([98, 98], False)] for _ in given]
+
+        def exact(_: Any, completions: Sequence[str], row: Any) -> list[float]:
+            if row["gold"] == "c":
+                raise ValueError("no gold")
+            return [float(text == row["gold"]) for text in completions]
+
+        rollout = roll_out(
+            prompts,
+            [5, 6, 7],
+            sampler,
+            lambda completion: "".join(chr(i) for i in completion.token_ids if i != END),
+            Rewarder({"exact": (exact, 2.0)}, on_error="skip"),
+        )
+        assert asked == [(prompts, [5, 6, 7])]
+        assert rollout.texts == [["a", "bb"]] * 3
+        assert rollout.rewards[:2].tolist() == [[2.0, 0.0], [0.0, 0.0]]
+        assert np.isnan(rollout.rewards[2]).all()
+        first, _, last = records(rollout, step=4)
+        assert first == {
+            "step": 4, "prompt": "p0", "samples": ["a", "bb"], "finished": [True, False], "rewards": [2.0, 0.0],
+        }  # fmt: skip
+        assert last["rewards"] == [None, None]
+        assert "ValueError: no gold" in last["skipped"]
+        found = figures(rollout, [], pairs=False)
+        assert found["reward"] == 0.5
+        assert found["reward/std"] == 0.5
+        assert found["reward/equal"] == 0.5
+        assert found["reward/skipped"] == pytest.approx(1 / 3)
+        assert found["sampled/tokens"] == 2
+        assert found["sampled/finished"] == 0.5
+        assert rollout.part(1, 3).prompts == prompts[1:]
+        assert len(rollout.part(1, 3).parts["exact"]) == 2
+
+    def test_seeds_differ_by_seed_step_and_prompt(self) -> None:
+        seeds = {sample_seed(seed, step, item) for seed in range(5) for step in range(5) for item in range(5)}
+        assert len(seeds) == 125
+        assert sample_seed(1, 2, 3) == sample_seed(1, 2, 3)
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("loss", "given", "message"),
+        [
+            ("grpo", None, "loss 'grpo' learns from the policy's own samples: give rollouts"),
+            ("grpo", {"sample": 4}, "rollouts.*sample.*samples"),
+            ("grpo", {"samples": 0}, "samples"),
+            ("grpo", {"samples": 1}, "samples = 1 gives loss 'grpo' nothing to compare"),
+            ("rloo", {"samples": 1}, "nothing to compare"),
+            ("reinforce_pp/baseline", {"samples": 1}, "nothing to compare"),
+            ("reinforce_pp", {"samples": 1, "advantages": "group"}, "nothing to compare"),
+            ("dpo", {"samples": 1}, "nothing to compare"),
+            ("dpo", {"advantages": "group"}, "advantages is for objectives on samples"),
+            ("dpo", {"kl": 0.1}, "kl is for objectives on samples"),
+            ("dpo", {"skip_equal": True}, "skip_equal is for objectives on samples"),
+            ("dpo", {"pairs": "all"}, "pairs"),
+            ("grpo", {"pairs": "best-worst"}, "pairs is for objectives on pairs"),
+            ("grpo", {"temperature": 0.9}, "temperature 1 and top_p 1"),
+            ("grpo", {"top_p": 0.9}, "temperature 1 and top_p 1"),
+            ("dpo", {"temperature": 0}, "temperature"),
+            ("dpo", {"timeout": 0}, "timeout"),
+            ("rloo", {"advantages": "returns"}, "one advantage a response"),
+            ("rloo", {"advantages": "gae"}, "one advantage a response"),
+            ("grpo", {"value": {}}, "value is for advantages: gae"),
+        ],
+    )
+    def test_what_is_wrong_is_refused_by_name(self, loss: str, given: Any, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            rollout_settings(given, loss, reads_samples=loss != "dpo")
+
+    @pytest.mark.parametrize(
+        ("loss", "advantages"),
+        [
+            ("grpo", "group"), ("grpo/gspo", "group"), ("grpo/dapo", "group"), ("grpo/dr", "centered"),
+            ("rloo", "leave-one-out"), ("reinforce_pp", "returns"), ("reinforce_pp/baseline", "baseline-returns"),
+            ("ppo", "gae"),
+        ],
+    )  # fmt: skip
+    def test_advantages_are_those_that_a_loss_was_published_with(self, loss: str, advantages: str) -> None:
+        settings = rollout_settings({}, loss, reads_samples=True)
+        assert settings is not None
+        assert settings.advantages == advantages
+        other = rollout_settings({"advantages": "centered"}, loss, reads_samples=True)
+        assert other is not None
+        assert other.advantages == "centered"
+
+    def test_pairs_may_be_sampled_at_any_temperature(self) -> None:
+        settings = rollout_settings({"temperature": 0.8, "top_p": 0.95, "samples": 5}, "dpo", False)
+        assert settings is not None
+        assert settings.advantages is None
+
+    def test_one_sample_is_enough_where_nothing_is_compared(self) -> None:
+        assert rollout_settings({"samples": 1}, "reinforce_pp", True) is not None
+        assert rollout_settings({"samples": 1}, "ppo", True) is not None

@@ -1,0 +1,419 @@
+"""Training on the policy's own samples: by hand, however a step is laid out, and the same again after a kill."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from slimepo.data.rows import Row
+from slimepo.errors import InputError
+from slimepo.losses import count, slime, step_loss
+from slimepo.training.config import PreferenceConfig
+from slimepo.training.trainer import PreferenceTrainer
+from tests.losses.problems import pairs_of
+from tests.tiny import letter_tokenizer, random_rows, tiny_model
+from tests.training.rank_worker import prompts, vowels
+
+
+def trainer(folder: Path, rows: Any = None, reward: Any = vowels, **options: Any) -> PreferenceTrainer:
+    rollouts = {"samples": 4, "max_new_tokens": 8} | options.pop("rollouts", {})
+    values: dict[str, Any] = dict(
+        output_dir=str(folder), loss="grpo", rollouts=rollouts, learning_rate=0.02, optim="sgd", logging_steps=1,
+        save_strategy="no", max_steps=2, per_device_train_batch_size=3, disable_tqdm=True, max_grad_norm=0,
+        lr_scheduler_type="constant",
+    )  # fmt: skip
+    # Far from even, so that answers end and log-probs differ.
+    model = tiny_model(initializer_range=0.3)
+    return PreferenceTrainer(
+        model=model,
+        args=PreferenceConfig(**(values | options)),
+        train_dataset=prompts(8) if rows is None else rows,
+        processing_class=letter_tokenizer(),
+        reward=reward,
+    )
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+
+
+def weights(made: PreferenceTrainer) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in made.model.parameters()])
+
+
+def losses(made: PreferenceTrainer) -> list[float]:
+    return [line["loss"] for line in made.state.log_history if "loss" in line]
+
+
+def watched(made: PreferenceTrainer) -> list[tuple[dict[str, Tensor], Tensor]]:
+    """Weights before each step and its gradient, filled while it trains."""
+    seen: list[tuple[dict[str, Tensor], Tensor]] = []
+    step = made.training_step
+
+    def spy(model: Any, inputs: Any, n: Any = None) -> Any:
+        before = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        loss = step(model, inputs, n)
+        seen.append((before, torch.cat([p.grad.flatten() for p in model.parameters()])))
+        return loss
+
+    made.training_step = spy  # type: ignore[method-assign]
+    return seen
+
+
+class Untouched:
+    """A transformers model of its own, in float64, that answers for samples as they stand in rollouts.jsonl."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        self.model = tiny_model(initializer_range=0.3)
+        self.model.load_state_dict(state)
+        self.model.double()
+        self.tokenizer = letter_tokenizer()
+
+    def logps(self, line: dict[str, Any], i: int) -> Tensor:
+        row = next(row for row in prompts(8) if row["id"] == line["prompt"])
+        prompt, answer = (
+            self.tokenizer.convert_tokens_to_ids(self.tokenizer.tokenize(text))
+            for text in (f"<bos>{row['prompt']}:", line["samples"][i] + "<end>" * line["finished"][i])
+        )
+        logits = self.model(input_ids=torch.tensor([prompt + answer])).logits[0]
+        places = torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        return logits.log_softmax(-1)[places, torch.tensor(answer)]
+
+    def all(self, given: Sequence[dict[str, Any]]) -> list[list[Tensor]]:
+        return [[self.logps(line, i) for i in range(len(line["samples"]))] for line in given]
+
+
+Samples = list[list[Tensor]]
+
+
+def clipped(ratio: Tensor, advantage: Tensor | float) -> Tensor:
+    return -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+
+
+def grpo_by_hand(now: Samples, then: Samples, start: Samples, rewards: Sequence[list[float]]) -> Tensor:
+    """Token ratios, mean over tokens and then over responses, .3 times k3."""
+    parts = []
+    for group in range(len(rewards)):
+        r = np.array(rewards[group])
+        for i, advantage in enumerate((r - r.mean()) / (r.std(ddof=1) + 1e-4)):
+            d = now[group][i] - start[group][i]
+            ratio = (now[group][i] - then[group][i]).exp()
+            parts.append((clipped(ratio, advantage) + 0.3 * ((-d).exp() - 1 + d)).mean())
+    return torch.stack(parts).mean()
+
+
+def rloo_by_hand(now: Samples, then: Samples, start: Samples, rewards: Sequence[list[float]]) -> Tensor:
+    """One ratio a response, .1 times the sum of k1 in the reward."""
+    parts = []
+    for group in range(len(rewards)):
+        r = [
+            reward - 0.1 * (then[group][i] - start[group][i]).sum().item()
+            for i, reward in enumerate(rewards[group])
+        ]
+        for i in range(len(r)):
+            advantage = r[i] - (sum(r) - r[i]) / (len(r) - 1)
+            parts.append(clipped((now[group][i] - then[group][i]).sum().exp(), advantage))
+    return torch.stack(parts).mean()
+
+
+def reinforce_by_hand(now: Samples, then: Samples, start: Samples, rewards: Sequence[list[float]]) -> Tensor:
+    """Rewards to come at each token, less .1 k1 a token, whitened over the step; mean over tokens."""
+    to_come, ratios = [], []
+    for group in range(len(rewards)):
+        for i, reward in enumerate(rewards[group]):
+            penalty = 0.1 * (then[group][i] - start[group][i])
+            to_come += [reward - penalty[t:].sum().item() for t in range(len(penalty))]
+            ratios.append((now[group][i] - then[group][i]).exp())
+    advantages = torch.tensor(to_come, dtype=torch.float64)
+    white = (advantages - advantages.mean()) / advantages.std(correction=0)
+    return clipped(torch.cat(ratios), white).mean()
+
+
+class TestByHand:
+    @pytest.mark.parametrize(
+        ("loss", "by_hand", "options", "rollouts"),
+        [
+            ("grpo", grpo_by_hand, {"kl": 0.3}, {}),
+            ("rloo", rloo_by_hand, {}, {"kl": 0.1}),
+            ("reinforce_pp", reinforce_by_hand, {}, {"kl": 0.1}),
+        ],
+    )
+    def test_loss_and_gradient_of_every_step(
+        self, tmp_path: Path, loss: str, by_hand: Any, options: dict[str, Any], rollouts: dict[str, Any]
+    ) -> None:
+        """Of a first rollout, on which the policy moves in its second step, and of another one."""
+        made = trainer(
+            tmp_path, loss=loss, loss_options=options, max_steps=3, reference="copy",
+            rollouts={"steps_per_rollout": 2, **rollouts},
+        )  # fmt: skip
+        seen = watched(made)
+        made.train()
+        start = Untouched(seen[0][0])
+        for step, (before, gradient) in enumerate(seen):
+            given = [line for line in lines(tmp_path) if line["step"] == step]
+            now, then = Untouched(before), Untouched(seen[step - step % 2][0])
+            with torch.no_grad():
+                known = [then.all(given), start.all(given)]
+            value = by_hand(now.all(given), *known, [line["rewards"] for line in given])
+            value.backward()
+            expected = torch.cat([p.grad.flatten() for p in now.model.parameters()])
+            assert losses(made)[step] == pytest.approx(value.item(), rel=1e-4, abs=1e-5)
+            assert (gradient - expected).norm() < 1e-4 * expected.norm()
+            assert expected.norm() > 1e-3
+
+    def test_a_users_own_objective_on_samples(self, tmp_path: Path) -> None:
+        (tmp_path / "own.py").write_text(
+            "from slimepo.types import LossOutput, SampleLogps\n"
+            "def loss(policy: SampleLogps, advantages):\n"
+            "    return LossOutput(-advantages * policy.logps.where(policy.mask, 0).sum(-1), {})\n"
+        )
+        made = trainer(
+            tmp_path, loss=f"{tmp_path}/own.py:loss", max_steps=1, rollouts={"advantages": "centered"}
+        )
+        seen = watched(made)
+        made.train()
+        now, parts = Untouched(seen[0][0]), []
+        for line in lines(tmp_path):
+            r = np.array(line["rewards"])
+            parts += [(-(r[i] - r.mean()) * now.logps(line, i).sum()).item() for i in range(4)]
+        assert losses(made)[0] == pytest.approx(np.mean(parts), rel=1e-4)
+
+    def test_rewards_are_of_what_was_sampled(self, tmp_path: Path) -> None:
+        made = trainer(tmp_path, max_steps=1)
+        made.train()
+        for line in lines(tmp_path):
+            assert line["rewards"] == vowels([], line["samples"], {})
+            assert len(set(line["samples"])) > 1
+        log = made.state.log_history[0]
+        assert log["reward"] == pytest.approx(np.mean([line["rewards"] for line in lines(tmp_path)]))
+        assert {
+            "ratio",
+            "clipped",
+            "reward/std",
+            "reward/equal",
+            "sampled/tokens",
+            "time/sample",
+        } <= log.keys()
+
+    @pytest.mark.parametrize("pairs", ["best-worst", "right-wrong"])
+    def test_online_slime_is_slime_on_the_best_against_the_worst(self, tmp_path: Path, pairs: str) -> None:
+        made = trainer(tmp_path, loss="slime", max_steps=1, rollouts={"pairs": pairs, "temperature": 0.9})
+        seen = watched(made)
+        made.train()
+        now, chosen, rejected = Untouched(seen[0][0]), [], []
+        for line in lines(tmp_path):
+            r, texts = line["rewards"], line["samples"]
+            best, worst = ([i for i in range(4) if r[i] == bound(r)] for bound in (max, min))
+            if max(r) == min(r):
+                continue
+            cut = slice(None, 1 if pairs == "best-worst" else None)
+            both = [(b, w) for b in best[cut] for w in worst[cut] if texts[b] != texts[w]]
+            chosen += [now.logps(line, b).tolist() for b, _ in both]
+            rejected += [now.logps(line, w).tolist() for _, w in both]
+        policy = pairs_of(chosen, rejected)
+        assert len(chosen) >= 2
+        assert losses(made)[0] == pytest.approx(step_loss(slime(policy), count(policy)).item(), rel=1e-5)
+
+    def test_online_dpo_begins_at_log_2_and_leaves_it(self, tmp_path: Path) -> None:
+        made = trainer(tmp_path, loss="dpo", reference="copy", rollouts={"steps_per_rollout": 2})
+        made.train()
+        first, second = losses(made)
+        assert first == pytest.approx(math.log(2), abs=1e-6)
+        assert second != pytest.approx(math.log(2), abs=1e-6)
+
+
+class TestLayout:
+    """How a step is cut up changes nothing, nor how many answers are written side by side."""
+
+    @pytest.mark.parametrize(
+        ("loss", "rollouts"), [("grpo/dapo", {}), ("reinforce_pp", {"kl": 0.1}), ("slime", {})]
+    )
+    def test_any_layout_ends_in_the_same_weights(
+        self, tmp_path: Path, loss: str, rollouts: dict[str, Any]
+    ) -> None:
+        found = []
+        for number, options in enumerate(
+            (
+                {"layout": "padded", "per_device_train_batch_size": 8},
+                {"layout": "padded", "per_device_train_batch_size": 1, "pairs_per_step": 8},
+                {"layout": "packed", "per_device_train_batch_size": 3, "pairs_per_step": 8},
+                {"layout": "shared", "max_tokens_per_batch": 60, "pairs_per_step": 8},
+            )
+        ):
+            made = trainer(
+                tmp_path / str(number), loss=loss, rollouts={"steps_per_rollout": 2, **rollouts}, **options
+            )
+            made.train()
+            found.append((losses(made), weights(made), lines(tmp_path / str(number))))
+        for loss_of, weights_of, lines_of in found[1:]:
+            assert loss_of == pytest.approx(found[0][0], rel=1e-4, abs=1e-6)
+            torch.testing.assert_close(weights_of, found[0][1], rtol=1e-4, atol=1e-5)
+            assert lines_of == found[0][2]
+
+    def test_samples_are_the_same_whatever_else_is_sampled_beside_them(self, tmp_path: Path) -> None:
+        for rows in (1, 5, 256):
+            trainer(tmp_path / str(rows), max_steps=1, rollouts={"batch_rows": rows}).train()
+        first, *others = (lines(tmp_path / str(rows)) for rows in (1, 5, 256))
+        assert others == [first, first]
+
+    def test_every_step_and_every_prompt_has_samples_of_its_own(self, tmp_path: Path) -> None:
+        rows = [{"prompt": "same"}] * 3
+        trainer(tmp_path, rows=rows, learning_rate=0.0, max_steps=2).train()
+        found = [tuple(line["samples"]) for line in lines(tmp_path)]
+        assert len(found) == len(set(found)) == 6
+
+
+class TestResume:
+    @pytest.mark.parametrize("steps_per_rollout", [1, 2])
+    def test_after_a_kill_the_weights_are_those_of_the_whole_run(
+        self, tmp_path: Path, steps_per_rollout: int
+    ) -> None:
+        options: dict[str, Any] = dict(
+            max_steps=6, save_strategy="steps", save_steps=1, optim="adamw_torch", learning_rate=1e-2,
+            rollouts={"steps_per_rollout": steps_per_rollout},
+        )  # fmt: skip
+        whole = trainer(tmp_path / "whole", **options)
+        whole.train()
+        calls = []
+
+        def dying(*given: Any) -> list[float]:
+            calls.append(given)
+            # In the fifth step: every step asks for 3, 3 and 2 prompts of 8 in turn.
+            if len(calls) > 3 + 3 + 2 + 3:
+                raise KeyboardInterrupt
+            return vowels(*given)
+
+        with pytest.raises(KeyboardInterrupt):
+            trainer(tmp_path / "cut", reward=dying, **options).train()
+        kept = sorted(path.name for path in (tmp_path / "cut").glob("checkpoint-*"))
+        assert kept == [f"checkpoint-{step}" for step in range(1, 5) if step % steps_per_rollout == 0]
+        again = trainer(tmp_path / "cut", **options)
+        again.train(resume_from_checkpoint=True)
+        assert torch.equal(weights(again), weights(whole))
+        assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+    def test_a_checkpoint_of_an_epoch_waits_for_its_rollout(self, tmp_path: Path) -> None:
+        # Three steps an epoch, two a rollout: the first epoch's is saved with step 4.
+        trainer(tmp_path, max_steps=6, save_strategy="epoch", rollouts={"steps_per_rollout": 2}).train()
+        assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+
+
+class TestNothingToLearn:
+    @pytest.mark.parametrize(
+        ("loss", "rollouts", "what"),
+        [("slime", {}, "a pair"), ("grpo", {"skip_equal": True}, "an advantage")],
+    )
+    def test_a_step_without_rows_is_said_and_changes_nothing(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, loss: str, rollouts: dict[str, Any], what: str
+    ) -> None:
+        made = trainer(
+            tmp_path,
+            loss=loss,
+            rollouts=rollouts,
+            max_steps=1,
+            reward=lambda prompt, texts, row: [1.0] * len(texts),
+        )
+        before = weights(made)
+        made.train()
+        assert f"step 1: none of its 3 prompts gave {what}; it trains on nothing" in caplog.text
+        assert torch.equal(weights(made), before)
+        assert losses(made) == [0]
+        assert made.state.log_history[0]["reward/equal"] == 1
+
+    def test_it_is_said_in_the_progress_too(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        trainer(
+            tmp_path,
+            loss="slime",
+            max_steps=1,
+            disable_tqdm=False,
+            reward=lambda prompt, texts, row: [1.0] * 4,
+        ).train()
+        assert "step 1: none of its 3 prompts gave a pair" in capsys.readouterr().out
+
+    def test_answers_that_reach_no_end_can_be_left_out(self, tmp_path: Path) -> None:
+        """Their tokens are in no denominator: the loss is the mean over the others."""
+        made = trainer(
+            tmp_path, max_steps=1, rollouts={"skip_unfinished": True, "samples": 8, "max_new_tokens": 40}
+        )
+        seen = watched(made)
+        made.train()
+        now, parts = Untouched(seen[0][0]), []
+        for line in lines(tmp_path):
+            ended = [i for i in range(8) if line["finished"][i]]
+            r = np.array(line["rewards"])[ended]
+            for i in ended:
+                logps = now.logps(line, i)
+                advantage = (r[ended.index(i)] - r.mean()) / (r.std(ddof=1) + 1e-4) if len(r) > 1 else 0.0
+                parts.append(clipped((logps - logps.detach()).exp(), advantage).mean())
+        assert 3 < len(parts) < 24
+        torch.stack(parts).mean().backward()
+        expected = torch.cat([p.grad.flatten() for p in now.model.parameters()])
+        assert (seen[0][1] - expected).norm() < 1e-4 * expected.norm()
+
+
+class TestFailures:
+    def test_a_reward_that_fails_ends_the_run_with_its_row(self, tmp_path: Path) -> None:
+        def picky(prompt: Any, texts: Sequence[str], row: dict[str, Any]) -> list[float]:
+            if row["id"] == "p5":
+                raise ValueError("no such letter")
+            return [0.0] * len(texts)
+
+        made = trainer(tmp_path, reward=picky, max_steps=3)
+        with pytest.raises(InputError, match="reward 'picky' fails on row p5: ValueError: no such letter"):
+            made.train()
+
+    def test_or_the_row_is_left_out_and_its_line_says_why(self, tmp_path: Path) -> None:
+        def picky(prompt: Any, texts: Sequence[str], row: dict[str, Any]) -> list[float]:
+            return [math.nan] if row["id"] == "p5" else vowels(prompt, texts, row)
+
+        trainer(tmp_path, reward=picky, max_steps=3, rollouts={"on_error": "skip"}).train()
+        (skipped,) = (line for line in lines(tmp_path) if "skipped" in line)
+        assert skipped["prompt"] == "p5"
+        assert skipped["rewards"] == [None] * 4
+        assert "1 numbers for 4 completions" in skipped["skipped"]
+
+    def test_several_rewards_with_weights(self, tmp_path: Path) -> None:
+        def short(prompt: Any, texts: Sequence[str], row: Any) -> list[float]:
+            return [-float(len(text)) for text in texts]
+
+        trainer(tmp_path, reward={"vowels": vowels, "short": (short, 0.5)}, max_steps=1).train()
+        for line in lines(tmp_path):
+            by_hand = [a + 0.5 * b for a, b in zip(*line["parts"].values(), strict=True)]
+            assert line["rewards"] == pytest.approx(by_hand)
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"reward": None}, "rollouts need a reward"),
+            ({"reward": 3}, "is not a function"),
+            ({"reward": [vowels, vowels]}, "two rewards have the same name"),
+            ({"rows": []}, "there is no prompt"),
+            ({"rows": [{"prompt": "a"}, {"question": "b"}]}, "row 1 has no prompt"),
+            ({"rows": random_rows(2)}, "row 0 has no prompt"),
+            ({"loss": "kto"}, "loss 'kto' learns from answers judged one by one"),
+            ({"loss": "dpo", "reference": "cache"}, "rollouts make them: use 'copy'"),
+            ({"reference": "copy"}, "reads no reference model"),
+        ],
+    )
+    def test_what_cannot_work_is_refused_before_a_step(
+        self, tmp_path: Path, given: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(InputError, match=message):
+            trainer(tmp_path, **given)
+
+    def test_a_reward_without_rollouts_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="give rollouts in the config"):
+            PreferenceTrainer(
+                tiny_model(), PreferenceConfig(output_dir=str(tmp_path)), random_rows(2), reward=vowels
+            )
+
+    def test_pairs_to_evaluate_on_are_refused_where_samples_are_read(self, tmp_path: Path) -> None:
+        rows: list[Row] = random_rows(2)
+        with pytest.raises(InputError, match="has no value 'advantages'"):
+            trainer(tmp_path).evaluate(rows)
