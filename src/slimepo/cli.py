@@ -84,6 +84,24 @@ def run(
 
 
 @app.command()
+def pairs(
+    recipe: Annotated[Path, typer.Argument(help="A recipe with `pairs` and `tasks`.")],
+    overrides: Overrides = None,
+    out: OutFolder = None,
+) -> None:
+    """Make a recipe's preference pairs and train nothing: samples of a model, rewarded, the best against the worst."""
+    from slimepo.pipeline.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    from slimepo.pipeline.run import only_pairs, runs_of
+
+    console = _console()
+    for run, folder in runs_of(loaded, out or Path("runs") / recipe.stem):
+        for file in only_pairs(run, folder, console):
+            console.print(f"pairs: {file}")
+
+
+@app.command()
 def plan(
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/slime-qwen3-4b.yaml.")],
     overrides: Overrides = None,
@@ -224,12 +242,17 @@ def quickstart(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Every learning rate of the recipe's longer list.")
     ] = False,
+    online: Annotated[
+        bool,
+        typer.Option("--online", help="On-policy: answers are sampled and rewarded while the model trains."),
+    ] = False,
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, help="So many seeds, on one page: medians and spreads.")
     ] = 1,
     out: Annotated[
-        Path, typer.Option("--out", help="The run folder; with several seeds, that of theirs.")
-    ] = Path("runs/quickstart"),
+        Path | None,
+        typer.Option("--out", help="The run folder (default: runs/quickstart or runs/quickstart-online)."),
+    ] = None,
     restart: Restart = False,
 ) -> None:
     """See SLIME work in minutes: a small world with verifiable answers, SFT, then preference objectives.
@@ -238,7 +261,8 @@ def quickstart(
     """
     from slimepo.playground.quickstart import load_quickstart
 
-    world = load_quickstart(out, overrides or [], objective or [], seeds=seeds, sweep=sweep)
+    out = out or Path("runs") / ("quickstart-online" if online else "quickstart")
+    world = load_quickstart(out, overrides or [], objective or [], seeds=seeds, sweep=sweep, online=online)
     from slimepo.pipeline.folder import check_folder, held
     from slimepo.pipeline.run import run_recipe, runs_of
     from slimepo.report.page import write_report

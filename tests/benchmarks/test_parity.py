@@ -3,11 +3,15 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import parity
 from benchmarks.parity import CASES, Case, Comparison, compare
+from benchmarks.parity_trl import sample_rewards
+from slimepo.onpolicy.advantages import group_advantages
+from tests.model.test_logps import plain_logps
 
 PAGE = f"before\n{parity.BEGIN}\nold\n{parity.END}\nafter\n"
 
@@ -29,7 +33,9 @@ def named(results: list[Comparison], dtype: str) -> dict[tuple[str, str], Compar
 
 
 def test_what_trl_has_is_compared():
-    assert {case.objective for case in CASES} == {"dpo", "ipo", "simpo", "cpo", "orpo", "kto"}
+    assert {case.objective for case in CASES} == {
+        "dpo", "ipo", "simpo", "cpo", "orpo", "kto", "grpo", "grpo/dapo", "grpo/dr", "grpo/gspo", "rloo",
+    }  # fmt: skip
 
 
 def test_float64_agrees_to_the_last_digits(results):
@@ -58,15 +64,41 @@ def test_the_policy_has_left_the_reference(results):
 def test_ktos_divergence_is_not_clamped(tmp_path):
     (case,) = (case for case in CASES if case.objective == "kto")
     reference, policy = parity.models(torch.float64)
-    peer = case.peer(copy.deepcopy(policy), reference, parity.random_pairs(case.prompts), tmp_path)
+    peer = case.peer(copy.deepcopy(policy), reference, parity.random_rows(case.prompts), tmp_path)
     peer.trainer.compute_loss(peer.trainer.model, peer.batch)
     assert peer.trainer._metrics["train"]["kl"][-1] > 0.1
     assert {len(row.responses[0]) > 0 for row in peer.rows} == {True, False}
 
 
+@pytest.mark.parametrize("objective", ["grpo", "rloo"])
+def test_advantages_of_samples_are_trls_and_some_ratios_are_clipped(objective, tmp_path):
+    """TRL makes them of the same rewards, in float32; RLOO's rewards have the penalty in them."""
+    case = next(case for case in CASES if case.objective == objective)
+    reference, policy = parity.models(torch.float64)
+    rows = parity.random_rows(case.prompts, case.responses)
+    with parity.wide():
+        peer = case.peer(copy.deepcopy(policy), reference, rows, tmp_path)
+        peer.trainer.compute_loss(peer.trainer.model, peer.batch)
+    rewards = sample_rewards(len(rows), case.responses)
+    if objective == "rloo":
+        for index, i in np.ndindex(rewards.shape):
+            known = plain_logps(reference, rows[index], i).sum().item()
+            rewards[index, i] -= 0.05 * (peer.rows[index].values["behaviour"][i].sum() - known)
+    ours = group_advantages(rewards, {"grpo": "group", "rloo": "leave-one-out"}[objective])
+    theirs = np.stack([row.values["advantages"] for row in peer.rows])
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert 0.05 < peer.trainer._metrics["train"]["clip_ratio/region_mean"][-1] < 0.9
+
+
 @pytest.mark.parametrize(
     ("objective", "options"),
     [
+        ("grpo", {"clip_high": 0.25}),
+        ("grpo", {"clip_low": 0.15}),
+        ("grpo/dapo", {"clip_high": 0.2}),
+        ("grpo/dr", {"length": 13}),
+        ("grpo/gspo", {"level": "token"}),
+        ("rloo", {"clip_low": 0.15}),
         ("dpo", {"beta": 0.11}),
         ("ipo", {"length_normalized": False}),
         ("cpo", {"nll_weight": 0.99}),

@@ -16,9 +16,10 @@ from slimepo.data.split import fingerprint, row_hash, split
 from slimepo.data.tokenize import Tokenized, by_reason, in_words, tokenize_for
 from slimepo.errors import InputError
 from slimepo.files import is_main_process, write_json
+from slimepo.onpolicy.rewards import Prompt
 from slimepo.pipeline.pairs import read_pairs
 from slimepo.pipeline.recipe import Data, Recipe, Stage
-from slimepo.pipeline.tasks import RunTasks
+from slimepo.pipeline.tasks import RunTasks, prompt_ids
 from slimepo.types import Preference
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ SMOKE_ROWS = 200
 
 @dataclass(frozen=True)
 class StageRows:
-    """Tokenised rows of one stage: those trained on and those only scored; and the run's tasks, where it has some."""
+    """Tokenised rows of one stage: those trained on, or prompts that it answers itself, and those only scored; and the
+    run's tasks, where it has some."""
 
-    train: Sequence[Row]
+    train: Sequence[Row] | Sequence[Prompt]
     heldout: Sequence[Row]
     tasks: RunTasks | None = None
 
@@ -106,35 +108,62 @@ def stage_rows(
 
     objective = find_objective(stage.loss)
     train_rows, heldout_rows = parts.get(stage.part, []), parts["heldout"]
-    if stage.part in recipe.pairs:
+    if stage.rollouts is not None:
+        train_rows = []
+    elif stage.part in recipe.pairs:
         train_rows = read_pairs(out / stage.part / "train.jsonl")
         heldout_rows = read_pairs(out / stage.part / "heldout.jsonl") or heldout_rows
         # What the model itself has written may hold any token, and is to be learnt from as it is.
         chat = replace(chat, marks=None)
-    train = _tokenized(train_rows, chat, recipe.data, len(objective.positions) > 1, objective.judged, console)
+    train: Sequence[Row] | Sequence[Prompt]
+    if stage.rollouts is None:
+        pairs = len(objective.positions or ()) > 1
+        tokens = _tokenized(train_rows, chat, recipe.data, pairs, objective.judged, console)
+        train, left_out, told = tokens.rows, _counts(tokens), in_words(tokens)
+    else:
+        train, left_out = _prompts(tasks, chat, recipe.data)
+        told = [f"{count} {reason}" for reason, count in left_out.items()]
     # Held-out demonstrations have one side; pairs are scored on both, whatever the stage trains on.
     compared = any(row.rejected for row in heldout_rows)
     judged = any(row.rejected and not row.chosen for row in heldout_rows)
     heldout = _tokenized(heldout_rows, chat, recipe.data, compared, judged, console)
-    for name, result in ((stage.part, train), ("heldout", heldout)):
-        console.print(f"{name}: {len(result.rows):,} rows kept, {len(result.drops):,} dropped")
-        for told in in_words(result):
-            console.print(f"  {told}", highlight=False)
+    part = stage.part if stage.rollouts is None else "tasks"
+    for name, kept, drops, words in (
+        (part, train, left_out, told),
+        ("heldout", heldout.rows, _counts(heldout), in_words(heldout)),
+    ):
+        console.print(f"{name}: {len(kept):,} rows kept, {sum(drops.values()):,} dropped")
+        for line in words:
+            console.print(f"  {line}", highlight=False)
     if is_main_process():
         write_json(
             out / stage.name / "data.json",
-            {"kept": len(train.rows), "dropped": _counts(train), "heldout": _counts(heldout)},
+            {"kept": len(train), "dropped": left_out, "heldout": _counts(heldout)},
         )
-    if not train.rows:
+    if not train:
         raise InputError(
-            f"stage {stage.name!r}: no row of part {stage.part!r} is left to train on "
-            f"({'; '.join(in_words(train)) or 'the part is empty'})"
+            f"stage {stage.name!r}: no row of part {part!r} is left to train on "
+            f"({'; '.join(told) or 'the part is empty'})"
         )
-    return StageRows(train.rows, heldout.rows, tasks)
+    return StageRows(train, heldout.rows, tasks)
 
 
 def _counts(tokens: Tokenized) -> dict[str, int]:
     return {reason: len(drops) for reason, drops in by_reason(tokens.drops).items()}
+
+
+def _prompts(tasks: RunTasks | None, chat: ChatFormat, data: Data) -> tuple[list[Prompt], dict[str, int]]:
+    """The prompts of the tasks for training, and how many were longer than data.max_prompt_length."""
+    of_tasks = tasks.train if tasks else []
+    ids = prompt_ids(of_tasks, chat)
+    most = data.max_prompt_length or data.max_length
+    kept = [
+        Prompt(task.id, task.prompt, task.row, each)
+        for task, each in zip(of_tasks, ids, strict=True)
+        if len(each) <= most
+    ]
+    long = len(of_tasks) - len(kept)
+    return kept, {"prompt too long": long} if long else {}
 
 
 def _tokenized(

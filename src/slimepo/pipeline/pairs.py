@@ -22,7 +22,9 @@ from slimepo.files import (
     write_json,
     write_json_lines,
 )
+from slimepo.onpolicy.rewards import Prompt, Rewarder
 from slimepo.pipeline.folder import is_held
+from slimepo.pipeline.rewards import make_rewards, reward_weights
 from slimepo.pipeline.tasks import RunTasks, Task, completion_text, prompt_ids
 from slimepo.types import Message, Preference, Verdict
 
@@ -85,7 +87,11 @@ def make_pairs(
             kept = folder / f"samples-{which}.jsonl"
             seed = recipe.seed if settings.seed is None else settings.seed
             samples = sampled(answerer, of_set, settings, tasks.batch_rows, seed, kept, console, name)
-            pairs, made = judged_pairs(of_set, samples, tasks, gold=settings.gold)
+            if settings.reward is None:
+                pairs, made = judged_pairs(of_set, samples, tasks, gold=settings.gold)
+            else:
+                rewards = make_rewards(reward_weights(settings.reward), tasks, folder)
+                pairs, made = rewarded_pairs(of_set, samples, Rewarder(rewards))
         # A file that any run may train on; `task` says which task a pair is of.
         rows = (
             {"prompt": pair.task.prompt, "chosen": _turn(pair.chosen), "rejected": _turn(pair.rejected)}
@@ -173,6 +179,32 @@ def judged_pairs(
         "gold_chosen": sum(pair.gold for pair in pairs),
         "invalid_rejected": sum(not pair.rejected_valid for pair in pairs),
         **{f"dropped: {reason}": counts[reason] for reason in ("all right", "none right", "no sample")},
+    }
+
+
+def rewarded_pairs(
+    tasks: Sequence[Task], samples: Sequence[Sequence[str]], rewarder: Rewarder
+) -> tuple[list[Pair], dict[str, int]]:
+    """The best sample of each task against its worst; and counts of tasks. Equal rewards give no pair.
+
+    Of samples with equal reward the earlier one is taken, and empty samples are no answers.
+
+    Raises:
+        InputError: a reward failed.
+    """
+    pairs, counts = [], Counter[str]()
+    for task, texts in zip(tasks, samples, strict=True):
+        answers = [text for text in texts if text]
+        rewards, _, _ = rewarder(Prompt(task.id, task.prompt, task.row, []), answers)
+        if not answers or min(rewards) == max(rewards):
+            counts["equal rewards" if answers else "no sample"] += 1
+            continue
+        best, worst = (answers[rewards.index(bound(rewards))] for bound in (max, min))
+        pairs.append(Pair(task, best, worst, gold=False, rejected_valid=True))
+    return pairs, {
+        "tasks": len(tasks),
+        "pairs": len(pairs),
+        **{f"dropped: {reason}": counts[reason] for reason in ("equal rewards", "no sample")},
     }
 
 

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from slimepo.errors import InputError
 from slimepo.evaluation.settings import Evaluation
 from slimepo.monitor.settings import MonitorSettings
+from slimepo.onpolicy.settings import Rollouts, rollout_settings
 from slimepo.settings import Settings, read_mapping, set_key, validate
 from slimepo.types import REFERENCE_SOURCES
 from slimepo.words import nearest
@@ -75,13 +76,14 @@ class Tasks(Settings):
 
     `train` and `heldout` are files, a task a row: its `prompt`, where there is one its right `answer`, an `id`, a
     `family`, and whatever else the checker reads. `checker` is package.module:function or file.py:function, called with
-    the row and an answer; it returns a `slimepo.Verdict` or a bool. Every stage answers the held-out tasks greedily,
-    with at most `max_new_tokens`, before and after. `batch_rows`: answers written side by side.
+    the row and an answer; it returns a `slimepo.Verdict` or a bool. Rollouts with another reward need none. Every stage
+    answers the held-out tasks greedily, with at most `max_new_tokens`, before and after. `batch_rows`: answers written
+    side by side.
     """
 
     train: str | None = None
     heldout: str | None = None
-    checker: str
+    checker: str | None = None
     max_new_tokens: int = Field(256, ge=1)
     batch_rows: int = Field(256, ge=1)
 
@@ -89,8 +91,10 @@ class Tasks(Settings):
 class Pairs(Settings):
     """A part that is made by the run: pairs from a model's own samples on the tasks (see `slimepo.pipeline.pairs`).
 
-    `model` is the stage whose model is sampled (none: the recipe's model). With `gold`, a task's own answer is chosen
-    where no sample is right; without, such a task gives no pair. `seed` is that of the run unless given.
+    `model` is the stage whose model is sampled (none: the recipe's model). By the tasks' checker the most frequent
+    right sample is chosen and the most frequent wrong one rejected; with `gold`, a task's own answer is chosen where no
+    sample is right; without, such a task gives no pair. With a `reward` (as a stage's) the best sample is set against
+    the worst; equal rewards give no pair. `seed` is that of the run unless given.
     """
 
     model: str | None = None
@@ -99,6 +103,7 @@ class Pairs(Settings):
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(256, ge=1)
     gold: bool = False
+    reward: str | list[str] | dict[str, float] | None = None
     seed: int | None = Field(None, ge=0)
 
 
@@ -111,6 +116,10 @@ class Stage(Settings):
     folder or a Hub id. `batch_size` is pairs a step over all devices (judged answers for an objective that takes
     those), `micro_batch_size` pairs in memory at once on each. `activation_checkpointing`: with `layers` a layer's
     activations are computed again in the backward pass, with `offload` its input waits in CPU memory meanwhile.
+    With `rollouts` it trains on answers that it samples to `tasks.train` (`batch_size` and `micro_batch_size` are
+    prompts then), and `reward` says what they are worth: checker (the tasks', 1 for right), math (math-verify against
+    `answer`), model:FOLDER (a reward model), judge:ENDPOINT, or a function of (prompt, completions, row),
+    package.module:function or file.py:function; several, or several with weights, are added up.
     `monitor` is true, false, or settings of the displacement monitor. `args` takes any other argument of transformers'
     TrainingArguments.
     """
@@ -128,20 +137,24 @@ class Stage(Settings):
     micro_batch_size: int = Field(4, ge=1)
     activation_checkpointing: Literal["none", "layers", "offload"] = "none"
     save_every: float = Field(0.1, gt=0)
+    rollouts: Rollouts | None = None
+    reward: str | list[str] | dict[str, float] | None = None
     monitor: bool | MonitorSettings = True
     args: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
     def _papers_optimisation(cls, values: Any) -> Any:
-        """SFT: 2e-4, 3 epochs, on the SFT part; preferences: 5e-7, 1 epoch, on the preference part."""
+        """SFT: 2e-4, 3 epochs, on the SFT part; preferences: 5e-7, 1 epoch, on the preference part; rollouts: 1e-6."""
         if not isinstance(values, Mapping):
             return values
         sft = values.get("loss") == "sft"
-        defaults: dict[str, Any] = {"learning_rate": 2e-4 if sft else 5e-7, "epochs": 3 if sft else 1}
+        sampled = values.get("rollouts") is not None
+        rate = 2e-4 if sft else 1e-6 if sampled else 5e-7
+        defaults: dict[str, Any] = {"learning_rate": rate, "epochs": 3 if sft else 1}
         # A user's own objective, package.module:function, lends its stage the function's name; a preset both names.
         name = str(values.get("loss", "")).rpartition(":")[2].replace("/", "-")
-        defaults |= {"part": "sft" if sft else "preference", "name": name}
+        defaults |= {"part": "" if sampled else "sft" if sft else "preference", "name": name}
         return {**defaults, **values}
 
 
@@ -159,8 +172,9 @@ class Recipe(Settings):
     folder) trains it on, and later stages train new ones of its configuration; `merge`, or `merge: true` among the
     settings, folds it into its model first. `dtype` is that of the frozen weights (auto: bfloat16 under an adapter
     where the device computes in it), `export_dtype` that of exported models: a bfloat16 export rounds away most of
-    what a small learning rate has changed. `pairs` are parts made by the run, by name. `evaluate` lists benchmarks that
-    run after a stage. `seeds` makes a run of each, in a folder of its own.
+    what a small learning rate has changed. `pairs` are parts made by the run, by name. With `rounds: 3`, a stage that
+    trains on `pairs` is followed by two more that go on from it with pairs of its own samples. `evaluate` lists
+    benchmarks that run after a stage. `seeds` makes a run of each, in a folder of its own.
     """
 
     model: str | RandomModel
@@ -168,6 +182,7 @@ class Recipe(Settings):
     stages: list[Stage] = Field(min_length=1)
     tasks: Tasks | None = None
     pairs: dict[str, Pairs] = Field(default_factory=dict)
+    rounds: int = Field(1, ge=1)
     tokenizer: str | None = None
     chat_template: str | None = None
     template_options: dict[str, Any] = Field(default_factory=dict)
@@ -206,7 +221,20 @@ class Recipe(Settings):
         for place, stage in enumerate(self.stages):
             # A reference that is no stage's name is another model.
             asked = {"start": stage.start, "reference": stage.reference if stage.reference in names else None}
-            if stage.part in self.pairs:
+            if stage.rollouts is not None:
+                if self.tasks is None or self.tasks.train is None:
+                    raise ValueError(
+                        f"stage {stage.name!r} answers prompts: give tasks.train, a file of them"
+                    )
+                if stage.part:
+                    raise ValueError(
+                        f"stage {stage.name!r}: part is for rows of a file, and rollouts make their own"
+                    )
+            elif stage.reward is not None:
+                raise ValueError(
+                    f"stage {stage.name!r}: a reward is of use where answers are sampled: give rollouts"
+                )
+            elif stage.part in self.pairs:
                 asked["part"] = self.pairs[stage.part].model
             elif stage.part not in self.parts:
                 parts = ", ".join([*self.parts, *self.pairs])
@@ -234,6 +262,18 @@ class Recipe(Settings):
             raise ValueError("pairs are made from answers to tasks: give tasks.train and tasks.checker")
         if self.tasks is not None and self.tasks.train is None and self.tasks.heldout is None:
             raise ValueError("tasks: give a file: heldout, train, or both")
+        unrewarded = any(made.reward is None for made in self.pairs.values())
+        if self.tasks is not None and self.tasks.checker is None and (self.tasks.heldout or unrewarded):
+            raise ValueError(
+                "tasks: held-out tasks, and pairs without a reward, need a checker: give tasks.checker"
+            )
+        for name, made in self.pairs.items():
+            if made.gold and made.reward is not None:
+                raise ValueError(
+                    f"pairs {name!r}: gold is for answers that are right or wrong, and a reward compares samples"
+                )
+        if self.rounds > 1 and not any(stage.part in self.pairs for stage in self.stages):
+            raise ValueError("rounds repeat stages that train on pairs of the run's own samples: give pairs")
         if isinstance(self.model, RandomModel) and any(made.model is None for made in self.pairs.values()):
             raise ValueError(
                 "pairs of a random model's samples teach nothing: give model, the stage that is sampled"
@@ -272,7 +312,8 @@ class Recipe(Settings):
         """
         if self.data.parts is not None:
             return self.data.parts
-        used = list(dict.fromkeys(stage.part for stage in self.stages if stage.part not in self.pairs))
+        of_data = [stage.part for stage in self.stages if stage.rollouts is None]
+        used = [part for part in dict.fromkeys(of_data) if part not in self.pairs]
         heldout = {} if self.data.heldout else {"heldout": 0.01}
         if len(used) < 2:
             return {name: 1 - sum(heldout.values()) for name in used} | heldout
@@ -300,14 +341,36 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, smoke: bool 
 def make_recipe(values: Mapping[str, Any], place: str = "recipe") -> Recipe:
     """Check plain values against the schema, hyperparameters of the objectives included."""
     recipe = validate(Recipe, values, place)
-    from slimepo.losses import bind
+    if recipe.rounds > 1:
+        recipe = validate(Recipe, in_rounds(recipe), place)
+    from slimepo.losses import bind, find_objective
 
     for stage in recipe.stages:
         try:
             bind(stage.loss, stage.loss_options)
+            objective = find_objective(stage.loss, stage.loss_options)
+            rollout_settings(stage.rollouts, stage.loss, objective.positions is None)
         except InputError as error:
             raise InputError(f"{place}: stage {stage.name!r}: {error}") from error
     return recipe
+
+
+def in_rounds(recipe: Recipe) -> dict[str, Any]:
+    """The keys of a recipe whose rounds are stages of their own: NAME, NAME-2, NAME-3, ...
+
+    Each round starts from the model of the one before, and its pairs, NAME-samples-2, ..., are samples of that.
+    """
+    stages, pairs = [], dict(recipe.pairs)
+    for stage in recipe.stages:
+        stages.append(stage)
+        for number in range(2, recipe.rounds + 1) if stage.part in recipe.pairs else ():
+            part, before = f"{stage.name}-samples-{number}", stages[-1].name
+            pairs[part] = recipe.pairs[stage.part].model_copy(update={"model": before})
+            stages.append(
+                stage.model_copy(update={"name": f"{stage.name}-{number}", "start": before, "part": part})
+            )
+    given = {key: getattr(recipe, key) for key in recipe.model_fields_set if key != "rounds"}
+    return {**given, "stages": stages, "pairs": pairs}
 
 
 def one_stage_recipe(model: str, data: str, loss: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -16,6 +16,7 @@ from slimepo.pipeline.evaluate import check_evaluations, evaluate_stage
 from slimepo.pipeline.folder import check_folder, claim_folder, held, record_settings
 from slimepo.pipeline.pairs import make_pairs
 from slimepo.pipeline.recipe import RandomModel, Recipe, Stage
+from slimepo.pipeline.rewards import check_rewards, reward_weights
 from slimepo.pipeline.stage import exported_model, run_stage, stage_arguments
 from slimepo.pipeline.tasks import RunTasks, load_tasks
 from slimepo.redaction import redact
@@ -56,6 +57,35 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
     return results
 
 
+def only_pairs(recipe: Recipe, out: Path, console: Console) -> list[Path]:
+    """Make the pairs of a recipe whose models are there, and train nothing; their files, for any run to train on.
+
+    Raises:
+        InputError: the recipe has no pairs, or none whose model is there.
+    """
+    if not recipe.pairs:
+        raise InputError("the recipe makes no pairs: give pairs: {NAME: {}}")
+    tasks, chat = load_tasks(recipe), chat_format(recipe_tokenizer(recipe), recipe.template_options)
+    assert tasks is not None
+    files = []
+    with held(out, console):
+        check_folder(recipe, out, restart=False)
+        claim_folder(recipe, out, {**(read_json(out / "data.json") or {}), "tasks": tasks.facts}, console)
+        for name, made in recipe.pairs.items():
+            if made.reward is not None:
+                check_rewards(reward_weights(made.reward), bool(recipe.tasks and recipe.tasks.checker))
+            if made.model is not None and read_json(out / made.model / "stage.json") is None:
+                console.print(f"{name}: left out, for stage {made.model} is not done")
+                continue
+            model = str(exported_model(out / made.model)) if made.model else str(recipe.model)
+            record_settings(recipe, out, name)
+            make_pairs(recipe, name, model, tasks, chat, out / name, console)
+            files.append(out / name / "train.jsonl")
+    if not files:
+        raise InputError(f"no stage that the pairs are samples of is done in {out}: slimepo run comes first")
+    return files
+
+
 def runs_of(recipe: Recipe, out: Path) -> list[tuple[Recipe, Path]]:
     """The recipe of each seed with its run folder: `out` itself, with several seeds `out/seed-N`."""
     if len(recipe.seeds) > 1:
@@ -73,6 +103,9 @@ def _run_stages(recipe: Recipe, out: Path, console: Console) -> tuple[list[dict[
     pending = [stage for stage in recipe.stages if read_json(out / stage.name / "stage.json") is None]
     for stage in pending:
         check_reference(recipe, stage)
+        made = recipe.pairs[stage.part].reward if stage.part in recipe.pairs else None
+        if stage.rollouts is not None or made is not None:
+            check_rewards(reward_weights(made or stage.reward), bool(recipe.tasks and recipe.tasks.checker))
     if pending:
         tasks, (parts, facts) = load_tasks(recipe), load_data(recipe)
         chat = chat_format(recipe_tokenizer(recipe), recipe.template_options)

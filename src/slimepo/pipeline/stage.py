@@ -36,7 +36,8 @@ from slimepo.pipeline.data import StageRows
 from slimepo.pipeline.export import export_model, model_card
 from slimepo.pipeline.folder import last_checkpoint, remove_unfinished_checkpoints
 from slimepo.pipeline.recipe import RandomModel, Recipe, Stage
-from slimepo.pipeline.tasks import Answer, answer_tasks, measure
+from slimepo.pipeline.rewards import make_rewards, reward_weights
+from slimepo.pipeline.tasks import SMOKE_TOKENS, Answer, answer_tasks, measure
 from slimepo.redaction import REDACTED, redact, redacted
 from slimepo.training.callbacks import MetricsFile, TrainingProgress, peak_memory
 from slimepo.training.config import PreferenceConfig
@@ -77,7 +78,10 @@ def run_stage(
     """
     started = time.time()
     progress = TrainingProgress(console, stage.name)
-    trainer = stage_trainer(recipe, args, base, rows, chat.tokenizer, folder, [progress])
+    reward = None
+    if stage.rollouts is not None and rows.tasks is not None:
+        reward = make_rewards(reward_weights(stage.reward), rows.tasks, folder)
+    trainer = stage_trainer(recipe, args, base, rows, chat.tokenizer, folder, [progress], reward)
     # What could not be exported is better known before it trains.
     refuse_unmergeable(trainer.model)
     console.print(f"{stage.name}: layout {trainer.layout} ({trainer.layout_reason})")
@@ -212,6 +216,7 @@ def stage_trainer(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     callbacks: Sequence[TrainerCallback] = (),
+    reward: Any = None,
 ) -> PreferenceTrainer:
     """The trainer of a stage, its model loaded and its adapter made from the recipe's seed."""
     from slimepo.training.trainer import PreferenceTrainer
@@ -242,6 +247,7 @@ def stage_trainer(
         processing_class=tokenizer,
         peft_config=None if args.adapter == "continue" else lora(recipe),
         callbacks=[MetricsFile(folder / "metrics.jsonl"), *watching, *callbacks],
+        reward=reward,
     )
 
 
@@ -308,6 +314,7 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         "adapter": given_adapter(recipe, stage),
         "template_options": recipe.template_options,
         "report_to": "none",
+        "rollouts": _rollouts(recipe, stage),
         "monitor": stage.monitor if isinstance(stage.monitor, bool) else stage.monitor.model_dump(),
     }
     for key in stage.args:
@@ -328,6 +335,14 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         return PreferenceConfig(**(values | _without_secrets(stage)))
     except (TypeError, ValueError, ImportError, RuntimeError) as error:
         raise InputError(f"stage {stage.name!r}: {first_line(error)}") from error
+
+
+def _rollouts(recipe: Recipe, stage: Stage) -> dict[str, Any] | None:
+    """What was set of a stage's rollouts, their answers short in a smoke run."""
+    if stage.rollouts is None:
+        return None
+    short = {"max_new_tokens": min(stage.rollouts.max_new_tokens, SMOKE_TOKENS)} if recipe.smoke else {}
+    return {**stage.rollouts.model_dump(exclude_unset=True), **short}
 
 
 def _without_secrets(stage: Stage) -> dict[str, Any]:

@@ -91,9 +91,10 @@ def load_tasks(recipe: Recipe) -> RunTasks | None:
     train, heldout = (
         read_tasks(recipe.path(name), limit) if name else [] for name in (asked.train, asked.heldout)
     )
-    check = _checker(asked.checker)
+    check = _checker(asked.checker) if asked.checker else _unchecked
     first = next(iter([*train, *heldout]))
-    check(first, first.gold or "")
+    if asked.checker:
+        check(first, first.gold or "")
     tokens = min(asked.max_new_tokens, SMOKE_TOKENS) if recipe.smoke else asked.max_new_tokens
     return RunTasks(train, heldout, check, tokens, asked.batch_rows)
 
@@ -234,6 +235,10 @@ def _checker(name: str) -> Callable[[Task, str], Verdict]:
         return verdict
 
     return check
+
+
+def _unchecked(task: Task, text: str) -> Verdict:
+    raise InputError(f"task {task.id}: the recipe's tasks have no checker")
 
 
 def _share(flags: Sequence[bool]) -> float:

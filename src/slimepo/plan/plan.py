@@ -55,8 +55,8 @@ class Device:
 class StagePlan:
     """What a stage holds on each device at its peak, in bytes, for the largest micro-batch that its recipe allows.
 
-    `tokens` counts padding; every response is as long as `max_length` allows. `largest_budget` is the largest
-    `max_tokens_per_batch` that fits the device, 0 where not even one such pair does.
+    `tokens` counts padding; every response is as long as `max_length`, or `max_new_tokens`, allows. `largest_budget` is
+    the largest `max_tokens_per_batch` that fits the device, 0 where not even one such row does.
     """
 
     name: str

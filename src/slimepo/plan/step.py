@@ -51,7 +51,9 @@ class PlannedStep:
     setting: StepSetting
     collator: StepCollator
     pairs: int  # of an optimizer step
-    max_length: int
+    longest: tuple[
+        int, int
+    ]  # tokens of a prompt and a response; the shortest prompt leaves a pair's responses the most
     optimizer_bytes: int  # for each parameter that trains
     reference_bytes: int  # of a reference model beside the policy
     whole: FakePolicy
@@ -86,7 +88,7 @@ def make_step(
     path = ("side_by_side" if gpu else "by_length") if args.attention == "auto" else args.attention
     path = PATHS[path].planned_as or path
     setting = StepSetting(gpu, dtype, bool(args.bf16), _checkpointing(args), path, accumulates=True)
-    positions = find_objective(stage.loss).positions
+    positions = args.positions
 
     def policy(config: PreTrainedConfig) -> FakePolicy:
         adapter = lora(recipe)
@@ -104,7 +106,7 @@ def make_step(
         setting=setting,
         collator=collator,
         pairs=args.pairs_per_step or 1,
-        max_length=recipe.data.max_length,
+        longest=_longest(recipe, stage),
         optimizer_bytes=OPTIMIZER_BYTES[optimizer.value],
         reference_bytes=_reference_bytes(args, whole),
         whole=whole,
@@ -134,7 +136,7 @@ def step_memory(step: PlannedStep, batch: Batch, *, accumulates: bool) -> dict[s
 def largest_batch(step: PlannedStep) -> Batch:
     """The largest micro-batch that the recipe allows, of the longest pairs."""
     if step.collator.max_tokens is None:
-        pairs = [_pair(step.max_length - 1)] * min(step.collator.micro_batch_size, step.pairs)
+        pairs = [_row(step, *step.longest)] * min(step.collator.micro_batch_size, step.pairs)
         return step.collator.batch(pairs)
     return _batch_of(step, step.collator.max_tokens, most=step.pairs)
 
@@ -166,23 +168,29 @@ def largest_budget(step: PlannedStep, usable: int) -> int:
     return low
 
 
-def _pair(response: int) -> Row:
-    """The shortest prompt leaves the most tokens to the responses."""
+def _longest(recipe: Recipe, stage: Stage) -> tuple[int, int]:
+    """Tokens of the longest prompt and response of a row."""
+    if stage.rollouts is None:
+        return 1, recipe.data.max_length - 1
+    return recipe.data.max_prompt_length or recipe.data.max_length, stage.rollouts.max_new_tokens
+
+
+def _row(step: PlannedStep, prompt: int, response: int) -> Row:
     ids = np.zeros(response, dtype=np.int32)
-    return Row(np.zeros(1, dtype=np.int32), (ids, ids), id="planned")
+    return Row(np.zeros(prompt, dtype=np.int32), (ids,) * (max(step.collator.positions) + 1), id="planned")
 
 
 def _batch_of(step: PlannedStep, tokens: int, most: int | None = None) -> Batch:
     """As many of the longest pairs as fit into so many tokens, at least one, and a shorter one in what is left."""
     sides, layout = len(step.collator.positions), step.collator.layout
-    longest = step.max_length - 1
-    each = sides * (longest + 1) if layout != "shared" else sides * longest + 1
+    prompt, longest = step.longest
+    each = sides * (longest + prompt) if layout != "shared" else sides * longest + prompt
     count = max(1, tokens // each)
     left = tokens - count * each
     rest = left // sides - 1 if layout != "shared" else (left - 1) // sides
-    pairs = [_pair(longest)] * count
+    pairs = [_row(step, prompt, longest)] * count
     if rest > 0 and layout != "padded":
-        pairs.append(_pair(rest))
+        pairs.append(_row(step, 1, min(rest, longest)))
     return step.collator.batch(pairs[:most])
 
 
@@ -237,7 +245,7 @@ def _arguments(recipe: Recipe, stage: Stage, gpu: bool) -> PreferenceConfig:
 
 def _reference_bytes(args: PreferenceConfig, whole: FakePolicy) -> int:
     """Of a second model in memory: a frozen copy, or another model, which is taken to be as large as the policy."""
-    if "reference" not in find_objective(args.loss).asks or args.reference in (
+    if "reference" not in find_objective(args.loss, args.loss_options).asks or args.reference in (
         "auto",
         "adapters-off",
         "cache",

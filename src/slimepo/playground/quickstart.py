@@ -24,13 +24,14 @@ WORLD = "world"
 class Objective(Settings):
     """One objective, under a name of its own (else its loss); its learning rates where they differ from the others'.
 
-    One that is `on_request` runs only when it is asked for by name.
+    `keys`: further keys of its stage. One that is `on_request` runs only when it is asked for by name.
     """
 
     loss: str
     name: str = ""
     loss_options: dict[str, Any] = Field(default_factory=dict)
     learning_rates: list[float] | None = None
+    keys: dict[str, Any] = Field(default_factory=dict)
     on_request: bool = False
 
 
@@ -80,6 +81,7 @@ def load_quickstart(
     *,
     seeds: int = 1,
     sweep: bool = False,
+    online: bool = False,
     path: Path = RECIPE,
 ) -> WorldRun:
     """The quickstart's recipe for the folder `out`, with `key=value` overrides.
@@ -91,11 +93,14 @@ def load_quickstart(
             the chosen answers, the control, is always among them.
         seeds: so many, from `seed` on. Another seed is another world, SFT model and set of pairs.
         sweep: run every objective over the longer list of learning rates.
+        online: sample while training, in place of pairs that are made beforehand.
 
     Raises:
         InputError: a key, a value, an objective or a hyperparameter is wrong.
     """
     values = read_mapping(path, "recipe")
+    of_online = values.pop("online")
+    values |= of_online if online else {}
     listed = values["objectives"]
     values["objectives"] = [entry for entry in listed if not entry.get("on_request")]
     if objectives:
@@ -126,7 +131,8 @@ def load_quickstart(
                 "loss_options": objective.loss_options,
                 "learning_rate": rate,
                 "start": "sft",
-                "part": "samples",
+                **({} if online else {"part": "samples"}),
+                **objective.keys,
             }
             for rate in (settings.sweep if sweep else objective.learning_rates or settings.learning_rates)
         ]
@@ -145,7 +151,7 @@ def load_quickstart(
             "checker": "slimepo.playground.tasks:judge",
             **settings.tasks,
         },
-        "pairs": {"samples": {"model": "sft", **settings.pairs}},
+        "pairs": {} if online else {"samples": {"model": "sft", **settings.pairs}},
         "stages": stages,
         "seeds": list(range(settings.seed, settings.seed + seeds)),
     }

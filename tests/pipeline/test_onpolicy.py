@@ -1,0 +1,206 @@
+"""Stages that sample their own answers, rounds of them, and pairs made without training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from slimepo.cli import app
+from slimepo.errors import InputError
+from slimepo.files import json_lines, read_json
+from slimepo.model.generate import Completion
+from slimepo.onpolicy.rewards import Rewarder
+from slimepo.pipeline.pairs import rewarded_pairs
+from slimepo.pipeline.recipe import make_recipe
+from slimepo.pipeline.rewards import check_rewards, make_rewards, reward_weights
+from slimepo.pipeline.run import run_recipe
+from slimepo.pipeline.tasks import RunTasks, Task
+from slimepo.terminal import make_console
+from slimepo.types import Verdict
+
+REWARD = """
+def long(prompt, completions, row):
+    return [len(text) * row["worth"] for text in completions]
+
+def right(row, text):
+    return len(text) % 2 == 0
+"""
+
+
+def write_rows(path: Path, count: int = 6) -> Path:
+    rows = [{"prompt": f"Say {i}.", "id": f"task {i}", "worth": 1 + i % 2} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def values(llama_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    """A recipe whose reward lies in another folder."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "reward.py").write_text(REWARD)
+    stage = {
+        "loss": "grpo", "rollouts": {"samples": 3, "max_new_tokens": 6}, "reward": f"{tmp_path}/own/reward.py:long",
+        "batch_size": 2, "micro_batch_size": 1, "max_steps": 2, "learning_rate": 1e-3, "save_every": 1,
+    }  # fmt: skip
+    return {
+        "model": str(llama_folder),
+        "adapter": "none",
+        "tasks": {"train": str(write_rows(tmp_path / "prompts.jsonl"))},
+        "stages": [stage],
+    }
+
+
+def run(values: dict[str, Any], out: Path) -> list[dict[str, Any]]:
+    return run_recipe(make_recipe(values), out, make_console(quiet=True))
+
+
+def test_a_stage_learns_from_its_own_samples(values: dict[str, Any], tmp_path: Path) -> None:
+    (done,) = run(values, tmp_path / "run")
+    assert done["steps"] == 2
+    lines = json_lines(tmp_path / "run" / "grpo" / "checkpoints" / "rollouts.jsonl")
+    assert [line["step"] for line in lines] == [0, 0, 1, 1]
+    rows = {row["id"]: row for row in map(json.loads, (tmp_path / "prompts.jsonl").read_text().splitlines())}
+    for line in lines:
+        worth = rows[line["prompt"]]["worth"]
+        assert line["rewards"] == [len(text) * worth for text in line["samples"]]
+    logged = json_lines(tmp_path / "run" / "grpo" / "metrics.jsonl")[0]
+    assert {"reward", "reward/std", "sampled/tokens", "time/sample"} <= logged.keys()
+
+
+def test_the_same_recipe_samples_the_same_answers(values: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run(values, tmp_path / name)
+    one, two = ((tmp_path / name / "grpo/checkpoints/rollouts.jsonl").read_text() for name in ("one", "two"))
+    assert one == two
+
+
+def test_pairs_of_samples_train_any_objective_on_pairs(values: dict[str, Any], tmp_path: Path) -> None:
+    values["stages"][0] |= {"loss": "slime"}
+    (done,) = run(values, tmp_path / "run")
+    assert done["steps"] == 2
+    assert "sampled/pairs" in json_lines(tmp_path / "run/slime/metrics.jsonl")[0]
+
+
+def test_rounds_sample_the_model_of_the_round_before(values: dict[str, Any]) -> None:
+    values |= {
+        "rounds": 3,
+        "pairs": {"samples": {"per_prompt": 3, "reward": values["stages"][0].pop("reward")}},
+    }
+    values["stages"] = [{"loss": "slime", "part": "samples"}]
+    recipe = make_recipe(values)
+    assert [stage.name for stage in recipe.stages] == ["slime", "slime-2", "slime-3"]
+    assert [recipe.start_of(stage) for stage in recipe.stages] == [None, "slime", "slime-2"]
+    assert [recipe.pairs[stage.part].model for stage in recipe.stages] == [None, "slime", "slime-2"]
+    assert make_recipe(recipe.model_dump(exclude_unset=True)) == recipe
+
+
+def test_pairs_are_made_without_training(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A random model seldom says the end, so this one speaks for it.
+    def generate(model: Any, prompts: Any, *, finished: Any, samples: int, **_: Any) -> None:
+        answers = [Completion([*range(10, 12 + number), 1], True) for number in range(samples)]
+        finished(range(len(prompts)), [answers] * len(prompts))
+
+    monkeypatch.setattr("slimepo.model.generate.generate", generate)
+    reward = values["stages"][0]["reward"]
+    values["stages"] = [{"loss": "slime", "part": "samples"}]
+    values["pairs"] = {"samples": {"per_prompt": 4, "reward": reward}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(values))
+    done = CliRunner().invoke(app, ["pairs", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    rows = json_lines(tmp_path / "run" / "samples" / "train.jsonl")
+    assert len(rows) == 6 == read_json(tmp_path / "run/samples/pairs.json")["train"]["pairs"]
+    assert all(len(row["chosen"][0]["content"]) > len(row["rejected"][0]["content"]) for row in rows)
+    assert not (tmp_path / "run" / "slime").exists()
+
+
+TASKS = [Task(f"t{i}", [{"role": "user", "content": "?"}], {"answer": "2"}) for i in range(4)]
+OF_RUN = RunTasks(TASKS, [], lambda task, text: Verdict(text == task.gold, True), 8, 8)
+
+
+def test_the_best_sample_is_set_against_the_worst() -> None:
+    def length(prompt: Any, completions: Any, row: Any) -> list[float]:
+        return [float(len(text)) for text in completions]
+
+    samples = [["aa", "a", "aaa", "b"], ["a", "b"], ["", ""], []]
+    pairs, counts = rewarded_pairs(TASKS, samples, Rewarder({"length": (length, 1.0)}))
+    assert [(pair.chosen, pair.rejected) for pair in pairs] == [("aaa", "a")]
+    assert counts == {"tasks": 4, "pairs": 1, "dropped: equal rewards": 1, "dropped: no sample": 2}
+
+
+def test_the_checker_and_math_verify_are_rewards(tmp_path: Path) -> None:
+    pytest.importorskip("math_verify", reason="slimepo[math] is not installed")
+    rewards = make_rewards(reward_weights({"checker": 2.0, "math": 0.5}), OF_RUN, tmp_path)
+    assert {name: weight for name, (_, weight) in rewards.items()} == {"checker": 2.0, "math": 0.5}
+    given = (TASKS[0].prompt, ["2", "$\\frac{4}{2}$", "3"], TASKS[0].row)
+    assert rewards["checker"][0](*given) == [1.0, 0.0, 0.0]
+    assert rewards["math"][0](*given) == [1.0, 1.0, 0.0]
+
+
+def test_a_reward_model_scores_the_whole_conversation(llama_folder: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from slimepo.data.chat import load_tokenizer
+
+    tokenizer = load_tokenizer(str(llama_folder))
+    model = AutoModelForSequenceClassification.from_pretrained(llama_folder, num_labels=1)
+    torch.nn.init.normal_(model.score.weight)
+    model.save_pretrained(tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward")
+    ((reward, _),) = make_rewards({f"model:{tmp_path}/reward": 1.0}, OF_RUN, tmp_path).values()
+    turns = [*TASKS[0].prompt, {"role": "assistant", "content": "two"}]
+    ids = tokenizer.apply_chat_template(turns, return_dict=True, return_tensors="pt")
+    with torch.no_grad():
+        alone = float(model.eval()(**ids).logits)
+    assert reward(TASKS[0].prompt, ["2", "two"], {})[1] == pytest.approx(alone, abs=1e-6)
+
+
+def test_a_judge_rates_each_answer_and_is_paid_once(mock: Any, tmp_path: Path) -> None:
+    ((reward, _),) = make_rewards({f"judge:{mock.judge}": 1.0}, OF_RUN, tmp_path).values()
+    first = reward(TASKS[0].prompt, ["2", "two"], {})
+    # The mock rates by the text of the question.
+    assert len(set(first)) == 2
+    assert {round(value * 10, 6) % 1 for value in first} == {0.0}
+    calls = len(mock.calls)
+    assert reward(TASKS[0].prompt, ["2", "two"], {}) == first
+    assert len(mock.calls) == calls
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("checker", "give tasks.checker"),
+        ("nowhere.py:reward", "cannot be imported"),
+        ("model:/nowhere", "/nowhere"),
+    ],
+)
+def test_a_reward_that_cannot_be_had_is_refused_before_a_model_loads(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_rewards({name: 1.0}, has_checker=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": "grpo", "rollouts": None}, "give rollouts"),
+        ({"reward": "checker", "rollouts": None, "loss": "dpo"}, "give rollouts"),
+        ({"part": "preference"}, "rollouts make their own"),
+        ({"rollouts": {"samples": 1}}, "2 or more"),
+        ({"rollouts": {"sampels": 4}}, "did you mean 'samples'"),
+        ({"rollouts": {"temperature": 0.7}}, "leave temperature"),
+        ({"loss": "dpo", "rollouts": {"kl": 0.1}}, "kl is for objectives on samples"),
+        ({"reference": "cache", "loss": "dpo"}, "use 'copy'"),
+        ({"loss": "kto"}, "judged one by one"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    values: dict[str, Any], change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    values["stages"][0] |= change
+    with pytest.raises(InputError, match=message):
+        run(values, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
