@@ -6,8 +6,8 @@ Prints a table and writes it into docs/objectives.md. On both sides the trainer 
 `compute_loss`, slimepo's collator (in the layout that it takes by itself), `compute_loss` and, for the gradient,
 `training_step` in micro-batches of another size. The policy is not the reference, so that no log-ratio is 0.
 
-float32 is TRL as it is. For float64 what TRL rounds to float32 by itself is kept wide: the head of its DPO and KTO
-trainers, and the log-probs in its ORPO loss. Nothing else of TRL is replaced.
+float32 is TRL as it is. For float64 what TRL rounds to float32 by itself is kept wide: the head of its DPO, KTO,
+GRPO and RLOO trainers, and the log-probs in its ORPO loss. Nothing else of TRL is replaced.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ import argparse
 import copy
 import functools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -32,7 +31,21 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.peers import IGNORED
+from benchmarks.parity_trl import (
+    LONGEST,
+    PAIRS,
+    WORDS,
+    Peer,
+    Rows,
+    trl_cpo,
+    trl_dpo,
+    trl_kto,
+    trl_orpo,
+    trl_samples,
+    wide,
+    word_tokenizer,
+    words,
+)
 from slimepo.data.rows import Row
 from slimepo.losses import find_objective
 from slimepo.training.config import PreferenceConfig
@@ -41,29 +54,21 @@ from slimepo.training.trainer import PreferenceTrainer
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "objectives.md"
 BEGIN, END = "<!-- parity: written by python -m benchmarks.parity -->", "<!-- end of parity -->"
 
-WORDS = 61
-PAIRS = 8
 MICRO_BATCH = 3
-
-Rows = Sequence[Row]
-
-
-class Peer(NamedTuple):
-    """TRL's trainer of an objective, the batch it collated, and the rows in it as slimepo reads them."""
-
-    trainer: Any
-    batch: dict[str, Any]
-    rows: Rows
 
 
 class Case(NamedTuple):
-    """An objective with options, and TRL's trainer for it; `prompts` are the least and most tokens of a prompt."""
+    """An objective with options, and TRL's trainer for it; `prompts` are the least and most tokens of a prompt.
+
+    `responses`: how many each prompt has.
+    """
 
     objective: str
     against: str
     peer: Callable[[nn.Module, nn.Module, Rows, Path], Peer]
     options: Mapping[str, Any] = {}
     prompts: tuple[int, int] = (2, 8)
+    responses: int = 2
 
 
 class Comparison(NamedTuple):
@@ -83,7 +88,9 @@ def compare(case: Case, dtype: torch.dtype) -> Comparison:
     reference, policy = models(dtype)
     with tempfile.TemporaryDirectory() as folder:
         with wide() if dtype == torch.float64 else nullcontext():
-            peer = case.peer(copy.deepcopy(policy), reference, random_pairs(case.prompts), Path(folder))
+            peer = case.peer(
+                copy.deepcopy(policy), reference, random_rows(case.prompts, case.responses), Path(folder)
+            )
             loss = peer.trainer.compute_loss(peer.trainer.model, peer.batch)
             loss.backward()
         theirs, their_gradient = loss.item(), gradient(peer.trainer.model)
@@ -103,7 +110,16 @@ def slimepo_step(
     case: Case, policy: nn.Module, reference: nn.Module, rows: Rows, folder: Path
 ) -> tuple[float, Tensor]:
     """Loss of all rows in one batch, and the gradient of a training step in micro-batches."""
-    source = {"reference": "copy"} if "reference" in find_objective(case.objective).asks else {}
+    objective = find_objective(case.objective, case.options)
+    known: dict[str, Any] = {"train_dataset": list(rows)}
+    options: dict[str, Any] = {"reference": "copy"} if "reference" in objective.asks else {}
+    if objective.positions is None:
+        options["rollouts"] = {"samples": case.responses}
+        known = {
+            "train_dataset": [{"prompt": words(row.prompt_ids)} for row in rows],
+            "processing_class": word_tokenizer(),
+            "reward": lambda prompt, completions, row: [0.0] * len(completions),
+        }
     trainer = PreferenceTrainer(
         model=copy.deepcopy(reference),
         args=PreferenceConfig(
@@ -116,110 +132,34 @@ def slimepo_step(
             bf16=False,
             disable_tqdm=True,
             report_to="none",
-            **source,
+            **options,
         ),
-        train_dataset=list(rows),
+        **known,
     )
     model: Any = trainer.model
     model.load_state_dict(policy.state_dict())
+    given = trainer.train_dataset
+    if trainer.rollouts is not None:
+        # What has been sampled already.
+        given = trainer.rollouts.waiting[0] = list(rows)
     loss = trainer.compute_loss(
-        model, replace(trainer.data_collator, micro_batch_size=len(rows))(trainer.train_dataset)
+        model, replace(trainer.data_collator, micro_batch_size=len(rows))(given)
     ).item()
     model.zero_grad()
-    trainer.training_step(model, trainer.data_collator(trainer.train_dataset))
+    trainer.training_step(model, trainer.data_collator(given))
     return loss, gradient(model)
 
 
-def trl_dpo(loss_type: str, policy: nn.Module, reference: nn.Module, rows: Rows, folder: Path) -> Peer:
-    """TRL's DPOTrainer with a reference model beside the policy."""
-    from datasets import Dataset
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
-
-    class Tokenised(DPOTrainer):
-        def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
-            return dataset
-
-    columns = [
-        {
-            "prompt_ids": row.prompt_ids.tolist(),
-            "chosen_ids": row.responses[0].tolist(),
-            "rejected_ids": row.responses[1].tolist(),
-        }
-        for row in rows
-    ]
-    trainer = Tokenised(
-        model=policy,
-        ref_model=copy.deepcopy(reference),
-        args=DPOConfig(loss_type=[loss_type], max_length=None, **arguments(folder)),
-        train_dataset=Dataset.from_list(columns),
-        processing_class=word_tokenizer(),
+def on_samples(
+    objective: str, kind: str, theirs: dict[str, Any], options: Mapping[str, Any] | None = None
+) -> Case:
+    """A case of four samples a prompt; what TRL is told names it."""
+    told = [value if key == "loss_type" else f"{key} {value}" for key, value in theirs.items()]
+    peer = functools.partial(trl_samples, kind, theirs)
+    # TRL pads prompts on the left without saying where they begin, which absolute positions would notice.
+    return Case(
+        objective, ", ".join([f"{kind}Trainer", *told]), peer, options or {}, prompts=(5, 5), responses=4
     )
-    return Peer(trainer, trainer.data_collator(list(trainer.train_dataset)), rows)
-
-
-def trl_kto(policy: nn.Module, reference: nn.Module, rows: Rows, folder: Path) -> Peer:
-    """TRL's KTOTrainer; the rows are those that it made of the text itself, mismatched answers included."""
-    from datasets import Dataset
-    from trl.trainer.kto_config import KTOConfig
-    from trl.trainer.kto_trainer import KTOTrainer
-
-    answers = [(row.prompt_ids, row.responses[0], True) for row in rows[::2]]
-    answers += [(row.prompt_ids, row.responses[1], False) for row in rows[1::2]]
-    text = [
-        {"prompt": words(prompt), "completion": " " + words(answer), "label": label}
-        for prompt, answer, label in answers
-    ]
-    trainer = KTOTrainer(
-        model=policy,
-        ref_model=copy.deepcopy(reference),
-        args=KTOConfig(max_length=None, undesirable_weight=1.3, **arguments(folder)),
-        train_dataset=Dataset.from_list(text),
-        processing_class=word_tokenizer(),
-    )
-    features = list(trainer.train_dataset)
-    judged = [as_judged(feature, f"row {i}") for i, feature in enumerate(features)]
-    return Peer(trainer, trainer.data_collator(features), judged)
-
-
-def trl_cpo(
-    options: dict[str, Any], policy: nn.Module, reference: nn.Module, rows: Rows, folder: Path
-) -> Peer:
-    """TRL's CPOTrainer, which knows SimPO's loss as well."""
-    from trl.experimental.cpo import CPOConfig, CPOTrainer
-
-    return without_reference(CPOTrainer, CPOConfig, options, policy, rows, folder)
-
-
-def trl_orpo(policy: nn.Module, reference: nn.Module, rows: Rows, folder: Path) -> Peer:
-    """TRL's ORPOTrainer."""
-    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
-
-    return without_reference(ORPOTrainer, ORPOConfig, {}, policy, rows, folder)
-
-
-def without_reference(
-    trainer_class: Any,
-    config_class: Any,
-    options: dict[str, Any],
-    policy: nn.Module,
-    rows: Rows,
-    folder: Path,
-) -> Peer:
-    from datasets import Dataset
-
-    class Tokenised(trainer_class):  # type: ignore[misc]
-        def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
-            return {}
-
-    text = {"prompt": "", "chosen": "", "rejected": ""}
-    trainer = Tokenised(
-        model=policy,
-        args=config_class(max_length=1_000_000, remove_unused_columns=False, **options, **arguments(folder)),
-        train_dataset=Dataset.from_list([text | labelled(row) for row in rows]),
-        processing_class=word_tokenizer(),
-    )
-    return Peer(trainer, trainer.data_collator(list(trainer.train_dataset)), rows)
 
 
 CASES = (
@@ -240,6 +180,27 @@ CASES = (
     # TRL counts the prompt's tokens in ORPO's likelihood; a prompt of one token has none that is predicted.
     Case("orpo", "ORPOTrainer", trl_orpo, prompts=(1, 1)),
     Case("kto", "KTOTrainer, undesirable_weight 1.3", trl_kto, {"undesirable_weight": 1.3}),
+    on_samples("grpo", "GRPO", {"loss_type": "grpo"}),
+    on_samples(
+        "grpo",
+        "GRPO",
+        {"loss_type": "grpo", "beta": 0.04, "use_bias_correction_kl": False},
+        {"kl": 0.04},
+    ),
+    on_samples("grpo", "GRPO", {"loss_type": "grpo", "beta": 0.04}, {"kl": 0.04, "kl_times_ratio": True}),
+    on_samples("grpo/dapo", "GRPO", {"loss_type": "dapo", "epsilon_high": 0.28}),
+    on_samples("grpo/dr", "GRPO", {"loss_type": "dr_grpo"}, {"length": LONGEST}),
+    on_samples(
+        "grpo/gspo",
+        "GRPO",
+        {
+            "loss_type": "grpo",
+            "importance_sampling_level": "sequence",
+            "epsilon": 3e-4,
+            "epsilon_high": 4e-4,
+        },
+    ),
+    on_samples("rloo", "RLOO", {"beta": 0.05}),
 )
 
 
@@ -262,97 +223,23 @@ def models(dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
     return reference.to(dtype), policy.to(dtype)
 
 
-def random_pairs(prompts: tuple[int, int]) -> list[Row]:
-    """Pairs of unequal lengths."""
+def random_rows(prompts: tuple[int, int], responses: int = 2) -> list[Row]:
+    """Prompts and responses of unequal lengths."""
     random = np.random.default_rng(0)
 
     def ids(low: int, high: int) -> np.ndarray:
         return random.integers(3, WORDS, random.integers(low, high + 1)).astype(np.int32)
 
-    return [Row(ids(*prompts), (ids(1, 12), ids(1, 12)), id=f"row {i}") for i in range(PAIRS)]
-
-
-def as_judged(feature: dict[str, Any], row_id: str) -> Row:
-    prompt, answer, other, nothing = (
-        np.array(ids, dtype=np.int32)
-        for ids in (feature["prompt_ids"], feature["completion_ids"], feature["KL_completion_ids"], [])
-    )
-    chosen, rejected = (answer, nothing) if feature["label"] else (nothing, answer)
-    return Row(prompt, (chosen, rejected, other), id=row_id)
-
-
-def labelled(row: Row) -> dict[str, list[int]]:
-    """The columns of TRL's CPO and ORPO trainers."""
-    prompt = row.prompt_ids.tolist()
-    columns = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
-    for side, response in (("chosen", row.responses[0].tolist()), ("rejected", row.responses[1].tolist())):
-        columns[f"{side}_input_ids"] = prompt + response
-        columns[f"{side}_attention_mask"] = [1] * (len(prompt) + len(response))
-        columns[f"{side}_labels"] = [IGNORED] * len(prompt) + response
-    return columns
-
-
-def arguments(folder: Path) -> dict[str, Any]:
-    return {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": PAIRS,
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
-
-
-def words(ids: np.ndarray) -> str:
-    return " ".join(f"w{i}" for i in ids)
-
-
-@functools.cache
-def word_tokenizer() -> Any:
-    """A word a token, so that text says exactly which ids it becomes."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<pad>", "<eos>", "<bos>"]
-    vocabulary = {word: i for i, word in enumerate([*special, *(f"w{i}" for i in range(3, WORDS))])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    return [
+        Row(ids(*prompts), tuple(ids(1, LONGEST) for _ in range(responses)), id=f"row {i}")
+        for i in range(PAIRS)
+    ]
 
 
 def gradient(model: nn.Module) -> Tensor:
     """The gradient of all parameters as one vector, in float64."""
     parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
     return torch.cat([part.flatten().double() for part in parts])
-
-
-class WideHead:
-    """Stands in for TRL's fused head, which computes in float32 whatever the model: plain and in the model's dtype."""
-
-    @staticmethod
-    def apply(
-        hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *unused: Any
-    ) -> tuple[Tensor, ...]:
-        logits = nn.functional.linear(hidden, weight, bias)
-        logps = logits.log_softmax(dim=-1)
-        entropy = -(logps.exp() * logps).sum(dim=-1)
-        chosen = logps.gather(1, labels[:, None])[:, 0]
-        return chosen, entropy, torch.zeros_like(chosen), logits.mean(dim=-1), logits.argmax(dim=-1) == labels
-
-
-@contextmanager
-def wide() -> Iterator[None]:
-    """Inside, TRL rounds nothing to float32."""
-    from trl.trainer import utils
-
-    with (
-        patch.object(utils, "_ChunkedLogProbFunction", WideHead),
-        patch.object(torch.Tensor, "float", torch.Tensor.double),
-    ):
-        yield
 
 
 def markdown(results: Sequence[Comparison]) -> str:
