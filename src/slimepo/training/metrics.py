@@ -59,6 +59,8 @@ class MetricSums:
 
     def means(self) -> dict[str, float]:
         """Means over rows, those that no row has left out; the loss with its token-averaged parts."""
+        if not self.sums:
+            return {}
         totals = dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True))
         means = {k: v / n for k, (v, n) in totals.items() if n and not k.startswith("token_loss/")}
         parts = [v / (n or 1) for k, (v, n) in totals.items() if k.startswith("token_loss/")]

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 from torch import nn
@@ -20,6 +20,7 @@ from slimepo.model.adapters import keep_trained_in_float32, with_adapter
 from slimepo.model.load import check_embeddings, savable
 from slimepo.model.logps import causal_lm, install_logps
 from slimepo.training.config import NO_SHARDING, PreferenceConfig, SLIMEConfig, settled
+from slimepo.training.steps import StepSampler
 from slimepo.types import REFERENCE_SOURCES
 
 
@@ -52,6 +53,20 @@ def prepared(
     keep_trained_in_float32(model)
     install_logps(model)
     return model
+
+
+def refuse_no_step(rows: Sized, sampler: StepSampler) -> None:
+    """Refuse to train where no step would be taken.
+
+    Raises:
+        InputError: the rows are fewer than those of one step, and short steps are left out.
+    """
+    if not len(sampler):
+        raise InputError(
+            f"there is no step to take: dataloader_drop_last leaves out a short step, and the {len(rows)} rows are "
+            f"fewer than the {sampler.step_size} of one; lower per_device_train_batch_size or "
+            "gradient_accumulation_steps"
+        )
 
 
 def refuse_long_rows(model: nn.Module, tokens_of: Iterable[tuple[str, int]]) -> None:

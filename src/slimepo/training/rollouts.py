@@ -24,6 +24,7 @@ from slimepo.model.generate import Completion, generate
 from slimepo.model.modes import compute_dtype, scoring
 from slimepo.model.score import score_rows
 from slimepo.onpolicy.correction import corrected
+from slimepo.onpolicy.critic import Critic
 from slimepo.onpolicy.rewards import Prompt, Reward, Rewarder
 from slimepo.onpolicy.rollouts import (
     Rollout,
@@ -36,7 +37,6 @@ from slimepo.onpolicy.rollouts import (
 )
 from slimepo.onpolicy.settings import Rollouts
 from slimepo.onpolicy.vllm import VLLM, VLLMServer, check_server, open_engine
-from slimepo.training.critic import Critic
 from slimepo.training.reference import Reference
 from slimepo.training.steps import StepSampler
 from slimepo.types import Message

@@ -51,6 +51,10 @@ def train_step(
     with the `spare` step, times 0.
     """
     counts = step_counts(step["batches"], objective, accelerator)
+    if not counts.rows and accelerator.scaler is None:
+        # No rank has anything to learn from. Without gradients the optimizer leaves the weights as they are; with those
+        # of a loss of 0 its momentum would still move them. (fp16's scaler wants gradients.)
+        return Done(torch.zeros((), device=accelerator.device), [], [])
     scale = accelerator.num_processes if step["batches"] else 0
     if not step["batches"]:
         step = spare

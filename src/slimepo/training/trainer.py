@@ -19,15 +19,13 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import speed_metrics
 
-from slimepo.data.batch import Batch, Step, StepCollator, to_device
-from slimepo.data.rows import MISMATCHED
+from slimepo.data.batch import Step, StepCollator, to_device
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.files import write_json
 from slimepo.losses import bind, find_objective, step_loss
 from slimepo.model.load import load_model
 from slimepo.model.logps import causal_lm, response_logps
 from slimepo.model.modes import compute_dtype, scoring
-from slimepo.model.score import scoring_batches
 from slimepo.model.tryout import choose_layout
 from slimepo.monitor.callback import DisplacementMonitor, Watched
 from slimepo.monitor.settings import monitor_settings
@@ -50,23 +48,23 @@ from slimepo.training.prepare import (
     read_once,
     refuse_changes,
     refuse_long_rows,
+    refuse_no_step,
     settings_of,
 )
-from slimepo.training.reference import Reference, choose_reference, reference_logps
+from slimepo.training.reference import Reference, choose_reference
 from slimepo.training.reference_cache import reference_values
 from slimepo.training.rollouts import PromptDataset, prompts_from, rollout_source, sampling_inputs
+from slimepo.training.scores import score_dataset
 from slimepo.training.step import (
     beside_the_policy,
-    mean_log_ratio,
     non_finite_rows,
     output_of,
     row_weight,
     step_counts,
     train_step,
 )
-from slimepo.training.steps import StepSampler, rows_read, shares, step_sampler
+from slimepo.training.steps import StepSampler, rows_read, step_sampler
 from slimepo.training.trl_names import in_own_arguments
-from slimepo.types import LossOutput
 
 logger = logging.getLogger(__name__)
 
@@ -135,10 +133,10 @@ class PreferenceTrainer(Trainer):
             rows = read_stream(rows, processing_class, args, self.objective)
             args.train_sampling_strategy = "sequential"
         rewards, chat = sampling_inputs(sampling, given.get("reward"), processing_class, args)
-        if sampling is None or chat is None:
-            rows = make_dataset(rows, processing_class, args, self.objective)
-        else:
+        if sampling and chat:
             rows = PromptDataset(prompts_from(rows or [], chat), sampling)
+        else:
+            rows = make_dataset(rows, processing_class, args, self.objective)
         loaded = load_model(model, **args.model_init_kwargs) if isinstance(model, str) else model
         policy = prepared(
             loaded,
@@ -172,13 +170,8 @@ class PreferenceTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        if rows is not None and not len(self._sampler()):
-            raise InputError(
-                f"there is no step to take: dataloader_drop_last leaves out a short step, and the {len(rows)} rows are "
-                f"fewer than the {self._sampler().step_size} of one; lower per_device_train_batch_size or "
-                "gradient_accumulation_steps"
-            )
         if rows is not None:
+            refuse_no_step(rows, self._sampler())
             refuse_long_rows(self.model, rows.tokens())
         self.layout, self.layout_reason = choose_layout(
             self.model, args.layout, args.positions, args.attention, compute_dtype(args),
@@ -208,29 +201,29 @@ class PreferenceTrainer(Trainer):
             (c for c in self.callback_handler.callbacks if isinstance(c, DisplacementMonitor)), None
         )
         if self.monitor is not None:
-            held_out = self.eval_dataset or []
-            parts = held_out.values() if isinstance(held_out, Mapping) else [held_out]
-            if self.rollouts and not any(parts) and not self.monitor.heldout:
-                # Samples are other ones at every step: there is nothing whose likelihood could fall.
-                self.remove_callback(self.monitor)
-                self.monitor = None
-        if self.monitor is not None:
-            self.monitor.watch(
-                Watched(
-                    args.loss,
-                    args.loss_options,
-                    [] if self.rollouts else self.train_dataset or [],
-                    [row for part in parts for row in part],
-                    # As many as train at once fit without gradients at the least.
-                    replace(
-                        self.data_collator,
-                        micro_batch_size=max(int(args.eval_batch_size), args.micro_batch_size or 1),
-                    ),
-                )
-            )
-            if shown and self.monitor.record.say is None:
-                self.monitor.record.say = shown[0].warn
+            self._begin_watching(self.monitor, shown[0].warn if shown else None)
         self._config, self._as_given, self._as_read = config, settings_of(config), read_once(self.args)
+
+    def _begin_watching(self, monitor: DisplacementMonitor, say: Callable[[str], None] | None) -> None:
+        held_out = self.eval_dataset or []
+        parts = held_out.values() if isinstance(held_out, Mapping) else [held_out]
+        if self.rollouts and not any(parts) and not monitor.heldout:
+            # Samples are other ones at every step: there is nothing whose likelihood could fall.
+            self.remove_callback(monitor)
+            self.monitor = None
+            return
+        # As many as train at once fit without gradients at the least.
+        rows = max(int(self.args.eval_batch_size), self.args.micro_batch_size or 1)
+        monitor.watch(
+            Watched(
+                self.args.loss,
+                self.args.loss_options,
+                [] if self.rollouts else self.train_dataset or [],
+                [row for part in parts for row in part],
+                replace(self.data_collator, micro_batch_size=rows),
+            )
+        )
+        monitor.record.say = monitor.record.say or say
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' `train`, once it is sure that the settings are still those that the trainer was made with."""
@@ -300,7 +293,8 @@ class PreferenceTrainer(Trainer):
         )
         losses = []
         for batch, known in zip(step["batches"], references, strict=True):
-            output = self._objective(model, batch, known, divergence)
+            logps = response_logps(model, batch)
+            output = output_of(self.objective, self.loss_function, logps, batch, known, divergence)
             losses.append(step_loss(output, counts, row_weight(self.objective, batch)))
         return torch.stack(losses).sum()
 
@@ -347,24 +341,15 @@ class PreferenceTrainer(Trainer):
 
         In the precision of `slimepo.model.modes.scoring`, so that figures compare before and after.
         """
-        rows, sums = rows if isinstance(rows, RowDataset) else self._dataset(rows), MetricSums()
-        collator = replace(self.data_collator, micro_batch_size=self.args.eval_batch_size)
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        with scoring(self.model) as forward:
-            divergence = None
-            if self.reference and "divergence" in self.objective.asks:
-                beside = replace(collator, positions=(MISMATCHED,))
-                mine = [i for i, times in shares(scoring_batches(rows, beside), rank, ranks) if times]
-                others = [
-                    to_device(beside.batch([rows[i] for i in index]), self.args.device) for index in mine
-                ]
-                divergence = mean_log_ratio(forward, self.reference, others, self.accelerator)
-            for index, times in shares(scoring_batches(rows, collator), rank, ranks):
-                batch = to_device(collator.batch([rows[i] for i in index]), self.args.device)
-                known = reference_logps(self.reference, [batch])[0] if self.reference else None
-                output = self._objective(forward, batch, known, divergence)
-                sums.add(batch, output, self.objective, times)
-        return sums.reduced(self.accelerator).means()
+        return score_dataset(
+            self.model,
+            rows if isinstance(rows, RowDataset) else self._dataset(rows),
+            replace(self.data_collator, micro_batch_size=self.args.eval_batch_size),
+            self.objective,
+            self.loss_function,
+            self.reference,
+            self.accelerator,
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the objective's metrics since the last time to what the Trainer logs."""
@@ -464,20 +449,14 @@ class PreferenceTrainer(Trainer):
         callbacks = self.callback_handler.callbacks if self.accelerator.is_main_process else []
         shown = next((c for c in callbacks if isinstance(c, TrainingProgress)), None)
         started = time.monotonic()
-        rows = [dataset[i] for i in index]
         with shown.counted("reference log-probs") if shown else nullcontext() as report:
             known, cached = reference_values(
-                rows, reference, self.model, self.data_collator, precision, self.accelerator, report
-            )
+                [dataset[i] for i in index],
+                reference, self.model, self.data_collator, precision, self.accelerator, report,
+            )  # fmt: skip
         dataset.add("reference", index, known)
         how = "from the cache" if cached else f"computed in {time.monotonic() - started:,.0f} s"
-        (shown.say if shown else logger.info)(f"reference log-probs of {len(rows):,} rows {how}")
-
-    def _objective(
-        self, forward: Any, batch: Batch, reference: Tensor | None, divergence: Tensor | None
-    ) -> LossOutput:
-        logps = response_logps(forward, batch)
-        return output_of(self.objective, self.loss_function, logps, batch, reference, divergence)
+        (shown.say if shown else logger.info)(f"reference log-probs of {len(known):,} rows {how}")
 
 
 class SLIMETrainer(PreferenceTrainer):

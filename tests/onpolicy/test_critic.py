@@ -11,8 +11,8 @@ from torch import nn
 
 from slimepo.data.rows import Row
 from slimepo.errors import InputError
+from slimepo.onpolicy.critic import Critic
 from slimepo.onpolicy.settings import ValueModel
-from slimepo.training.critic import Critic
 from tests.tiny import tiny_model
 
 ALONE: Any = SimpleNamespace(reduce=lambda value, how: value)
