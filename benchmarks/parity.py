@@ -114,7 +114,7 @@ def slimepo_step(
     known: dict[str, Any] = {"train_dataset": list(rows)}
     options: dict[str, Any] = {"reference": "copy"} if "reference" in objective.asks else {}
     if objective.positions is None:
-        options["rollouts"] = {"samples": case.responses}
+        options["rollouts"] = {"samples": case.responses, "max_new_tokens": 16}
         known = {
             "train_dataset": [{"prompt": words(row.prompt_ids)} for row in rows],
             "processing_class": word_tokenizer(),

@@ -179,7 +179,7 @@ def _trainer(values: dict[str, Any], config: dict[str, Any], folder: Path) -> An
         AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32),
         stage_arguments(recipe, recipe.stages[0], folder),
         train_dataset=rows,
-        peft_config=lora(recipe.adapter) if recipe.adapter else None,
+        peft_config=lora(recipe) if recipe.adapter else None,
     )
 
 

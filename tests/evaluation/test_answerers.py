@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -80,7 +81,8 @@ def test_room_behind_a_prompt() -> None:
 def test_a_conversation_the_template_refuses_is_an_input_error(
     llama: HFModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llama.loaded.tokenizer, "chat_template", "{{ raise_exception('no system, please') }}")
+    chat = replace(llama.loaded.chat, template="{{ raise_exception('no system, please') }}")
+    monkeypatch.setattr(llama, "loaded", replace(llama.loaded, chat=chat))
     with pytest.raises(InputError, match=r"cannot be asked.*no system, please"):
         said(llama, GREEDY[:1])
 

@@ -29,7 +29,7 @@ def test_it_leaves_ordinary_run_folders_and_a_page(quickstart: tuple[Path, str])
     out, said = quickstart
     assert {path.name for path in out.iterdir()} == {"seed-4", "seed-5", "report.html", "report.md"}
     for run in (out / "seed-4", out / "seed-5"):
-        files = {".slimepo-run", "recipe.yaml", "versions.json", "data.json", "world", "samples"}
+        files = {".slimepo-run", ".lock", "recipe.yaml", "versions.json", "data.json", "world", "samples"}
         assert {path.name for path in run.iterdir()} == files | set(STAGES)
         recipe = read_mapping(run / "recipe.yaml", "recipe")
         assert [each["name"] for each in recipe["stages"]] == STAGES

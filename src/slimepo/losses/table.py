@@ -169,10 +169,11 @@ def _try_out(name: str, bound: LossFunction, objective: Objective) -> None:
     known = {
         "reference": made_up(),
         "behaviour": made_up(),
-        "advantages": torch.ones(2),
         "divergence": torch.zeros(()),
         "weight": torch.ones(2),
     }
+    if objective.positions is None:
+        known["advantages"] = torch.ones(2)
     if not known.keys() >= set(objective.asks):
         # Of what shape the values of a user's rows are, these rows alone can say.
         return

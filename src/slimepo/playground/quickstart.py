@@ -67,7 +67,7 @@ class WorldRun:
         kept = read_json(folder / WORLD / "world.json")
         if kept == asked:
             return
-        if kept is not None and begun(folder):
+        if kept is not None and any(begun(made) for made in folder.iterdir()):
             raise InputError(f"{folder} holds a run in another world; give another --out, or --restart")
         mark_folder(folder)
         write_world(self.world, recipe.seed, folder / WORLD)

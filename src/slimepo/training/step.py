@@ -18,7 +18,7 @@ from slimepo.losses.table import LossFunction
 from slimepo.model.logps import policy_logps, response_logps
 from slimepo.model.modes import Forward, scoring
 from slimepo.training.reference import Reference, reference_logps
-from slimepo.types import LossOutput
+from slimepo.types import LossOutput, SampleLogps
 
 
 class Done(NamedTuple):
@@ -122,12 +122,11 @@ def output_of(
     for name in objective.asks:
         if name == "divergence":
             given[name] = divergence
-        elif name == "advantages" and name in tokens:
-            given[name] = sample_logps(tokens[name], batch).logps
-        elif name == "advantages" and name in batch["values"]:
-            given[name] = batch["values"][name].T.flatten()  # [rows, positions], and responses go by position
         elif name in tokens:
-            given[name] = view(tokens[name], batch)
+            found = view(tokens[name], batch)
+            given[name] = found.logps if isinstance(found, SampleLogps) and name == "advantages" else found
+        elif name in batch["values"] and not objective.positions and name == "advantages":
+            given[name] = batch["values"][name].T.flatten()  # [rows, positions], and responses go by position
         elif name in batch["values"]:
             given[name] = batch["values"][name]
         else:
