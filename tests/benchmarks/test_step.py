@@ -27,16 +27,15 @@ def built(name, setup):
     return model, contenders.CONTENDERS[name].build(model, setup)
 
 
-def test_a_quick_run_measures_every_contender_and_writes_them_to_csv(tmp_path, capsys):
+def test_a_quick_run_measures_contenders_and_writes_them_to_csv(tmp_path):
     out = tmp_path / "results" / "step.csv"
-    step.main(["--quick", "--out", str(out)])
+    # A process each, most of whose time goes into its imports; the others' steps are tried in this process below.
+    asked = ["slimepo shared", "slimepo packed", "slimepo padded", "TRL SimPO"]
+    step.main(["--quick", "--out", str(out), "--only", *asked])
 
     with out.open() as file:
         rows = {row["contender"]: row for row in csv.DictReader(file)}
-    present = set(contenders.CONTENDERS) - (
-        {"Liger SimPO"} if "left out: Liger" in capsys.readouterr().out else set()
-    )
-    assert set(rows) == present
+    assert set(asked) <= set(rows)
     assert all(float(row["cpu_s"]) > 0 and row["commit"] and row["torch"] for row in rows.values())
     assert float(rows["slimepo shared"]["times_baseline"]) == 1
     layouts = [float(rows[f"slimepo {layout}"]["loss"]) for layout in ("shared", "packed", "padded")]
