@@ -310,6 +310,17 @@ def test_progress_counts_every_prompt() -> None:
     assert max(seen) <= 3
 
 
+def test_experts_whose_config_asks_for_router_logits_say_the_same() -> None:
+    prompts = [[5, 6, 7], [9], [8, 4, 3, 11, 12], [3, 3]]
+    experts = functools.partial(
+        made, "qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+    )
+    plain, asking = experts(), experts(output_router_logits=True)
+    said = [generate(each, prompts, end_token_ids=[2], max_new_tokens=6) for each in (plain, asking)]
+    assert said[0] == said[1]
+    assert asking.config.output_router_logits
+
+
 def test_no_prompts_give_no_completions() -> None:
     assert generate(llama(), [], end_token_ids=[2], max_new_tokens=2) == []
 

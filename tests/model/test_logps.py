@@ -155,6 +155,21 @@ def batch_tokens(batch: dict[str, object]) -> int:
     return sum(batch["response_tokens"][0])  # type: ignore[index]
 
 
+def test_experts_keep_no_router_logits_and_their_config_stays() -> None:
+    model = tiny_model(
+        "qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, output_router_logits=True
+    )
+    install_logps(model)
+    kept: list[Any] = []
+    model.base_model.register_forward_hook(lambda _, __, output: kept.append(output.get("router_logits")))
+    batch = collate(random_rows(2))
+    plain = tiny_model("qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+    install_logps(plain)
+    torch.testing.assert_close(response_logps(model, batch), response_logps(plain, batch))
+    assert kept == [None]
+    assert model.config.output_router_logits
+
+
 def test_a_head_that_is_not_understood_is_refused() -> None:
     model = tiny_model()
     forward = type(model).forward

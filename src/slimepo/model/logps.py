@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -38,6 +38,26 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     if inner.config.is_encoder_decoder:
         raise InputError(f"{type(inner).__name__} is an encoder-decoder, and slimepo trains decoders alone")
     return inner
+
+
+@contextmanager
+def without_router_logits(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, a model of experts returns no router logits and computes no balance loss, whatever its config says.
+
+    Nobody reads them here, and transformers' balance loss fails on the one token a row that generation adds to a mask.
+    """
+    configs = [
+        config
+        for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values()
+        if getattr(config, "output_router_logits", False)
+    ]
+    for config in configs:
+        config.output_router_logits = False
+    try:
+        yield
+    finally:
+        for config in configs:
+            config.output_router_logits = True
 
 
 def install_logps(model: nn.Module) -> None:
@@ -106,7 +126,7 @@ def forward_with_logps(model_class: Any) -> Callable[..., Any]:
                 f"{type(self).__name__} cannot be trained here: its backbone has no name of its own"
             )
         inputs = {name: value for name, value in kwargs.items() if value is not None}
-        with packed_rows() if "packing" in inputs else nullcontext():
+        with without_router_logits(self), packed_rows() if "packing" in inputs else nullcontext():
             hidden = self.base_model(*args, **inputs, use_cache=False).last_hidden_state
         selected_NH = hidden.reshape(-1, hidden.shape[-1])[predict_at]
         return (_head_stats if stats else head_logps)(self, selected_NH, targets)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slimepo.model.logps import causal_lm, forward_with_logps
+from slimepo.model.logps import causal_lm, forward_with_logps, without_router_logits
 
 Forward = Callable[..., Any]
 
@@ -40,6 +40,7 @@ def scoring(model: nn.Module, *, adapters: bool = True, own_precision: bool = Tr
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
+            stack.enter_context(without_router_logits(inner))
             if own_precision:
                 device = inner.get_input_embeddings().weight.device.type
                 dtype = halves[0] if halves else None
