@@ -152,11 +152,11 @@ def test_text_that_was_rendered_before_is_not_rendered_again(row):
 
 def test_without_a_template_text_that_was_rendered_before_is_used_as_it_is():
     chat = chat_format(build_tokenizer(None, adds_bos=True))
-    rendered = {"prompt": "<s>user: q<end>\nassistant: ", "completion": "a</s>"}
-    assert trained(chat, **rendered) == ("<s>user: q<end>\nassistant: ", "a</s>")
-    assert (
-        len(tokenize(rows_from_records([rendered]).preferences, chat, pairs=False).rows[0].responses[0]) == 2
-    )
+    for answer in ("a", "a</s>", "a</s>\n"):
+        rendered = {"prompt": "<s>user: q<end>\nassistant: ", "completion": answer}
+        assert trained(chat, **rendered) == ("<s>user: q<end>\nassistant: ", "a</s>")
+        (row,) = tokenize(rows_from_records([rendered]).preferences, chat, pairs=False).rows
+        assert len(row.responses[0]) == 2
 
 
 def test_the_end_token_of_another_model_is_said():

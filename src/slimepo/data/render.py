@@ -135,7 +135,9 @@ def render_response(
     if chat.template is None:
         if "reasoning_content" in answer or "tool_calls" in answer:
             raise RowRefused(LEFT_OUT, "without a chat template, reasoning and tool calls cannot be written")
-        return Response(answer["content"].removesuffix(str(chat.tokenizer.eos_token)), chat.end_id)
+        # With the line break that a template writes behind the end token.
+        text, end = answer["content"].rstrip(), str(chat.tokenizer.eos_token)
+        return Response(text.removesuffix(end) if text.endswith(end) else answer["content"], chat.end_id)
     whole = render(chat, [*messages, *response], options)
     remark = ""
     if whole.startswith(prompt_text):
