@@ -43,6 +43,7 @@ CASES = [
     Case("kto", one_sided=True, divergence=0.8),
     Case("kto", {"desirable_weight": 0.5, "undesirable_weight": 2}, one_sided=True, divergence=-0.8),
     Case("kto", divergence=3.0),
+    Case("kto", {"reference_point": False}, one_sided=True),
     Case("grpo", {"kl": 0.3}),
     Case("grpo", {"kl": 0.3, "kl_times_ratio": True}),
     Case("grpo", {"level": "sequence", "kl": 0.3, "kl_times_ratio": True}),

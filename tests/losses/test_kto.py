@@ -71,6 +71,14 @@ class TestReferencePoint:
     def test_it_is_shown(self) -> None:
         assert kto(*judged(2.0, True), torch.tensor(0.75)).metrics["z0"].tolist() == [0.75]
 
+    def test_without_one_it_is_the_reference_itself(self) -> None:
+        # APO-zero of one answer: 1 - sigma(0.2) for a good one, sigma(0.2) for a bad one.
+        assert "divergence" not in find_objective("kto", {"reference_point": False}).asks
+        for desirable, worked in ((True, 1 - sigmoid(0.2)), (False, sigmoid(0.2))):
+            output = kto(*judged(2.0, desirable), reference_point=False)
+            assert output.loss.item() == pytest.approx(worked, rel=1e-12)
+            assert "z0" not in output.metrics
+
     def test_no_gradient_flows_through_it(self) -> None:
         policy, reference = judged(2.0, True)
         divergence = torch.tensor(0.75, requires_grad=True)

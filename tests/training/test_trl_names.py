@@ -69,6 +69,8 @@ class TestConfig:
             ({"loss": "cpo", "loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": 1.0}, "simpo",
              {"nll_weight": 0.0, "gamma": 1.0}),
             ({"loss": "kto", "desirable_weight": 2.0}, "kto", {"desirable_weight": 2.0}),
+            ({"loss": "kto", "loss_type": "apo_zero_unpaired", "beta": 0.3}, "kto",
+             {"reference_point": False, "beta": 0.3}),
             ({"loss": "orpo", "beta": 0.2, "label_smoothing": 0.0}, "orpo", {"beta": 0.2}),
             ({"loss": "sft", "loss_type": "nll", "packing": False}, "sft", {"average": "token"}),
         ],
@@ -258,6 +260,16 @@ class TestArguments:
         ours = PreferenceTrainer(world_model(), args, rows, rows[:4], tokenizer)
         assert theirs.evaluate()["eval_loss"] == ours.evaluate()["eval_loss"]
 
+    def test_by_place_in_the_order_of_trainers_without_a_reference(self, tmp_path: Path) -> None:
+        args, rows, tokenizer = config(tmp_path, loss="orpo"), texts(), build_tokenizer()
+        theirs = PreferenceTrainer(world_model(), args, None, rows, rows[:4], tokenizer)
+        assert len(theirs.train_dataset) == 8
+        assert len(theirs.eval_dataset) == 4
+        with pytest.raises(InputError, match="takes no data_collator: rows are batched"):
+            PreferenceTrainer(world_model(), args, print, rows)
+        with pytest.raises(InputError, match="8 arguments without a name: give them by name"):
+            PreferenceTrainer(world_model(), args, None, rows, rows, tokenizer, None, [])
+
     def test_a_script_with_two_parsers_evaluation_and_figures(self, tmp_path: Path) -> None:
         """As alignment scripts do: parsed arguments, string rows, evaluation while training, files of figures."""
         world_model().save_pretrained(tmp_path / "model")
@@ -328,12 +340,18 @@ class TestArguments:
         with pytest.raises(InputError, match=r"args is a DPOConfig: give a slimepo\.PreferenceConfig"):
             PreferenceTrainer(tiny_model(), args=theirs)
 
-    @pytest.mark.parametrize("name", ["DPOTrainer", "KTOTrainer", "SFTTrainer"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "trl:DPOTrainer", "trl:KTOTrainer", "trl:SFTTrainer", "trl.experimental.cpo:CPOTrainer",
+            "trl.experimental.orpo:ORPOTrainer",
+        ],
+    )  # fmt: skip
     def test_every_argument_of_trls_trainers_has_an_answer(self, name: str) -> None:
         import inspect
 
         ours = inspect.signature(PreferenceTrainer.__init__).parameters
-        for argument in inspect.signature(trl(f"trl:{name}").__init__).parameters:
+        for argument in inspect.signature(trl(name).__init__).parameters:
             assert argument in (*ours, *TRL_ARGUMENTS, "ref_model", "quantization_config")
 
     def test_none_counts_as_not_given(self) -> None:

@@ -13,9 +13,10 @@ from slimepo.types import LossOutput, PairLogps
 def kto(
     policy: PairLogps,
     reference: PairLogps,
-    divergence: Tensor,
+    divergence: Tensor | None = None,
     *,
     beta: float = 0.1,
+    reference_point: bool = True,
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> LossOutput:
@@ -29,13 +30,14 @@ def kto(
 
     Args:
         divergence: the mean of r over answers put behind prompts they do not belong to, over the whole step, a
-            scalar in nats; no gradient flows through it.
+            scalar in nats; no gradient flows through it. Asked for with `reference_point`.
         beta: > 0, strength of the tie to the reference.
+        reference_point: False takes z0 = 0, APO-zero (arXiv 2408.06266, Eq. 7) of answers without a partner.
         desirable_weight, undesirable_weight: lambda_D and lambda_U >= 0.
 
     Returns:
         loss `[rows]` (a row with both answers has the mean of their losses, one with none 0); metrics: log-probs per
-        token and rewards beta * r, NaN for the answer a row does not have; and z0.
+        token and rewards beta * r, NaN for the answer a row does not have; and z0, where it is not simply 0.
 
     Example:
         >>> import torch
@@ -56,7 +58,7 @@ def kto(
     check_number("undesirable_weight", undesirable_weight, at_least=0)
     ratios = log_ratios(policy, reference)
     zero = torch.zeros((), dtype=ratios.chosen.dtype, device=ratios.chosen.device)
-    z0 = divergence.detach().to(zero).clamp(min=0)
+    z0 = zero if divergence is None else divergence.detach().to(zero).clamp(min=0)
     # 1 - sigma(x) is sigma(-x), which keeps its digits where sigma(x) is close to 1.
     desirable = desirable_weight * torch.sigmoid(-beta * (ratios.chosen - z0))
     undesirable = undesirable_weight * torch.sigmoid(-beta * (z0 - ratios.rejected))
@@ -67,4 +69,5 @@ def kto(
         "rewards/chosen": torch.where(has_chosen, beta * ratios.chosen.detach(), torch.nan),
         "rewards/rejected": torch.where(has_rejected, beta * ratios.rejected.detach(), torch.nan),
     }
-    return LossOutput(loss, pair_metrics(policy) | rewards | {"z0": z0.expand_as(loss)})
+    point = {} if divergence is None else {"z0": z0.expand_as(loss)}
+    return LossOutput(loss, pair_metrics(policy) | rewards | point)

@@ -63,7 +63,7 @@ LOSSES: dict[str, Objective] = {
     "simpo": Objective(simpo),
     "cpo": Objective(cpo),
     "orpo": Objective(orpo),
-    "kto": Objective(kto, judged=True),
+    "kto": Objective(kto, judged=True, asks_where={"divergence": "reference_point"}),
     "rpo": Objective(rpo),
     "lpo": Objective(lpo),
     "chi_po": Objective(chi_po),

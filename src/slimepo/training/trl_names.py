@@ -126,7 +126,7 @@ LOSS_TYPES: Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]] = {
         "ipo": ("ipo", {}),
         "sft": ("sft", {"average": "token"}),
     },
-    "kto": {"kto": ("kto", {})},
+    "kto": {"kto": ("kto", {}), "apo_zero_unpaired": ("kto", {"reference_point": False})},
     "cpo": {"sigmoid": ("cpo", {}), "simpo": ("simpo", {})},
     "sft": {"nll": ("sft", {"average": "token"}), "chunked_nll": ("sft", {"average": "token"})},
 }
@@ -202,26 +202,27 @@ def in_own_arguments(
 
     Args:
         named: our own, as given by name, None where they were not.
-        positional: what stands behind the model: `args` and so on in the order of `named`, or a `ref_model` before.
+        positional: what stands behind the model: `args` and so on in the order of `named`; in that of TRL's trainers
+            with a `ref_model`; or in that of transformers' and TRL's others, with a `data_collator` behind `args`.
         others: given by name and none of our own.
 
     Raises:
         InputError: an argument that has no counterpart here, or stands there twice.
     """
     order = [*named]
-    first = positional[0] if positional else None
+    first, second, third = (*positional, None, None, None)[:3]
     if positional and (
         isinstance(first, nn.Module | str)
-        or (
-            first is None
-            and (named["args"] is not None or hasattr(next(iter(positional[1:]), None), "output_dir"))
-        )
+        or (first is None and (named["args"] is not None or hasattr(second, "output_dir")))
     ):
         # A reference model, or None in its place.
         order = [
             "ref_model", "args", "data_collator", "train_dataset", "eval_dataset", "processing_class",
             "compute_metrics", "callbacks", "optimizers", "quantization_config", "peft_config",
         ]  # fmt: skip
+    elif callable(second) or (second is None and third is not None):
+        # A collator, or None in its place. What stands behind the tokenizer differs from trainer to trainer.
+        order = ["args", "data_collator", "train_dataset", "eval_dataset", "processing_class"]
     if len(positional) > len(order):
         raise InputError(f"{len(positional) + 1} arguments without a name: give them by name")
     by_place = dict(zip(order, positional, strict=False))
