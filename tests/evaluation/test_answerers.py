@@ -78,13 +78,10 @@ def test_room_behind_a_prompt() -> None:
     assert [room(None, [1] * 9, ask), room(150, [1] * 9, ask), room(50, [1] * 9, ask)] == [100, 100, 41]
 
 
-def test_a_conversation_the_template_refuses_is_an_input_error(
-    llama: HFModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_conversation_the_template_refuses_is_an_input_error(llama: HFModel) -> None:
     chat = replace(llama.loaded.chat, template="{{ raise_exception('no system, please') }}")
-    monkeypatch.setattr(llama, "loaded", replace(llama.loaded, chat=chat))
     with pytest.raises(InputError, match=r"cannot be asked.*no system, please"):
-        said(llama, GREEDY[:1])
+        answerers.prompt_ids(chat, GREEDY[0].messages)
 
 
 def test_the_hash_of_a_folder_changes_with_its_weights(llama_folder: Path, tmp_path: Path) -> None:
