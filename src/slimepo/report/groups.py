@@ -15,7 +15,10 @@ from slimepo.report.records import ABSENT, Record, number, short_number, unique
 
 # Settings that a series is told apart by in its name.
 _MOST_TOLD = 3
-_LABELS = {name.lower(): name for name in ("SLIME", "DPO", "SimPO", "SFT", "KTO", "ORPO", "IPO")}
+_LABELS = {
+    name.lower(): name
+    for name in ("SLIME", "DPO", "SimPO", "SFT", "KTO", "ORPO", "IPO", "GRPO", "RLOO", "PPO")
+}
 
 
 class Spread(NamedTuple):
