@@ -1,5 +1,7 @@
 """Every row format becomes the same canonical record, and a bad row says what is wrong with it."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -265,7 +267,7 @@ def test_a_malformed_row_says_what_is_wrong(row, reason):
         (
             "kto",
             {"messages": [user("a"), assistant("b")], "label": "maybe"},
-            "'label' is 'maybe', not true or false",
+            "'label' is 'maybe', not true or false; .* remove the column",
         ),
         ("kto", {"messages": [user("a")], "label": True}, "ends in a user turn"),
         ("demonstration", {"messages": [assistant("a")]}, "starts with the answer"),
@@ -305,3 +307,11 @@ def test_a_misspelt_format_names_the_nearest():
     assert known_format("kto") == "kto"
     with pytest.raises(InputError, match="did you mean 'implicit'"):
         known_format("implict")
+
+
+@pytest.mark.parametrize("answer", [json.dumps([user("hi")]), "Human: hi\n\nAssistant: hello"])
+def test_an_answer_that_is_a_conversation_is_text_beside_a_plain_one(answer):
+    for row in ({"prompt": "q", "chosen": answer, "rejected": "b"}, {"instruction": "q", "output": [answer, "b"]}):
+        assert read(row) == Preference([user("q")], [assistant(answer)], [assistant("b")])
+    with pytest.raises(MalformedRow, match="do not start with the"):
+        read({"prompt": "q", "chosen": answer, "rejected": answer})

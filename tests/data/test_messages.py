@@ -55,6 +55,10 @@ def test_reasoning_has_three_names_and_tool_calls_two_ways_of_writing_arguments(
                 "content": "",
                 "tool_calls": [{"id": "1", "type": "function", "function": function}],
             }
+    # An Arrow table fills in nulls, JSON text means them.
+    call = {"name": "add", "arguments": '{"a": null}'}
+    (turn,) = as_turns([{"role": "assistant", "content": "", "tool_calls": [call]}], "'chosen'")
+    assert turn["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": None}}
     (turn,) = as_turns([{"from": "function_call", "value": json.dumps(function)}], "'conversations'")
     assert turn["tool_calls"] == [{"type": "function", "function": function}]
 
@@ -76,6 +80,15 @@ def test_what_changes_a_message_and_cannot_be_kept_is_refused(message, reason):
         as_turns([TURNS[1] | message], "'chosen'")
 
 
+@pytest.mark.parametrize("key", ["weight", "train", "training"])
+def test_turns_that_never_train_may_say_so(key):
+    # As in OpenAI's and OpenHermes' files.
+    first = [TURNS[0] | {key: 0}, TURNS[1] | {key: False}]
+    assert as_turns([*first, TURNS[0] | {key: 0}, TURNS[1] | {key: 1}], "'messages'") == TURNS * 2
+    with pytest.raises(MalformedRow, match=f"turn 4 of 'messages' has {key!r}"):
+        as_turns([*first, TURNS[0], TURNS[1] | {key: 0}], "'messages'")
+
+
 def test_a_table_by_columns_and_messages_as_python_writes_them_are_said():
     with pytest.raises(MalformedRow, match="a table by columns"):
         as_turns(["q1", "q2"], "'prompt'")
@@ -91,12 +104,13 @@ def test_tools_and_options_of_a_row_go_to_the_template():
         return rows_from_records([row | columns]).preferences[0].template_options
 
     expected = {"tools": [{"type": "function", "function": {"name": "add", "parameters": {}}}]}
-    assert options(tools=[tool]) == options(tools=json.dumps([tool])) == expected
+    assert options(tools=[tool]) == options(tools=json.dumps(expected["tools"])) == expected
+    assert options(tools=json.dumps([tool])) == {"tools": [tool]}
     assert options(tools=[]) == options(tools="[]") == options(tools=None) == {}
     assert options(chat_template_kwargs={"enable_thinking": False, "other": None}) == {
         "enable_thinking": False
     }
-    assert options(chat_template_kwargs='{"enable_thinking": false}') == {"enable_thinking": False}
+    assert options(chat_template_kwargs='{"other": null}') == {"other": None}
     with pytest.raises(MalformedRow, match="a tool without a name"):
         tool_definitions([{"type": "function"}])
 

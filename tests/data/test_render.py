@@ -10,7 +10,7 @@ from benchmarks.templates import ROWS, outcome, stand_in
 from slimepo.data.chat import chat_format
 from slimepo.data.read import rows_from_records
 from slimepo.data.render import LEFT_OUT, NOT_PREFIX_SAFE, SPECIAL_TOKEN, TEMPLATE_REFUSES, encode_prompt
-from slimepo.data.tokenize import in_words, tokenize
+from slimepo.data.tokenize import HARMLESS_TOKENS, in_words, tokenize
 from slimepo.errors import InputError
 from tests.data.conftest import SIMPLE_TEMPLATE, build_tokenizer
 from tests.standins import qwen3_tokenizer, trl_template
@@ -167,6 +167,19 @@ def test_the_end_token_of_another_model_is_said():
         )
         assert bool(tokens.rows) is kept
         assert bool(tokens.remarks) is (answer == "a</s>")
+
+
+def test_a_special_token_that_no_template_writes_is_said_and_the_row_kept():
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<filename>"]})
+    chat = chat_format(tokenizer)
+    for answer in ("git add <filename>", "an <unk> word"):
+        tokens = tokenize(rows_from_records([{"prompt": "q", "completion": answer}]).preferences, chat, pairs=False)
+        assert tokenizer.decode(tokens.rows[0].responses[0]) == f"{answer}<end>"
+        assert [remark.reason for remark in tokens.remarks] == [HARMLESS_TOKENS]
+    # A tokenizer without a begin token forbids no word.
+    tokenizer.bos_token = None
+    assert trained(chat_format(tokenizer), prompt="q", completion="None")[1] == "None<end>"
 
 
 def test_a_templates_marks_need_not_be_special_tokens():

@@ -148,7 +148,8 @@ def chat_format(
         raise InputError(f"the chat template fails on a one-turn conversation: {refused}")
     added = _added(chat)
     way_out = _way_out(chat, added)
-    chat = replace(chat, marks=_marks(plain, specials), way_out=way_out)
+    marks, harmless = _marks(tokenizer, plain, specials)
+    chat = replace(chat, marks=marks, harmless=harmless, way_out=way_out)
     if not added:
         refusal = (
             "the chat template cannot be used for training: the rendered prompt is not the beginning of the rendered "
@@ -212,12 +213,19 @@ def _way_out(chat: ChatFormat, added: Mapping[str, str]) -> str:
     )
 
 
-def _marks(rendered: str, specials: Mapping[str, int]) -> re.Pattern[str] | None:
-    """What no text may hold: special tokens, and what the template writes in their manner."""
-    marks = {
-        mark for mark in (*specials, *_MARK.findall(rendered)) if mark and not _ANSWERS_MAY_HOLD.search(mark)
-    }
-    return re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True)))) if marks else None
+def _marks(
+    tokenizer: PreTrainedTokenizerBase, rendered: str, specials: Mapping[str, int]
+) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
+    """What no text may hold, the limits of turns and of texts; and other special tokens, such as <unk> or <filename>."""
+    begin_and_end = (tokenizer.bos_token, tokenizer.eos_token)
+    written = {token for token in specials if token in rendered or _MARK.fullmatch(token)}
+    limits = {*_MARK.findall(rendered), *map(str, filter(None, begin_and_end)), *written}
+
+    def pattern(tokens: set[str]) -> re.Pattern[str] | None:
+        found = sorted((each for each in tokens if each and not _ANSWERS_MAY_HOLD.search(each)), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, found))) if found else None
+
+    return pattern(limits), pattern({*specials} - limits)
 
 
 def _template_text(tokenizer: PreTrainedTokenizerBase) -> str | None:

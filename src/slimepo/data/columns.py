@@ -46,6 +46,11 @@ _TELLING = {
         ("chosen", "rejected", "chosen_response", "rejected_response", "rejected_messages"),
         "it holds an answer, and this format does not read it",
     ),
+    **dict.fromkeys(
+        ("reasoning_content", "thinking", "tool_calls"),
+        "it belongs to an answer: write it into the answer's message",
+    ),
+    "history": "it holds earlier turns: write them into the prompt as messages",
     "documents": "documents are not rendered",
 }
 # The same where a row has one answer, which a low score would make a bad one.
@@ -85,9 +90,14 @@ def refuse_telling(row: RawRow, reads: Sequence[str], single: bool) -> None:
     """MalformedRow for a column that tells something and is not among `reads`; `single`: the row has one answer."""
     for key, reason in (_TELLING | (_TELLING_OF_ONE if single else {})).items():
         if key not in reads and holds_something(row.get(key)):
-            way_out = "" if reason == _ONLY_TEXT else f" (columns: {{{key}: null}} leaves it out)"
+            way_out = "" if reason == _ONLY_TEXT else f"; {left_out(key)}"
             names = [key, *(theirs for theirs, ours in SYNONYMS.items() if ours == key and theirs not in row)]
             raise MalformedRow(f"{' or '.join(map(repr, names))} is not empty: {reason}{way_out}")
+
+
+def left_out(key: str) -> str:
+    """How a column is left out of what is read."""
+    return f"remove the column (columns: {{{key}: null}} leaves it out)"
 
 
 def unread_columns(row: RawRow, format_reads: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from slimepo.data.columns import refuse_telling, required
+from slimepo.data.columns import left_out, refuse_telling, required
 from slimepo.data.messages import (
     MalformedRow,
     RawRow,
@@ -105,6 +105,16 @@ def _side(row: RawRow, key: str, role: str) -> Turns:
     return as_turns(required(row, key), f"'{key}'", role)
 
 
+def _sides(row: RawRow) -> dict[str, Turns]:
+    """The two answers, or the two conversations that end in them."""
+    sides = {key: _side(row, key, "assistant") for key in ("chosen", "rejected")}
+    whole = [key for key, turns in sides.items() if turns[0]["role"] != "assistant"]
+    if len(whole) == 1 and isinstance(text := row[whole[0]], str):
+        # Beside a plain answer this is one too: somebody asked for messages or a dialogue.
+        sides[whole[0]] = [{"role": "assistant", "content": as_text(text, f"'{whole[0]}'")}]
+    return sides
+
+
 def _with_system(prompt: Turns, system: Any) -> Turns:
     if not holds_something(system):
         return prompt
@@ -133,10 +143,11 @@ def _template_options(row: RawRow) -> dict[str, Any]:
     """What the chat template is given for this row beside its messages: `chat_template_kwargs`, and `tools`."""
     options: dict[str, Any] = {}
     if holds_something(given := row.get("chat_template_kwargs")):
+        given = without_nulls(given)
         given = json_object(given, "'chat_template_kwargs'") if isinstance(given, str) else given
         if not isinstance(given, Mapping):
             raise MalformedRow(f"'chat_template_kwargs' is {kind(given)}, not an object")
-        options = without_nulls(given)
+        options = dict(given)
         for key in (
             "messages",
             "tokenize",
@@ -234,7 +245,7 @@ def _instruction(row: RawRow) -> Turns:
 
 def _explicit(row: RawRow) -> Preference:
     prompt = _side(row, "prompt", "user")
-    sides = {key: _side(row, key, "assistant") for key in ("chosen", "rejected")}
+    sides = _sides(row)
     if isinstance(row["prompt"], str) and is_transcript(row["prompt"]):
         # The blank behind the transcript's last `Assistant:` stands at the start of the answer's own column.
         for key, turns in sides.items():
@@ -259,8 +270,7 @@ def _alpaca(row: RawRow) -> Preference:
         if not isinstance(output, list) or len(output) != 2:
             raise MalformedRow("'output' is not a list of two answers (the preferred one first)")
         answers = dict(zip(answers, output, strict=True))
-    prompt = _instruction(row)
-    return _pair(prompt, *(_side(answers, key, "assistant") for key in answers))
+    return _pair(_instruction(row), *_sides(answers).values())
 
 
 def _sharegpt(row: RawRow) -> Preference:
@@ -276,7 +286,9 @@ def _kto(row: RawRow) -> Unpaired:
     prompt, response = _answered(row)
     label = _LABELS.get(str(value := required(row, "label")).strip().lower())
     if label is None:
-        raise MalformedRow(f"'label' is {value!r}, not true or false")
+        raise MalformedRow(
+            f"'label' is {value!r}, not true or false; where it is no judgment of the answer: {left_out('label')}"
+        )
     return Unpaired(prompt, response, label)
 
 

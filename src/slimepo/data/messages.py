@@ -40,6 +40,9 @@ _REFUSED = {
 }
 
 
+_TRAINS = ("weight", "train", "training")
+
+
 class MalformedRow(ValueError):
     """One row cannot be read; the message says why in plain words, without the place."""
 
@@ -94,7 +97,10 @@ def as_turns(value: Any, what: str, role: str | None = None) -> Turns:
         raise MalformedRow(
             f"{what} is a list of strings, not of messages (a table by columns? write one object a row)"
         )
-    return [_message(item, f"turn {index} of {what}") for index, item in enumerate(value, 1)]
+    return [
+        _message(item, f"turn {index} of {what}", last=index == len(value))
+        for index, item in enumerate(value, 1)
+    ]
 
 
 def parsed_messages(value: Any, what: str) -> Any:
@@ -140,13 +146,17 @@ def transcript_turns(text: Any, what: str) -> Turns:
     return [{"role": roles[who], "content": content.removeprefix(" ")} for who, content in said]
 
 
-def _message(value: Any, what: str) -> Message:
-    """One turn, as {role, content} or as {from, value}, with reasoning and tool calls where it has them."""
+def _message(value: Any, what: str, *, last: bool) -> Message:
+    """One turn, as {role, content} or as {from, value}, with reasoning and tool calls where it has them.
+
+    Whether a turn trains may be said of any that is not the `last` answer: those train never.
+    """
     if not isinstance(value, Mapping):
         raise MalformedRow(f"{what} is {kind(value)}, not a message")
     given = {key: each for key, each in value.items() if holds_something(each)}
+    asked = value.get("role", value.get("from")) not in ("user", "human", "system", "tool") and last
     for key, reason in _REFUSED.items():
-        if key in given and not (key in ("weight", "train", "training") and given[key] in (1, True)):
+        if key in given and not (key in _TRAINS and (given[key] == 1 or not asked)):
             raise MalformedRow(f"{what} has {key!r}, which is not supported: {reason}")
     if "role" not in value and "from" not in value:
         keys = ", ".join(sorted(str(key) for key in value)) or "nothing"
@@ -189,13 +199,13 @@ def _tool_calls(value: Any, what: str) -> list[dict[str, Any]]:
         function = call.get("function", call)
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise MalformedRow(f"'tool_calls' of {what} has a call without the name of its function")
-        arguments = function.get("arguments")
+        arguments = without_nulls(function.get("arguments"))
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments)
             except json.JSONDecodeError as error:
                 raise MalformedRow(f"'arguments' of a tool call of {what} is no JSON: {error.msg}") from error
-        named = {"name": function["name"], "arguments": without_nulls(arguments or {})}
+        named = {"name": function["name"], "arguments": arguments or {}}
         call_id = {"id": call["id"]} if call.get("id") else {}
         calls.append({**call_id, "type": "function", "function": named})
     return calls
@@ -203,7 +213,7 @@ def _tool_calls(value: Any, what: str) -> list[dict[str, Any]]:
 
 def tool_definitions(value: Any) -> list[dict[str, Any]]:
     """The column `tools`, a list of JSON schemas or its JSON text. Raises MalformedRow."""
-    tools = [without_nulls(tool) for tool in _objects(value, "'tools'")]
+    tools = _objects(without_nulls(value), "'tools'")
     for tool in tools:
         if not isinstance(tool.get("function", tool).get("name"), str):
             raise MalformedRow("'tools' has a tool without a name")
@@ -233,7 +243,7 @@ def json_object(text: str, what: str) -> dict[str, Any]:
 
 
 def without_nulls(value: Any) -> Any:
-    """A nested value without its nulls: Arrow tables fill in every key that any row has."""
+    """A nested value without its nulls: Arrow tables fill in every key that any row has. JSON text says what it means."""
     if isinstance(value, Mapping):
         return {key: without_nulls(each) for key, each in value.items() if each is not None}
     return [without_nulls(each) for each in value] if isinstance(value, list) else value

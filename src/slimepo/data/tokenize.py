@@ -58,6 +58,7 @@ _FOREIGN_MARKS = re.compile(
     re.MULTILINE,
 )
 FOREIGN_MARKS = "marks of a chat template or a transcript in the text"
+HARMLESS_TOKENS = "special tokens in the text that end no turn; they are read as such, as in generation"
 _BATCH = 512
 
 
@@ -230,11 +231,11 @@ def _remarks(
         yield Drop(remark, _row_id(row), "the template moves what it wrote before")
     if chat.template is None:
         return
-    for side in ("prompt", *sides):
-        for turn in getattr(row, side):
-            if found := _FOREIGN_MARKS.search(turn["content"]):
-                yield Drop(FOREIGN_MARKS, _row_id(row), f"{found[0][:60]!r} in '{side}'")
-                return
+    texts = [(side, turn["content"]) for side in ("prompt", *sides) for turn in getattr(row, side)]
+    for remark, pattern in ((FOREIGN_MARKS, _FOREIGN_MARKS), (HARMLESS_TOKENS, chat.harmless)):
+        matches = ((side, pattern.search(text)) for side, text in texts if pattern)
+        if found := next(((side, match[0]) for side, match in matches if match), None):
+            yield Drop(remark, _row_id(row), f"{found[1][:60]!r} in '{found[0]}'")
 
 
 def _row_id(row: Preference) -> str:
