@@ -105,7 +105,16 @@ def test_a_picture_is_refused_and_an_empty_column_is_not(column):
 
 @pytest.mark.parametrize(
     "column",
-    ["label", "kto_tag", "preference", "winner", "rejected_messages", "reasoning_content", "thinking", "history"],
+    [
+        "label",
+        "kto_tag",
+        "preference",
+        "winner",
+        "rejected_messages",
+        "reasoning_content",
+        "thinking",
+        "history",
+    ],
 )
 def test_what_tells_something_of_a_pair_and_is_not_read_is_refused_with_the_way_out(column):
     with pytest.raises(MalformedRow, match=rf"'{column}' .*\(columns: {{\w+: null}} leaves it out\)"):

@@ -311,7 +311,10 @@ def test_a_misspelt_format_names_the_nearest():
 
 @pytest.mark.parametrize("answer", [json.dumps([user("hi")]), "Human: hi\n\nAssistant: hello"])
 def test_an_answer_that_is_a_conversation_is_text_beside_a_plain_one(answer):
-    for row in ({"prompt": "q", "chosen": answer, "rejected": "b"}, {"instruction": "q", "output": [answer, "b"]}):
+    for row in (
+        {"prompt": "q", "chosen": answer, "rejected": "b"},
+        {"instruction": "q", "output": [answer, "b"]},
+    ):
         assert read(row) == Preference([user("q")], [assistant(answer)], [assistant("b")])
     with pytest.raises(MalformedRow, match="do not start with the"):
         read({"prompt": "q", "chosen": answer, "rejected": answer})

@@ -171,10 +171,12 @@ def test_the_end_token_of_another_model_is_said():
 
 def test_a_special_token_that_no_template_writes_is_said_and_the_row_kept():
     tokenizer = build_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<filename>"]})
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<filename>"]})
     chat = chat_format(tokenizer)
     for answer in ("git add <filename>", "an <unk> word"):
-        tokens = tokenize(rows_from_records([{"prompt": "q", "completion": answer}]).preferences, chat, pairs=False)
+        tokens = tokenize(
+            rows_from_records([{"prompt": "q", "completion": answer}]).preferences, chat, pairs=False
+        )
         assert tokenizer.decode(tokens.rows[0].responses[0]) == f"{answer}<end>"
         assert [remark.reason for remark in tokens.remarks] == [HARMLESS_TOKENS]
     # A tokenizer without a begin token forbids no word.

@@ -62,6 +62,17 @@ def test_new_special_tokens_must_fit_the_embedding() -> None:
     check_embeddings(tiny_model(vocab_size=len(tokenizer)), tokenizer)
 
 
+def test_a_special_token_for_pictures_needs_no_embedding() -> None:
+    # As Gemma 3's models of 270M and 1B parameters are published.
+    tokenizer = build_tokenizer()
+    model = tiny_model(vocab_size=len(tokenizer))
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<image_soft_token>"]})
+    check_embeddings(model, tokenizer)
+    tokenizer.pad_token = "<image_soft_token>"
+    with pytest.raises(InputError, match=r"tokenizer has id .*<image_soft_token>"):
+        check_embeddings(model, tokenizer)
+
+
 def test_a_model_that_cannot_be_loaded_is_one_line() -> None:
     with pytest.raises(InputError, match="model 'no/where' cannot be loaded") as error:
         load_model("no/where")

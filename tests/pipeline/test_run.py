@@ -436,12 +436,45 @@ def test_bad_arguments_stop_before_any_model(
                 ["stages.sft.args.eval_strategy=steps", "data.parts={sft: 0.3, preference: 0.7}"],
                 "held-out rows",
             ),
+            (["stages.slime.args.do_train=false"], "give max_steps"),
+            (["stages.slime.args.resume_from_checkpoint=x"], "give --out"),
+            (
+                ["stages.slime.args.weight_decay=abc"],
+                r"args\.weight_decay = 'abc': Input should be a valid number",
+            ),
+            (["stages.slime.args.gradient_checkpointing=maybe"], r"args\.gradient_checkpointing = 'maybe'"),
+            (
+                ["stages.slime.args.dataloader_num_workers=-1"],
+                "dataloader_num_workers = -1: num_workers option",
+            ),
+            (["stages.slime.args.train_sampling_strategy=x"], "train_sampling_strategy = 'x' is unknown"),
             (["data.path=nowhere.jsonl"], "nowhere.jsonl"),
             (["data.max_length=3"], "no row of part"),
         )
     ):
         with pytest.raises(InputError, match=words):
             run_recipe(load_recipe(world / "recipe.yaml", overrides), tmp_path / str(number), console())
+
+
+def test_a_word_of_yaml_is_no_flag_that_is_on(world: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(
+        world / "recipe.yaml", ["stages.slime.args={bf16: no, weight_decay: '1e-2', use_cpu: yes}"]
+    )
+    args = stage_arguments(recipe, recipe.stages[1], tmp_path / "slime")
+    assert (args.bf16, args.weight_decay, args.use_cpu) == (False, 0.01, True)
+
+
+def test_a_repository_that_cannot_be_made_is_one_line(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise ConnectionError("no way to the Hub")
+
+    monkeypatch.setattr("transformers.Trainer.init_hf_repo", no_network)
+    with pytest.raises(InputError, match="push_to_hub: no way to the Hub"):
+        run_recipe(
+            load_recipe(world / "recipe.yaml", ["stages.sft.args.push_to_hub=true"]), tmp_path, console()
+        )
 
 
 def test_a_stage_evaluates_on_held_out_rows_and_keeps_the_best_model(world: Path, tmp_path: Path) -> None:

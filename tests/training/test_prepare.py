@@ -75,6 +75,18 @@ def test_rows_with_more_tokens_than_the_model_has_positions_are_refused(tmp_path
         trainer(tmp_path, tiny_model(max_position_embeddings=6))
 
 
+def test_a_row_with_a_token_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    model = tiny_model(vocab_size=len(tokenizer))
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<image_soft_token>"]})
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    model.config._name_or_path = str(tmp_path / "tokenizer")
+    row = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    trainer(tmp_path, model, [row] * 4)
+    with pytest.raises(InputError, match=r"row dataset:row 1 has the token \d+ and the model \d+ embeddings"):
+        trainer(tmp_path, model, [row | {"chosen": "<image_soft_token>"}] * 4)
+
+
 def test_a_model_object_brings_the_tokenizer_of_its_folder(tmp_path: Path) -> None:
     tiny_model(vocab_size=len(build_tokenizer())).save_pretrained(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")

@@ -216,13 +216,15 @@ def _way_out(chat: ChatFormat, added: Mapping[str, str]) -> str:
 def _marks(
     tokenizer: PreTrainedTokenizerBase, rendered: str, specials: Mapping[str, int]
 ) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
-    """What no text may hold, the limits of turns and of texts; and other special tokens, such as <unk> or <filename>."""
+    """What no text may hold, the limits of turns and texts; and other special tokens, such as <unk>."""
     begin_and_end = (tokenizer.bos_token, tokenizer.eos_token)
     written = {token for token in specials if token in rendered or _MARK.fullmatch(token)}
     limits = {*_MARK.findall(rendered), *map(str, filter(None, begin_and_end)), *written}
 
     def pattern(tokens: set[str]) -> re.Pattern[str] | None:
-        found = sorted((each for each in tokens if each and not _ANSWERS_MAY_HOLD.search(each)), key=len, reverse=True)
+        found = sorted(
+            (each for each in tokens if each and not _ANSWERS_MAY_HOLD.search(each)), key=len, reverse=True
+        )
         return re.compile("|".join(map(re.escape, found))) if found else None
 
     return pattern(limits), pattern({*specials} - limits)

@@ -243,7 +243,7 @@ def json_object(text: str, what: str) -> dict[str, Any]:
 
 
 def without_nulls(value: Any) -> Any:
-    """A nested value without its nulls: Arrow tables fill in every key that any row has. JSON text says what it means."""
+    """A nested value without its nulls: Arrow tables fill in every key that any row has. JSON text is as it is."""
     if isinstance(value, Mapping):
         return {key: without_nulls(each) for key, each in value.items() if each is not None}
     return [without_nulls(each) for each in value] if isinstance(value, list) else value

@@ -52,11 +52,12 @@ class ChatFormat:
     `template` is the text that is rendered, its clock stopped; None joins contents as plain text. `end_id` is the
     end-of-turn token, the last trained token of a response. `suffix` is what the template writes after an answer;
     `ending` its part before the end token. `specials` are special tokens by their text, `marks` those that only the
-    template may write, `harmless` those that no template writes. `prompt_start` are the ids that the tokenizer itself puts before plain text (only without a
-    template). `anchors` are texts that are put before a response while it is tokenised, for tokenizers that treat
-    the start of a text differently; the first that does not melt with the response counts. `refusal` says why no
-    answer at all can be trained, `way_out` which options of the template would help a row that it breaks. With
-    `parts` a turn's content is given as a list of one text. `notes` are sentences for the user.
+    template may write, `harmless` those that no template writes. `prompt_start` are the ids that the tokenizer
+    itself puts before plain text (only without a template). `anchors` are texts that are put before a response
+    while it is tokenised, for tokenizers that treat the start of a text differently; the first that does not melt
+    with the response counts. `refusal` says why no answer at all can be trained, `way_out` which options of the
+    template would help a row that it breaks. With `parts` a turn's content is given as a list of one text. `notes`
+    are sentences for the user.
     """
 
     tokenizer: PreTrainedTokenizerBase

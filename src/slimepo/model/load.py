@@ -192,15 +192,23 @@ def savable(config: GenerationConfig) -> GenerationConfig:
 
 
 def check_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer with ids that the model has no embedding for (new special tokens, say)."""
+    """Refuse a tokenizer with ids that the model has no embedding for (new special tokens, say).
+
+    Special tokens for another sense than text are none that rows of text need: Gemma 3's small models are published
+    without an embedding for the tokenizer's <image_soft_token>.
+    """
     rows = model.get_input_embeddings().weight.shape[0]
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= rows:
-        token = tokenizer.convert_ids_to_tokens(highest)
-        raise InputError(
-            f"the tokenizer has id {highest} ({token!r}) but the model has {rows} embeddings; resize the model's "
-            "embeddings before training, or use a chat template that needs no new tokens"
-        )
+    named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
+    template = str(tokenizer.chat_template)
+    added = tokenizer.added_tokens_decoder
+    for token, index in tokenizer.get_vocab().items():
+        if index >= rows and not (
+            index in added and added[index].special and token not in named and token not in template
+        ):
+            raise InputError(
+                f"the tokenizer has id {index} ({token!r}) but the model has {rows} embeddings; resize the model's "
+                "embeddings before training, or use a chat template that needs no new tokens"
+            )
 
 
 def _smoke_heads(text: PreTrainedConfig) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from slimepo.pipeline.rewards import make_rewards, reward_weights
 from slimepo.pipeline.tasks import SMOKE_TOKENS, Answer, answer_tasks, measure
 from slimepo.redaction import REDACTED, redact, redacted
 from slimepo.training.callbacks import MetricsFile, TrainingProgress, peak_memory
-from slimepo.training.config import PreferenceConfig
+from slimepo.training.config import PreferenceConfig, in_their_types
 from slimepo.training.trl_names import TRL_NAMES
 from slimepo.words import first_line, nearest
 
@@ -59,6 +59,8 @@ _HAS_A_KEY = {
     "monitor": "monitor", "seed": "the recipe's seed", "output_dir": "--out", "max_length": "data.max_length",
     "max_prompt_length": "data.max_prompt_length", "cut_long_responses": "data.cut_long_responses",
     "template_options": "the recipe's template_options", "model_init_kwargs": "the recipe's dtype",
+    "resume_from_checkpoint": "--out, where a run goes on by itself", "do_train": "max_steps",
+    "do_eval": "eval_strategy", "do_predict": "evaluate",
 }  # fmt: skip
 
 
@@ -332,7 +334,7 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
             f"stage {stage.name!r}: transformers' TrainingArguments have no {unknown[0]!r}{hint}"
         )
     try:
-        return PreferenceConfig(**(values | _without_secrets(stage)))
+        return PreferenceConfig(**(values | in_their_types(_without_secrets(stage))))
     except (TypeError, ValueError, ImportError, RuntimeError) as error:
         raise InputError(f"stage {stage.name!r}: {first_line(error)}") from error
 

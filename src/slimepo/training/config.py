@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, TrainingArguments
 
 from slimepo.data.batch import LAYOUTS
@@ -19,6 +21,7 @@ from slimepo.model.modes import computes_in_bf16
 from slimepo.monitor.settings import monitor_settings
 from slimepo.onpolicy.settings import rollout_settings
 from slimepo.training.libraries import check_libraries
+from slimepo.training.steps import STRATEGIES
 from slimepo.training.trl_names import TrlFields, in_own_names
 
 if TYPE_CHECKING:
@@ -46,6 +49,12 @@ _WITHOUT_EFFECT = {
     "batch_eval_metrics": "there is no compute_metrics",
     "label_names": "rows have answers, not labels",
     "eval_accumulation_steps": "an evaluation adds up sums and keeps no predictions",
+}
+# Types of settings that a file or a command line may give as words.
+_PLAIN: dict[str, Any] = {
+    name: kind
+    for kind in (bool, int, float, bool | None, int | None, float | None)
+    for name in (str(kind), getattr(kind, "__name__", ""))
 }
 
 
@@ -241,7 +250,11 @@ def settled(args: PreferenceConfig) -> PreferenceConfig:
     if sampled and args.reference == "cache":
         raise InputError("reference 'cache' knows rows before training, and rollouts make them: use 'copy'")
     monitor_settings(args.monitor)
-    for name, known in (("layout", LAYOUTS), ("attention", ATTENTIONS)):
+    for name, known in (
+        ("layout", LAYOUTS),
+        ("attention", ATTENTIONS),
+        ("train_sampling_strategy", STRATEGIES),
+    ):
         if getattr(args, name) not in known:
             raise InputError(f"{name} = {getattr(args, name)!r} is unknown: give one of {', '.join(known)}")
     if args.layout == "padded" and args.attention != "auto":
@@ -268,6 +281,23 @@ def settled(args: PreferenceConfig) -> PreferenceConfig:
     args._resolve_checkpointing()
     check_libraries(args)
     return args
+
+
+def in_their_types(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name, flags and numbers as such where they are given as words: YAML's `no` is one.
+
+    Raises:
+        InputError: a word that is no flag or number.
+    """
+    kinds = {f.name: _PLAIN.get(str(f.type)) for f in dataclasses.fields(PreferenceConfig)}
+    typed = dict(given)
+    for name, value in given.items():
+        if (kind := kinds.get(name)) is not None:
+            try:
+                typed[name] = TypeAdapter(kind).validate_python(value)
+            except ValidationError as error:
+                raise InputError(f"args.{name} = {value!r}: {error.errors()[0]['msg']}") from error
+    return typed
 
 
 def _from_text(name: str, value: Any) -> Any:

@@ -49,9 +49,16 @@ class RowDataset(Dataset[Row]):
         ]
         self.lengths = [length(row, positions) for row in rows]
 
-    def tokens(self) -> list[tuple[str, int]]:
-        """The tokens of each row, by its id: prompt and longest response."""
-        return [(row.id, length(row, range(len(row.responses)))) for row in self.rows]
+    def tokens(self) -> list[tuple[str, int, int]]:
+        """Each row by its id: how many tokens prompt and longest response have, and the highest of all."""
+        return [
+            (
+                row.id,
+                length(row, range(len(row.responses))),
+                max(int(ids.max(initial=0)) for ids in (row.prompt_ids, *row.responses)),
+            )
+            for row in self.rows
+        ]
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, get_scheduler
 from transformers.integrations import integration_utils as trackers
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
@@ -17,7 +18,7 @@ _OTHERWISE_CALLED = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flyte
 
 
 def check_libraries(args: Any) -> None:
-    """Refuse what a trainer could not be made or started with: trackers, optimizer, schedule, ways of loading.
+    """Refuse what a trainer could not be made or started with: trackers, optimizer, schedule, loaders.
 
     Raises:
         InputError: a package that is not installed, an unknown name, an argument that the optimizer or the schedule
@@ -48,6 +49,15 @@ def check_libraries(args: Any) -> None:
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"lr_scheduler_type = {args.lr_scheduler_type.value!r}: {first_line(error)}"
+        ) from error
+    try:
+        DataLoader(
+            TensorDataset(torch.zeros(1)), num_workers=args.dataloader_num_workers, prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+        )  # fmt: skip
+    except ValueError as error:
+        raise InputError(
+            f"dataloader_num_workers = {args.dataloader_num_workers}: {first_line(error)}"
         ) from error
     loading = args.model_init_kwargs
     if loading.get("attn_implementation") == "flash_attention_2" and not is_flash_attn_2_available():

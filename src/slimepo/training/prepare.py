@@ -69,15 +69,18 @@ def refuse_no_step(rows: Sized, sampler: StepSampler) -> None:
         )
 
 
-def refuse_long_rows(model: nn.Module, tokens_of: Iterable[tuple[str, int]]) -> None:
-    """Refuse rows, each by its id with its tokens at the most, that have more than the model has positions.
+def refuse_rows(model: nn.Module, tokens_of: Iterable[tuple[str, int, int]]) -> None:
+    """Refuse rows, each by id, number of tokens and highest token, that the model has no room for.
 
     Raises:
         InputError: such a row, by its name.
     """
     config = causal_lm(model).config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None) or math.inf
-    for row, tokens in tokens_of:
+    embeddings = causal_lm(model).get_input_embeddings().weight.shape[0]
+    for row, tokens, highest in tokens_of:
+        if highest >= embeddings:
+            raise InputError(f"row {row} has the token {highest} and the model {embeddings} embeddings")
         if tokens > positions:
             raise InputError(
                 f"row {row} has {tokens} tokens and the model {positions} positions: give max_length = {positions}"

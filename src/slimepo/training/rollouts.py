@@ -56,9 +56,12 @@ class PromptDataset(Dataset[Prompt]):
         self.prompts, self.settings = list(prompts), settings
         self.lengths = [len(prompt.ids) for prompt in prompts]
 
-    def tokens(self) -> list[tuple[str, int]]:
-        """The tokens of each prompt, by its id, with an answer of the longest kind."""
-        return [(prompt.id, len(prompt.ids) + self.settings.max_new_tokens) for prompt in self.prompts]
+    def tokens(self) -> list[tuple[str, int, int]]:
+        """Each prompt by its id: its tokens with an answer of the longest kind, and the highest of its own."""
+        return [
+            (prompt.id, len(prompt.ids) + self.settings.max_new_tokens, max(prompt.ids, default=0))
+            for prompt in self.prompts
+        ]
 
     def __len__(self) -> int:
         return len(self.prompts)

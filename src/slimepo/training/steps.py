@@ -11,7 +11,6 @@ from typing import Any
 from torch.utils.data import Sampler
 
 from slimepo.data.batch import epoch_order
-from slimepo.errors import InputError
 
 STRATEGIES = ("random", "group_by_length", "sequential")
 
@@ -34,12 +33,6 @@ class StepSampler(Sampler[list[int]]):
     epoch: int = 0
     # All steps of the run are taken: none is left to yield.
     finished: bool = False
-
-    def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise InputError(
-                f"train_sampling_strategy = {self.strategy!r} is not supported: give one of {', '.join(STRATEGIES)}"
-            )
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.lengths), self.step_size)

@@ -47,8 +47,8 @@ from slimepo.training.prepare import (
     prepared,
     read_once,
     refuse_changes,
-    refuse_long_rows,
     refuse_no_step,
+    refuse_rows,
     settings_of,
 )
 from slimepo.training.reference import Reference, choose_reference
@@ -65,6 +65,7 @@ from slimepo.training.step import (
 )
 from slimepo.training.steps import StepSampler, rows_read, step_sampler
 from slimepo.training.trl_names import in_own_arguments
+from slimepo.words import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ class PreferenceTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         if rows is not None:
             refuse_no_step(rows, self._sampler())
-            refuse_long_rows(self.model, rows.tokens())
+            refuse_rows(self.model, rows.tokens())
         self.layout, self.layout_reason = choose_layout(
             self.model, args.layout, args.positions, args.attention, compute_dtype(args),
             longest=args.max_length, verify=args.verify_model,
@@ -248,6 +249,13 @@ class PreferenceTrainer(Trainer):
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Make the repository that the model is pushed to. Raises InputError."""
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except (OSError, ValueError) as error:
+            raise InputError(f"push_to_hub: {first_line(error)}") from error
 
     def training_step(
         self, model: nn.Module, inputs: Step, num_items_in_batch: Tensor | int | None = None
@@ -414,7 +422,7 @@ class PreferenceTrainer(Trainer):
             return {name: self._dataset(part) for name, part in given.items()}
         rows = make_dataset(given, self.processing_class, self.args, self.objective)
         if rows is not None:
-            refuse_long_rows(self.model, rows.tokens())
+            refuse_rows(self.model, rows.tokens())
         # Once training has begun, the model that they would have to be scored with has changed.
         begun = self.state.global_step > 0 or self.is_in_train
         if rows is not None and self.reference is not None and self.reference.cached and not begun:
