@@ -52,8 +52,8 @@ def check_libraries(args: Any) -> None:
         ) from error
     try:
         DataLoader(
-            TensorDataset(torch.zeros(1)), num_workers=args.dataloader_num_workers, prefetch_factor=args.dataloader_prefetch_factor,
-            persistent_workers=args.dataloader_persistent_workers,
+            TensorDataset(torch.zeros(1)), num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor, persistent_workers=args.dataloader_persistent_workers,
         )  # fmt: skip
     except ValueError as error:
         raise InputError(
