@@ -127,6 +127,19 @@ def test_demonstrations_have_nothing_rejected(row):
     assert read(row) == Preference([user("2+2?")], [assistant("4")], [])
 
 
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"chosen": "4", "rejected": "5"}, "the end of the prompt can only be told in"),
+        ({"text": "2+2? 4"}, "nothing says what of 'text' is the answer.*give prompt and completion"),
+        ({"input_ids": [5, 6], "labels": [-100, 6]}, "given in Python, as slimepo.data.rows.Row"),
+    ],
+)
+def test_columns_without_an_answer_of_their_own_have_a_way_out(row, words):
+    with pytest.raises(InputError, match=words):
+        recognise(row)
+
+
 def test_the_source_is_kept():
     assert read(SAME_PAIR["implicit"][1]).source == "here:1"
 

@@ -82,6 +82,10 @@ def recognise(row: RawRow, found: Iterable[str] | None = None) -> str:
             ": where 'chosen' and 'rejected' are plain strings without a 'prompt' column, the end of the prompt "
             "can only be told in '\\n\\nHuman: ...\\n\\nAssistant: ...' transcripts"
         )
+    elif isinstance(row.get("text"), str):
+        hint = ": nothing says what of 'text' is the answer; give prompt and completion, or messages"
+    elif "input_ids" in row:
+        hint = ": rows of your own token ids are given in Python, as slimepo.data.rows.Row"
     raise InputError(
         f"no format fits the columns found ({columns}){hint}. Accepted are {accepted}. Columns with other names: "
         "columns: {prompt: THEIR-NAME} in a recipe's data, --column prompt=THEIR-NAME for data check"
