@@ -20,9 +20,11 @@ from slimepo.data.batch import StepCollator
 from slimepo.data.rows import MISMATCHED
 from slimepo.errors import InputError
 from slimepo.model.adapters import lora_config
+from slimepo.model.logps import response_logps
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.reference import choose_reference, reference_logps
 from slimepo.training.reference_cache import _on_main
+from slimepo.training.step import output_of
 from slimepo.training.trainer import PreferenceTrainer
 from tests.tiny import VOCABULARY, random_rows, tiny_model
 
@@ -109,7 +111,8 @@ class TestSources:
         with torch.no_grad():
             trained.add_(0.1 * torch.randn_like(trained))
         batch = trainer.data_collator.batch(trainer.train_dataset)
-        output = trainer._objective(trainer.model, batch, logps_of(trainer), None)
+        logps = response_logps(trainer.model, batch)
+        output = output_of(trainer.objective, trainer.loss_function, logps, batch, logps_of(trainer), None)
         assert output.metrics["rewards/chosen"].abs().min() > 0
         output.loss.sum().backward()
         assert trained.grad is not None
@@ -162,7 +165,8 @@ class TestSources:
         assert trainer.reference is not None
         assert (trainer.reference.source, "trained before" in trainer.reference.reason) == ("cache", True)
         batch = trainer.data_collator.batch(trainer.train_dataset)
-        output = trainer._objective(trainer.model, batch, logps_of(trainer), None)
+        logps = response_logps(trainer.model, batch)
+        output = output_of(trainer.objective, trainer.loss_function, logps, batch, logps_of(trainer), None)
         assert output.metrics["rewards/chosen"].abs().max() < 1e-5
         with pytest.raises(InputError, match="trained before"):
             choose_reference(first.model, "adapters-off", "padded")
@@ -477,8 +481,8 @@ class TestReferenceFree:
         def forbidden(*_: Any, **__: Any) -> None:
             raise AssertionError("a reference was asked for")
 
-        for name in ("choose_reference", "reference_values", "reference_logps"):
-            monkeypatch.setattr(f"slimepo.training.trainer.{name}", forbidden)
+        for name in ("trainer.choose_reference", "trainer.reference_values", "step.reference_logps"):
+            monkeypatch.setattr(f"slimepo.training.{name}", forbidden)
         model = tiny_model()
         trainer = made(tmp_path, model, loss=loss, monitor=False)
         backbone: nn.Module = model.base_model
