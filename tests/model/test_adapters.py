@@ -207,3 +207,17 @@ def test_an_adapter_of_a_resized_model_comes_back_with_its_embeddings(tmp_path: 
     made.train()
     made.save_model(str(tmp_path / "adapter"))
     assert off(probe_logits(load_model(str(tmp_path / "adapter"))), probe_logits(made.model)) < 1e-5
+
+
+def test_the_place_of_a_trained_adapter_beside_the_default_one_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = sft_adapter(saved_base(tmp_path))
+    made = trainer(tmp_path, model)
+    made.save_model(str(tmp_path / "alone"))
+    assert "is the adapter 'default'" not in caplog.text
+    model.add_adapter("other", lora(init_lora_weights=False))
+    model.set_adapter("other")
+    made.save_model(str(tmp_path / "saved"))
+    assert f"the one that was trained is {tmp_path / 'saved' / 'other'}" in caplog.text
+    assert (tmp_path / "saved" / "other" / "adapter_config.json").exists()

@@ -333,8 +333,9 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         raise InputError(
             f"stage {stage.name!r}: transformers' TrainingArguments have no {unknown[0]!r}{hint}"
         )
+    own = _without_secrets(stage)
     try:
-        return PreferenceConfig(**(values | in_their_types(_without_secrets(stage))))
+        return PreferenceConfig(**(values | in_their_types(own)))
     except (TypeError, ValueError, ImportError, RuntimeError) as error:
         raise InputError(f"stage {stage.name!r}: {first_line(error)}") from error
 

@@ -372,7 +372,14 @@ class PreferenceTrainer(Trainer):
         """What the Trainer saves, checkpoints too, and what the chat template was given, which goes with the model."""
         super()._save(output_dir, state_dict)
         options = {"template_options": self.args.template_options}
-        write_json(Path(output_dir or self.args.output_dir) / "slimepo.json", options)
+        folder = Path(output_dir or self.args.output_dir)
+        write_json(folder / "slimepo.json", options)
+        trained = getattr(self.accelerator.unwrap_model(self.model), "active_adapters", ["default"])
+        if trained != ["default"] and (folder / "adapter_config.json").exists():
+            # peft puts each adapter but the default into a folder of its own.
+            logger.warning(
+                "%s is the adapter 'default'; the one that was trained is %s", folder, folder / trained[0]
+            )
 
     def floating_point_ops(self, inputs: Step) -> int:
         """6 * parameters * tokens, over the micro-batches of a step."""
