@@ -13,6 +13,9 @@ from benchmarks.parity_trl import sample_rewards
 from slimepo.onpolicy.advantages import group_advantages
 from tests.model.test_logps import plain_logps
 
+# TRL's configs set it themselves.
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
+
 PAGE = f"before\n{parity.BEGIN}\nold\n{parity.END}\nafter\n"
 
 

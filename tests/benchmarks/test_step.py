@@ -13,6 +13,9 @@ from slimepo.data.batch import collate_packed
 from slimepo.model.attention.interface import install
 from slimepo.model.logps import install_logps, policy_logps
 
+# TRL's configs set it themselves.
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
+
 MODEL = step.TINY | {"vocab_size": 97}
 
 

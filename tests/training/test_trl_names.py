@@ -335,6 +335,7 @@ class TestArguments:
         with pytest.raises(InputError, match="ref_model is the model that trains"):
             PreferenceTrainer(model, model, args=config(tmp_path, loss="dpo"))
 
+    @pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")  # TRL's own
     def test_another_kind_of_config_is_refused(self, tmp_path: Path) -> None:
         theirs = trl("trl:DPOConfig")(output_dir=str(tmp_path), report_to="none", use_cpu=True)
         with pytest.raises(InputError, match=r"args is a DPOConfig: give a slimepo\.PreferenceConfig"):
