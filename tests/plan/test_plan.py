@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from benchmarks.plan import Case, compare
 from slimepo.data.rows import Row
 from slimepo.errors import InputError
+from slimepo.model.logps import response_logps
 from slimepo.pipeline.recipe import Recipe, make_recipe
 from slimepo.pipeline.stage import lora, stage_arguments
 from slimepo.plan import step as step_plan
@@ -21,6 +22,7 @@ from slimepo.plan.step import PlannedStep, largest_batch, largest_budget, make_s
 from slimepo.plan.tracker import MemoryTracker
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.terminal import make_console
+from slimepo.training.step import output_of
 from slimepo.training.trainer import PreferenceTrainer
 
 LENGTH = 40
@@ -92,7 +94,8 @@ def test_the_plan_counts_what_the_real_tensors_of_a_step_count(
     tracker.count([*model.parameters(), *model.buffers()], "weights")
     tracker.count([p.grad for p in trained], "gradients")
     with tracker:
-        trainer._objective(model, batch, None, None).loss.mean().backward()
+        logps = response_logps(model, batch)
+        output_of(trainer.objective, trainer.loss_function, logps, batch, None, None).loss.mean().backward()
     assert trainer.layout == step.collator.layout
     assert planned["weights"] == tracker.peak["weights"]
     assert planned["optimizer"] == 8 * sum(p.numel() for p in trained)
