@@ -192,8 +192,15 @@ def generate(
     out: Annotated[Path | None, typer.Option("--out", help="Write JSONL there instead of printing.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, help="0 takes the likeliest token each time (default: as the model comes, else 0)."
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Default: as the model comes, else 1.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=1)] = 1,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     batch_rows: Annotated[int, typer.Option(min=1, help="Answers written side by side.")] = 32,

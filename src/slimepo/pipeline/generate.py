@@ -50,11 +50,15 @@ def answer_prompts(
     prompts: Sequence[list[Message]],
     system: str | None,
     console: Console,
-    **sampling: Any,
+    *,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    **settings: Any,
 ) -> list[dict[str, Any]]:
     """Load a model and let it answer; a stage of a run stands for the model in it.
 
-    sampling: as `slimepo.model.generate.generate` takes it.
+    temperature, top_p: None takes those that the model comes with, and says so. settings: as
+    `slimepo.model.generate.generate` takes them.
 
     Returns:
         For each prompt a row: `prompt`, `answers`, and `finished`, which says of each whether it ended by itself.
@@ -65,6 +69,14 @@ def answer_prompts(
     from slimepo.model.generate import generate
 
     loaded = load_chat_model(model)
+    own = loaded.model.generation_config
+    if temperature is None and own.do_sample:
+        temperature, top_p = own.temperature or 1.0, (own.top_p or 1.0) if top_p is None else top_p
+        left_out = f", its top_k {own.top_k} left out" if own.top_k else ""
+        console.print(
+            f"as the model comes: temperature {temperature:g}, top_p {top_p:g}{left_out}; --temperature 0 takes the "
+            "likeliest token"
+        )
     start: list[Message] = [Message(role="system", content=system)] if system else []
     messages = [start + prompt for prompt in prompts]
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -73,7 +85,9 @@ def answer_prompts(
             loaded.model,
             [encode_prompt(loaded.chat, prompt) for prompt in messages],
             end_token_ids=loaded.end_ids,
-            **sampling,
+            temperature=temperature or 0.0,
+            top_p=1.0 if top_p is None else top_p,
+            **settings,
             progress=lambda done: progress.advance(task, done),
         )
     return [

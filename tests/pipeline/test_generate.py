@@ -1,0 +1,52 @@
+"""Answers from the command line: how a model samples unless it is told."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slimepo.pipeline import generate as module
+from slimepo.pipeline.generate import answer_prompts
+from slimepo.terminal import make_console
+
+PROMPTS = [[{"role": "user", "content": "Tell me a story."}]]
+
+
+def asked(
+    model: Path, monkeypatch: pytest.MonkeyPatch, comes_with: dict[str, Any], **given: Any
+) -> tuple[Any, str]:
+    """What generation is asked for, and what is said of it."""
+    loaded, seen = module.load_chat_model(str(model)), {}
+    for name, value in comes_with.items():
+        setattr(loaded.model.generation_config, name, value)
+    monkeypatch.setattr(module, "load_chat_model", lambda name: loaded)
+
+    def generate(model: Any, prompts: Any, **settings: Any) -> list[Any]:
+        seen.update(settings)
+        return [[] for _ in prompts]
+
+    monkeypatch.setattr("slimepo.model.generate.generate", generate)
+    console = make_console(file=io.StringIO(), width=200)
+    answer_prompts("model", PROMPTS, None, console, max_new_tokens=4, **given)
+    return (seen["temperature"], seen["top_p"]), console.file.getvalue()
+
+
+def test_a_model_that_comes_with_sampling_samples_so_and_it_is_said(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comes_with = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20}
+    sampling, said = asked(llama_folder, monkeypatch, comes_with)
+    assert sampling == (0.6, 0.9)
+    assert "temperature 0.6, top_p 0.9, its top_k 20 left out" in said
+
+
+@pytest.mark.parametrize("comes_with", [{}, {"do_sample": True, "temperature": 0.6}])
+def test_what_is_given_counts(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch, comes_with: dict[str, Any]
+) -> None:
+    assert asked(llama_folder, monkeypatch, comes_with, temperature=0.0) == ((0.0, 1.0), "")
+
+
+def test_any_other_model_says_what_is_likeliest(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asked(llama_folder, monkeypatch, {}) == ((0.0, 1.0), "")
