@@ -116,6 +116,11 @@ def test_raw_win_rates_and_standard_errors_are_the_published_ones(
         assert int(measures["average_length"].value) == int(official["avg_length"])
 
 
+# How far the fit is off, in points, where the stand-in for upstream's gamed rows is felt: it has their sufficient
+# statistics and not the rows, so the folds, which choose among penalties that differ in the seventh digit, see others.
+BY_THE_STAND_IN = {"FuseChat-Llama-3.2-3B-Instruct": 0.0084, "alpaca-7b": -0.0144}
+
+
 def test_length_controlled_win_rates_are_the_published_ones(
     all_rows: list[dict[str, Any]],
     leaderboard: dict[str, dict[str, str]],
@@ -125,9 +130,8 @@ def test_length_controlled_win_rates_are_the_published_ones(
     scores = alpaca_eval.score(all_rows, length_data=length_data)
     for model, official in leaderboard.items():
         controlled = scores[model].measures["length_controlled"]
-        # Points. The stand-in for upstream's gamed rows has their sufficient statistics, not the rows: the folds, which
-        # choose among penalties that differ in the seventh digit, see other rows than upstream's did.
-        assert controlled.value == pytest.approx(float(official["length_controlled_winrate"]), abs=0.015)
+        wanted = float(official["length_controlled_winrate"]) + BY_THE_STAND_IN.get(model, 0.0)
+        assert controlled.value == pytest.approx(wanted, abs=0.0002)
         if official["lc_standard_error"]:
             assert controlled.standard_error == pytest.approx(float(official["lc_standard_error"]), abs=0.001)
         assert scores[model].headline == "length_controlled"
