@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from slimepo.errors import InputError
-from slimepo.losses.common import check_choice, check_number, masked, mean_logps, sum_logps, token_counts
+from slimepo.losses.common import check_choice, check_number, masked, mean_logps, token_counts
 from slimepo.types import LossOutput, SampleLogps
 
 # exp is followed by its tangent from here on: finite for any log-probs, and still the right way downhill.
@@ -97,9 +97,7 @@ def grpo(
     if reference is not None:
         d_BT = _log_ratios(policy, reference)
         penalty_BT = _exp(-d_BT) - 1 + d_BT
-        metrics["kl"] = torch.where(
-            policy.mask.any(dim=-1), _per_token(penalty_BT.detach(), policy.mask), torch.nan
-        )
+        metrics["kl"] = _per_response(penalty_BT.detach(), policy)
         loss_BT = loss_BT + kl * penalty_BT * (ratios_BT if kl_times_ratio else 1)
     return _aggregated(loss_BT, policy, metrics, aggregation, length)
 
@@ -194,9 +192,7 @@ def reinforce_pp(
     loss_BT, metrics = _surrogate(policy, ratios_BT, _of_tokens(advantages, policy), clip_low, clip_high)
     if reference is not None:
         penalty_BT = _log_ratios(policy, reference) ** 2 / 2
-        metrics["kl"] = torch.where(
-            policy.mask.any(dim=-1), _per_token(penalty_BT.detach(), policy.mask), torch.nan
-        )
+        metrics["kl"] = _per_response(penalty_BT.detach(), policy)
         loss_BT = loss_BT + kl * penalty_BT
     return _aggregated(loss_BT, policy, metrics, "token", None)
 
@@ -280,13 +276,11 @@ def _surrogate(
     loss = -torch.minimum(ratios * advantages, ratios.clamp(1 - clip_low, 1 + clip_high) * advantages)
     seen = ratios.detach()
     flat = ((seen > 1 + clip_high) & (advantages > 0)) | ((seen < 1 - clip_low) & (advantages < 0))
-    there = policy.mask.any(dim=-1)
-    metrics = {
-        "logps/sampled": mean_logps(policy.logps, policy.mask).detach(),
-        "ratio": _per_token(seen, policy.mask),
-        "clipped": _per_token(flat.to(seen.dtype), policy.mask),
+    return loss, {
+        "logps/sampled": _per_response(policy.logps.detach(), policy),
+        "ratio": _per_response(seen, policy),
+        "clipped": _per_response(flat.to(seen.dtype), policy),
     }
-    return loss, {name: torch.where(there, value, torch.nan) for name, value in metrics.items()}
 
 
 def _aggregated(
@@ -298,5 +292,7 @@ def _aggregated(
     return LossOutput(sums / (token_counts(policy.mask, sums) if length is None else length), metrics)
 
 
-def _per_token(values_BT: Tensor, mask: Tensor) -> Tensor:
-    return sum_logps(values_BT.expand(mask.shape), mask) / token_counts(mask, values_BT)
+def _per_response(values: Tensor, policy: SampleLogps) -> Tensor:
+    """Mean over the tokens of each response, `[responses]`; NaN for a response that is not there."""
+    mean = mean_logps(values.expand(policy.mask.shape), policy.mask)
+    return torch.where(policy.mask.any(dim=-1), mean, torch.nan)

@@ -67,9 +67,13 @@ def load_chat_model(name: str) -> ChatModel:
     device = (
         torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     )
+    return ChatModel(model.to(device), tokenizer, chat, end_tokens(model, chat))
+
+
+def end_tokens(model: Any, chat: ChatFormat) -> frozenset[int]:
+    """The tokens that end an answer: that of the chat template, and those that the model generates to."""
     ends = model.generation_config.eos_token_id
-    end_ids = frozenset({chat.end_id, *([ends] if isinstance(ends, int) else ends or [])})
-    return ChatModel(model.to(device), tokenizer, chat, end_ids)
+    return frozenset({chat.end_id, *([ends] if isinstance(ends, int) else ends or [])})
 
 
 def model_chat(name: str) -> ChatFormat:

@@ -36,6 +36,12 @@ class Completion:
     logps: list[float] | None = None
 
 
+def completion_text(tokenizer: Any, completion: Completion) -> str:
+    """A completion as text, without its end token."""
+    ids = completion.token_ids[:-1] if completion.finished else completion.token_ids
+    return str(tokenizer.decode(ids))
+
+
 @dataclass(frozen=True)
 class _Settings:
     end_ids: Tensor

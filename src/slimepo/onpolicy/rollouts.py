@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from slimepo.data.rows import Row, Value
+from slimepo.data.rows import Row
 from slimepo.model.generate import Completion
 from slimepo.onpolicy.advantages import Array, gae, group_advantages, returns, token_rewards, whitened
 from slimepo.onpolicy.rewards import Prompt, Rewarder
@@ -139,16 +139,7 @@ def sample_rows(
     that give one advantage a response. score_values: the values `[tokens]` that generalised advantage estimates are
     made of; these and the returns are kept as `values` and `returns`. add_up: sums over all ranks.
     """
-    rewards = np.array(rollout.rewards)
-    for place, of_prompt in enumerate(rollout.completions):
-        for i, completion in enumerate(of_prompt):
-            if not completion.token_ids or (settings.skip_unfinished and not completion.finished):
-                rewards[place, i] = math.nan
-    kept = []
-    for place, of_prompt in enumerate(rewards):
-        counted = of_prompt[~np.isnan(of_prompt)]
-        if len(counted) and not (settings.skip_equal and counted.min() == counted.max()):
-            kept.append(place)
+    rewards, kept = _counted(rollout, settings)
     rows = [
         Row(
             _ids(rollout.prompts[place].ids),
@@ -171,32 +162,44 @@ def sample_rows(
             [settings.kl * (b.astype(np.float64) - r) for b, r in zip(of_row, of_reference, strict=True)]
             for of_row, of_reference in zip(behaviour, reference, strict=True)
         ]
-    result = []
-    expected = score_values(rows) if score_values is not None else None
-    estimates = _estimates(rewards[kept], penalties, expected, settings) if expected is not None else None
-    for place, advantages in enumerate(
-        _advantages(rewards[kept], penalties, settings, add_up)
-        if estimates is None
-        else _by_row(whitened([each for of_row in estimates for each in of_row], add_up), estimates)
-    ):
-        values: dict[str, Value] = {"advantages": advantages}
-        if estimates is not None and expected is not None:
-            values["values"] = tuple(each.astype(np.float32) for each in expected[place])
-            values["returns"] = tuple(
-                (estimate + each).astype(np.float32)
-                for estimate, each in zip(estimates[place], expected[place], strict=True)
-            )
-        if behaviour is not None:
-            values["behaviour"] = tuple(each.astype(np.float32) for each in behaviour[place])
-        if settings.corrected:
-            values["sampler"] = tuple(
+    named: dict[str, list[Any]] = {}
+    if score_values is None:
+        named["advantages"] = _advantages(rewards[kept], penalties, settings, add_up)
+    else:
+        expected = score_values(rows)
+        estimates = _estimates(rewards[kept], penalties, expected, settings)
+        named["advantages"] = _by_row(whitened(list(itertools.chain(*estimates)), add_up), estimates)
+        named["values"] = _by_row(list(itertools.chain(*expected)), expected)
+        named["returns"] = [
+            tuple((estimate + value).astype(np.float32) for estimate, value in zip(*of_row, strict=True))
+            for of_row in zip(estimates, expected, strict=True)
+        ]
+    if behaviour is not None:
+        named["behaviour"] = _by_row(list(itertools.chain(*behaviour)), behaviour)
+    if settings.corrected:
+        named["sampler"] = [
+            tuple(
                 np.array((completion.logps or []) if len(response) else [], dtype=np.float32)
-                for completion, response in zip(
-                    rollout.completions[kept[place]], rows[place].responses, strict=True
-                )
+                for completion, response in zip(rollout.completions[place], row.responses, strict=True)
             )
-        result.append(replace(rows[place], values=values))
-    return result
+            for place, row in zip(kept, rows, strict=True)
+        ]
+    return [
+        replace(row, values={name: values[i] for name, values in named.items()}) for i, row in enumerate(rows)
+    ]
+
+
+def _counted(rollout: Rollout, settings: Rollouts) -> tuple[Array, list[int]]:
+    """The rewards, NaN for answers that do not count, and the places of prompts that have something to learn from."""
+    rewards, kept = np.array(rollout.rewards), []
+    for place, of_prompt in enumerate(rollout.completions):
+        for i, completion in enumerate(of_prompt):
+            if not completion.token_ids or (settings.skip_unfinished and not completion.finished):
+                rewards[place, i] = math.nan
+        counted = rewards[place][~np.isnan(rewards[place])]
+        if len(counted) and not (settings.skip_equal and counted.min() == counted.max()):
+            kept.append(place)
+    return rewards, kept
 
 
 def _advantages(

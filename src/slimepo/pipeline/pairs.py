@@ -25,7 +25,7 @@ from slimepo.files import (
 from slimepo.onpolicy.rewards import Prompt, Rewarder
 from slimepo.pipeline.folder import is_held
 from slimepo.pipeline.rewards import make_rewards, reward_weights
-from slimepo.pipeline.tasks import RunTasks, Task, completion_text, prompt_ids
+from slimepo.pipeline.tasks import RunTasks, Task, prompt_ids
 from slimepo.types import Message, Preference, Verdict
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def sampled(
     name: str,
 ) -> list[list[str]]:
     """The finished answers of the model to each task; `file` keeps them as they come, and is not asked again."""
-    from slimepo.model.generate import generate
+    from slimepo.model.generate import completion_text, generate
     from slimepo.terminal import counted
 
     kept: dict[int, list[str]] = {row["place"]: row["answers"] for row in json_lines(file)}
@@ -128,7 +128,7 @@ def sampled(
         def keep(places: Sequence[int], completions: Any) -> None:
             rows = []
             for place, given in zip(places, completions, strict=True):
-                kept[place] = [completion_text(answerer.chat, c) for c in given if c.finished]
+                kept[place] = [completion_text(answerer.tokenizer, c) for c in given if c.finished]
                 row = {"place": place, "task": tasks[place].id, "answers": kept[place]}
                 rows.append(row | {"unfinished": len(given) - len(kept[place])})
             append_json_lines(file, rows)

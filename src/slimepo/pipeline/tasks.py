@@ -142,7 +142,7 @@ def answer_tasks(
     model: Any, tasks: RunTasks, chat: ChatFormat, end_token_ids: Collection[int], console: Console, what: str
 ) -> list[Answer]:
     """The likeliest answer to every held-out task, judged."""
-    from slimepo.model.generate import generate
+    from slimepo.model.generate import completion_text, generate
     from slimepo.terminal import counted
 
     done = 0
@@ -163,16 +163,10 @@ def answer_tasks(
         )
     answers = []
     for task, (completion,) in zip(tasks.heldout, completions, strict=True):
-        text = completion_text(chat, completion)
+        text = completion_text(chat.tokenizer, completion)
         verdict = tasks.check(task, text)
         answers.append(Answer(text, completion.finished, len(completion.token_ids), verdict))
     return answers
-
-
-def completion_text(chat: ChatFormat, completion: Any) -> str:
-    """A completion as text, without its end token."""
-    ids = completion.token_ids[:-1] if completion.finished else completion.token_ids
-    return str(chat.tokenizer.decode(ids))
 
 
 def measure(tasks: Sequence[Task], answers: Sequence[Answer]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from slimepo.losses import bind, find_objective, hyperparameters, slime
 from slimepo.model.attention.table import ATTENTIONS
 from slimepo.model.modes import computes_in_bf16
 from slimepo.monitor.settings import monitor_settings
-from slimepo.onpolicy.settings import rollout_settings
+from slimepo.onpolicy.settings import Rollouts, rollout_settings
 from slimepo.training.libraries import check_libraries
 from slimepo.training.steps import STRATEGIES
 from slimepo.training.trl_names import TrlFields, in_own_names
@@ -154,9 +154,15 @@ class PreferenceConfig(TrlFields, TrainingArguments):
     @property
     def positions(self) -> tuple[int, ...]:
         """The responses of a row that are read: those of the objective, or every sample of a rollout."""
-        objective = find_objective(self.loss, self.loss_options)
-        sampled = rollout_settings(self.rollouts or None, self.loss, objective.positions is None)
-        return objective.positions or tuple(range(sampled.samples if sampled else 1))
+        sampled = self.sampling
+        own = find_objective(self.loss, self.loss_options).positions
+        return own or tuple(range(sampled.samples if sampled else 1))
+
+    @property
+    def sampling(self) -> Rollouts | None:
+        """The checked settings of `rollouts`; None where nothing is sampled."""
+        reads_samples = find_objective(self.loss, self.loss_options).positions is None
+        return rollout_settings(self.rollouts or None, self.loss, reads_samples)
 
     def _resolve_checkpointing(self) -> None:
         """One word, or transformers' and TRL's flags, to transformers' flag and `activation_offloading`."""
@@ -230,7 +236,7 @@ def settled(args: PreferenceConfig) -> PreferenceConfig:
     args.loss_options |= args.named_options()
     bind(args.loss, args.loss_options)
     objective = find_objective(args.loss, args.loss_options)
-    sampled = rollout_settings(args.rollouts or None, args.loss, objective.positions is None)
+    sampled = args.sampling
     if args.reference != "auto" and not ("reference" in objective.asks or (sampled and sampled.kl)):
         raise InputError(
             f"loss {args.loss!r} reads no reference model: leave reference = {args.reference!r} out"

@@ -20,7 +20,8 @@ from slimepo.data.rows import Row
 from slimepo.errors import InputError
 from slimepo.files import append_json_lines, json_lines, write_json_lines
 from slimepo.losses import Objective
-from slimepo.model.generate import Completion, generate
+from slimepo.model.chat import end_tokens
+from slimepo.model.generate import Completion, completion_text, generate
 from slimepo.model.modes import compute_dtype, scoring
 from slimepo.model.score import score_rows
 from slimepo.onpolicy.correction import corrected
@@ -146,15 +147,13 @@ def rollout_source(
     critic = None
     if settings.advantages == "gae":
         critic = Critic(model, settings.value, args.micro_batch_size or 1, accelerator.device)
-    ends = model.generation_config.eos_token_id
     return RolloutSource(
         settings,
         objective,
         prompts,
         Rewarder(rewards, settings.on_error, settings.timeout),
         chat,
-        # The token that the chat template ends an answer with, and those that the model generates to.
-        frozenset({chat.end_id, *([ends] if isinstance(ends, int) else ends or [])}),
+        end_tokens(model, chat),
         seed,
         file,
         say,
@@ -272,7 +271,7 @@ class RolloutSource:
                 [self.prompts[item] for _, item in asked],
                 [sample_seed(self.seed, step, item) for step, item in asked],
                 functools.partial(self._answers, inner, accelerator),
-                self._text,
+                functools.partial(completion_text, self.chat.tokenizer),
                 self.rewarder,
             )
             places = [0, *itertools.accumulate(map(len, of_steps))]
@@ -336,10 +335,6 @@ class RolloutSource:
             if not np.isnan(values).all():
                 means[name] = float(np.nanmax(values) if name.endswith("/max") else np.nanmean(values))
         return means
-
-    def _text(self, completion: Completion) -> str:
-        ids = completion.token_ids[:-1] if completion.finished else completion.token_ids
-        return str(self.chat.tokenizer.decode(ids))
 
 
 def sampled(

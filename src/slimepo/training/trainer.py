@@ -30,7 +30,6 @@ from slimepo.model.tryout import choose_layout
 from slimepo.monitor.callback import DisplacementMonitor, Watched
 from slimepo.monitor.settings import monitor_settings
 from slimepo.onpolicy.rewards import Prompt
-from slimepo.onpolicy.settings import rollout_settings
 from slimepo.training.callbacks import (
     EpochOfSampler,
     LogBeforeSave,
@@ -126,7 +125,7 @@ class PreferenceTrainer(Trainer):
         self.ref_model = given.get("ref_model")
         args = arguments(config, model, self.ref_model, given.get("quantization_config"))
         self.objective = find_objective(args.loss, args.loss_options)
-        sampling = rollout_settings(args.rollouts or None, args.loss, self.objective.positions is None)
+        sampling = args.sampling
         self.loss_function = bind(args.loss, args.loss_options)
         processing_class = given.get("processing_class") or own_tokenizer(model, args.model_init_kwargs)
         rows = given.get("train_dataset")
