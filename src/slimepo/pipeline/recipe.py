@@ -205,7 +205,7 @@ class Recipe(Settings):
         return values
 
     @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
+    def _named_apart(self) -> Recipe:
         names = [stage.name for stage in self.stages]
         for name in [*names, *self.pairs]:
             if [*names, *self.pairs, *(self.data.parts or ())].count(name) > 1 and name in self.pairs:
@@ -218,6 +218,11 @@ class Recipe(Settings):
                 raise ValueError(f"{name!r} cannot be a stage's name: it names a folder")
             if name in REFERENCE_SOURCES:
                 raise ValueError(f"{name!r} cannot be a stage's name: it is a word for `reference`")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_have_rows_and_a_start(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
         for place, stage in enumerate(self.stages):
             # A reference that is no stage's name is another model.
             asked = {"start": stage.start, "reference": stage.reference if stage.reference in names else None}
@@ -256,6 +261,10 @@ class Recipe(Settings):
             unknown = [name for name in evaluation.stages if name not in names]
             if unknown:
                 raise ValueError(f"evaluate: there is no stage {unknown[0]!r}; there are: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _model_tasks_and_pairs_fit(self) -> Recipe:
         if isinstance(self.model, RandomModel) and self.tokenizer is None:
             raise ValueError("a random model needs a tokenizer: give tokenizer: FOLDER-or-Hub-id")
         if self.pairs and (self.tasks is None or self.tasks.train is None):
