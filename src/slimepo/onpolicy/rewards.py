@@ -91,6 +91,34 @@ class Rewarder:
         return numbers
 
 
+def named_rewards(given: Any) -> dict[str, tuple[Reward, float]]:
+    """Rewards with weights by name, from one function, several, or functions with weights by name.
+
+    Raises:
+        InputError: there is none, or one cannot be called.
+    """
+    if isinstance(given, Mapping):
+        found = {name: value if isinstance(value, tuple) else (value, 1.0) for name, value in given.items()}
+    else:
+        several = given if isinstance(given, Sequence) else [] if given is None else [given]
+        found = {
+            getattr(function, "__name__", f"reward {i}"): (function, 1.0)
+            for i, function in enumerate(several)
+        }
+        if len(found) < len(several):
+            raise InputError(
+                "two rewards have the same name: give them as a mapping, {name: (function, weight)}"
+            )
+    if not found:
+        raise InputError(
+            "rollouts need a reward: a function of (prompt, completions, row) that gives a number for each"
+        )
+    for name, (function, _) in found.items():
+        if not callable(function):
+            raise InputError(f"reward {name!r} is not a function of (prompt, completions, row)")
+    return found
+
+
 class _TookTooLong(Exception):
     pass
 

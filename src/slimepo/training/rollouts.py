@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from slimepo.data.batch import StepCollator
 from slimepo.data.chat import chat_format
-from slimepo.data.render import ChatFormat, RowRefused, encode_prompt
+from slimepo.data.render import ChatFormat
 from slimepo.data.rows import Row
 from slimepo.errors import InputError
 from slimepo.files import append_json_lines, json_lines, write_json_lines
@@ -26,7 +25,8 @@ from slimepo.model.modes import compute_dtype, scoring
 from slimepo.model.score import score_rows
 from slimepo.onpolicy.correction import corrected
 from slimepo.onpolicy.critic import Critic
-from slimepo.onpolicy.rewards import Prompt, Reward, Rewarder
+from slimepo.onpolicy.prompts import PromptDataset
+from slimepo.onpolicy.rewards import Prompt, Reward, Rewarder, named_rewards
 from slimepo.onpolicy.rollouts import (
     Rollout,
     figures,
@@ -40,7 +40,6 @@ from slimepo.onpolicy.settings import Rollouts
 from slimepo.onpolicy.vllm import VLLM, VLLMServer, check_server, open_engine
 from slimepo.training.reference import Reference
 from slimepo.training.steps import StepSampler
-from slimepo.types import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,53 +47,6 @@ if TYPE_CHECKING:
     from slimepo.training.config import PreferenceConfig
 
 FILE = "rollouts.jsonl"
-
-
-class PromptDataset(Dataset[Prompt]):
-    """The prompts of a run; a step's are drawn as those of rows are."""
-
-    def __init__(self, prompts: Sequence[Prompt], settings: Rollouts) -> None:
-        self.prompts, self.settings = list(prompts), settings
-        self.lengths = [len(prompt.ids) for prompt in prompts]
-
-    def tokens(self) -> list[tuple[str, int, int]]:
-        """Each prompt by its id: its tokens with an answer of the longest kind, and the highest of its own."""
-        return [
-            (prompt.id, len(prompt.ids) + self.settings.max_new_tokens, max(prompt.ids, default=0))
-            for prompt in self.prompts
-        ]
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def __getitem__(self, index: int) -> Prompt:
-        return self.prompts[index]
-
-
-def prompts_from(given: Any, chat: ChatFormat) -> list[Prompt]:
-    """Prompts as they are, or of rows with a `prompt`: text, or messages; a row's `id` is its own or its number.
-
-    Raises:
-        InputError: a row has no prompt, or the chat template refuses it.
-    """
-    prompts: list[Prompt] = []
-    for number, row in enumerate(given):
-        if isinstance(row, Prompt):
-            prompts.append(row)
-            continue
-        messages = row.get("prompt") if isinstance(row, Mapping) else None
-        if isinstance(messages, str):
-            messages = [Message(role="user", content=messages)]
-        if not isinstance(messages, list) or not messages:
-            raise InputError(f"row {number} has no prompt, text or a list of messages, to be answered")
-        name = str(row.get("id") or number)
-        try:
-            prompts.append(Prompt(name, messages, row, encode_prompt(chat, messages)))
-        except RowRefused as refused:
-            raise InputError(f"row {name}: {refused.reason}: {refused.detail}") from refused
-    if not prompts:
-        raise InputError("there is no prompt to train on")
-    return prompts
 
 
 def sampling_inputs(
@@ -160,34 +112,6 @@ def rollout_source(
         engine,
         critic,
     )
-
-
-def named_rewards(given: Any) -> dict[str, tuple[Reward, float]]:
-    """Rewards with weights by name, from one function, several, or functions with weights by name.
-
-    Raises:
-        InputError: there is none, or one cannot be called.
-    """
-    if isinstance(given, Mapping):
-        found = {name: value if isinstance(value, tuple) else (value, 1.0) for name, value in given.items()}
-    else:
-        several = given if isinstance(given, Sequence) else [] if given is None else [given]
-        found = {
-            getattr(function, "__name__", f"reward {i}"): (function, 1.0)
-            for i, function in enumerate(several)
-        }
-        if len(found) < len(several):
-            raise InputError(
-                "two rewards have the same name: give them as a mapping, {name: (function, weight)}"
-            )
-    if not found:
-        raise InputError(
-            "rollouts need a reward: a function of (prompt, completions, row) that gives a number for each"
-        )
-    for name, (function, _) in found.items():
-        if not callable(function):
-            raise InputError(f"reward {name!r} is not a function of (prompt, completions, row)")
-    return found
 
 
 @dataclass

@@ -29,6 +29,7 @@ from slimepo.model.modes import compute_dtype, scoring
 from slimepo.model.tryout import choose_layout
 from slimepo.monitor.callback import DisplacementMonitor, Watched
 from slimepo.monitor.settings import monitor_settings
+from slimepo.onpolicy.prompts import PromptDataset, prompts_from
 from slimepo.onpolicy.rewards import Prompt
 from slimepo.training.callbacks import (
     EpochOfSampler,
@@ -52,7 +53,7 @@ from slimepo.training.prepare import (
 )
 from slimepo.training.reference import Reference, choose_reference
 from slimepo.training.reference_cache import reference_values
-from slimepo.training.rollouts import PromptDataset, prompts_from, rollout_source, sampling_inputs
+from slimepo.training.rollouts import rollout_source, sampling_inputs
 from slimepo.training.scores import score_dataset
 from slimepo.training.step import (
     beside_the_policy,
