@@ -70,16 +70,16 @@ def sampling_inputs(
 
 def rollout_source(
     settings: Rollouts,
-    objective: Objective,
-    prompts: PromptDataset,
     rewards: Mapping[str, tuple[Reward, float]],
     chat: ChatFormat,
-    model: Any,
     args: PreferenceConfig,
-    accelerator: Any,
-    say: Callable[[str], None],
+    model: Any,
+    prompts: PromptDataset,
+    **run: Any,
 ) -> RolloutSource:
     """What samples a run's rows: its engine opened, and its value model made where advantages are made of values.
+
+    `run`: the fields of `RolloutSource` that are the trainer's own.
 
     Raises:
         InputError: the engine cannot sample here, or the model's architecture has no value model.
@@ -92,25 +92,25 @@ def rollout_source(
         dtype=compute_dtype(args) or model.dtype,
         seed=seed,
         folder=file.with_name("weights-for-vllm"),
-        ranks=accelerator.num_processes,
+        ranks=run["accelerator"].num_processes,
     )
-    if engine and accelerator.is_main_process:
-        say(engine.words)
+    if engine and run["accelerator"].is_main_process:
+        run["say"](engine.words)
     critic = None
     if settings.advantages == "gae":
-        critic = Critic(model, settings.value, args.micro_batch_size or 1, accelerator.device)
+        critic = Critic(model, settings.value, args.micro_batch_size or 1, run["accelerator"].device)
     return RolloutSource(
-        settings,
-        objective,
-        prompts,
-        Rewarder(rewards, settings.on_error, settings.timeout),
-        chat,
-        end_tokens(model, chat),
-        seed,
-        file,
-        say,
-        engine,
-        critic,
+        settings=settings,
+        rewarder=Rewarder(rewards, settings.on_error, settings.timeout),
+        chat=chat,
+        end_ids=end_tokens(model, chat),
+        seed=seed,
+        file=file,
+        model=model,
+        prompts=prompts,
+        engine=engine,
+        critic=critic,
+        **run,
     )
 
 
@@ -123,13 +123,18 @@ class RolloutSource:
     """
 
     settings: Rollouts
-    objective: Objective
-    prompts: PromptDataset
     rewarder: Rewarder
     chat: ChatFormat
     end_ids: frozenset[int]
     seed: int
     file: Path
+    objective: Objective
+    model: Any
+    prompts: PromptDataset
+    sampler: StepSampler
+    collator: StepCollator
+    reference: Reference | None
+    accelerator: Any
     say: Callable[[str], None]
     engine: VLLM | VLLMServer | None = None
     critic: Critic | None = None
@@ -137,16 +142,7 @@ class RolloutSource:
     facts: list[dict[str, float]] = field(default_factory=list)
     _begun: bool = False
 
-    def rows(
-        self,
-        step: int,
-        last_step: int,
-        sampler: StepSampler,
-        model: Any,
-        collator: StepCollator,
-        reference: Reference | None,
-        accelerator: Any,
-    ) -> list[Row]:
+    def rows(self, step: int, last_step: int) -> list[Row]:
         """This rank's rows of step `step`, of which the first is 0. Every rank must call this.
 
         Raises:
@@ -154,7 +150,7 @@ class RolloutSource:
         """
         if not self._begun:
             # What a resumed run samples again is written again.
-            if accelerator.is_main_process:
+            if self.accelerator.is_main_process:
                 kept = [line for line in json_lines(self.file) if line["step"] < step]
                 write_json_lines(self.file, kept)
             self._begun = True
@@ -162,13 +158,13 @@ class RolloutSource:
             last = min(
                 step - step % self.settings.steps_per_rollout + self.settings.steps_per_rollout, last_step
             )
-            self._roll_out(range(step, last), sampler, model, collator, reference, accelerator)
+            self._roll_out(range(step, last))
         return self.waiting.pop(step)
 
-    def learn_values(self, rows: Sequence[Row], accelerator: Any) -> None:
+    def learn_values(self, rows: Sequence[Row]) -> None:
         """A step of the value model, where there is one, on rows that this has made."""
         if self.critic is not None:
-            self.facts.append(self.critic.learn(rows, accelerator))
+            self.facts.append(self.critic.learn(rows, self.accelerator))
 
     def spare(self) -> Row:
         """A row for a rank that has none: it takes part with weight 0."""
@@ -176,25 +172,16 @@ class RolloutSource:
         ids = np.array(self.prompts[0].ids, dtype=np.int32)
         return Row(ids, responses, {"advantages": np.zeros(1, dtype=np.float32)}, "spare")
 
-    def _roll_out(
-        self,
-        steps: range,
-        sampler: StepSampler,
-        model: Any,
-        collator: StepCollator,
-        reference: Reference | None,
-        accelerator: Any,
-    ) -> None:
-        of_steps = [prompts_of(sampler, step) for step in steps]
+    def _roll_out(self, steps: range) -> None:
+        of_steps = [prompts_of(self.sampler, step) for step in steps]
         asked = [(step, item) for step, items in zip(steps, of_steps, strict=True) for item in items]
-        inner = accelerator.unwrap_model(model)
-        policy = functools.partial(scoring, inner, own_precision=False)
-        score = functools.partial(_score, collator=collator, device=accelerator.device)
-        with accelerator.autocast():
+        policy = functools.partial(scoring, self.model, own_precision=False)
+        score = functools.partial(_score, collator=self.collator, device=self.accelerator.device)
+        with self.accelerator.autocast():
             rollout = roll_out(
                 [self.prompts[item] for _, item in asked],
                 [sample_seed(self.seed, step, item) for step, item in asked],
-                functools.partial(self._answers, inner, accelerator),
+                self._answers,
                 functools.partial(completion_text, self.chat.tokenizer),
                 self.rewarder,
             )
@@ -210,35 +197,31 @@ class RolloutSource:
                         part,
                         self.settings,
                         functools.partial(score, policy) if scored else None,
-                        functools.partial(score, reference.forward) if reference else None,
+                        functools.partial(score, self.reference.forward) if self.reference else None,
                         self.critic.values if self.critic else None,
-                        functools.partial(_over_ranks, accelerator),
+                        functools.partial(_over_ranks, self.accelerator),
                     )
                 apart: dict[str, float] = {}
                 if self.settings.corrected and not self.objective.positions:
                     rows, apart = corrected(rows, self.settings)
                 self.waiting[step] = rows
-                self._keep(part, step, rows, apart, accelerator)
+                self._keep(part, step, rows, apart)
 
-    def _answers(
-        self, model: Any, accelerator: Any, prompts: Sequence[Prompt], seeds: Sequence[int]
-    ) -> list[list[Completion]]:
+    def _answers(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[list[Completion]]:
         if self.engine is None:
-            return sampled(model, self.end_ids, self.settings, prompts, seeds)
-        if accelerator.is_main_process:
-            self.engine.load(model)
-        accelerator.wait_for_everyone()
+            return sampled(self.model, self.end_ids, self.settings, prompts, seeds)
+        if self.accelerator.is_main_process:
+            self.engine.load(self.model)
+        self.accelerator.wait_for_everyone()
         return self.engine.sample(self.end_ids, prompts, seeds)
 
-    def _keep(
-        self, part: Rollout, step: int, rows: Sequence[Row], apart: dict[str, float], accelerator: Any
-    ) -> None:
+    def _keep(self, part: Rollout, step: int, rows: Sequence[Row], apart: dict[str, float]) -> None:
         from accelerate.utils import gather_object
 
         self.facts.append(figures(part, rows, bool(self.objective.positions)) | apart)
         lines = gather_object(records(part, step))
         made = sum(gather_object([len(rows)]))
-        if not accelerator.is_main_process:
+        if not self.accelerator.is_main_process:
             return
         append_json_lines(self.file, lines)
         if not made:

@@ -180,17 +180,19 @@ class PreferenceTrainer(Trainer):
         )  # fmt: skip
         self.activations = args.activations
         self.data_collator = replace(self.data_collator, layout=self.layout)
+        for note in model_notes(self.model):
+            logger.warning(note)
+        self.reference = self._open_reference()
         self.rollouts = (
             rollout_source(
-                sampling, self.objective, self.train_dataset, rewards, chat, self.model, args, self.accelerator,
-                shown[0].say if shown else logger.warning,
+                sampling, rewards, chat, self.args, self.model, self.train_dataset,
+                objective=self.objective, sampler=self._sampler(), collator=self.data_collator,
+                reference=self.reference, accelerator=self.accelerator,
+                say=shown[0].say if shown else logger.warning,
             )
             if sampling and chat
             else None
         )  # fmt: skip
-        for note in model_notes(self.model):
-            logger.warning(note)
-        self.reference = self._open_reference()
         self.eval_dataset = self._dataset(eval_dataset)
         # A rank without rows in a short last step still takes part in it, with weight 0.
         spare = (
@@ -267,17 +269,9 @@ class PreferenceTrainer(Trainer):
         self._window = self._window or MetricSums()
         if self.rollouts:
             # Only now: the loader makes items ahead, when the model is not yet what samples this step's rows.
-            made = self.rollouts.rows(
-                self.state.global_step,
-                self.state.max_steps,
-                self._sampler(),
-                model,
-                self.data_collator,
-                self.reference,
-                self.accelerator,
-            )
+            made = self.rollouts.rows(self.state.global_step, self.state.max_steps)
             inputs.update(self.data_collator(made))
-            self.rollouts.learn_values(made, self.accelerator)
+            self.rollouts.learn_values(made)
         model.train()
         done = train_step(
             model, inputs, self._spare, self.objective, self.loss_function, self.reference, self.accelerator
@@ -440,7 +434,7 @@ class PreferenceTrainer(Trainer):
 
     def _open_reference(self) -> Reference | None:
         """Where reference log-probs come from; rows whose log-probs are computed beforehand have them then."""
-        sampling = self.rollouts.settings if self.rollouts else None
+        sampling = self.args.sampling
         if "reference" not in self.objective.asks and not (sampling and sampling.kl):
             return None
         options = self.args.model_init_kwargs
