@@ -313,6 +313,17 @@ class TestSettings:
         assert other is not None
         assert other.advantages == "centered"
 
+    @pytest.mark.parametrize(
+        ("loss", "given", "passes"),
+        [("ppo", {}, 4), ("ppo", {"epochs": 1}, 1), ("grpo", {}, 1), ("dpo", {}, 1)],
+    )
+    def test_ppo_alone_learns_from_a_rollout_several_times_unless_told(
+        self, loss: str, given: Any, passes: int
+    ) -> None:
+        settings = rollout_settings(given, loss, reads_samples=loss != "dpo")
+        assert settings is not None
+        assert settings.passes == passes
+
     def test_pairs_may_be_sampled_at_any_temperature(self) -> None:
         settings = rollout_settings({"temperature": 0.8, "top_p": 0.95, "samples": 5}, "dpo", False)
         assert settings is not None

@@ -167,6 +167,53 @@ class TestByHand:
             assert (gradient - expected).norm() < 1e-4 * expected.norm()
             assert expected.norm() > 1e-3
 
+    def test_further_epochs_take_the_same_samples_and_the_policy_that_wrote_them(
+        self, tmp_path: Path
+    ) -> None:
+        """Two mini-batches of one sampling, then both again; the last rollout is of the one that is left."""
+        made = trainer(
+            tmp_path, loss_options={"kl": 0.3}, max_steps=6, reference="copy",
+            rollouts={"steps_per_rollout": 2, "epochs": 2},
+        )  # fmt: skip
+        seen = watched(made)
+        made.train()
+        assert [line["step"] for line in lines(tmp_path)] == [0] * 3 + [1] * 3 + [4] * 2
+        assert len({line["prompt"] for line in lines(tmp_path)}) == 8
+        start = Untouched(seen[0][0])
+        for step, first, batch in ((1, 0, 1), (2, 0, 0), (3, 0, 1), (4, 4, 4), (5, 4, 4)):
+            given = [line for line in lines(tmp_path) if line["step"] == batch]
+            now, then = Untouched(seen[step][0]), Untouched(seen[first][0])
+            with torch.no_grad():
+                known = [then.all(given), start.all(given)]
+            value = grpo_by_hand(now.all(given), *known, [line["rewards"] for line in given])
+            value.backward()
+            expected = torch.cat([p.grad.flatten() for p in now.model.parameters()])
+            assert losses(made)[step] == pytest.approx(value.item(), rel=1e-4, abs=1e-5)
+            assert (seen[step][1] - expected).norm() < 1e-4 * expected.norm()
+
+    def test_ppo_learns_four_times_from_a_rollout_and_holds_values_near_those_of_its_time(
+        self, tmp_path: Path
+    ) -> None:
+        made = trainer(
+            tmp_path, loss="ppo", max_steps=8, rollouts={"value": {"learning_rate": 1e-2, "clip": 0.01}}
+        )
+        made.train()
+        assert {line["step"] for line in lines(tmp_path)} == {0, 4}
+        log = made.state.log_history[:8]
+        # What is aimed at is measured from the values of the time of sampling, which the clip holds to as well.
+        errors = [line["value/error"] for line in log]
+        assert errors == pytest.approx([errors[0]] * 4 + [errors[4]] * 4)
+        assert ["reward" in line for line in log] == [True, False, False, False] * 2
+        assert log[0]["ratio"] == pytest.approx(1, abs=1e-6)
+        assert abs(log[3]["ratio"] - 1) > 1e-6
+
+    def test_an_epoch_of_the_run_samples_every_prompt_once(self, tmp_path: Path) -> None:
+        made = trainer(tmp_path, max_steps=-1, num_train_epochs=1, rollouts={"epochs": 2})
+        made.train()
+        assert made.state.global_step == 2 * 3
+        assert made.state.epoch == 1
+        assert sorted(line["prompt"] for line in lines(tmp_path)) == [f"p{i}" for i in range(8)]
+
     def test_a_users_own_objective_on_samples(self, tmp_path: Path) -> None:
         (tmp_path / "own.py").write_text(
             "from slimepo.types import LossOutput, SampleLogps\n"
@@ -227,6 +274,14 @@ class TestByHand:
         assert first == pytest.approx(math.log(2), abs=1e-6)
         assert second != pytest.approx(math.log(2), abs=1e-6)
 
+    def test_pairs_too_are_learnt_from_again(self, tmp_path: Path) -> None:
+        made = trainer(tmp_path, loss="dpo", reference="copy", learning_rate=0.2, rollouts={"epochs": 2})
+        made.train()
+        first, second = losses(made)
+        assert first == pytest.approx(math.log(2), abs=1e-6)
+        assert second < first - 0.01
+        assert {line["step"] for line in lines(tmp_path)} == {0}
+
 
 class TestLayout:
     """How a step is cut up changes nothing, nor how many answers are written side by side."""
@@ -270,33 +325,43 @@ class TestLayout:
 
 
 class TestResume:
-    @pytest.mark.parametrize("steps_per_rollout", [1, 2])
+    @pytest.mark.parametrize(
+        ("loss", "rollouts", "whole"),
+        [
+            ("grpo", {}, 1),
+            ("grpo", {"steps_per_rollout": 2}, 2),
+            ("ppo", {"epochs": 2, "value": {"learning_rate": 1e-2}}, 2),
+        ],
+    )
     def test_after_a_kill_the_weights_are_those_of_the_whole_run(
-        self, tmp_path: Path, steps_per_rollout: int
+        self, tmp_path: Path, loss: str, rollouts: dict[str, Any], whole: int
     ) -> None:
         options: dict[str, Any] = dict(
             max_steps=6, save_strategy="steps", save_steps=1, optim="adamw_torch", learning_rate=1e-2,
-            rollouts={"steps_per_rollout": steps_per_rollout},
+            loss=loss, rollouts=rollouts,
         )  # fmt: skip
-        whole = trainer(tmp_path / "whole", **options)
-        whole.train()
+        straight = trainer(tmp_path / "whole", **options)
+        straight.train()
         calls = []
 
         def dying(*given: Any) -> list[float]:
             calls.append(given)
-            # In the fifth step: every step asks for 3, 3 and 2 prompts of 8 in turn.
-            if len(calls) > 3 + 3 + 2 + 3:
+            # In the fifth step: every mini-batch asks for 3, 3 and 2 prompts of 8 in turn.
+            if len(calls) > (3 + 3 + 2 + 3 if loss == "grpo" else 3 + 3):
                 raise KeyboardInterrupt
             return vowels(*given)
 
         with pytest.raises(KeyboardInterrupt):
             trainer(tmp_path / "cut", reward=dying, **options).train()
         kept = sorted(path.name for path in (tmp_path / "cut").glob("checkpoint-*"))
-        assert kept == [f"checkpoint-{step}" for step in range(1, 5) if step % steps_per_rollout == 0]
+        assert kept == [f"checkpoint-{step}" for step in range(1, 5) if step % whole == 0]
         again = trainer(tmp_path / "cut", **options)
         again.train(resume_from_checkpoint=True)
-        assert torch.equal(weights(again), weights(whole))
+        assert torch.equal(weights(again), weights(straight))
         assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+        if loss == "ppo":
+            critics = [made.rollouts.critic.model.state_dict() for made in (again, straight)]  # type: ignore[union-attr]
+            assert all(torch.equal(value, critics[1][name]) for name, value in critics[0].items())
 
     def test_a_checkpoint_of_an_epoch_waits_for_its_rollout(self, tmp_path: Path) -> None:
         # Three steps an epoch, two a rollout: the first epoch's is saved with step 4.

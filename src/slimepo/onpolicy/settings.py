@@ -24,6 +24,9 @@ ESTIMATORS: Mapping[str, Estimator] = {
     "ppo": "gae",
 }
 
+# How often an objective was published to learn from one rollout, where that is more than once.
+EPOCHS: Mapping[str, int] = {"ppo": 4}
+
 # Settings of the weights that correct for another engine.
 _WEIGHING = "vllm_importance_sampling"
 
@@ -45,7 +48,8 @@ class Rollouts(Settings):
     """How the rows of a step come about: answers to its prompts, sampled from the model that is training.
 
     `samples` answers a prompt, of at most `max_new_tokens`, from softmax(logits / temperature) cut to `top_p`.
-    `steps_per_rollout`: optimizer steps from one sampling to the next; their prompts are answered together.
+    `steps_per_rollout`: the mini-batches, of an optimizer step each, that are answered together; `epochs`: how often
+    each of them is learnt from, one after the other in every epoch (None: as the loss was published).
     `pairs`, for an objective that reads pairs: best-worst sets the best answer to a prompt against the worst;
     right-wrong every answer of the highest reward against every one of the lowest.
     `advantages`, for an objective that reads samples (None: as it was published): group (reward minus the group's mean,
@@ -71,6 +75,7 @@ class Rollouts(Settings):
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(256, ge=1)
     steps_per_rollout: int = Field(1, ge=1)
+    epochs: int | None = Field(None, ge=1)
     pairs: Literal["best-worst", "right-wrong"] = "best-worst"
     advantages: Estimator | None = None
     value: ValueModel = ValueModel.model_validate({})
@@ -91,6 +96,11 @@ class Rollouts(Settings):
         # What TRL called it first.
         validation_alias=AliasChoices("vllm_importance_sampling_clip_max", "vllm_importance_sampling_cap"),
     )
+
+    @property
+    def passes(self) -> int:
+        """How often each mini-batch is learnt from."""
+        return self.epochs or 1
 
     @property
     def corrected(self) -> bool:
@@ -140,7 +150,9 @@ def rollout_settings(
         raise InputError(
             f"rollouts: advantages = {estimator!r} are by token; rloo takes one advantage a response"
         )
-    return settings.model_copy(update={"advantages": estimator})
+    return settings.model_copy(
+        update={"advantages": estimator, "epochs": settings.epochs or EPOCHS.get(loss)}
+    )
 
 
 def _check_engine(settings: Rollouts) -> None:

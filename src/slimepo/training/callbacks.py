@@ -53,8 +53,8 @@ class LogBeforeSave(TrainerCallback):
 class WholeRollouts(TrainerCallback):
     """Puts a checkpoint off until the steps of a rollout are done: what a resumed run samples is then what it was."""
 
-    def __init__(self, steps_per_rollout: int) -> None:
-        self.steps, self.put_off = steps_per_rollout, False
+    def __init__(self, steps: int) -> None:
+        self.steps, self.put_off = steps, False
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -118,8 +119,8 @@ def rollout_source(
 class RolloutSource:
     """Samples the rows of each step from the policy as it is then.
 
-    With `steps_per_rollout` k the prompts of k steps are answered before the first of them. `waiting` holds what the
-    steps to come learn from. `engine`: what writes the answers in place of the model that trains.
+    With `steps_per_rollout` k the prompts of k mini-batches are answered before the first step on them. `waiting` holds
+    the rows of each. `engine`: what writes the answers in place of the model that trains.
     """
 
     settings: Rollouts
@@ -140,7 +141,6 @@ class RolloutSource:
     critic: Critic | None = None
     waiting: dict[int, list[Row]] = field(default_factory=dict)
     facts: list[dict[str, float]] = field(default_factory=list)
-    _begun: bool = False
 
     def rows(self, step: int, last_step: int) -> list[Row]:
         """This rank's rows of step `step`, of which the first is 0. Every rank must call this.
@@ -148,18 +148,10 @@ class RolloutSource:
         Raises:
             InputError: a reward failed, and is to stop the run.
         """
-        if not self._begun:
-            # What a resumed run samples again is written again.
-            if self.accelerator.is_main_process:
-                kept = [line for line in json_lines(self.file) if line["step"] < step]
-                write_json_lines(self.file, kept)
-            self._begun = True
-        if step not in self.waiting:
-            last = min(
-                step - step % self.settings.steps_per_rollout + self.settings.steps_per_rollout, last_step
-            )
-            self._roll_out(range(step, last))
-        return self.waiting.pop(step)
+        batches, batch = mini_batches(step, last_step, self.settings)
+        if batch not in self.waiting or step == batches.start * self.settings.passes:
+            self._roll_out(batches)
+        return self.waiting[batch]
 
     def learn_values(self, rows: Sequence[Row]) -> None:
         """A step of the value model, where there is one, on rows that this has made."""
@@ -172,27 +164,33 @@ class RolloutSource:
         ids = np.array(self.prompts[0].ids, dtype=np.int32)
         return Row(ids, responses, {"advantages": np.zeros(1, dtype=np.float32)}, "spare")
 
-    def _roll_out(self, steps: range) -> None:
-        of_steps = [prompts_of(self.sampler, step) for step in steps]
-        asked = [(step, item) for step, items in zip(steps, of_steps, strict=True) for item in items]
+    def _roll_out(self, batches: range) -> None:
+        first = batches.start * self.settings.passes
+        if not self.waiting and self.accelerator.is_main_process:
+            # What a resumed run samples again is written again.
+            write_json_lines(self.file, [line for line in json_lines(self.file) if line["step"] < first])
+        self.waiting.clear()
+        items = [prompts_of(self.sampler, batch) for batch in batches]
+        asked = [(batch, item) for batch, of_batch in zip(batches, items, strict=True) for item in of_batch]
         policy = functools.partial(scoring, self.model, own_precision=False)
         score = functools.partial(_score, collator=self.collator, device=self.accelerator.device)
         with self.accelerator.autocast():
             rollout = roll_out(
                 [self.prompts[item] for _, item in asked],
-                [sample_seed(self.seed, step, item) for step, item in asked],
+                [sample_seed(self.seed, batch, item) for batch, item in asked],
                 self._answers,
                 functools.partial(completion_text, self.chat.tokenizer),
                 self.rewarder,
             )
-            places = [0, *itertools.accumulate(map(len, of_steps))]
-            for step, (start, stop) in zip(steps, itertools.pairwise(places), strict=True):
+            places = [0, *itertools.accumulate(map(len, items))]
+            for number, (start, stop) in enumerate(itertools.pairwise(places)):
                 part = rollout.part(start, stop)
                 if self.objective.positions:
                     rows = pair_rows(part, self.settings)
                 else:
                     # What one step alone learns from has just been sampled by the policy of that step.
-                    scored = len(steps) > 1 or self.settings.kl > 0 or self.settings.corrected
+                    several = len(batches) > 1 or self.settings.passes > 1
+                    scored = several or self.settings.kl > 0 or self.settings.corrected
                     rows = sample_rows(
                         part,
                         self.settings,
@@ -204,8 +202,8 @@ class RolloutSource:
                 apart: dict[str, float] = {}
                 if self.settings.corrected and not self.objective.positions:
                     rows, apart = corrected(rows, self.settings)
-                self.waiting[step] = rows
-                self._keep(part, step, rows, apart)
+                self.waiting[batches[number]] = rows
+                self._keep(part, first + number, rows, apart)
 
     def _answers(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[list[Completion]]:
         if self.engine is None:
@@ -263,10 +261,33 @@ def sampled(
     )
 
 
-def prompts_of(sampler: StepSampler, step: int) -> list[int]:
-    """This rank's items of a step, counted over epochs from 0."""
-    epoch, place = divmod(step, len(sampler))
-    return next(itertools.islice(replace(sampler, epoch=epoch), place, None))
+def mini_batches(step: int, last_step: int, settings: Rollouts) -> tuple[range, int]:
+    """The mini-batches of the rollout that a step learns from, counted over the run from 0, and which one it takes.
+
+    Of the last rollout only as many are sampled as the steps that are left take in all their epochs.
+
+    Example:
+        >>> from slimepo.onpolicy.settings import Rollouts
+        >>> from slimepo.training.rollouts import mini_batches
+        >>> twice = Rollouts(steps_per_rollout=2, epochs=2)
+        >>> [mini_batches(step, 6, twice) for step in (0, 1, 2, 3)]
+        [(range(0, 2), 0), (range(0, 2), 1), (range(0, 2), 0), (range(0, 2), 1)]
+        >>> [mini_batches(step, 6, twice) for step in (4, 5)]
+        [(range(2, 3), 2), (range(2, 3), 2)]
+    """
+    size, passes = settings.steps_per_rollout, settings.passes
+    rollout, place = divmod(step, size * passes)
+    steps_left = last_step - rollout * size * passes
+    start = rollout * size
+    batches = range(start, start + min(size, math.ceil(steps_left / passes)))
+    return batches, batches[place % len(batches)]
+
+
+def prompts_of(sampler: StepSampler, batch: int) -> list[int]:
+    """This rank's items of a mini-batch, counted over epochs from 0."""
+    once = replace(sampler, repeats=1)
+    epoch, place = divmod(batch, len(once))
+    return next(itertools.islice(replace(once, epoch=epoch), place, None))
 
 
 def _score(

@@ -20,7 +20,8 @@ class StepSampler(Sampler[list[int]]):
     """Yields one rank's rows of each optimizer step.
 
     The rows of a step are a function of seed and epoch alone, whatever the number of ranks; rank r of R takes
-    every R-th of them. In a short last step a rank may be left with none.
+    every R-th of them. In a short last step a rank may be left with none. `repeats`: how many steps the rows of one
+    are taken for.
     """
 
     lengths: Sequence[int]
@@ -31,12 +32,13 @@ class StepSampler(Sampler[list[int]]):
     rank: int = 0
     ranks: int = 1
     epoch: int = 0
+    repeats: int = 1
     # All steps of the run are taken: none is left to yield.
     finished: bool = False
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.lengths), self.step_size)
-        return full + bool(rest and not self.drop_last)
+        return (full + bool(rest and not self.drop_last)) * self.repeats
 
     def __iter__(self) -> Iterator[list[int]]:
         if self.finished:
@@ -46,13 +48,14 @@ class StepSampler(Sampler[list[int]]):
         else:
             by_length = self.strategy == "group_by_length"
             order = epoch_order(self.lengths, self.step_size, self.seed, self.epoch, by_length)
-        for step in range(len(self)):
+        for step in (place // self.repeats for place in range(len(self))):
             rows = order[step * self.step_size : (step + 1) * self.step_size]
             yield rows[self.rank :: self.ranks]
 
 
 def step_sampler(lengths: Sequence[int], args: Any, accelerator: Any) -> StepSampler:
     """The sampler that the trainer's arguments ask for, for this rank."""
+    sampling = args.sampling
     return StepSampler(
         lengths=lengths,
         step_size=args.train_batch_size * accelerator.num_processes,
@@ -61,6 +64,7 @@ def step_sampler(lengths: Sequence[int], args: Any, accelerator: Any) -> StepSam
         drop_last=args.dataloader_drop_last,
         rank=accelerator.process_index,
         ranks=accelerator.num_processes,
+        repeats=sampling.passes if sampling else 1,
     )
 
 

@@ -151,7 +151,7 @@ class PreferenceTrainer(Trainer):
         shown = [] if args.disable_tqdm else [TrainingProgress()]
         own = [EpochOfSampler(), LogBeforeSave(), *shown]
         if sampling:
-            own.insert(1, WholeRollouts(sampling.steps_per_rollout))
+            own.insert(1, WholeRollouts(sampling.steps_per_rollout * sampling.passes))
         others_callbacks = given.get("callbacks") or []
         super().__init__(
             model=policy,
