@@ -1,6 +1,7 @@
 """Batched generation: the same tokens as one prompt at a time, whatever is padded beside it."""
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -272,6 +273,22 @@ def test_a_tiny_top_p_is_greedy() -> None:
     assert (
         generate(model, prompts, end_token_ids=ENDS, max_new_tokens=6, temperature=1.0, top_p=1e-9) == greedy
     )
+
+
+def test_the_entropy_is_the_models_own_whatever_was_drawn_from_it() -> None:
+    model, prompts = qwen3(), random_prompts(4)
+    asked: dict[str, Any] = dict(end_token_ids=ENDS, max_new_tokens=8, temperature=1.5, top_p=0.9, samples=5)
+    completions = generate(model, prompts, entropy=True, **asked)
+    lengths = set()
+    for prompt, of_prompt in zip(prompts, completions, strict=True):
+        for each in of_prompt:
+            logits = model(torch.tensor([[*prompt, *each.token_ids]])).logits[0, len(prompt) - 1 : -1]
+            expected = torch.distributions.Categorical(logits=logits).entropy().mean().item()
+            assert each.entropy == pytest.approx(expected, rel=1e-5)
+            lengths.add(len(each.token_ids))
+    assert len(lengths) > 2
+    unasked = generate(model, prompts, **asked)
+    assert unasked == [[replace(each, entropy=None) for each in of] for of in completions]
 
 
 def test_an_answer_that_is_cut_off_is_not_finished() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,35 @@ class TestPenalty:
         assert len(calls) == 2
 
 
+class TestFigures:
+    def test_of_lengths_and_of_how_much_answers_differ(self) -> None:
+        rollout = rollout_of([["a", "bbb", "a", "c"], ["d"] * 4], [[1, 0, 0, 1], [1, 1, 1, 1]])
+        found = figures(rollout, [], pairs=False)
+        # Of letters and an end.
+        assert found["sampled/tokens"] == (2 + 4 + 2 + 2 + 4 * 2) / 8
+        assert found["sampled/tokens/max"] == 4
+        assert found["sampled/distinct"] == (3 / 4 + 1 / 4) / 2
+        assert found["sampled/identical"] == 0.5
+        assert found["reward/equal"] == 0.5
+
+    def test_answers_that_differ_and_are_worth_the_same_are_not_identical(self) -> None:
+        found = figures(rollout_of([["a", "b"], ["c", "d"]], [[1, 1], [1, 0]]), [], pairs=False)
+        assert (found["reward/equal"], found["sampled/identical"]) == (0.5, 0)
+
+    def test_one_sample_alone_is_compared_with_nothing(self) -> None:
+        found = figures(rollout_of([["a"]], [[1]]), [], pairs=False)
+        assert math.isnan(found["sampled/distinct"])
+        assert math.isnan(found["sampled/identical"])
+
+    def test_entropy_is_a_mean_over_tokens(self) -> None:
+        rollout = rollout_of([["a", "bbb"]], [[1, 0]])
+        assert math.isnan(figures(rollout, [], pairs=False)["sampled/entropy"])
+        short, long = rollout.completions[0]
+        known = [[replace(short, entropy=1.0), replace(long, entropy=2.5)]]
+        found = figures(replace(rollout, completions=known), [], pairs=False)
+        assert found["sampled/entropy"] == (2 * 1.0 + 4 * 2.5) / 6
+
+
 class TestRollOut:
     def test_every_prompt_is_sampled_decoded_and_rewarded(self) -> None:
         prompts = [Prompt(f"p{i}", [], {"gold": chr(97 + i)}, [i]) for i in range(3)]
@@ -247,7 +277,8 @@ class TestRollOut:
         assert np.isnan(rollout.rewards[2]).all()
         first, _, last = records(rollout, step=4)
         assert first == {
-            "step": 4, "prompt": "p0", "samples": ["a", "bb"], "finished": [True, False], "rewards": [2.0, 0.0],
+            "step": 4, "prompt": "p0", "samples": ["a", "bb"], "finished": [True, False], "tokens": [2, 2],
+            "rewards": [2.0, 0.0],
         }  # fmt: skip
         assert last["rewards"] == [None, None]
         assert "ValueError: no gold" in last["skipped"]
@@ -258,6 +289,7 @@ class TestRollOut:
         assert found["reward/skipped"] == pytest.approx(1 / 3)
         assert found["sampled/tokens"] == 2
         assert found["sampled/finished"] == 0.5
+        assert "sampled/pairs" not in found
         assert rollout.part(1, 3).prompts == prompts[1:]
         assert len(rollout.part(1, 3).parts["exact"]) == 2
 

@@ -60,7 +60,7 @@ def test_a_stage_learns_from_its_own_samples(values: dict[str, Any], tmp_path: P
     (done,) = run(values, tmp_path / "run")
     assert done["steps"] == 2
     lines = json_lines(tmp_path / "run" / "grpo" / "checkpoints" / "rollouts.jsonl")
-    assert [line["step"] for line in lines] == [0, 0, 1, 1]
+    assert [line["step"] for line in lines] == [1, 1, 2, 2]
     rows = {row["id"]: row for row in map(json.loads, (tmp_path / "prompts.jsonl").read_text().splitlines())}
     for line in lines:
         worth = rows[line["prompt"]]["worth"]

@@ -14,6 +14,7 @@ from torch import Tensor
 from slimepo.data.rows import Row
 from slimepo.errors import InputError
 from slimepo.losses import count, slime, step_loss
+from slimepo.model.adapters import lora_config
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.trainer import PreferenceTrainer
 from tests.losses.problems import pairs_of
@@ -28,6 +29,7 @@ def trainer(folder: Path, rows: Any = None, reward: Any = vowels, **options: Any
         save_strategy="no", max_steps=2, per_device_train_batch_size=3, disable_tqdm=True, max_grad_norm=0,
         lr_scheduler_type="constant",
     )  # fmt: skip
+    adapter = lora_config(4) if options.pop("peft_config", False) else None
     # Far from even, so that answers end and log-probs differ.
     model = tiny_model(initializer_range=0.3)
     return PreferenceTrainer(
@@ -36,6 +38,7 @@ def trainer(folder: Path, rows: Any = None, reward: Any = vowels, **options: Any
         train_dataset=prompts(8) if rows is None else rows,
         processing_class=letter_tokenizer(),
         reward=reward,
+        peft_config=adapter,
     )
 
 
@@ -76,6 +79,11 @@ class Untouched:
         self.tokenizer = letter_tokenizer()
 
     def logps(self, line: dict[str, Any], i: int) -> Tensor:
+        logps, answer = self._read(line, i)
+        return logps.gather(1, answer[:, None]).squeeze(1)
+
+    def _read(self, line: dict[str, Any], i: int) -> tuple[Tensor, Tensor]:
+        """Log-probs `[tokens, vocabulary]` before each token of an answer, and its ids."""
         row = next(row for row in prompts(8) if row["id"] == line["prompt"])
         prompt, answer = (
             self.tokenizer.convert_tokens_to_ids(self.tokenizer.tokenize(text))
@@ -83,7 +91,11 @@ class Untouched:
         )
         logits = self.model(input_ids=torch.tensor([prompt + answer])).logits[0]
         places = torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
-        return logits.log_softmax(-1)[places, torch.tensor(answer)]
+        return logits.log_softmax(-1)[places], torch.tensor(answer)
+
+    def entropy(self, line: dict[str, Any], i: int) -> Tensor:
+        logps, _ = self._read(line, i)
+        return -(logps.exp() * logps).sum(-1)
 
     def all(self, given: Sequence[dict[str, Any]]) -> list[list[Tensor]]:
         return [[self.logps(line, i) for i in range(len(line["samples"]))] for line in given]
@@ -156,7 +168,7 @@ class TestByHand:
         made.train()
         start = Untouched(seen[0][0])
         for step, (before, gradient) in enumerate(seen):
-            given = [line for line in lines(tmp_path) if line["step"] == step]
+            given = [line for line in lines(tmp_path) if line["step"] == step + 1]
             now, then = Untouched(before), Untouched(seen[step - step % 2][0])
             with torch.no_grad():
                 known = [then.all(given), start.all(given)]
@@ -177,11 +189,11 @@ class TestByHand:
         )  # fmt: skip
         seen = watched(made)
         made.train()
-        assert [line["step"] for line in lines(tmp_path)] == [0] * 3 + [1] * 3 + [4] * 2
+        assert [line["step"] for line in lines(tmp_path)] == [1] * 3 + [2] * 3 + [5] * 2
         assert len({line["prompt"] for line in lines(tmp_path)}) == 8
         start = Untouched(seen[0][0])
         for step, first, batch in ((1, 0, 1), (2, 0, 0), (3, 0, 1), (4, 4, 4), (5, 4, 4)):
-            given = [line for line in lines(tmp_path) if line["step"] == batch]
+            given = [line for line in lines(tmp_path) if line["step"] == batch + 1]
             now, then = Untouched(seen[step][0]), Untouched(seen[first][0])
             with torch.no_grad():
                 known = [then.all(given), start.all(given)]
@@ -198,7 +210,7 @@ class TestByHand:
             tmp_path, loss="ppo", max_steps=8, rollouts={"value": {"learning_rate": 1e-2, "clip": 0.01}}
         )
         made.train()
-        assert {line["step"] for line in lines(tmp_path)} == {0, 4}
+        assert {line["step"] for line in lines(tmp_path)} == {1, 5}
         log = made.state.log_history[:8]
         # What is aimed at is measured from the values of the time of sampling, which the clip holds to as well.
         errors = [line["value/error"] for line in log]
@@ -245,8 +257,9 @@ class TestByHand:
             "reward/std",
             "reward/equal",
             "sampled/tokens",
-            "time/sample",
+            *(f"time/{part}" for part in ("sample", "reward", "score", "train")),
         } <= log.keys()
+        assert log["sampled/total"] == sum(sum(line["tokens"]) for line in lines(tmp_path))
 
     @pytest.mark.parametrize("pairs", ["best-worst", "right-wrong"])
     def test_online_slime_is_slime_on_the_best_against_the_worst(self, tmp_path: Path, pairs: str) -> None:
@@ -280,7 +293,47 @@ class TestByHand:
         first, second = losses(made)
         assert first == pytest.approx(math.log(2), abs=1e-6)
         assert second < first - 0.01
-        assert {line["step"] for line in lines(tmp_path)} == {0}
+        assert {line["step"] for line in lines(tmp_path)} == {1}
+
+
+class TestFigures:
+    """Held to a model that nothing is installed on, at samples as they stand in rollouts.jsonl."""
+
+    @pytest.mark.parametrize("steps_per_rollout", [1, 2])
+    def test_entropy_and_distance_from_the_start(self, tmp_path: Path, steps_per_rollout: int) -> None:
+        rollouts = {"watch_kl": True, "steps_per_rollout": steps_per_rollout}
+        made = trainer(tmp_path, max_steps=4, learning_rate=0.3, rollouts=rollouts)
+        seen = watched(made)
+        made.train()
+        start = Untouched(seen[0][0])
+        for step, log in enumerate(made.state.log_history[:4]):
+            given = [line for line in lines(tmp_path) if line["step"] == step + 1]
+            then = Untouched(seen[step - step % steps_per_rollout][0])
+            with torch.no_grad():
+                apart = [then.logps(line, 0) - start.logps(line, 0) for line in given]
+                entropy = torch.cat([then.entropy(line, i) for line in given for i in range(4)])
+            assert log["sampled/kl"] == pytest.approx(torch.cat(apart).mean().item(), rel=1e-4, abs=1e-6)
+            assert log["sampled/entropy"] == pytest.approx(entropy.mean().item(), rel=1e-5)
+            assert log["reward"] == pytest.approx(np.mean([line["rewards"] for line in given]))
+        assert log["sampled/kl"] > 0.01
+
+    @pytest.mark.parametrize(
+        ("options", "source"),
+        [
+            ({}, None),
+            ({"rollouts": {"watch_kl": True}}, "copy"),
+            ({"peft_config": True}, "adapters-off"),
+            ({"loss": "dpo"}, "copy"),
+            ({"loss": "rloo", "rollouts": {"kl": 0.1}}, "copy"),
+        ],
+    )
+    def test_no_second_model_is_held_to_be_looked_at_unless_asked(
+        self, tmp_path: Path, options: dict[str, Any], source: str | None
+    ) -> None:
+        made = trainer(tmp_path, max_steps=1, **options)
+        assert (made.reference.source if made.reference else None) == source
+        made.train()
+        assert ("sampled/kl" in made.state.log_history[0]) == (source is not None)
 
 
 class TestLayout:
@@ -362,6 +415,8 @@ class TestResume:
         if loss == "ppo":
             critics = [made.rollouts.critic.model.state_dict() for made in (again, straight)]  # type: ignore[union-attr]
             assert all(torch.equal(value, critics[1][name]) for name, value in critics[0].items())
+        totals = [made.state.log_history[5]["sampled/total"] for made in (again, straight)]
+        assert totals == [sum(sum(line["tokens"]) for line in lines(tmp_path / "cut"))] * 2
 
     def test_a_checkpoint_of_an_epoch_waits_for_its_rollout(self, tmp_path: Path) -> None:
         # Three steps an epoch, two a rollout: the first epoch's is saved with step 4.

@@ -28,12 +28,14 @@ _SHORT = 32
 class Completion:
     """What the model said: token ids, with the end token where it was reached (`finished`).
 
-    `logps`: the log-prob of each token, from an engine that gives them; NaN for one that it could not give.
+    `logps`: the log-prob of each token, from an engine that gives them; NaN for one that it could not give. `entropy`:
+    of the model where each token was drawn, mean in nats, where it was asked for.
     """
 
     token_ids: list[int]
     finished: bool
     logps: list[float] | None = None
+    entropy: float | None = None
 
 
 def completion_text(tokenizer: Any, completion: Completion) -> str:
@@ -49,6 +51,7 @@ class _Settings:
     temperature: float
     samples: int
     top_p: float
+    entropy: bool
 
 
 def generate(
@@ -62,6 +65,7 @@ def generate(
     top_p: float = 1.0,
     seed: int | Sequence[int] = 0,
     batch_rows: int = 256,
+    entropy: bool = False,
     progress: Callable[[int], None] | None = None,
     done: Collection[int] = (),
     finished: Callable[[Sequence[int], Sequence[Sequence[Completion]]], None] | None = None,
@@ -75,6 +79,7 @@ def generate(
     temperature 0 takes the likeliest token each time; otherwise tokens are drawn from
     softmax(logits / temperature), cut to the likeliest tokens that reach a mass of `top_p`.
     seed: one for all prompts, or one for each.
+    entropy: keep how uncertain the model was, whatever temperature and top_p drew from it.
     progress: called with the number of prompts that a finished batch held.
     finished: called with the places of a finished batch's prompts and their completions, so that these can be kept;
     done: places of prompts whose completions were kept by a run that was cut short. Batches that hold only such are
@@ -94,7 +99,7 @@ def generate(
             f"generate: {len(seeds)} seeds for {len(prompts)} prompts: give one seed, or one a prompt"
         )
     end_ids = torch.tensor(sorted(end_token_ids), device=next(model.parameters()).device)
-    settings = _Settings(end_ids, max_new_tokens, temperature, samples, top_p)
+    settings = _Settings(end_ids, max_new_tokens, temperature, samples, top_p, entropy)
     completions: list[list[Completion]] = [[] for _ in prompts]
     times: Counter[tuple[int, tuple[int, ...]]] = Counter()
     numbers = []  # of each prompt's samples
@@ -192,11 +197,16 @@ def _complete(
     uniform = torch.from_numpy(np.stack(draws)).to(device) if draws else None
     rows = torch.arange(len(logits), device=device)
     tokens = torch.full((len(logits), limit), -1, device=device)
+    # The sum over the tokens of each row.
+    entropy = torch.zeros(len(logits), device=device) if settings.entropy else None
     done = torch.zeros(len(logits), dtype=torch.bool, device=device)
     droppable = _selectable(cache)
     for step in range(limit):
         chosen = _choose(logits, settings, None if uniform is None else uniform[rows, step])
         tokens[rows, step] = chosen.masked_fill(done, -1)
+        if entropy is not None:
+            of_rows = torch.special.entr(logits.float().softmax(dim=-1)).sum(dim=-1)
+            entropy[rows] += of_rows.masked_fill(done, 0.0)
         done = done | torch.isin(chosen, settings.end_ids)
         finished = int(done.sum())
         if finished == len(done) or step + 1 == limit:
@@ -211,7 +221,7 @@ def _complete(
             places = {"attention_mask": mask[:, : longest + step + 1], "position_ids": position_ids}
         output = model(input_ids=chosen[:, None], use_cache=True, **places, **{_cache_name(model): cache})
         logits = output.logits[:, -1]
-    return _completions(tokens, settings.end_ids)
+    return _completions(tokens, settings.end_ids, entropy)
 
 
 def _read_prompts(model: Any, prompts: Tensor, places: dict[str, Tensor], samples: int) -> tuple[Tensor, Any]:
@@ -286,7 +296,11 @@ def _choose(logits: Tensor, settings: _Settings, uniform: Tensor | None) -> Tens
     return torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True).squeeze(1)
 
 
-def _completions(tokens: Tensor, end_ids: Tensor) -> list[Completion]:
+def _completions(tokens: Tensor, end_ids: Tensor, entropy: Tensor | None) -> list[Completion]:
     ends = set(end_ids.tolist())
     rows = [[token for token in row if token >= 0] for row in tokens.tolist()]
-    return [Completion(row, bool(row) and row[-1] in ends) for row in rows]
+    sums = [None] * len(rows) if entropy is None else entropy.tolist()
+    return [
+        Completion(row, row[-1] in ends, entropy=None if total is None else total / len(row))
+        for row, total in zip(rows, sums, strict=True)
+    ]

@@ -29,7 +29,7 @@ class Rollout:
     """What was sampled for some prompts: one entry of each list a prompt.
 
     `rewards` `[prompts, samples]`, NaN for what was not rewarded; `parts` the same of each reward; `skipped` why a
-    prompt has none. `seconds`: of sampling, and of the rewards.
+    prompt has none. `seconds`: of sampling, and of the rewards, for all of the prompts.
     """
 
     prompts: list[Prompt]
@@ -242,22 +242,35 @@ def _by_row(flat: Sequence[Array], rows: Sequence[Sequence[Array]]) -> list[Any]
     return [tuple(next(each).astype(np.float32) for _ in of_row) for of_row in rows]
 
 
+def first_samples(rollout: Rollout) -> list[Row]:
+    """A row a prompt with the first of its samples: drawn as all of them are, and read at a fraction of their cost."""
+    return [
+        Row(_ids(prompt.ids), (_ids(completions[0].token_ids),), {}, prompt.id)
+        for prompt, completions in zip(rollout.prompts, rollout.completions, strict=True)
+    ]
+
+
 def figures(rollout: Rollout, rows: Sequence[Row], pairs: bool) -> dict[str, float]:
     """What is worth watching of a rollout, of all its samples; NaN where there is nothing to measure."""
     rewards = rollout.rewards
     counted = rewards[~np.isnan(rewards)]
     completions = [completion for of_prompt in rollout.completions for completion in of_prompt]
+    lengths = [len(completion.token_ids) for completion in completions]
+    entropies = [math.nan if each.entropy is None else each.entropy for each in completions]
     groups = [of_prompt[~np.isnan(of_prompt)] for of_prompt in rewards]
     groups = [group for group in groups if len(group)]
+    several = [texts for texts in rollout.texts if len(texts) > 1]
     found = {
         "reward": _mean(counted),
         "reward/std": _mean([group.std() for group in groups]),
         "reward/equal": _mean([group.min() == group.max() for group in groups]),
         "reward/skipped": _mean([bool(why) for why in rollout.skipped]),
-        "sampled/tokens": _mean([len(completion.token_ids) for completion in completions]),
+        "sampled/tokens": _mean(lengths),
+        "sampled/tokens/max": max(lengths, default=math.nan),
         "sampled/finished": _mean([completion.finished for completion in completions]),
-        "sampled/distinct": _mean([len(set(texts)) / len(texts) for texts in rollout.texts if texts]),
-        **{f"time/{what}": seconds for what, seconds in rollout.seconds.items()},
+        "sampled/entropy": float(np.dot(entropies, lengths)) / sum(lengths) if sum(lengths) else math.nan,
+        "sampled/distinct": _mean([len(set(texts)) / len(texts) for texts in several]),
+        "sampled/identical": _mean([len(set(texts)) == 1 for texts in several]),
     }
     if len(rollout.parts) > 1:
         found |= {f"reward/{name}": _mean(part[~np.isnan(part)]) for name, part in rollout.parts.items()}
@@ -265,7 +278,7 @@ def figures(rollout: Rollout, rows: Sequence[Row], pairs: bool) -> dict[str, flo
 
 
 def records(rollout: Rollout, step: int) -> list[dict[str, Any]]:
-    """A line a prompt for the run folder: its samples, whether they ended, and every reward (null: none)."""
+    """A line a prompt for the run folder: its samples, whether they ended, their tokens, every reward (null: none)."""
 
     def plain(values: Array) -> list[float | None]:
         return [None if math.isnan(value) else value for value in values.tolist()]
@@ -277,6 +290,7 @@ def records(rollout: Rollout, step: int) -> list[dict[str, Any]]:
             "prompt": prompt.id,
             "samples": rollout.texts[place],
             "finished": [completion.finished for completion in rollout.completions[place]],
+            "tokens": [len(completion.token_ids) for completion in rollout.completions[place]],
             "rewards": plain(rollout.rewards[place]),
         }
         if len(rollout.parts) > 1:

@@ -60,6 +60,8 @@ class Rollouts(Settings):
     `skip_unfinished` answers that reached no end.
     `on_error`: what a reward does that fails, is no number or takes longer than `timeout` seconds a prompt: stop the
     run, or skip the prompt. `batch_rows`: answers written side by side.
+    `watch_kl`: hold a frozen copy of a model that trains whole, to measure how far the policy has gone from its start;
+    a stage with adapters or with a reference measures that without.
 
     `engine` writes the answers: transformers; vllm, in this process; or http://host:port, a `vllm serve` there. Weights
     are handed over before each rollout. In this process vLLM takes `vllm_gpu_memory_utilization` of the device's
@@ -85,6 +87,7 @@ class Rollouts(Settings):
     on_error: Literal["stop", "skip"] = "stop"
     timeout: float | None = Field(None, gt=0)
     batch_rows: int = Field(256, ge=1)
+    watch_kl: bool = False
     engine: str = "transformers"
     vllm_gpu_memory_utilization: float = Field(0.3, gt=0, le=1)
     vllm_importance_sampling_correction: bool = True

@@ -196,6 +196,7 @@ def log_lines(logs: dict[str, Any]) -> list[str]:
     parts += [f"{label} {logs[key]:.3f}" for key, label in shown.items() if key in logs]
     if "reward" in logs:
         parts += [f"reward {logs['reward']:.3f}", f"{logs['sampled/tokens']:,.0f} tokens a sample"]
+        parts += [f"entropy {logs['sampled/entropy']:.3f}"] if "sampled/entropy" in logs else []
     if "tokens_per_second" in logs:
         parts += [f"{logs['tokens_per_second']:,.0f} tok/s", f"padding {logs['padding_share']:.0%}"]
     if (memory := peak_memory()) is not None:

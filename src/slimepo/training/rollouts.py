@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from slimepo.onpolicy.rewards import Prompt, Reward, Rewarder, named_rewards
 from slimepo.onpolicy.rollouts import (
     Rollout,
     figures,
+    first_samples,
     pair_rows,
     records,
     roll_out,
@@ -120,7 +122,8 @@ class RolloutSource:
     """Samples the rows of each step from the policy as it is then.
 
     With `steps_per_rollout` k the prompts of k mini-batches are answered before the first step on them. `waiting` holds
-    the rows of each. `engine`: what writes the answers in place of the model that trains.
+    the rows of each, `ahead` the figures of steps to come, and `tokens` counts all that was sampled, over all ranks.
+    `engine`: what writes the answers in place of the model that trains.
     """
 
     settings: Rollouts
@@ -141,6 +144,8 @@ class RolloutSource:
     critic: Critic | None = None
     waiting: dict[int, list[Row]] = field(default_factory=dict)
     facts: list[dict[str, float]] = field(default_factory=list)
+    ahead: dict[int, dict[str, float]] = field(default_factory=dict)
+    tokens: int = 0
 
     def rows(self, step: int, last_step: int) -> list[Row]:
         """This rank's rows of step `step`, of which the first is 0. Every rank must call this.
@@ -151,6 +156,7 @@ class RolloutSource:
         batches, batch = mini_batches(step, last_step, self.settings)
         if batch not in self.waiting or step == batches.start * self.settings.passes:
             self._roll_out(batches)
+        self.facts.append(self.ahead.pop(step))
         return self.waiting[batch]
 
     def learn_values(self, rows: Sequence[Row]) -> None:
@@ -165,10 +171,14 @@ class RolloutSource:
         return Row(ids, responses, {"advantages": np.zeros(1, dtype=np.float32)}, "spare")
 
     def _roll_out(self, batches: range) -> None:
-        first = batches.start * self.settings.passes
-        if not self.waiting and self.accelerator.is_main_process:
-            # What a resumed run samples again is written again.
-            write_json_lines(self.file, [line for line in json_lines(self.file) if line["step"] < first])
+        started, first = time.perf_counter(), batches.start * self.settings.passes
+        if not self.waiting:
+            # What a resumed run samples again is written again. Steps are counted from 1 there, as in the log.
+            kept = [line for line in json_lines(self.file) if line["step"] <= first]
+            self.tokens = sum(sum(line["tokens"]) for line in kept)
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                write_json_lines(self.file, kept)
         self.waiting.clear()
         items = [prompts_of(self.sampler, batch) for batch in batches]
         asked = [(batch, item) for batch, of_batch in zip(batches, items, strict=True) for item in of_batch]
@@ -199,11 +209,24 @@ class RolloutSource:
                         self.critic.values if self.critic else None,
                         functools.partial(_over_ranks, self.accelerator),
                     )
-                apart: dict[str, float] = {}
+                facts = figures(part, rows, bool(self.objective.positions))
                 if self.settings.corrected and not self.objective.positions:
                     rows, apart = corrected(rows, self.settings)
-                self.waiting[batches[number]] = rows
-                self._keep(part, first + number, rows, apart)
+                    facts |= apart
+                if self.reference is not None:
+                    drawn, alone = first_samples(part), replace(self.collator, positions=(0,))
+                    now, then = (
+                        _score(opened, drawn, collator=alone, device=self.accelerator.device)
+                        for opened in (policy, self.reference.forward)
+                    )
+                    facts["sampled/kl"] = _token_mean(now) - _token_mean(then)
+                self.waiting[batches[number]], self.ahead[first + number] = rows, facts
+                self._keep(part, first + number, len(rows))
+        seconds = rollout.seconds | {"score": time.perf_counter() - started - sum(rollout.seconds.values())}
+        steps = range(first, first + len(batches) * self.settings.passes)
+        for step in steps:
+            of_step = {f"time/{what}": each / len(steps) for what, each in seconds.items()}
+            self.ahead[step] = self.ahead.get(step, {}) | of_step
 
     def _answers(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[list[Completion]]:
         if self.engine is None:
@@ -213,12 +236,12 @@ class RolloutSource:
         self.accelerator.wait_for_everyone()
         return self.engine.sample(self.end_ids, prompts, seeds)
 
-    def _keep(self, part: Rollout, step: int, rows: Sequence[Row], apart: dict[str, float]) -> None:
+    def _keep(self, part: Rollout, step: int, rows: int) -> None:
         from accelerate.utils import gather_object
 
-        self.facts.append(figures(part, rows, bool(self.objective.positions)) | apart)
-        lines = gather_object(records(part, step))
-        made = sum(gather_object([len(rows)]))
+        lines = gather_object(records(part, step + 1))
+        made = sum(gather_object([rows]))
+        self.tokens += sum(sum(line["tokens"]) for line in lines)
         if not self.accelerator.is_main_process:
             return
         append_json_lines(self.file, lines)
@@ -227,9 +250,9 @@ class RolloutSource:
             self.say(f"step {step + 1}: none of its {len(lines)} prompts gave {what}; it trains on nothing")
 
     def figures(self) -> dict[str, float]:
-        """Means of the figures since this was last called, over rollouts and ranks; every rank must call this.
+        """Means of the figures since this was last called, over steps and ranks; every rank must call this.
 
-        Of what ends in `/max`, the largest.
+        Of what ends in `/max`, the largest; and all tokens that were sampled since the run began.
         """
         from accelerate.utils import gather_object
 
@@ -239,7 +262,7 @@ class RolloutSource:
             values = np.array([facts[name] for facts in given if name in facts])
             if not np.isnan(values).all():
                 means[name] = float(np.nanmax(values) if name.endswith("/max") else np.nanmean(values))
-        return means
+        return means | {"sampled/total": float(self.tokens)}
 
 
 def sampled(
@@ -258,6 +281,7 @@ def sampled(
         samples=settings.samples,
         seed=seeds,
         batch_rows=settings.batch_rows,
+        entropy=True,
     )
 
 
@@ -295,6 +319,11 @@ def _score(
 ) -> list[list[np.ndarray]]:
     with opened() as forward:
         return [[numbers[0] for numbers in of_row] for of_row in score_rows(forward, rows, collator, device)]
+
+
+def _token_mean(logps: Sequence[Sequence[np.ndarray]]) -> float:
+    tokens = np.concatenate([np.zeros(0), *itertools.chain(*logps)])
+    return float(tokens.mean()) if len(tokens) else math.nan
 
 
 def _over_ranks(accelerator: Any, sums: np.ndarray) -> np.ndarray:

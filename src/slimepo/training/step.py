@@ -88,7 +88,7 @@ def beside_the_policy(
     None where the objective does not ask: switching a large model between its modes takes time. Every rank must call
     this; the divergence leaves out what one that is not `counted` has.
     """
-    if reference is None:
+    if reference is None or not {"reference", "divergence"} & set(objective.asks):
         return [None] * len(step["batches"]), None
     with accelerator.autocast():
         divergence = None

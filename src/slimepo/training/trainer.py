@@ -270,6 +270,7 @@ class PreferenceTrainer(Trainer):
         if self.rollouts:
             # Only now: the loader makes items ahead, when the model is not yet what samples this step's rows.
             made = self.rollouts.rows(self.state.global_step, self.state.max_steps)
+            started = time.perf_counter()
             inputs.update(self.data_collator(made))
             self.rollouts.learn_values(made)
         model.train()
@@ -284,6 +285,9 @@ class PreferenceTrainer(Trainer):
             )
         for batch, output in zip(done.batches, done.outputs, strict=True):
             self._window.add(batch, output, self.objective, times=int(bool(inputs["batches"])))
+        if self.rollouts:
+            # The device is done with it: the loss has been looked at.
+            self.rollouts.facts.append({"time/train": time.perf_counter() - started})
         return done.loss
 
     def compute_loss(self, model: nn.Module, inputs: Step, *_: Any, **__: Any) -> Tensor:
@@ -435,14 +439,17 @@ class PreferenceTrainer(Trainer):
     def _open_reference(self) -> Reference | None:
         """Where reference log-probs come from; rows whose log-probs are computed beforehand have them then."""
         sampling = self.args.sampling
-        if "reference" not in self.objective.asks and not (sampling and sampling.kl):
+        asked = "reference" in self.objective.asks or bool(sampling and sampling.kl)
+        if not asked and not sampling:
             return None
         options = self.args.model_init_kwargs
         wanted = self.ref_model if isinstance(self.ref_model, nn.Module) else self.args.reference
-        reference = choose_reference(self.model, wanted, self.layout, self.processing_class, **options)
+        reference = choose_reference(
+            self.model, wanted if asked else "auto", self.layout, self.processing_class, **options
+        )
         if sampling and reference.cached:
-            # Rows that do not exist yet are in no cache.
-            return choose_reference(self.model, "copy", self.layout)
+            # Rows that do not exist yet are in no cache. What is but looked at is worth no second model, unless asked.
+            return choose_reference(self.model, "copy", self.layout) if asked or sampling.watch_kl else None
         if self.train_dataset and reference.cached:
             read = rows_read(self._sampler(), self.args.max_steps, self.args.num_train_epochs)
             self._add_reference(self.train_dataset, read, reference, self.accelerator.autocast)
