@@ -227,7 +227,7 @@ def generate(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def evaluate(context: typer.Context) -> None:
-    """Score a model: MT-Bench, Arena-Hard, AlpacaEval, or without a judge."""
+    """Score a model: IFEval and basics without a judge, MT-Bench, Arena-Hard and AlpacaEval with one."""
     # A group of its own, whose settings take longer to import than the help of everything else.
     from slimepo.cli_eval import app as eval_app
 

@@ -1,4 +1,4 @@
-"""Made-up files of the three benchmarks in the official layout: few, short questions, every field that is read."""
+"""Made-up files of the benchmarks in the official layout: few, short questions, every field that is read."""
 
 import hashlib
 import json
@@ -152,8 +152,39 @@ def alpaca_eval_files() -> dict[str, Any]:
     }
 
 
+def ifeval_files() -> dict[str, Any]:
+    """Prompts of our own, out of order, with instructions of five kinds."""
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("Tell me of frogs. Use no commas at all.", {"punctuation:no_comma": {}}),
+        (
+            "Name a frog in capital letters, and write of it in two sentences or more.",
+            {
+                "change_case:capital_word_frequency": {
+                    "capital_relation": "at least",
+                    "capital_frequency": 1,
+                },
+                "length_constraints:number_sentences": {"relation": "at least", "num_sentences": 2},
+            },
+        ),
+        (
+            "Praise ponds, with two signs # and the word pond.",
+            {
+                "keywords:letter_frequency": {"letter": "#", "let_relation": "at least", "let_frequency": 2},
+                "keywords:existence": {"keywords": ["pond"]},
+            },
+        ),
+        ("Greet a frog in German.", {"language:response_language": {"language": "de"}}),
+    ]
+    rows = [
+        {"key": 10 - at, "prompt": prompt, "instruction_id_list": list(told), "kwargs": list(told.values())}
+        for at, (prompt, told) in enumerate(asked)
+    ]
+    return {"ifeval/input_data.jsonl": rows}
+
+
 def write_files(folder: Path) -> Path:
-    for name, content in (mt_bench_files() | arena_hard_files() | alpaca_eval_files()).items():
+    files = ifeval_files() | mt_bench_files() | arena_hard_files() | alpaca_eval_files()
+    for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content if isinstance(content, str) else dumped(content, path.suffix))

@@ -192,6 +192,7 @@ def test_a_stage_of_the_run_may_be_the_baseline_and_the_judge(
     [
         ("openai", {}, "needs the openai library, which is not installed: pip install 'slimepo[eval]'"),
         ("sklearn", {"benchmark": "alpaca-eval", "limit": None}, "needs scikit-learn"),
+        ("langdetect", {"benchmark": "ifeval", "judge": None, "key_variable": None}, "slimepo[ifeval]"),
         ("tiktoken", {"benchmark": "arena-hard", "style_control": True}, "pip install tiktoken"),
         ("vllm", {"backend": "vllm"}, "pip install vllm"),
     ],

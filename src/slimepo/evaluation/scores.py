@@ -47,6 +47,7 @@ def write_scores(job: Job, benchmark: Benchmark, judge: Judge | None, console: C
     found = [
         replace(
             scores,
+            model=scores.model or job.name,
             identity=replace(scores.identity, settings={**scores.identity.settings, **chosen}),
             official=scores.official and not notes,
             notes=(*scores.notes, *notes, *facts),

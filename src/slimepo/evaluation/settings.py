@@ -22,6 +22,7 @@ _OF_A_JUDGE = ("judge", "key_variable", "price_prompt", "price_completion", "can
 
 # Each is the module of its name in `slimepo.evaluation.benchmarks`, with the two functions that `base` describes.
 BENCHMARKS: dict[str, Known] = {
+    "ifeval": Known("IFEval", "541 prompts with instructions that code verifies; no judge, no key."),
     "mt-bench": Known("MT-Bench", "80 questions of two turns, graded 1 to 10.", (*_OF_A_JUDGE, "references")),
     "arena-hard": Known(
         "Arena-Hard",

@@ -1,4 +1,4 @@
-"""Scores of `slimepo eval` as tables: models by benchmarks, MT-Bench by category, and what judges gave the canaries.
+"""Scores of `slimepo eval` as tables: models by benchmarks, the parts of some, and what judges gave the canaries.
 
 Scores of different judges, prompts, baselines, questions, rules or settings never share a column, a table or a picture.
 """
@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from slimepo.evaluation.benchmarks import ifeval
 from slimepo.evaluation.benchmarks.mt_bench import BENCHMARK, CATEGORIES, category_table
 from slimepo.evaluation.canaries import CanaryResult, canary_words
-from slimepo.evaluation.judge.request import Identity, Scores
+from slimepo.evaluation.judge.request import Identity, Measure, Scores
 from slimepo.evaluation.judge.request import columns as split_columns
 from slimepo.evaluation.settings import BENCHMARKS
 from slimepo.report.figures import (
@@ -38,6 +39,13 @@ from slimepo.report.tables import Line, Table, in_blocks
 _MOST_MODELS, _FEWEST_CATEGORIES = 6, 3
 _TOP = 10.0
 _HASHES = ("prompts", "questions", "references")
+_NOTES = {
+    BENCHMARK: "Mean ratings of both turns. A category of the published set has 10 questions: small differences are "
+    "chance.",
+    ifeval.BENCHMARK: "Percent, with 95 % intervals. Of prompts all of whose instructions are followed, and of "
+    "instructions; strictly as the response stands, loosely also without its first line, last line or asterisks. By "
+    "kind: instructions, strictly.",
+}
 
 
 @dataclass(frozen=True)
@@ -93,36 +101,53 @@ def benchmark_table(columns: Sequence[ScoreColumn]) -> tuple[Table, list[str]]:
 
 def benchmark_cell(scores: Scores) -> str:
     """The headline measure with its interval (`34.1 [31.8, 36.0]`), else its standard error (`34.1 ± 1.3`)."""
-    measure = scores.measures.get(scores.headline)
+    cell = _cell(scores.measures.get(scores.headline), ".2f" if scores.unit == "1-10" else ".1f")
+    return cell if scores.official or cell == ABSENT else f"{cell} *"
+
+
+def _cell(measure: Measure | None, form: str) -> str:
     value = number(measure.value) if measure else None
     if measure is None or value is None:
         return ABSENT
-    form = ".2f" if scores.unit == "1-10" else ".1f"
     low, high, error = map(number, (measure.lower, measure.upper, measure.standard_error))
     sure = f" ± {error:{form}}" if error is not None else ""
     if low is not None and high is not None:
         sure = f" [{low:{form}}, {high:{form}}]"
-    return f"{value:{form}}{sure}{'' if scores.official else ' *'}"
+    return f"{value:{form}}{sure}"
 
 
 def category_tables(columns: Sequence[ScoreColumn]) -> list[tuple[ScoreColumn, str, Table]]:
-    """MT-Bench by category, a table a column: the column, its title, and means of ratings."""
+    """MT-Bench by category and IFEval's figures by kind, a table a column: the column, its title, the table."""
     found = []
     for column in columns:
         identity = column.scores[0].identity
-        if identity.benchmark != BENCHMARK:
-            continue
-        rows = category_table(column.scores)
-        names = [*CATEGORIES, "turn-1", "turn-2", "overall"]
-        heads = [name for name in names if any(name in row for row in rows)]
-        lines = []
-        for row in rows:
-            means = [number(row.get(head)) for head in heads]
-            cells = (ABSENT if mean is None else f"{mean:.2f}" for mean in means)
-            lines.append(Line(str(row["model"]), tuple(cells)))
-        title = f"MT-Bench by category, judge {identity.judge}{column.mark}"
-        found.append((column, title, Table(("model", *(head.replace("-", " ") for head in heads)), lines)))
+        if identity.benchmark == BENCHMARK:
+            title = f"MT-Bench by category, judge {identity.judge}{column.mark}"
+            found.append((column, title, _mean_ratings(column.scores)))
+        elif identity.benchmark == ifeval.BENCHMARK:
+            found.append((column, f"IFEval's figures, and by kind{column.mark}", _shares(column.scores)))
     return found
+
+
+def _mean_ratings(scores: Sequence[Scores]) -> Table:
+    rows = category_table(scores)
+    names = [*CATEGORIES, "turn-1", "turn-2", "overall"]
+    heads = [name for name in names if any(name in row for row in rows)]
+    lines = []
+    for row in rows:
+        means = [number(row.get(head)) for head in heads]
+        cells = (ABSENT if mean is None else f"{mean:.2f}" for mean in means)
+        lines.append(Line(str(row["model"]), tuple(cells)))
+    return Table(("model", *(head.replace("-", " ") for head in heads)), lines)
+
+
+def _shares(scores: Sequence[Scores]) -> Table:
+    kinds = sorted({name for each in scores for name in each.measures} - set(ifeval.FIGURES))
+    names = [*ifeval.FIGURES, *kinds]
+    lines = [
+        Line(each.model, tuple(_cell(each.measures.get(name), ".1f") for name in names)) for each in scores
+    ]
+    return Table(("model", *(name.rpartition("/")[2].replace("_", " ") for name in names)), lines)
 
 
 def canary_table(sources: Sequence[Source]) -> Table:
@@ -178,13 +203,14 @@ def _about(scores: Sequence[Scores]) -> str:
 
 
 def category_sections(columns: Sequence[ScoreColumn], groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """What the page shows of `category_tables`: a radar plot too, where there is enough for one, and its keys."""
+    """What the page shows of `category_tables`: a note, and where there is enough for one a radar plot and its keys."""
     found = []
     for column, title, table in category_tables(columns):
         look = model_styles(column, groups)
         panels = radar_panels(column, title, look)
         keys = {label: swatch(style) for label, style in look.items()} if panels else {}
-        found.append({"title": title, "table": table, "panels": panels, "keys": keys})
+        note = _NOTES[column.scores[0].identity.benchmark]
+        found.append({"title": title, "note": note, "table": table, "panels": panels, "keys": keys})
     return found
 
 

@@ -76,12 +76,12 @@ class Benchmark:
 
     `folder` is its place under --out, `answers_file` upstream's file in it, with {model}; where upstream has a JSON
     list (`answers_list`), that lies beside our .jsonl. `answer_row(model, question, turns)` is a row of it, `id_of`
-    the question that a row of answers or judgments is about. `scores(answers, judgments)` are one model's, `ready`
-    stops with an InputError where they will lack something (a library, say), given the answers known so far by
-    question. `together(answers, judgments, others)` stands for `scores` where one model's depend on those of the other
-    models of the folder, whose answers and judgments are given. `baseline` names one of the user's own, `against` all
-    that it is compared with, `judges` those of the published figures. `own_temperature`: upstream leaves it to
-    each model.
+    the question that a row of answers or judgments is about. `scores(answers, judgments)` are one model's, under the
+    job's name where its rows have none; `ready` stops with an InputError where they will lack something (a library,
+    say), given the answers known so far by question. `together(answers, judgments, others)` stands for `scores` where
+    one model's depend on those of the other models of the folder, whose answers and judgments are given. `baseline`
+    names one of the user's own, `against` all that it is compared with, `judges` those of the published figures.
+    `own_temperature`: upstream leaves it to each model.
     """
 
     folder: str

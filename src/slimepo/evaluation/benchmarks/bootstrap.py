@@ -1,4 +1,4 @@
-"""Bootstrap intervals and standard errors: what more than one benchmark needs."""
+"""Intervals and standard errors: what more than one benchmark needs."""
 
 from __future__ import annotations
 
@@ -29,3 +29,11 @@ def standard_error(values: Sequence[float] | Floats) -> float:
     """Standard error of the mean with n - 1 in the denominator; NaN for fewer than two values."""
     array = np.asarray(values, dtype=np.float64)
     return float(array.std(ddof=1) / np.sqrt(array.size)) if array.size > 1 else float("nan")
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, `hits` of `n`: its ends stay within 0 and 1 (Wilson 1927)."""
+    z = 1.959964
+    centre = (hits + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * float(np.sqrt(hits * (n - hits) / n + z * z / 4))
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -27,6 +27,7 @@ _ALPACA = f"{_GITHUB}/tatsu-lab/alpaca_eval/cd543a149df89434d8a54582c0151c0b945c
 _ALPACA_HUB = (
     "https://huggingface.co/datasets/tatsu-lab/alpaca_eval/resolve/2edc6fad8be6b14ea7230aabfd08188da6b8b814"
 )
+_GOOGLE = f"{_GITHUB}/google-research/google-research/8dadc6c56e2c2e51a9dd7e0d4bf2840922b4b6c0"
 _TIMEOUT_S = 60
 
 Check = Literal["checked", "git id", "reported", "derived"]
@@ -39,13 +40,15 @@ class Source:
     `check` says how the hash is known. checked: computed from the repository's own file at the commit in `url`.
     git id: the commit's id of the file (`digest` is git's SHA-1 of it); the content was not at hand. reported: other
     projects publish this SHA-256 for this revision; the content was not at hand. derived: not a file of the upstream
-    repository but made from its published files; only a data folder has it, so `url` is empty.
+    repository but made from its published files; only a data folder has it, so `url` is empty. `also` is the SHA-256 of
+    the same rows in another order, where the order does not matter.
     """
 
     path: str
     url: str
     digest: str
     check: Check = "checked"
+    also: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,9 @@ class Fetched:
 
 # fmt: off
 _SOURCES = [
+    Source("ifeval/input_data.jsonl", f"{_GOOGLE}/instruction_following_eval/data/input_data.jsonl",
+           "67ffeee0fcb87c317c5b08a2de85557b4a7e96ada6178aa645b4954fe4b53d49",
+           also="10b1382e0f61e429eca07607bd5757a6e5e72dee7d70b9c1e0fbfe453889e198"),
     Source("mt_bench/question.jsonl", f"{_FASTCHAT}/mt_bench/question.jsonl",
            "119565adbab82227089cefdb44c8d7e2cf04dc0a0ec233634c82e7d4e2a944f7"),
     Source("mt_bench/judge_prompts.jsonl", f"{_FASTCHAT}/judge_prompts.jsonl",
@@ -165,7 +171,7 @@ def _read(path: Path) -> tuple[Path | None, bytes]:
 def _checked(source: Source, content: bytes, file: Path, place: str) -> Fetched:
     sha256 = hashlib.sha256(content).hexdigest()
     found = git_blob_id(content) if source.check == "git id" else sha256
-    if found != source.digest:
+    if found not in (source.digest, source.also):
         raise InputError(
             f"{place}: not the pinned file ({source.check} {source.digest[:12]}…, found {found[:12]}…); delete it, or "
             f"put the file of {_addresses([source.path])} there"
