@@ -21,6 +21,7 @@ from slimepo.onpolicy.rollouts import (
     roll_out,
     sample_rows,
     sample_seed,
+    whitened_rows,
 )
 from slimepo.onpolicy.settings import Rollouts, rollout_settings
 
@@ -176,7 +177,7 @@ class TestPenalty:
 
     def test_or_stays_with_its_token_and_is_whitened(self) -> None:
         settings = samples(advantages="returns", kl=0.1)
-        (row,) = sample_rows(self.ROLLOUT, settings, falling(1.0), falling(1.5))
+        (row,) = whitened_rows(sample_rows(self.ROLLOUT, settings, falling(1.0), falling(1.5)))
         raw = np.array([1 - 0.3, 1 - 0.25, 1 - 0.15, -0.15, -0.1])
         by_hand = (raw - raw.mean()) / raw.std()
         advantages: Any = row.values["advantages"]
@@ -186,7 +187,7 @@ class TestPenalty:
     def test_the_form_with_a_baseline(self) -> None:
         # The specification's example: groups [1, 0] and [1, 1], answers of 2, 1, 1 and 4 tokens.
         rollout = rollout_of([["a", ""], ["", "abc"]], [[1, 0], [1, 1]])
-        rows = sample_rows(rollout, samples(advantages="baseline-returns"))
+        rows = whitened_rows(sample_rows(rollout, samples(advantages="baseline-returns")))
         found = [advantages[0] for row in rows for advantages in row.values["advantages"]]  # type: ignore[union-attr]
         assert np.round(found, 4).tolist() == pytest.approx([1.4596, -1.8766, -0.2085, -0.2085])
 
@@ -196,7 +197,7 @@ class TestPenalty:
         settings = rollout_settings({"samples": 1}, "ppo", reads_samples=True)
         assert settings is not None
         expected = np.array([0.5, 0.6, 0.7], dtype=np.float32)
-        (row,) = sample_rows(rollout, settings, score_values=lambda rows: [[expected]])
+        (row,) = whitened_rows(sample_rows(rollout, settings, score_values=lambda rows: [[expected]]))
         raw = np.array([0.46575, 0.385, 0.3])
         values: Any = row.values
         np.testing.assert_allclose(values["advantages"][0], (raw - raw.mean()) / raw.std(), atol=1e-6)
@@ -204,20 +205,20 @@ class TestPenalty:
 
     def test_groups_that_are_skipped_are_not_whitened_over(self) -> None:
         rollout = rollout_of([["a", ""], ["", "abc"]], [[1, 0], [1, 1]])
-        (row,) = sample_rows(rollout, samples(advantages="baseline-returns", skip_equal=True))
+        (row,) = whitened_rows(sample_rows(rollout, samples(advantages="baseline-returns", skip_equal=True)))
         # .5, .5, -.5: mean 1/6, std sqrt(2)/3.
         by_hand = [(v - 1 / 6) / (math.sqrt(2) / 3) for v in (0.5, 0.5, -0.5)]
         np.testing.assert_allclose(np.concatenate(row.values["advantages"]), by_hand, rtol=1e-6)  # type: ignore[arg-type]
 
     def test_whitening_takes_its_sums_over_ranks(self) -> None:
         """A rank whose sums come twice has the same mean and spread; one without rows is asked for its own too."""
-        once = sample_rows(self.ROLLOUT, samples(advantages="returns"))
-        twice = sample_rows(self.ROLLOUT, samples(advantages="returns"), add_up=lambda sums: 2 * sums)
+        rows = sample_rows(self.ROLLOUT, samples(advantages="returns"))
+        once, twice = whitened_rows(rows), whitened_rows(rows, lambda sums: 2 * sums)
         for a, b in zip(once[0].values["advantages"], twice[0].values["advantages"], strict=True):  # type: ignore[arg-type]
             assert a.tolist() == b.tolist()
+            assert a.dtype == np.float32
         calls: list[Array] = []
-        empty = rollout_of([["a", "b"]], [[math.nan, math.nan]])
-        sample_rows(empty, samples(advantages="returns"), add_up=lambda sums: calls.append(sums) or sums)  # type: ignore[func-returns-value]
+        whitened_rows([], lambda sums: calls.append(sums) or sums)  # type: ignore[func-returns-value]
         assert len(calls) == 2
 
 

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
 import torch
 
-from slimepo.errors import NonFiniteLossError
+from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.trainer import PreferenceTrainer
 from tests.tiny import letter_tokenizer, random_rows, tiny_model
@@ -42,6 +42,30 @@ JOBS: dict[str, dict[str, Any]] = {
         "loss": "reinforce_pp", "learning_rate": 0.3,
         "rollouts": {"samples": 3, "max_new_tokens": 9, "kl": 0.1, "steps_per_rollout": 2},
     },
+    # The kinds of advantages, ratios and penalties; more than one step on a rollout; a value model.
+    "grpo": {
+        "loss": "grpo", "loss_options": {"kl": 0.3}, "learning_rate": 0.3, "reference": "copy",
+        "rollouts": {"samples": 3, "max_new_tokens": 9, "steps_per_rollout": 2},
+    },
+    "gspo": {
+        "loss": "grpo/gspo", "loss_options": {"clip_low": 0.1, "clip_high": 0.1}, "learning_rate": 0.3,
+        "rollouts": {"samples": 3, "max_new_tokens": 9, "epochs": 2, "skip_unfinished": True},
+    },
+    # A reward fails on one row, which one of the ranks has, and the row is passed over.
+    "rloo": {
+        "loss": "rloo", "learning_rate": 0.3,
+        "rollouts": {"samples": 3, "max_new_tokens": 9, "kl": 0.1, "on_error": "skip"},
+    },
+    "ppo": {
+        "loss": "ppo", "learning_rate": 0.3,
+        "rollouts": {"samples": 2, "max_new_tokens": 9, "epochs": 2, "value": {"learning_rate": 1e-3}},
+    },
+    "online_dpo": {
+        "loss": "dpo", "learning_rate": 0.3, "reference": "copy",
+        "rollouts": {"samples": 3, "max_new_tokens": 9, "steps_per_rollout": 2, "pairs": "right-wrong"},
+    },
+    # The same, and the run ends.
+    "fails": {"loss": "grpo", "rollouts": {"samples": 2, "max_new_tokens": 4}},
     # Some prompts give no pair.
     "online": {"loss": "slime", "learning_rate": 0.1, "rollouts": {"samples": 2, "max_new_tokens": 9}},
     # One row is spoilt.
@@ -58,12 +82,17 @@ def vowels(prompt: Any, completions: Sequence[str], row: Any) -> list[float]:
     return [float(sum(letter in "aeiouAEIOU" for letter in text)) for text in completions]
 
 
+def picky(prompt: Any, completions: Sequence[str], row: Any) -> list[float]:
+    if row["id"] == "p5":
+        raise ValueError("no such letter")
+    return vowels(prompt, completions, row)
+
+
 def train(job: str, ranks: int) -> dict[str, Any]:
     """Six steps of 8 pairs: losses, weights, the score of held-out pairs; or the error that ended it."""
     rows, model = random_rows(17), tiny_model()
-    sampled = (
-        {} if "rollouts" not in JOBS[job] else {"processing_class": letter_tokenizer(), "reward": vowels}
-    )
+    reward = picky if job in ("fails", "rloo") else vowels
+    sampled = {"processing_class": letter_tokenizer(), "reward": reward} if "rollouts" in JOBS[job] else {}
     if job == "weights":
         rows = [replace(row, values={"weight": i % 4 / 2}) for i, row in enumerate(rows)]
     if job == "poison":
@@ -87,13 +116,17 @@ def train(job: str, ranks: int) -> dict[str, Any]:
         )  # fmt: skip
         try:
             trainer.train()
-        except NonFiniteLossError as error:
+        except (NonFiniteLossError, InputError) as error:
             return {"error": str(error)}
         score = {} if sampled else trainer.score(trainer.eval_dataset)
-    unwrapped = trainer.accelerator.unwrap_model(trainer.model)
+    trained = [trainer.accelerator.unwrap_model(trainer.model)]
+    if trainer.rollouts and trainer.rollouts.critic:
+        trained.append(trainer.rollouts.critic.model)
     return {
         "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
-        "weights": torch.cat([p.detach().flatten() for p in unwrapped.parameters()]).tolist(),
+        "weights": torch.cat(
+            [p.detach().flatten() for model in trained for p in model.parameters()]
+        ).tolist(),
         "score": score,
         "steps": trainer.state.global_step,
     }

@@ -16,6 +16,7 @@ from slimepo.errors import InputError
 from slimepo.losses import count, slime, step_loss
 from slimepo.model.adapters import lora_config
 from slimepo.training.config import PreferenceConfig
+from slimepo.training.rollouts import together
 from slimepo.training.trainer import PreferenceTrainer
 from tests.losses.problems import pairs_of
 from tests.tiny import letter_tokenizer, random_rows, tiny_model
@@ -487,6 +488,25 @@ class TestFailures:
         made = trainer(tmp_path, reward=picky, max_steps=3)
         with pytest.raises(InputError, match="reward 'picky' fails on row p5: ValueError: no such letter"):
             made.train()
+
+    def test_one_that_ends_the_process_is_one_that_fails(self, tmp_path: Path) -> None:
+        def leaving(prompt: Any, texts: Sequence[str], row: dict[str, Any]) -> list[float]:
+            raise SystemExit(3)
+
+        for timeout in (None, 5):
+            made = trainer(tmp_path, reward=leaving, rollouts={"timeout": timeout})
+            with pytest.raises(InputError, match=r"reward 'leaving' fails on row p\d: SystemExit: 3"):
+                made.train()
+
+    def test_what_another_rank_raises_is_raised_here_with_its_words(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        elsewhere: list[Any] = [None, (RuntimeError, "OutOfMemoryError: no room")]
+        monkeypatch.setattr("accelerate.utils.gather_object", lambda own: own + elsewhere)
+        with pytest.raises(RuntimeError, match=r"OutOfMemoryError: no room \(on rank 2\)"), together():
+            pass
+        with pytest.raises(KeyError, match="mine"), together():
+            raise KeyError("mine")
 
     def test_or_the_row_is_left_out_and_its_line_says_why(self, tmp_path: Path) -> None:
         def picky(prompt: Any, texts: Sequence[str], row: dict[str, Any]) -> list[float]:

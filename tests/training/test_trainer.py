@@ -177,7 +177,7 @@ class TestBatchLayout:
             total += sft(PairLogps(logps, mask, logps[:, :0], mask[:, :0])).loss.item()
         assert value.item() == pytest.approx(total / 5, rel=1e-5)
 
-    @pytest.mark.parametrize("job", ["random", "group_by_length", "kto", "weights", "reinforce_pp", "online"])
+    @pytest.mark.parametrize("job", [job for job in JOBS if job not in ("stop", "fails", "poison")])
     def test_two_ranks_take_the_same_steps_as_one(self, job: str, two_ranks: Path) -> None:
         """With rows that do not divide, so that the last step leaves one rank with none."""
         alone, both = train(job, ranks=1), json.loads((two_ranks / f"{job}-0.json").read_text())
@@ -278,6 +278,15 @@ class TestFailures:
             made.train()
         assert torch.equal(head, before)
         assert not list(tmp_path.glob("checkpoint-*"))
+
+    def test_a_reward_that_fails_on_one_rank_stops_all_of_them_with_its_words(self, two_ranks: Path) -> None:
+        said = {json.loads((two_ranks / f"fails-{rank}.json").read_text())["error"] for rank in (0, 1)}
+        own = (
+            "reward 'picky' fails on row p5: ValueError: no such letter; "
+            "rollouts: {on_error: skip} leaves such prompts out"
+        )
+        assert len(said) == 2
+        assert said < {own, f"{own} (on rank 0)", f"{own} (on rank 1)"}
 
     def test_settings_that_would_be_ignored_are_refused(self) -> None:
         with pytest.raises(InputError, match="use PreferenceConfig"):

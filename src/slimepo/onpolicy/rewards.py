@@ -69,7 +69,7 @@ class Rewarder:
             raise InputError(
                 f"reward {name!r} took more than {self.timeout:g} s on row {prompt.id}"
             ) from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # A user's function can fail in any way.
             raise InputError(
                 f"reward {name!r} fails on row {prompt.id}: {type(error).__name__}: {error}"
@@ -133,7 +133,7 @@ def _within(seconds: float | None, function: Reward, given: tuple[Any, ...]) -> 
     def call() -> None:
         try:
             future.set_result(function(*given))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             future.set_exception(error)
 
     threading.Thread(target=call, daemon=True).start()

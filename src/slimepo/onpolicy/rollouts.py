@@ -16,7 +16,7 @@ from slimepo.data.rows import Row
 from slimepo.model.generate import Completion
 from slimepo.onpolicy.advantages import Array, gae, group_advantages, returns, token_rewards, whitened
 from slimepo.onpolicy.rewards import Prompt, Rewarder
-from slimepo.onpolicy.settings import Rollouts
+from slimepo.onpolicy.settings import BY_TOKEN, Rollouts
 
 # Prompts with a seed each -> for each prompt its samples.
 Sampler = Callable[[Sequence[Prompt], Sequence[int]], list[list[Completion]]]
@@ -129,15 +129,16 @@ def sample_rows(
     score_policy: Scorer | None = None,
     score_reference: Scorer | None = None,
     score_values: Scorer | None = None,
-    add_up: Callable[[Array], Array] = lambda sums: sums,
 ) -> list[Row]:
     """A row a prompt with all its samples and their advantages; an answer that does not count is left empty.
+
+    Advantages by token are as they come, float64: `whitened_rows` makes them what a loss reads.
 
     score_policy: log-probs when it sampled, kept as `behaviour`, for rows that more than one step learns from, for
     answers of another engine that are to be `corrected` (what that says of them is kept as `sampler`), and where
     `settings.kl` > 0, with score_reference, for the penalty: -kl (log pi - log pi_ref) a token, summed for estimators
     that give one advantage a response. score_values: the values `[tokens]` that generalised advantage estimates are
-    made of; these and the returns are kept as `values` and `returns`. add_up: sums over all ranks.
+    made of; these and the returns are kept as `values` and `returns`.
     """
     rewards, kept = _counted(rollout, settings)
     rows = [
@@ -164,11 +165,11 @@ def sample_rows(
         ]
     named: dict[str, list[Any]] = {}
     if score_values is None:
-        named["advantages"] = _advantages(rewards[kept], penalties, settings, add_up)
+        named["advantages"] = _advantages(rewards[kept], penalties, settings)
     else:
         expected = score_values(rows)
         estimates = _estimates(rewards[kept], penalties, expected, settings)
-        named["advantages"] = _by_row(whitened(list(itertools.chain(*estimates)), add_up), estimates)
+        named["advantages"] = [tuple(of_row) for of_row in estimates]
         named["values"] = _by_row(list(itertools.chain(*expected)), expected)
         named["returns"] = [
             tuple((estimate + value).astype(np.float32) for estimate, value in zip(*of_row, strict=True))
@@ -189,6 +190,16 @@ def sample_rows(
     ]
 
 
+def whitened_rows(rows: Sequence[Row], add_up: Callable[[Array], Array] = lambda sums: sums) -> list[Row]:
+    """The rows of a step with their advantages `[tokens]` whitened over all of its tokens (see `whitened`)."""
+    given: list[Any] = [row.values["advantages"] for row in rows]
+    found = _by_row(whitened(list(itertools.chain(*given)), add_up), given)
+    return [
+        replace(row, values={**row.values, "advantages": advantages})
+        for row, advantages in zip(rows, found, strict=True)
+    ]
+
+
 def _counted(rollout: Rollout, settings: Rollouts) -> tuple[Array, list[int]]:
     """The rewards, NaN for answers that do not count, and the places of prompts that have something to learn from."""
     rewards, kept = np.array(rollout.rewards), []
@@ -202,18 +213,17 @@ def _counted(rollout: Rollout, settings: Rollouts) -> tuple[Array, list[int]]:
     return rewards, kept
 
 
-def _advantages(
-    rewards: Array, penalties: list[list[Array]], settings: Rollouts, add_up: Callable[[Array], Array]
-) -> list[Any]:
-    """For each row its advantages: float32 `[samples]`, or a tuple of float32 `[tokens]` a sample."""
+def _advantages(rewards: Array, penalties: list[list[Array]], settings: Rollouts) -> list[Any]:
+    """For each row its advantages: float32 `[samples]`, or a tuple of float64 `[tokens]` a sample."""
     estimator = settings.advantages or "group"
-    if estimator not in ("returns", "baseline-returns"):
+    if estimator not in BY_TOKEN:
         summed = np.array([[each.sum() for each in of_row] for of_row in penalties]).reshape(rewards.shape)
         found = group_advantages(rewards - summed, estimator)
         return [np.nan_to_num(of_row).astype(np.float32) for of_row in found]
     of_samples = np.nan_to_num(group_advantages(rewards, estimator))
     flat = returns(of_samples.reshape(-1).tolist(), [-each for of_row in penalties for each in of_row])
-    return _by_row(whitened(flat, add_up), penalties)
+    each = iter(flat)
+    return [tuple(next(each) for _ in of_row) for of_row in penalties]
 
 
 def _estimates(

@@ -24,6 +24,9 @@ ESTIMATORS: Mapping[str, Estimator] = {
     "ppo": "gae",
 }
 
+# Those that give each token an advantage of its own, whitened over all tokens of the step.
+BY_TOKEN = ("returns", "baseline-returns", "gae")
+
 # How often an objective was published to learn from one rollout, where that is more than once.
 EPOCHS: Mapping[str, int] = {"ppo": 4}
 
@@ -149,7 +152,7 @@ def rollout_settings(
         )
     if "value" in settings.model_fields_set and estimator != "gae":
         raise InputError(f"rollouts: value is for advantages: gae, and these are {estimator!r}")
-    if loss == "rloo" and estimator in ("returns", "baseline-returns", "gae"):
+    if loss == "rloo" and estimator in BY_TOKEN:
         raise InputError(
             f"rollouts: advantages = {estimator!r} are by token; rloo takes one advantage a response"
         )

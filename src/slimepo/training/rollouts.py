@@ -6,7 +6,8 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +39,9 @@ from slimepo.onpolicy.rollouts import (
     roll_out,
     sample_rows,
     sample_seed,
+    whitened_rows,
 )
-from slimepo.onpolicy.settings import Rollouts
+from slimepo.onpolicy.settings import BY_TOKEN, Rollouts
 from slimepo.onpolicy.vllm import VLLM, VLLMServer, check_server, open_engine
 from slimepo.training.reference import Reference
 from slimepo.training.steps import StepSampler
@@ -172,19 +174,24 @@ class RolloutSource:
 
     def _roll_out(self, batches: range) -> None:
         started, first = time.perf_counter(), batches.start * self.settings.passes
-        if not self.waiting:
+        main, begins = self.accelerator.is_main_process, not self.waiting
+        with together():
             # What a resumed run samples again is written again. Steps are counted from 1 there, as in the log.
-            kept = [line for line in json_lines(self.file) if line["step"] <= first]
-            self.tokens = sum(sum(line["tokens"]) for line in kept)
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
+            kept = [line for line in json_lines(self.file) if line["step"] <= first] if begins else []
+        with together():
+            if begins and main:
                 write_json_lines(self.file, kept)
+            if self.engine and main:
+                self.engine.load(self.model)
+        if begins:
+            self.tokens = sum(sum(line["tokens"]) for line in kept)
         self.waiting.clear()
         items = [prompts_of(self.sampler, batch) for batch in batches]
+        places = [0, *itertools.accumulate(map(len, items))]
         asked = [(batch, item) for batch, of_batch in zip(batches, items, strict=True) for item in of_batch]
-        policy = functools.partial(scoring, self.model, own_precision=False)
-        score = functools.partial(_score, collator=self.collator, device=self.accelerator.device)
-        with self.accelerator.autocast():
+        # What one step alone learns from has just been sampled by the policy of that step.
+        several = len(batches) > 1 or self.settings.passes > 1
+        with together(), self.accelerator.autocast():
             rollout = roll_out(
                 [self.prompts[item] for _, item in asked],
                 [sample_seed(self.seed, batch, item) for batch, item in asked],
@@ -192,48 +199,51 @@ class RolloutSource:
                 functools.partial(completion_text, self.chat.tokenizer),
                 self.rewarder,
             )
-            places = [0, *itertools.accumulate(map(len, items))]
-            for number, (start, stop) in enumerate(itertools.pairwise(places)):
-                part = rollout.part(start, stop)
-                if self.objective.positions:
-                    rows = pair_rows(part, self.settings)
-                else:
-                    # What one step alone learns from has just been sampled by the policy of that step.
-                    several = len(batches) > 1 or self.settings.passes > 1
-                    scored = several or self.settings.kl > 0 or self.settings.corrected
-                    rows = sample_rows(
-                        part,
-                        self.settings,
-                        functools.partial(score, policy) if scored else None,
-                        functools.partial(score, self.reference.forward) if self.reference else None,
-                        self.critic.values if self.critic else None,
-                        functools.partial(_over_ranks, self.accelerator),
-                    )
-                facts = figures(part, rows, bool(self.objective.positions))
-                if self.settings.corrected and not self.objective.positions:
+            parts = [rollout.part(start, stop) for start, stop in itertools.pairwise(places)]
+            made = [self._rows_of(part, several) for part in parts]
+        for number, (part, (rows, facts)) in enumerate(zip(parts, made, strict=True)):
+            if self.settings.advantages in BY_TOKEN:
+                rows = whitened_rows(rows, functools.partial(_over_ranks, self.accelerator))
+            if self.settings.corrected and not self.objective.positions:
+                with together():
                     rows, apart = corrected(rows, self.settings)
                     facts |= apart
-                if self.reference is not None:
-                    drawn, alone = first_samples(part), replace(self.collator, positions=(0,))
-                    now, then = (
-                        _score(opened, drawn, collator=alone, device=self.accelerator.device)
-                        for opened in (policy, self.reference.forward)
-                    )
-                    facts["sampled/kl"] = _token_mean(now) - _token_mean(then)
-                self.waiting[batches[number]], self.ahead[first + number] = rows, facts
-                self._keep(part, first + number, len(rows))
+            self.waiting[batches[number]], self.ahead[first + number] = rows, facts
+            self._keep(part, first + number, len(rows))
         seconds = rollout.seconds | {"score": time.perf_counter() - started - sum(rollout.seconds.values())}
         steps = range(first, first + len(batches) * self.settings.passes)
         for step in steps:
             of_step = {f"time/{what}": each / len(steps) for what, each in seconds.items()}
             self.ahead[step] = self.ahead.get(step, {}) | of_step
 
+    def _rows_of(self, part: Rollout, several: bool) -> tuple[list[Row], dict[str, float]]:
+        """The rows of a mini-batch, which `several` steps learn from or one alone, and what is worth watching of it."""
+        policy = functools.partial(scoring, self.model, own_precision=False)
+        score = functools.partial(_score, collator=self.collator, device=self.accelerator.device)
+        if self.objective.positions:
+            rows = pair_rows(part, self.settings)
+        else:
+            scored = several or self.settings.kl > 0 or self.settings.corrected
+            rows = sample_rows(
+                part,
+                self.settings,
+                functools.partial(score, policy) if scored else None,
+                functools.partial(score, self.reference.forward) if self.reference else None,
+                self.critic.values if self.critic else None,
+            )
+        facts = figures(part, rows, bool(self.objective.positions))
+        if self.reference is not None:
+            drawn, alone = first_samples(part), replace(self.collator, positions=(0,))
+            now, then = (
+                _score(opened, drawn, collator=alone, device=self.accelerator.device)
+                for opened in (policy, self.reference.forward)
+            )
+            facts["sampled/kl"] = _token_mean(now) - _token_mean(then)
+        return rows, facts
+
     def _answers(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[list[Completion]]:
         if self.engine is None:
             return sampled(self.model, self.end_ids, self.settings, prompts, seeds)
-        if self.accelerator.is_main_process:
-            self.engine.load(self.model)
-        self.accelerator.wait_for_everyone()
         return self.engine.sample(self.end_ids, prompts, seeds)
 
     def _keep(self, part: Rollout, step: int, rows: int) -> None:
@@ -242,10 +252,10 @@ class RolloutSource:
         lines = gather_object(records(part, step + 1))
         made = sum(gather_object([rows]))
         self.tokens += sum(sum(line["tokens"]) for line in lines)
-        if not self.accelerator.is_main_process:
-            return
-        append_json_lines(self.file, lines)
-        if not made:
+        with together():
+            if self.accelerator.is_main_process:
+                append_json_lines(self.file, lines)
+        if self.accelerator.is_main_process and not made:
             what = "a pair" if self.objective.positions else "an advantage"
             self.say(f"step {step + 1}: none of its {len(lines)} prompts gave {what}; it trains on nothing")
 
@@ -291,7 +301,7 @@ def mini_batches(step: int, last_step: int, settings: Rollouts) -> tuple[range, 
     Of the last rollout only as many are sampled as the steps that are left take in all their epochs.
 
     Example:
-        >>> from slimepo.onpolicy.settings import Rollouts
+        >>> from slimepo.onpolicy.settings import BY_TOKEN, Rollouts
         >>> from slimepo.training.rollouts import mini_batches
         >>> twice = Rollouts(steps_per_rollout=2, epochs=2)
         >>> [mini_batches(step, 6, twice) for step in (0, 1, 2, 3)]
@@ -312,6 +322,31 @@ def prompts_of(sampler: StepSampler, batch: int) -> list[int]:
     once = replace(sampler, repeats=1)
     epoch, place = divmod(batch, len(once))
     return next(itertools.islice(replace(once, epoch=epoch), place, None))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What one rank raises in here all ranks raise behind it, so that none of them waits for one that has left.
+
+    Every rank must come here, and none may wait for another inside. The rank that failed raises its own error, the
+    others an InputError where that is one, else a RuntimeError, with its words.
+    """
+    from accelerate.utils import gather_object
+
+    failed: BaseException | None = None
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        failed = error
+    kind = InputError if isinstance(failed, InputError) else RuntimeError
+    words = str(failed) if kind is InputError else f"{type(failed).__name__}: {failed}"
+    told = gather_object([None if failed is None else (kind, words)])
+    if failed is not None:
+        raise failed
+    for rank, found in enumerate(told):
+        if found is not None:
+            kind, words = found
+            raise kind(f"{words} (on rank {rank})")
 
 
 def _score(
