@@ -6,7 +6,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from slimepo.data.render import ChatFormat
 from slimepo.errors import InputError
-from slimepo.files import is_main_process, write_json, write_json_lines, write_text
+from slimepo.files import is_main_process, write_json, write_text
 from slimepo.losses import hyperparameters, slime
 from slimepo.model.adapters import PROJECTIONS, lora_config, refuse_unmergeable
 from slimepo.model.load import (
@@ -29,15 +28,15 @@ from slimepo.model.load import (
 )
 from slimepo.model.logps import causal_lm
 from slimepo.model.modes import computes_in_bf16
-from slimepo.model.score import PairScores, chosen_fell, distributions, histogram, score_pairs, summary
 from slimepo.monitor.callback import DisplacementMonitor
 from slimepo.monitor.settings import monitor_settings
 from slimepo.pipeline.data import StageRows
 from slimepo.pipeline.export import export_model, model_card
 from slimepo.pipeline.folder import last_checkpoint, remove_unfinished_checkpoints
+from slimepo.pipeline.heldout import compared, standing
 from slimepo.pipeline.recipe import RandomModel, Recipe, Stage
 from slimepo.pipeline.rewards import make_rewards, reward_weights
-from slimepo.pipeline.tasks import SMOKE_TOKENS, Answer, answer_tasks, measure
+from slimepo.pipeline.tasks import SMOKE_TOKENS
 from slimepo.redaction import REDACTED, redact, redacted
 from slimepo.training.callbacks import MetricsFile, TrainingProgress, peak_memory
 from slimepo.training.config import PreferenceConfig, in_their_types
@@ -97,7 +96,7 @@ def run_stage(
     checkpoint = last_checkpoint(folder / "checkpoints")
     if checkpoint is not None:
         console.print(f"{stage.name}: going on from {checkpoint.name}")
-    before = _standing(trainer, rows, chat, console, "before")
+    before = standing(trainer, rows, chat, console, "before")
     if trainer.monitor is not None:
         trainer.monitor.record.say = progress.warn
     try:
@@ -106,7 +105,7 @@ def run_stage(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         progress.close()
-    after = _standing(trainer, rows, chat, console, "after")
+    after = standing(trainer, rows, chat, console, "after")
     parameters = list(trainer.model.parameters())
     result: dict[str, Any] = {
         "name": stage.name,
@@ -124,7 +123,7 @@ def run_stage(
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
     }
     threshold = stage.loss_options.get("threshold", hyperparameters(slime)["threshold"])
-    heldout = _compared(rows, before, after, threshold, folder)
+    heldout = compared(rows, before, after, threshold, folder)
     if heldout:
         result["heldout"] = heldout
     if trainer.monitor is not None and before.scores is not None and after.scores is not None:
@@ -145,69 +144,6 @@ def run_stage(
         write_json(folder / "stage.json", result)
     trainer.accelerator.wait_for_everyone()
     return result
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Where a model stands on what is held out: scores of the pairs, answers to the tasks."""
-
-    scores: PairScores | None
-    answers: list[Answer]
-
-
-def _standing(
-    trainer: PreferenceTrainer, rows: StageRows, chat: ChatFormat, console: Console, when: str
-) -> Standing:
-    scores, answers = None, []
-    if rows.heldout:
-        what = f"held-out pairs {when}"
-        with console.status(what) as status:
-            scores = score_pairs(
-                trainer.model,
-                rows.heldout,
-                progress=lambda done, total: status.update(f"{what}: {done}/{total}"),
-                # No more at once than training takes.
-                collator=replace(trainer.data_collator, micro_batch_size=trainer.args.eval_batch_size),
-            )
-    if rows.tasks is not None and rows.tasks.heldout:
-        answers = answer_tasks(
-            trainer.model, rows.tasks, chat, {chat.end_id}, console, f"held-out tasks {when}"
-        )
-    return Standing(scores, answers)
-
-
-def _compared(
-    rows: StageRows, before: Standing, after: Standing, threshold: float, folder: Path
-) -> dict[str, Any]:
-    """Figures before and after of what is held out, empty where nothing is; distributions and answers go to files."""
-    found: dict[str, Any] = {"before": {}, "after": {}}
-    shapes: dict[str, Any] = {}
-    standings = {"before": before, "after": after}
-    if before.scores is not None and after.scores is not None:
-        found |= {"pairs": len(before.scores.chosen), "chosen_fell": chosen_fell(before.scores, after.scores)}
-        found |= {"before": summary(before.scores, threshold), "after": summary(after.scores, threshold)}
-        shapes = distributions(before.scores, after.scores)
-    if rows.tasks is not None and rows.tasks.heldout:
-        tasks = rows.tasks.heldout
-        found["prompts"] = len(tasks)
-        lines: list[dict[str, Any]] = [
-            {"task": task.id, "prompt": task.prompt, "gold": task.gold, "family": task.family}
-            for task in tasks
-        ]
-        for when, standing in standings.items():
-            found[when] |= measure(tasks, standing.answers)
-            for line, answer in zip(lines, standing.answers, strict=True):
-                line[when] = {
-                    "text": answer.text, "correct": answer.verdict.correct, "valid": answer.verdict.valid,
-                    "finished": answer.finished,
-                }  # fmt: skip
-        was, now = ([answer.tokens for answer in each.answers] for each in standings.values())
-        shapes["answer_lengths"] = histogram(was, now)
-        if is_main_process():
-            write_json_lines(folder / "answers.jsonl", lines)
-    if shapes and is_main_process():
-        write_json(folder / "distributions.json", shapes)
-    return found if found["after"] else {}
 
 
 def stage_trainer(
