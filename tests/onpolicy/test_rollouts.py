@@ -278,8 +278,8 @@ class TestRollOut:
         assert np.isnan(rollout.rewards[2]).all()
         first, _, last = records(rollout, step=4)
         assert first == {
-            "step": 4, "prompt": "p0", "samples": ["a", "bb"], "finished": [True, False], "tokens": [2, 2],
-            "rewards": [2.0, 0.0],
+            "step": 4, "prompt": "p0", "messages": [], "samples": ["a", "bb"], "finished": [True, False],
+            "tokens": [2, 2], "rewards": [2.0, 0.0],
         }  # fmt: skip
         assert last["rewards"] == [None, None]
         assert "ValueError: no gold" in last["skipped"]

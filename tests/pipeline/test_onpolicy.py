@@ -12,6 +12,7 @@ from slimepo.errors import InputError
 from slimepo.files import json_lines, read_json
 from slimepo.model.generate import Completion
 from slimepo.onpolicy.rewards import Rewarder
+from slimepo.pipeline.heldout import AnswersByStep
 from slimepo.pipeline.pairs import rewarded_pairs
 from slimepo.pipeline.recipe import make_recipe
 from slimepo.pipeline.rewards import check_rewards, make_rewards, reward_weights
@@ -67,6 +68,46 @@ def test_a_stage_learns_from_its_own_samples(values: dict[str, Any], tmp_path: P
         assert line["rewards"] == [len(text) * worth for text in line["samples"]]
     logged = json_lines(tmp_path / "run" / "grpo" / "metrics.jsonl")[0]
     assert {"reward", "reward/std", "sampled/tokens", "time/sample"} <= logged.keys()
+
+
+def test_held_out_tasks_are_answered_while_it_trains_and_nothing_else_changes(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = f"{tmp_path}/own/reward.py:right"
+    heldout = {"heldout": str(write_rows(tmp_path / "h.jsonl", 3)), "max_new_tokens": 6}
+    values["tasks"] |= heldout | {"checker": check}
+    values["stages"][0] |= {"max_steps": 5, "learning_rate": 0.05}
+    run(values, tmp_path / "unasked")
+    values["stages"][0]["answer_every"] = 2
+    run(values, tmp_path / "asked")
+    whole = json_lines(tmp_path / "asked/grpo/answers-by-step.jsonl")
+    assert [line["step"] for line in whole] == [0, 2, 4, 5]
+    done = read_json(tmp_path / "asked/grpo/stage.json")["heldout"]
+    assert [whole[at]["figures"] for at in (0, -1)] == [done["before"], done["after"]]
+    of_tasks = json_lines(tmp_path / "asked/grpo/answers.jsonl")
+    assert whole[0]["answers"] == [line["before"] for line in of_tasks]
+    assert whole[-1]["answers"] == [line["after"] for line in of_tasks]
+    assert len({json.dumps(line["answers"]) for line in whole}) > 1
+    samples = [
+        (tmp_path / name / "grpo/checkpoints/rollouts.jsonl").read_text() for name in ("asked", "unasked")
+    ]
+    assert samples[0] == samples[1]
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # A checkpoint of step 3 is there, and answers of a step behind it.
+        if state.global_step == 4:
+            self.keep(4, self.before)
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AnswersByStep, "on_log", dying, raising=False)
+        with pytest.raises(Killed):
+            run(values, tmp_path / "killed")
+    run(values, tmp_path / "killed")
+    assert json_lines(tmp_path / "killed/grpo/answers-by-step.jsonl") == whole
 
 
 def test_the_same_recipe_samples_the_same_answers(values: dict[str, Any], tmp_path: Path) -> None:

@@ -204,6 +204,43 @@ def write_run(
     return folder
 
 
+def write_on_policy(
+    folder: Path, *, asked: bool = True, prompt: str = "Add 5 and 7.", **options: Any
+) -> Path:
+    """Writes a run of GRPO whose samples get better; `asked`: its held-out tasks were answered while it trained."""
+    write_run(folder, "grpo", **options)
+    place = folder / "grpo"
+    lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    sampled = {"sampled/kl": 0.01, "sampled/tokens": 12.0, "time/sample": 0.5, "time/train": 0.25}
+    told = [
+        line | sampled | {"reward": line["step"] / 100, "sampled/entropy": 2 - line["step"] / 100}
+        for line in lines
+    ]
+    (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+    turns = [{"role": "user", "content": prompt}]
+    samples = [
+        {
+            "step": step, "prompt": f"p{step % 2}", "messages": turns, "samples": [f"said at {step}", "other"],
+            "finished": [step != 3, True], "tokens": [3, 2], "rewards": [step / 8, 0.0],
+        }
+        for step in range(1, 21)
+    ]  # fmt: skip
+    (place / "checkpoints").mkdir()
+    (place / "checkpoints" / "rollouts.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples))
+    if asked:
+        answered: list[dict[str, Any]] = [
+            {
+                "step": step,
+                "figures": {"exact_match": step / 80, "format_valid": 0.9, "end_rate": 1.0},
+                "answers": [{"text": f"{step}", "correct": step > 30, "valid": True, "finished": True}],
+            }
+            for step in range(0, 61, 10)
+        ]
+        answered[0]["tasks"] = [{"task": "t", "prompt": turns, "gold": "12", "family": "add"}]
+        (place / "answers-by-step.jsonl").write_text("".join(json.dumps(each) + "\n" for each in answered))
+    return folder
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """`write_run` in the test's own folder."""

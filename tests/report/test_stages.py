@@ -1,15 +1,16 @@
-"""The monitor's warnings as the page tells them."""
+"""What a stage has left, as the page tells it: the monitor's warnings, what was sampled, answers over time."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from slimepo.report.findings import findings
-from slimepo.report.page import read_report
+from slimepo.report.page import read_report, report_page
 from slimepo.report.stages import warnings_of
-from tests.report.conftest import write_run
+from tests.report.conftest import write_on_policy, write_run
 
 
 def line(step: int, state: str, rows: str = "heldout") -> dict[str, Any]:
@@ -58,3 +59,48 @@ def test_the_page_s_first_words_are_the_last_on_what_was_warned_of_first(tmp_pat
     report = read_report([folder])
     (monitor,) = (found for found in findings(report.groups, report.sources) if found.head == "Monitor")
     assert monitor.lines == ("slime-run: from step 4 on; at step 8 fallen by 8 (and 2 more)",)
+
+
+class TestOnPolicy:
+    def test_what_was_sampled_and_held_out_tasks_by_step_have_panels(self, tmp_path: Path) -> None:
+        page = report_page(read_report([write_on_policy(tmp_path / "run")]))
+        for title, end in {
+            "Reward of samples": "ends at 0.6",
+            "Entropy of the policy, nats per token": "ends at 1.4",
+            "KL to the start (or the reference), nats per token": "ends at 0.01",
+            "Exact match on held-out tasks, %": "ends at 75",
+        }.items():
+            assert re.search(f'aria-label="{re.escape(title)}, over the steps: run {end}', page), title
+        assert page.index("What was sampled") < page.index("Answers over time")
+
+    def test_a_run_that_samples_nothing_has_neither(self, tmp_path: Path) -> None:
+        page = report_page(read_report([write_run(tmp_path / "run")]))
+        assert "What was sampled" not in page
+        assert "Answers over time" not in page
+        assert "Held-out tasks while training" not in page
+
+    def test_held_out_answers_stand_at_a_few_steps_with_both_ends(self, tmp_path: Path) -> None:
+        ((record,),) = (s.records for s in read_report([write_on_policy(tmp_path / "run")]).sources)
+        (sample,) = record.over_time
+        assert (sample.prompt, sample.gold, sample.family) == ("Add 5 and 7.", "12", "add")
+        assert [answer.run for answer in sample.answers] == [f"step {n}" for n in (0, 10, 20, 40, 50, 60)]
+        assert [answer.text for answer in sample.answers] == ["0", "10", "20", "40", "50", "60"]
+        assert [answer.correct for answer in sample.answers] == [False] * 3 + [True] * 3
+
+    def test_else_prompts_that_came_again_with_their_first_sample(self, tmp_path: Path) -> None:
+        ((record,),) = (
+            s.records for s in read_report([write_on_policy(tmp_path / "run", asked=False)]).sources
+        )
+        odd, even = record.over_time
+        assert [a.text for a in odd.answers] == [f"said at {n}" for n in (1, 5, 9, 11, 15, 19)]
+        assert odd.answers[0].run == "step 1, reward 0.125"
+        assert even.answers[-1].text == "said at 20"
+        assert {answer.finished for answer in odd.answers} == {None}
+
+    @pytest.mark.parametrize("broken", ["null", "[]", '"x"', "{}", '{"step": 1, "answers": 3, "tasks": [4]}'])
+    def test_lines_that_are_not_whole_are_passed_by(self, tmp_path: Path, broken: str) -> None:
+        run = write_on_policy(tmp_path / "run")
+        for file in ("answers-by-step.jsonl", "checkpoints/rollouts.jsonl"):
+            (run / "grpo" / file).write_text(broken + "\n")
+        ((record,),) = (source.records for source in read_report([run]).sources)
+        assert record.over_time == ()

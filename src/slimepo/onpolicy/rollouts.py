@@ -298,6 +298,7 @@ def records(rollout: Rollout, step: int) -> list[dict[str, Any]]:
         line = {
             "step": step,
             "prompt": prompt.id,
+            "messages": prompt.messages,
             "samples": rollout.texts[place],
             "finished": [completion.finished for completion in rollout.completions[place]],
             "tokens": [len(completion.token_ids) for completion in rollout.completions[place]],

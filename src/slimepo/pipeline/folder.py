@@ -27,8 +27,8 @@ MARKER = ".slimepo-run"
 LOCK = ".lock"
 # In the folder of a stage, or of pairs: what it is made from.
 SETTINGS = "settings.json"
-# Keys of a stage that are about time and memory: its model is the same but for the last digits.
-_NO_CHANGE = ("save_every", "micro_batch_size", "activation_checkpointing")
+# Keys of a stage that are about time, memory and looking: its model is the same but for the last digits.
+_NO_CHANGE = ("save_every", "micro_batch_size", "activation_checkpointing", "answer_every")
 # Arguments that say how a stage is told of, stored or sent on, and change nothing of it.
 _TELLS_ONLY = (
     "logging_", "log_level", "log_on", "report_to", "run_name", "project", "trackio_", "save_", "push_to_hub", "hub_",

@@ -1,16 +1,22 @@
-"""Where a model stands on what is held out, before and after a stage: pairs that are scored, tasks answered."""
+"""Where a model stands on what is held out, before, while and after it trains: pairs are scored, tasks answered."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
 from slimepo.data.render import ChatFormat
-from slimepo.files import is_main_process, write_json, write_json_lines
+from slimepo.files import append_json_lines, is_main_process, json_lines, write_json, write_json_lines
 from slimepo.model.score import PairScores, chosen_fell, distributions, histogram, score_pairs, summary
+from slimepo.monitor.settings import look_steps
 from slimepo.pipeline.data import StageRows
-from slimepo.pipeline.tasks import Answer, answer_tasks, measure
+from slimepo.pipeline.tasks import Answer, RunTasks, Task, answer_tasks, measure
+from slimepo.terminal import make_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,17 +68,11 @@ def compared(
     if rows.tasks is not None and rows.tasks.heldout:
         tasks = rows.tasks.heldout
         found["prompts"] = len(tasks)
-        lines: list[dict[str, Any]] = [
-            {"task": task.id, "prompt": task.prompt, "gold": task.gold, "family": task.family}
-            for task in tasks
-        ]
+        lines = [_asked(task) for task in tasks]
         for when, standing in standings.items():
             found[when] |= measure(tasks, standing.answers)
             for line, answer in zip(lines, standing.answers, strict=True):
-                line[when] = {
-                    "text": answer.text, "correct": answer.verdict.correct, "valid": answer.verdict.valid,
-                    "finished": answer.finished,
-                }  # fmt: skip
+                line[when] = _told(answer)
         was, now = ([answer.tokens for answer in each.answers] for each in standings.values())
         shapes["answer_lengths"] = histogram(was, now)
         if is_main_process():
@@ -80,3 +80,78 @@ def compared(
     if shapes and is_main_process():
         write_json(folder / "distributions.json", shapes)
     return found if found["after"] else {}
+
+
+class AnswersByStep(TrainerCallback):
+    """Answers the held-out tasks now and then while a stage trains; `answers-by-step.jsonl` keeps what came of it.
+
+    It touches neither weights nor random states. A resumed run answers again what is behind its checkpoint.
+
+    Args:
+        every: steps from one time to the next; below 1 a share of all steps.
+        before: the answers of the model that the stage starts from.
+        say: is told how many were right.
+    """
+
+    FILE = "answers-by-step.jsonl"
+
+    def __init__(
+        self,
+        folder: Path,
+        tasks: RunTasks,
+        chat: ChatFormat,
+        every: float,
+        before: Sequence[Answer],
+        say: Callable[[str], None],
+    ) -> None:
+        self.file, self.tasks, self.chat, self.every = folder / self.FILE, tasks, chat, every
+        self.before, self.say = before, say
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        last = state.max_steps
+        self.steps = look_steps(last, math.ceil(self.every if self.every >= 1 else self.every * last) or 1)
+        if state.is_world_process_zero:
+            kept = [line for line in json_lines(self.file) if 0 < line["step"] <= state.global_step]
+            write_json_lines(self.file, [])
+            self.keep(0, self.before)
+            append_json_lines(self.file, kept)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        # Behind the last step the stage itself asks.
+        if state.global_step not in self.steps or state.global_step == state.max_steps:
+            return
+        # The panel of training stays on show.
+        quiet, what = make_console(quiet=True), f"held-out tasks at step {state.global_step}"
+        answers = answer_tasks(given["model"], self.tasks, self.chat, {self.chat.end_id}, quiet, what)
+        self.keep(state.global_step, answers)
+        self.say(f"{what}: exact match {measure(self.tasks.heldout, answers)['exact_match']:.1%}")
+
+    def keep(self, step: int, answers: Sequence[Answer]) -> None:
+        """Write down the answers at a step, in the order of the tasks, with their figures; first also the tasks."""
+        tasks = self.tasks.heldout
+        line = {
+            "step": step,
+            "figures": measure(tasks, answers),
+            "answers": [_told(each) for each in answers],
+        }
+        if step == 0:
+            line["tasks"] = [_asked(task) for task in tasks]
+        if is_main_process():
+            append_json_lines(self.file, [line])
+
+
+def _asked(task: Task) -> dict[str, Any]:
+    return {"task": task.id, "prompt": task.prompt, "gold": task.gold, "family": task.family}
+
+
+def _told(answer: Answer) -> dict[str, Any]:
+    return {
+        "text": answer.text,
+        "correct": answer.verdict.correct,
+        "valid": answer.verdict.valid,
+        "finished": answer.finished,
+    }

@@ -120,6 +120,8 @@ class Stage(Settings):
     prompts then), and `reward` says what they are worth: checker (the tasks', 1 for right), math (math-verify against
     `answer`), model:FOLDER (a reward model), judge:ENDPOINT, or a function of (prompt, completions, row),
     package.module:function or file.py:function; several, or several with weights, are added up.
+    `save_every` and `answer_every` are steps, or below 1 a share of all steps, from one checkpoint to the next, and
+    from one time to the next that the held-out tasks are answered while it trains.
     `monitor` is true, false, or settings of the displacement monitor. `args` takes any other argument of transformers'
     TrainingArguments.
     """
@@ -137,6 +139,7 @@ class Stage(Settings):
     micro_batch_size: int = Field(4, ge=1)
     activation_checkpointing: Literal["none", "layers", "offload"] = "none"
     save_every: float = Field(0.1, gt=0)
+    answer_every: float | None = Field(None, gt=0)
     rollouts: Rollouts | None = None
     reward: str | list[str] | dict[str, float] | None = None
     monitor: bool | MonitorSettings = True
@@ -276,6 +279,9 @@ class Recipe(Settings):
             raise ValueError(
                 "tasks: held-out tasks, and pairs without a reward, need a checker: give tasks.checker"
             )
+        asking = next((stage.name for stage in self.stages if stage.answer_every is not None), None)
+        if asking is not None and not (self.tasks and self.tasks.heldout):
+            raise ValueError(f"stage {asking!r}: answer_every answers the held-out tasks: give tasks.heldout")
         for name, made in self.pairs.items():
             if made.gold and made.reward is not None:
                 raise ValueError(

@@ -33,7 +33,7 @@ from slimepo.monitor.settings import monitor_settings
 from slimepo.pipeline.data import StageRows
 from slimepo.pipeline.export import export_model, model_card
 from slimepo.pipeline.folder import last_checkpoint, remove_unfinished_checkpoints
-from slimepo.pipeline.heldout import compared, standing
+from slimepo.pipeline.heldout import AnswersByStep, compared, standing
 from slimepo.pipeline.recipe import RandomModel, Recipe, Stage
 from slimepo.pipeline.rewards import make_rewards, reward_weights
 from slimepo.pipeline.tasks import SMOKE_TOKENS
@@ -99,6 +99,10 @@ def run_stage(
     before = standing(trainer, rows, chat, console, "before")
     if trainer.monitor is not None:
         trainer.monitor.record.say = progress.warn
+    by_step = None
+    if stage.answer_every is not None and rows.tasks is not None:
+        by_step = AnswersByStep(folder, rows.tasks, chat, stage.answer_every, before.answers, progress.say)
+        trainer.add_callback(by_step)
     try:
         # Scoring used no randomness that training needs, but the start must not depend on that.
         set_seed(recipe.seed)
@@ -106,6 +110,8 @@ def run_stage(
     finally:
         progress.close()
     after = standing(trainer, rows, chat, console, "after")
+    if by_step is not None:
+        by_step.keep(trainer.state.global_step, after.answers)
     parameters = list(trainer.model.parameters())
     result: dict[str, Any] = {
         "name": stage.name,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _MOST_CHARACTERS = 300
 _MOST_SAMPLES = 40
+_MOST_TIMELINES = 6
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ def report_page(report: Report) -> str:
         figures={
             "rate": panels.rate_panels(groups, start),
             "curves": panels.curve_panels(groups, panels.logged, panels.MAIN, start),
+            "sampled": panels.curve_panels(groups, panels.logged, panels.SAMPLED),
+            "answered": panels.curve_panels(groups, panels.answered, panels.ANSWERED),
             "watched": panels.curve_panels(groups, panels.watched, panels.WATCHED),
             "others": panels.curve_panels(groups, panels.logged, panels.other_metrics(groups)),
             "shapes": panels.distribution_panels(groups),
@@ -158,6 +161,7 @@ def report_page(report: Report) -> str:
         same=same,
         blocks=tables.in_blocks(groups),
         samples=shown_samples(sources)[:_MOST_SAMPLES],
+        over_time=[record for record in records if record.over_time][:_MOST_TIMELINES],
         warned=[record for record in records if record.warnings],
         monitor_facts=[(record.name, fact) for record in records for fact in record.monitor_facts],
         start=tables.start_group(sources),

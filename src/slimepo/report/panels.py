@@ -26,6 +26,9 @@ MAIN = (
     ("loss/preference", "Loss: preference term"),
     ("loss/nll", "Loss: likelihood term"),
     ("tokens_per_second", "Tokens per second"),
+)
+# Of answers that are sampled while a stage trains.
+SAMPLED = (
     ("reward", "Reward of samples"),
     ("reward/std", "Spread of rewards in a group"),
     ("reward/equal", "Groups of equal reward"),
@@ -47,6 +50,12 @@ MAIN = (
     ("time/reward", "Rewards, seconds a step"),
     ("time/score", "Scoring samples, seconds a step"),
     ("time/train", "Forward and backward, seconds a step"),
+)
+# Shares of the held-out tasks, where these were answered while a stage trained.
+ANSWERED = (
+    ("exact_match", "Exact match on held-out tasks, %"),
+    ("format_valid", "Valid format, %"),
+    ("end_rate", "Answers that end, %"),
 )
 WATCHED = (
     ("heldout/chosen_change", "Change of chosen answers since the start, nats per token"),
@@ -90,6 +99,11 @@ def logged(record: Record) -> Sequence[Mapping[str, float]]:
     return record.curve
 
 
+def answered(record: Record) -> Sequence[Mapping[str, float]]:
+    """What a record's held-out tasks came to while it trained."""
+    return record.answered
+
+
 def watched(record: Record) -> Sequence[Mapping[str, float]]:
     """What the monitor saw of a record's held-out pairs; of its training pairs where none are held out."""
     lines = record.monitor
@@ -101,7 +115,7 @@ def watched(record: Record) -> Sequence[Mapping[str, float]]:
 def other_metrics(groups: Sequence[Group]) -> list[tuple[str, str]]:
     """Every other metric that was logged, under its own name."""
     keys = {key for group in groups for record in group.records for line in record.curve for key in line}
-    others = keys - {key for key, _ in MAIN} - set(_NO_CURVES)
+    others = keys - {key for key, _ in (*MAIN, *SAMPLED)} - set(_NO_CURVES)
     return [(key, key) for key in sorted(others) if not key.startswith(("monitor/", "train_"))]
 
 

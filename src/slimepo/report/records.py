@@ -67,7 +67,9 @@ class Record:
 
     `settings` are flat (`loss_options.beta`) and without the seed: records with the same settings differ only in it.
     `before` and `after` are figures of held-out pairs and tasks, `heldout` and `prompts` how many these are; `start`
-    is the stage that it started from; `curve` the log lines, `monitor` those of the monitor.
+    is the stage that it started from; `curve` the log lines, `monitor` those of the monitor. `answered` are shares of
+    the held-out tasks in percent, a line a step at which they were answered, and `over_time` prompts whose answers are
+    called after the step that they are of.
     """
 
     name: str
@@ -88,6 +90,8 @@ class Record:
     warnings: tuple[Warned, ...] = ()
     distributions: dict[str, Distribution] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
+    answered: list[dict[str, float]] = field(default_factory=list)
+    over_time: tuple[Sample, ...] = ()
     monitor_facts: tuple[str, ...] = ()
     layout: str = ""
     trained_parameters: float | None = None
@@ -146,6 +150,11 @@ def number_lines(lines: Sequence[Any]) -> list[dict[str, float]]:
 def mapping(value: Any) -> dict[str, Any]:
     """The value where it is a mapping, else an empty one."""
     return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else {}
+
+
+def items(value: Any) -> list[Any]:
+    """The value where it is a list, else an empty one."""
+    return list(value) if isinstance(value, list) else []
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -17,14 +17,16 @@ from slimepo.report.records import (
     Warned,
     distribution,
     flat,
+    items,
     mapping,
     number,
     number_lines,
     numbers,
+    short_number,
 )
 
-# Tasks shown of a stage, over all families.
-SHOWN = 24
+# Tasks shown of a stage, over all families; prompts shown over time, and at how many steps each.
+SHOWN, PROMPTS, STEPS = 24, 6, 6
 # Keys that say what a stage is called or stands behind, not what it did.
 _NO_SETTINGS = ("seed", "name", "start")
 _UNTOLD = "no end is recorded: still running, or killed"
@@ -42,6 +44,7 @@ def stage_record(path: Path, recipe: dict[str, Any], at: int, several: bool) -> 
     heldout, monitor = mapping(done.get("heldout")), mapping(done.get("monitor"))
     curve = [line for line in number_lines(json_lines(folder / "metrics.jsonl")) if "loss" in line]
     watched = json_lines(folder / "monitor.jsonl")
+    by_step = json_lines(folder / "answers-by-step.jsonl")
     shapes = mapping(read_json(folder / "distributions.json"))
     state, note = _state(folder, done, watched, curve, stage)
     # The stage's own settings are plain, those of stages that led to it stand under their names.
@@ -71,6 +74,12 @@ def stage_record(path: Path, recipe: dict[str, Any], at: int, several: bool) -> 
         distributions={name: shape for name in shapes if (shape := distribution(shapes[name]))}
         or monitor_distributions(watched),
         samples=task_samples(json_lines(folder / "answers.jsonl")) or monitor_samples(watched),
+        answered=[
+            {"step": step} | {key: 100 * value for key, value in numbers(line.get("figures")).items()}
+            for line in by_step
+            if (step := number(line.get("step"))) is not None
+        ],
+        over_time=answers_over_time(by_step) or samples_over_time(folder / "checkpoints" / "rollouts.jsonl"),
         layout=str(done.get("layout") or ""),
         trained_parameters=number(done.get("trained_parameters")),
         kept=number(drops.get("kept")),
@@ -183,22 +192,75 @@ def monitor_samples(watched: Lines) -> tuple[Sample, ...]:
 
 def task_samples(lines: Lines) -> tuple[Sample, ...]:
     """Of a stage's `answers.jsonl` the first tasks of each family, with the answers before and after training."""
-    families: dict[str, list[Sample]] = {}
-    for line in lines:
-        family, turns = str(line.get("family") or ""), line.get("prompt")
-        texts = [mapping(turn).get("content") for turn in turns] if isinstance(turns, list) else []
-        prompt, gold = "\n".join(str(text or "") for text in texts), str(line.get("gold") or "")
-        families.setdefault(family, []).append(Sample(prompt, _answers(line), gold, family))
-    each = max(1, SHOWN // max(1, len(families)))
-    return tuple(sample for of_family in families.values() for sample in of_family[:each])
+    samples = [_sample(line, ("before", "after")) for line in lines]
+    return tuple(samples[at] for at in _of_each_family(samples, SHOWN))
 
 
-def _answers(told: Mapping[str, Any]) -> tuple[Answer, ...]:
-    """What was answered before and after training, with the verdicts that somebody gave."""
+def answers_over_time(lines: Lines) -> tuple[Sample, ...]:
+    """Of `answers-by-step.jsonl` a few tasks with their answers at a few steps."""
+    tasks = next((tasks for line in lines if (tasks := items(line.get("tasks")))), [])
+    by_step = {f"step {step:.0f}": line for line in lines if (step := number(line.get("step"))) is not None}
+    shown = spread(list(by_step), STEPS)
+    told = []
+    for at, task in enumerate(map(mapping, tasks)):
+        given = {when: items(by_step[when].get("answers")) for when in shown}
+        told.append(task | {when: answers[at] for when, answers in given.items() if at < len(answers)})
+    samples = [sample for each in told if (sample := _sample(each, shown)).answers]
+    return tuple(samples[at] for at in _of_each_family(samples, PROMPTS))
+
+
+def samples_over_time(file: Path) -> tuple[Sample, ...]:
+    """Of the samples that a stage learned from the prompts that came most often, with the first answer each time."""
+    times: dict[str, list[dict[str, Any]]] = {}
+    for line in json_lines(file):
+        if items(line.get("samples")) and number(line.get("step")) is not None:
+            times.setdefault(str(line.get("prompt")), []).append(line)
+    often = sorted((lines for lines in times.values() if len(lines) > 1), key=len, reverse=True)
+    found = []
+    for lines in often[:PROMPTS]:
+        answers = []
+        for line in spread(lines, STEPS):
+            reward = number((items(line.get("rewards")) or [None])[0])
+            ended = (items(line.get("finished")) or [None])[0]
+            worth = "" if reward is None else f", reward {short_number(reward)}"
+            what = f"step {line['step']:.0f}{worth}"
+            # An answer that was cut off is marked; of one that ended there is nothing to say.
+            answers.append(Answer(what, str(line["samples"][0]), finished=None if ended else False))
+        found.append(Sample(_text(lines[0].get("messages")), tuple(answers)))
+    return tuple(found)
+
+
+def spread(several: Sequence[Any], most: int) -> list[Any]:
+    """At most so many of several, evenly, with the first and the last."""
+    if len(several) <= most:
+        return list(several)
+    return [several[round(at * (len(several) - 1) / (most - 1))] for at in range(most)]
+
+
+def _of_each_family(samples: Sequence[Sample], most: int) -> list[int]:
+    """Places of the first samples of each family, `most` in all where there are no more families."""
+    families: dict[str, list[int]] = {}
+    for at, sample in enumerate(samples):
+        families.setdefault(sample.family, []).append(at)
+    each = max(1, most // max(1, len(families)))
+    return [at for of_family in families.values() for at in of_family[:each]]
+
+
+def _sample(told: Mapping[str, Any], when: Sequence[str]) -> Sample:
+    answers, gold = _answers(told, when), str(told.get("gold") or "")
+    return Sample(_text(told.get("prompt")), answers, gold, str(told.get("family") or ""))
+
+
+def _text(turns: Any) -> str:
+    return "\n".join(str(mapping(turn).get("content") or "") for turn in items(turns))
+
+
+def _answers(told: Mapping[str, Any], when: Sequence[str] = ("before", "after")) -> tuple[Answer, ...]:
+    """What was answered at some times, with the verdicts that somebody gave."""
     answers = []
-    for when in ("before", "after"):
-        if given := mapping(told.get(when)):
+    for time in when:
+        if given := mapping(told.get(time)):
             verdicts = {key: given.get(key) for key in ("correct", "valid", "finished")}
             flags = {key: value for key, value in verdicts.items() if isinstance(value, bool)}
-            answers.append(Answer(when, "" if given.get("text") is None else str(given["text"]), **flags))
+            answers.append(Answer(time, "" if given.get("text") is None else str(given["text"]), **flags))
     return tuple(answers)
