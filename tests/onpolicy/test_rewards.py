@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,40 @@ def test_several_are_added_up_by_their_weights() -> None:
 @pytest.mark.parametrize("values", [(True, False), np.array([1, 0]), iter([1.0, 0.0])])
 def test_numbers_of_any_kind_will_do(values: Any) -> None:
     assert Rewarder({"own": (lambda *_: values, 1.0)})(PROMPT, ["a", "b"])[0] == [1.0, 0.0]
+
+
+class Ahead:
+    """Works on all prompts at once, and knows no other."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.seen: list[Any] = []
+        self.fails = fails
+
+    def look_ahead(self, prompts: Any, completions: Any) -> None:
+        if self.fails:
+            raise OSError("no connection")
+        self.seen.append(
+            [(turns[0]["content"], list(texts)) for turns, texts in zip(prompts, completions, strict=True)]
+        )
+
+    def __call__(self, prompt: Any, completions: Any, row: Any) -> list[float]:
+        ((_, texts),) = [each for each in self.seen[-1] if each[0] == prompt[0]["content"]]
+        return [float(texts.index(text)) for text in completions]
+
+
+def test_a_reward_that_looks_ahead_sees_all_prompts_before_it_is_asked_for_each() -> None:
+    ahead = Ahead()
+    prompts = [replace(PROMPT, id=str(n), messages=[Message(role="user", content=f"p{n}")]) for n in range(2)]
+    found = Rewarder({"ahead": (ahead, 1.0), "length": (length, 10.0)}).of_all(prompts, [["a", "bb"], ["c"]])
+    assert ahead.seen == [[("p0", ["a", "bb"]), ("p1", ["c"])]]
+    assert [totals for totals, _, _ in found] == [[10.0, 21.0], [10.0]]
+
+
+def test_one_that_fails_at_that_stops_the_run_or_is_asked_for_each() -> None:
+    with pytest.raises(InputError, match="reward 'ahead' fails: OSError: no connection"):
+        Rewarder({"ahead": (Ahead(fails=True), 1.0)}).of_all([PROMPT], [["a"]])
+    ((_, _, why),) = Rewarder({"ahead": (Ahead(fails=True), 1.0)}, "skip").of_all([PROMPT], [["a"]])
+    assert "on row 7" in why
 
 
 def raises(*_: Any) -> list[float]:

@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from slimepo.cli import app
+from slimepo.data.chat import load_tokenizer
 from slimepo.errors import InputError
+from slimepo.evaluation.judge import many
 from slimepo.files import json_lines, read_json
 from slimepo.model.generate import Completion
-from slimepo.onpolicy.rewards import Rewarder
+from slimepo.onpolicy.rewards import Prompt, Rewarder
 from slimepo.pipeline.heldout import AnswersByStep
 from slimepo.pipeline.pairs import rewarded_pairs
 from slimepo.pipeline.recipe import make_recipe
@@ -169,7 +173,21 @@ def test_the_best_sample_is_set_against_the_worst() -> None:
     samples = [["aa", "a", "aaa", "b"], ["a", "b"], ["", ""], []]
     pairs, counts = rewarded_pairs(TASKS, samples, Rewarder({"length": (length, 1.0)}))
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [("aaa", "a")]
-    assert counts == {"tasks": 4, "pairs": 1, "dropped: equal rewards": 1, "dropped: no sample": 2}
+    assert counts == {
+        "tasks": 4, "pairs": 1, "dropped: equal rewards": 1, "dropped: identical answers": 0, "dropped: no sample": 2,
+    }  # fmt: skip
+
+
+def test_answers_that_are_all_the_same_are_counted_apart_from_ties() -> None:
+    def by_place(prompt: Any, completions: Any, row: Any) -> list[float]:
+        return [float(place % 2) for place in range(len(completions))]
+
+    samples = [["a", "a"], ["a", "b", "a"], ["a", "b"], ["b"]]
+    rewarder = Rewarder({"place": (by_place, 1.0)})
+    pairs, counts = rewarded_pairs(TASKS, samples, rewarder)
+    assert [(pair.chosen, pair.rejected) for pair in pairs] == [("b", "a")] * 2
+    assert counts["dropped: identical answers"] == 2
+    assert counts["dropped: equal rewards"] == 0
 
 
 def test_the_checker_and_math_verify_are_rewards(tmp_path: Path) -> None:
@@ -181,23 +199,52 @@ def test_the_checker_and_math_verify_are_rewards(tmp_path: Path) -> None:
     assert rewards["math"][0](*given) == [1.0, 1.0, 0.0]
 
 
-def test_a_reward_model_scores_the_whole_conversation(llama_folder: Path, tmp_path: Path) -> None:
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    from slimepo.data.chat import load_tokenizer
-
-    tokenizer = load_tokenizer(str(llama_folder))
+@pytest.fixture
+def reward_model(llama_folder: Path, tmp_path: Path) -> Path:
+    torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(llama_folder, num_labels=1)
     torch.nn.init.normal_(model.score.weight)
     model.save_pretrained(tmp_path / "reward")
-    tokenizer.save_pretrained(tmp_path / "reward")
-    ((reward, _),) = make_rewards({f"model:{tmp_path}/reward": 1.0}, OF_RUN, tmp_path).values()
+    load_tokenizer(str(llama_folder)).save_pretrained(tmp_path / "reward")
+    return tmp_path / "reward"
+
+
+def test_a_reward_model_scores_the_whole_conversation(reward_model: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(reward_model))
+    model = AutoModelForSequenceClassification.from_pretrained(reward_model)
+    ((reward, _),) = make_rewards({f"model:{reward_model}": 1.0}, OF_RUN, tmp_path).values()
     turns = [*TASKS[0].prompt, {"role": "assistant", "content": "two"}]
     ids = tokenizer.apply_chat_template(turns, return_dict=True, return_tensors="pt")
     with torch.no_grad():
         alone = float(model.eval()(**ids).logits)
     assert reward(TASKS[0].prompt, ["2", "two"], {})[1] == pytest.approx(alone, abs=1e-6)
+
+
+@pytest.mark.parametrize("pads", [True, False])
+def test_a_reward_model_reads_the_answers_of_a_step_together(
+    reward_model: Path, tmp_path: Path, pads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((reward_model / "config.json").read_text())
+    (reward_model / "config.json").write_text(json.dumps(config | {"pad_token_id": 0 if pads else None}))
+    made = make_rewards({f"model:{reward_model}": 1.0}, OF_RUN, tmp_path)
+    ((reward, _),) = made.values()
+    answers = [["a", "two and more", "a"], ["", "of words " * 9], [], ["x" * n for n in range(30)]]
+    prompts = [Prompt(task.id, task.prompt, task.row, []) for task in TASKS]
+    alone = [
+        [reward(p.messages, [text], {})[0] for text in texts]
+        for p, texts in zip(prompts, answers, strict=True)
+    ]
+    shapes: list[int] = []
+    forward = reward.model.forward
+    monkeypatch.setattr(
+        reward.model, "forward", lambda **given: shapes.append(len(given["input_ids"])) or forward(**given)
+    )
+    found = [totals for totals, _, _ in Rewarder(made).of_all(prompts, answers)]
+    for of_prompt, expected in zip(found, alone, strict=True):
+        assert of_prompt == pytest.approx(expected, abs=1e-5)
+    assert len(set(found[3])) == 30
+    # Two texts are the same.
+    assert shapes == ([16, 16, 1] if pads else [1] * 33)
 
 
 def test_a_judge_rates_each_answer_and_is_paid_once(mock: Any, tmp_path: Path) -> None:
@@ -209,6 +256,24 @@ def test_a_judge_rates_each_answer_and_is_paid_once(mock: Any, tmp_path: Path) -
     calls = len(mock.calls)
     assert reward(TASKS[0].prompt, ["2", "two"], {}) == first
     assert len(mock.calls) == calls
+
+
+def test_a_judge_is_asked_for_all_answers_of_a_step_at_once_and_reads_its_cache_once(
+    mock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Path] = []
+    monkeypatch.setattr(many, "read_replies", lambda path: reads.append(path) or {})
+    made = make_rewards({f"judge:{mock.judge}": 1.0}, OF_RUN, tmp_path)
+    asked: list[int] = []
+    ask = many._ask_endpoint
+    monkeypatch.setattr(many, "_ask_endpoint", lambda *given: asked.append(len(given[1])) or ask(*given))
+    prompts = [Prompt(task.id, task.prompt, task.row, []) for task in TASKS]
+    answers = [[f"{place} {n}" for n in range(3)] for place in range(len(prompts))]
+    found = Rewarder(made).of_all(prompts, answers)
+    assert asked == [3 * len(prompts)]
+    assert reads == [tmp_path / "judge.jsonl"]
+    ((reward, _),) = make_rewards({f"judge:{mock.judge}": 1.0}, OF_RUN, tmp_path / "another").values()
+    assert found[1][0] == reward(prompts[1].messages, answers[1], {})
 
 
 @pytest.mark.parametrize(

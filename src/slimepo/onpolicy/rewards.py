@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from slimepo.errors import InputError
 from slimepo.types import Message
@@ -26,6 +26,13 @@ class Prompt:
     ids: list[int]
 
 
+@runtime_checkable
+class LooksAhead(Protocol):
+    """A reward that works on many prompts at once: it is shown all of them before it is called for each."""
+
+    def look_ahead(self, prompts: Sequence[list[Message]], completions: Sequence[Sequence[str]]) -> None: ...
+
+
 @dataclass(frozen=True)
 class Rewarder:
     """Weighted sum of rewards, by name. `on_error`: stop the run, or skip the prompt; `timeout` in seconds a prompt."""
@@ -33,6 +40,25 @@ class Rewarder:
     functions: Mapping[str, tuple[Reward, float]]
     on_error: str = "stop"
     timeout: float | None = None
+
+    def of_all(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]]
+    ) -> list[tuple[list[float], dict[str, list[float]], str]]:
+        """What a call says of each prompt with its completions; rewards that look ahead see all of them first.
+
+        Raises:
+            InputError: as a call does.
+        """
+        for name, (function, _) in self.functions.items():
+            if not isinstance(function, LooksAhead) or not prompts:
+                continue
+            try:
+                function.look_ahead([list(prompt.messages) for prompt in prompts], completions)
+            except Exception as error:
+                # Where prompts are to be skipped, the calls tell which.
+                if self.on_error == "stop":
+                    raise InputError(f"reward {name!r} fails: {type(error).__name__}: {error}") from error
+        return [self(prompt, answers) for prompt, answers in zip(prompts, completions, strict=True)]
 
     def __call__(
         self, prompt: Prompt, completions: Sequence[str]

@@ -76,7 +76,7 @@ def roll_out(
     completions = sampler(prompts, seeds)
     texts = [[decode(completion) for completion in of_prompt] for of_prompt in completions]
     sampled = time.perf_counter()
-    found = [rewarder(prompt, answers) for prompt, answers in zip(prompts, texts, strict=True)]
+    found = rewarder.of_all(prompts, texts)
     rewarded = time.perf_counter()
     width = max((len(answers) for answers in texts), default=0)
     return Rollout(

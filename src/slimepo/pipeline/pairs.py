@@ -185,26 +185,33 @@ def judged_pairs(
 def rewarded_pairs(
     tasks: Sequence[Task], samples: Sequence[Sequence[str]], rewarder: Rewarder
 ) -> tuple[list[Pair], dict[str, int]]:
-    """The best sample of each task against its worst; and counts of tasks. Equal rewards give no pair.
+    """The best sample of each task against its worst; and counts of tasks.
 
-    Of samples with equal reward the earlier one is taken, and empty samples are no answers.
+    Equal rewards give no pair, nor do answers that are all the same, which are counted apart. Of samples with equal
+    reward the earlier one is taken, and empty samples are no answers.
 
     Raises:
         InputError: a reward failed.
     """
-    pairs, counts = [], Counter[str]()
-    for task, texts in zip(tasks, samples, strict=True):
-        answers = [text for text in texts if text]
-        rewards, _, _ = rewarder(Prompt(task.id, task.prompt, task.row, []), answers)
-        if not answers or min(rewards) == max(rewards):
-            counts["equal rewards" if answers else "no sample"] += 1
-            continue
+    answers_of = [
+        (task, answers) for task, of in zip(tasks, samples, strict=True) if (answers := [*filter(None, of)])
+    ]
+    prompts = [Prompt(task.id, task.prompt, task.row, []) for task, _ in answers_of]
+    found = rewarder.of_all(prompts, [answers for _, answers in answers_of])
+    pairs, counts = [], Counter({"no sample": len(tasks) - len(answers_of)})
+    for (task, answers), (rewards, _, _) in zip(answers_of, found, strict=True):
         best, worst = (answers[rewards.index(bound(rewards))] for bound in (max, min))
+        if best == worst or min(rewards) == max(rewards):
+            counts["equal rewards" if len(set(answers)) > 1 else "identical answers"] += 1
+            continue
         pairs.append(Pair(task, best, worst, gold=False, rejected_valid=True))
     return pairs, {
         "tasks": len(tasks),
         "pairs": len(pairs),
-        **{f"dropped: {reason}": counts[reason] for reason in ("equal rewards", "no sample")},
+        **{
+            f"dropped: {reason}": counts[reason]
+            for reason in ("equal rewards", "identical answers", "no sample")
+        },
     }
 
 

@@ -6,13 +6,17 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
 from slimepo.imports import find_function
 from slimepo.onpolicy.rewards import Reward
 from slimepo.pipeline.tasks import RunTasks, Task
+from slimepo.terminal import make_console
 from slimepo.types import Message
+
+if TYPE_CHECKING:
+    from slimepo.evaluation.judge.request import JudgeReply
 
 CHECKER, MATH, MODEL, JUDGE = "checker", "math", "model:", "judge:"
 
@@ -27,6 +31,8 @@ better): is it right, does it do what was asked, is it clear? Say in one sentenc
 {reply}"""
 _RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
 _LONGEST_VERDICT = 512
+# That a reward model reads at once.
+_ROWS = 16
 
 
 def reward_weights(given: str | Sequence[str] | Mapping[str, float] | None) -> dict[str, float]:
@@ -78,9 +84,9 @@ def _reward(name: str, tasks: RunTasks, folder: Path) -> Reward:
     if name == MATH:
         return _mathematical
     if name.startswith(MODEL):
-        return _reward_model(name.removeprefix(MODEL))
+        return _RewardModel(name.removeprefix(MODEL))
     if name.startswith(JUDGE):
-        return _judged(name.removeprefix(JUDGE), folder)
+        return _JudgeReward(name.removeprefix(JUDGE), folder)
     return find_function(name, "reward")
 
 
@@ -104,63 +110,92 @@ def _mathematical(prompt: list[Message], completions: Sequence[str], row: Mappin
     return [float(verify(gold, parse(text))) for text in completions]
 
 
-def _reward_model(folder: str) -> Reward:
+class _RewardModel:
     """What a sequence classifier with one label says of the whole conversation, in its own chat template."""
-    import torch
-    from transformers import AutoModelForSequenceClassification
 
-    from slimepo.data.chat import load_tokenizer
+    def __init__(self, folder: str) -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification
 
-    tokenizer = load_tokenizer(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    if torch.accelerator.is_available():
-        model = model.to(torch.accelerator.current_accelerator())
+        from slimepo.data.chat import load_tokenizer
 
-    @torch.no_grad()
-    def reward(prompt: list[Message], completions: Sequence[str], row: Mapping[str, Any]) -> list[float]:
-        scores = []
-        for text in completions:
-            # One at a time: a score does not depend on what else is in a padded batch.
-            turns = [*prompt, Message(role="assistant", content=text)]
-            ids = tokenizer.apply_chat_template(turns, return_dict=True, return_tensors="pt").to(model.device)
-            scores.append(float(model(**ids).logits[0, 0]))
-        return scores
+        self.tokenizer: Any = load_tokenizer(folder)
+        self.model: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        if torch.accelerator.is_available():
+            self.model.to(torch.accelerator.current_accelerator())
+        # By token ids, of what it was shown last.
+        self.scores: dict[tuple[int, ...], float] = {}
 
-    return reward
+    def look_ahead(self, prompts: Sequence[list[Message]], completions: Sequence[Sequence[str]]) -> None:
+        import torch
+
+        # Which of a padded row is its last token, a model tells by its config alone.
+        pad = self.model.config.get_text_config().pad_token_id
+        rows = {
+            self._ids(prompt, text)
+            for prompt, texts in zip(prompts, completions, strict=True)
+            for text in texts
+        }
+        # Rows of like lengths together; the order decides how sums round, so it is always the same.
+        ordered = sorted(rows, key=lambda ids: (len(ids), ids))
+        size = 1 if pad is None else _ROWS
+        self.scores = {}
+        for batch in (ordered[start : start + size] for start in range(0, len(ordered), size)):
+            longest = len(batch[-1])
+            ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in batch])
+            mask = torch.arange(longest) < torch.tensor([[len(row)] for row in batch])
+            device = self.model.device
+            with torch.no_grad():
+                logits = self.model(input_ids=ids.to(device), attention_mask=mask.long().to(device)).logits
+            self.scores |= dict(zip(batch, logits[:, 0].tolist(), strict=True))
+
+    def __call__(
+        self, prompt: list[Message], completions: Sequence[str], row: Mapping[str, Any]
+    ) -> list[float]:
+        rows = [self._ids(prompt, text) for text in completions]
+        if not self.scores.keys() >= set(rows):
+            self.look_ahead([prompt], [completions])
+        return [self.scores[each] for each in rows]
+
+    def _ids(self, prompt: list[Message], text: str) -> tuple[int, ...]:
+        turns = [*prompt, Message(role="assistant", content=text)]
+        return tuple(self.tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"])
 
 
-def _judged(endpoint: str, folder: Path) -> Reward:
+class _JudgeReward:
     """A judge's rating from 1 to 10, over 10."""
-    from rich.console import Console
 
-    from slimepo.evaluation.judge.many import Calls, judge_all, open_judge
-    from slimepo.evaluation.judge.request import JudgeRequest, Sampling
+    def __init__(self, endpoint: str, folder: Path) -> None:
+        from slimepo.evaluation.judge.many import Calls, open_judge, read_replies
 
-    judge, calls = open_judge(endpoint), Calls(folder / "judge.jsonl")
-    # A line of usage a prompt would bury everything else.
-    quiet = Console(quiet=True)
+        cache = folder / "judge.jsonl"
+        self.judge, self.calls = open_judge(endpoint), Calls(cache, known=read_replies(cache))
 
-    def reward(prompt: list[Message], completions: Sequence[str], row: Mapping[str, Any]) -> list[float]:
-        conversation = "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in prompt)
-        requests = [
-            JudgeRequest(
-                "reward",
-                "policy",
-                str(number),
-                "",
-                "rating",
-                (Message(role="user", content=_QUESTION.format(conversation=conversation, reply=text)),),
-                Sampling(0.0, _LONGEST_VERDICT),
-            )
-            for number, text in enumerate(completions)
-        ]
-        replies = judge_all(judge, requests, calls, quiet)
-        return [_rating(replies[request.key][-1]) for request in requests]
+    def look_ahead(self, prompts: Sequence[list[Message]], completions: Sequence[Sequence[str]]) -> None:
+        self._replies([(p, text) for p, texts in zip(prompts, completions, strict=True) for text in texts])
 
-    return reward
+    def __call__(
+        self, prompt: list[Message], completions: Sequence[str], row: Mapping[str, Any]
+    ) -> list[float]:
+        return [_rating(reply) for reply in self._replies([(prompt, text) for text in completions])]
+
+    def _replies(self, asked: Sequence[tuple[list[Message], str]]) -> list[JudgeReply]:
+        """The judge's reply to each prompt and answer; what it has said before, it is not asked again."""
+        from slimepo.evaluation.judge.many import judge_all
+        from slimepo.evaluation.judge.request import JudgeRequest, Sampling
+
+        requests = []
+        for number, (prompt, text) in enumerate(asked):
+            conversation = "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in prompt)
+            question = _QUESTION.format(conversation=conversation, reply=text)
+            message, sampling = Message(role="user", content=question), Sampling(0.0, _LONGEST_VERDICT)
+            requests.append(JudgeRequest("reward", "policy", str(number), "", "rating", (message,), sampling))
+        # A line of usage a step would bury everything else.
+        replies = judge_all(self.judge, requests, self.calls, make_console(quiet=True))
+        return [replies[request.key][-1] for request in requests]
 
 
-def _rating(reply: Any) -> float:
+def _rating(reply: JudgeReply) -> float:
     if reply.error:
         raise InputError(f"the judge gave no reply: {reply.error}")
     ratings = _RATING.findall(reply.text)

@@ -66,12 +66,13 @@ class Prices:
 
 @dataclass(frozen=True)
 class Calls:
-    """How the judge is called, and where its replies are kept."""
+    """How the judge is called, and where its replies are kept; `known` are those of the cache once it has been read."""
 
     cache: Path
     concurrency: int = 8
     retries: Retries = Retries()  # noqa: RUF009 (frozen)
     prices: Prices = Prices()
+    known: dict[str, Reply] | None = None
 
 
 @dataclass
@@ -184,11 +185,11 @@ def judge_all(
 
 def missing(judge: Judge, requests: Sequence[JudgeRequest], cache: Path) -> list[JudgeRequest]:
     """The requests that the cache has no reply to, each call once."""
-    known = _kept(cache)
+    known = read_replies(cache)
     return list({call_id(judge, r): r for r in requests if call_id(judge, r) not in known}.values())
 
 
-def _kept(cache: Path) -> dict[str, Reply]:
+def read_replies(cache: Path) -> dict[str, Reply]:
     """The replies that are answers, by call; one that is none was paid for too, and stays in the file."""
     replies = ((row["id"], Reply(**row["reply"])) for row in json_lines(cache, strict=True))
     return {id_: reply for id_, reply in replies if not reply.lack}
@@ -213,9 +214,9 @@ def estimate_line(requests: Sequence[JudgeRequest], to_make: Sequence[JudgeReque
 def _ask(
     judge: Judge, requests: Sequence[JudgeRequest], calls: Calls, usage: Usage, console: Console
 ) -> list[JudgeReply]:
-    known = _kept(calls.cache)
+    known = read_replies(calls.cache) if calls.known is None else calls.known
     ids = [call_id(judge, request) for request in requests]
-    to_make = {id_: r for id_, r in zip(ids, requests, strict=True) if id_ not in known}
+    to_make = {id_: r for id_, r in zip(ids, requests, strict=True) if id_ not in known or known[id_].lack}
     usage.cached += len(requests) - len(to_make)
     errors: dict[str, str] = {}
 
