@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from slimepo.report.page import write_report
-from tests.report.conftest import SIX, write_comparison, write_evaluation, write_run
+from tests.report.conftest import SIX, write_comparison, write_evaluation, write_on_policy, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
@@ -33,6 +33,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = {"loss_options": {"a_rather_long_option_name": 1.25, "another_one": "with words"}}
     stages = [*(each | options for each in SIX[:2]), *SIX[2:]]
     folders += [write_comparison(folder / "quickstart", stages, text="unbroken" * 30)]
+    folders += [write_on_policy(folder / "grpo", prompt="unbroken" * 30)]
     folders += [write_evaluation(folder / "evaluation")]
     target = folder / "site" / "page.html"
     write_report(folders, target)

@@ -81,7 +81,9 @@ class TestOnPolicy:
 
     def test_held_out_answers_stand_at_a_few_steps_with_both_ends(self, tmp_path: Path) -> None:
         ((record,),) = (s.records for s in read_report([write_on_policy(tmp_path / "run")]).sources)
-        (sample,) = record.over_time
+        assert len(record.over_time) == 6
+        # Of nine tasks the one whose answers changed.
+        sample = record.over_time[0]
         assert (sample.prompt, sample.gold, sample.family) == ("Add 5 and 7.", "12", "add")
         assert [answer.run for answer in sample.answers] == [f"step {n}" for n in (0, 10, 20, 40, 50, 60)]
         assert [answer.text for answer in sample.answers] == ["0", "10", "20", "40", "50", "60"]

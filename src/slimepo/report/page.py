@@ -154,6 +154,7 @@ def report_page(report: Report) -> str:
             "shapes": panels.distribution_panels(groups),
             "families": panels.family_panels(groups),
             "start": bool(start),
+            "pairs_start": any(key in start for key, _ in panels.MAIN),
         },
         keys={label: swatch(style) for label, style in styles(groups).items()},
         start_key=swatch(),

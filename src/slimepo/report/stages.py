@@ -192,12 +192,16 @@ def monitor_samples(watched: Lines) -> tuple[Sample, ...]:
 
 def task_samples(lines: Lines) -> tuple[Sample, ...]:
     """Of a stage's `answers.jsonl` the first tasks of each family, with the answers before and after training."""
-    samples = [_sample(line, ("before", "after")) for line in lines]
-    return tuple(samples[at] for at in _of_each_family(samples, SHOWN))
+    families: dict[str, list[Sample]] = {}
+    for line in lines:
+        sample = _sample(line, ("before", "after"))
+        families.setdefault(sample.family, []).append(sample)
+    each = max(1, SHOWN // max(1, len(families)))
+    return tuple(sample for of_family in families.values() for sample in of_family[:each])
 
 
 def answers_over_time(lines: Lines) -> tuple[Sample, ...]:
-    """Of `answers-by-step.jsonl` a few tasks with their answers at a few steps."""
+    """Of `answers-by-step.jsonl` the tasks whose answers changed most, with those of a few steps."""
     tasks = next((tasks for line in lines if (tasks := items(line.get("tasks")))), [])
     by_step = {f"step {step:.0f}": line for line in lines if (step := number(line.get("step"))) is not None}
     shown = spread(list(by_step), STEPS)
@@ -206,7 +210,9 @@ def answers_over_time(lines: Lines) -> tuple[Sample, ...]:
         given = {when: items(by_step[when].get("answers")) for when in shown}
         told.append(task | {when: answers[at] for when, answers in given.items() if at < len(answers)})
     samples = [sample for each in told if (sample := _sample(each, shown)).answers]
-    return tuple(samples[at] for at in _of_each_family(samples, PROMPTS))
+    # What never changes shows nothing.
+    samples.sort(key=lambda sample: -len({answer.text for answer in sample.answers}))
+    return tuple(samples[:PROMPTS])
 
 
 def samples_over_time(file: Path) -> tuple[Sample, ...]:
@@ -235,15 +241,6 @@ def spread(several: Sequence[Any], most: int) -> list[Any]:
     if len(several) <= most:
         return list(several)
     return [several[round(at * (len(several) - 1) / (most - 1))] for at in range(most)]
-
-
-def _of_each_family(samples: Sequence[Sample], most: int) -> list[int]:
-    """Places of the first samples of each family, `most` in all where there are no more families."""
-    families: dict[str, list[int]] = {}
-    for at, sample in enumerate(samples):
-        families.setdefault(sample.family, []).append(at)
-    each = max(1, most // max(1, len(families)))
-    return [at for of_family in families.values() for at in of_family[:each]]
 
 
 def _sample(told: Mapping[str, Any], when: Sequence[str]) -> Sample:
