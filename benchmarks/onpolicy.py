@@ -5,12 +5,14 @@
 
 Both trainers sample from the same random Llama in float32, answer the same prompts with as many samples of as many
 tokens (a random model says no end), are rewarded by the length of the text, and train with GRPO's loss. Each run has a
-process of its own; they take turns. A time is that of `train`, divided by the steps.
+process of its own; they take turns. Times are seconds a step: the trainer's `train` as a whole, in it writing answers
+with their texts (sample) and the reward's calls (reward), and all the rest (train): log-probs, gradients, optimizer.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from benchmarks.record import append_csv, provenance
 RESULTS = Path(__file__).parent / "results"
 SAMPLES = 8
 CONTENDERS = ("slimepo", "TRL")
+PARTS = ("seconds", "sample", "reward", "train")
 
 
 def model_and_tokenizer(folder: Path) -> tuple[Any, Any]:
@@ -56,7 +59,7 @@ def prompts(count: int, length: int) -> list[dict[str, Any]]:
     return [{"prompt": [{"role": "user", "content": f"{i:03d} ".ljust(length, "x")}]} for i in range(count)]
 
 
-def run_ours(args: argparse.Namespace, folder: Path) -> float:
+def run_ours(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     from slimepo.training.config import PreferenceConfig
     from slimepo.training.trainer import PreferenceTrainer
 
@@ -72,10 +75,12 @@ def run_ours(args: argparse.Namespace, folder: Path) -> float:
 
     rows = prompts(args.prompts * args.steps, args.prompt)
     trainer = PreferenceTrainer(model, config, rows, processing_class=tokenizer, reward=reward)
-    return timed(trainer, args.steps)
+    whole = timed(trainer.train) / args.steps
+    logged = trainer.state.log_history[0]
+    return split(whole, logged["time/sample"], logged["time/reward"])
 
 
-def run_trl(args: argparse.Namespace, folder: Path) -> float:
+def run_trl(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -92,17 +97,35 @@ def run_trl(args: argparse.Namespace, folder: Path) -> float:
 
     rows = Dataset.from_list(prompts(args.prompts * args.steps, args.prompt))
     trainer = GRPOTrainer(model, reward, args=config, train_dataset=rows, processing_class=tokenizer)
-    return timed(trainer, args.steps)
+    spent = dict.fromkeys(("_generate", "_calculate_rewards"), 0.0)
+
+    def watch(name: str, method: Any) -> None:
+        def watched(*given: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            value = method(*given, **named)
+            spent[name] += time.perf_counter() - started
+            return value
+
+        setattr(trainer, name, watched)
+
+    for name in spent:
+        watch(name, getattr(trainer, name))
+    whole = timed(trainer.train) / args.steps
+    return split(whole, *(seconds / args.steps for seconds in spent.values()))
 
 
-def timed(trainer: Any, steps: int) -> float:
+def timed(work: Any) -> float:
     started = time.perf_counter()
-    trainer.train()
-    return (time.perf_counter() - started) / steps
+    work()
+    return time.perf_counter() - started
+
+
+def split(whole: float, sample: float, reward: float) -> dict[str, float]:
+    return dict(zip(PARTS, (whole, sample, reward, whole - sample - reward), strict=True))
 
 
 def compare(args: argparse.Namespace, console: Console) -> None:
-    seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
     for turn in range(args.repeats):
         for name in CONTENDERS if turn % 2 == 0 else CONTENDERS[::-1]:
             command = [sys.executable, "-m", "benchmarks.onpolicy", "--one", name]
@@ -111,17 +134,17 @@ def compare(args: argparse.Namespace, console: Console) -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
-            seconds[name].append(float(done.stdout.split()[-1]))
-            console.print(f"{name}: {seconds[name][-1]:.3f} s a step")
-    table = Table("", "seconds a step", "samples a second")
+            runs[name].append(json.loads(done.stdout.splitlines()[-1]))
+            console.print(f"{name}: {runs[name][-1]['seconds']:.3f} s a step")
+    table = Table("", "seconds a step", "sample", "reward", "train", "samples a second")
     rows = []
-    for name, times in seconds.items():
-        middle = statistics.median(times)
-        table.add_row(name, f"{middle:.3f}", f"{args.prompts * SAMPLES / middle:.1f}")
+    for name, found in runs.items():
+        middle = {part: statistics.median(run[part] for run in found) for part in PARTS}
+        speed = args.prompts * SAMPLES / middle["seconds"]
+        table.add_row(name, *(f"{value:.3f}" for value in middle.values()), f"{speed:.1f}")
         setting = {key: getattr(args, key) for key in ("prompts", "prompt", "response", "steps", "repeats")}
-        rows.append(
-            provenance() | {"contender": name, **setting, "samples": SAMPLES, "seconds": round(middle, 4)}
-        )
+        times = {part: round(value, 4) for part, value in middle.items()}
+        rows.append(provenance() | {"contender": name, **setting, "samples": SAMPLES, **times})
     console.print(table)
     append_csv(RESULTS / "onpolicy-cpu.csv", rows)
 
@@ -204,7 +227,7 @@ def main() -> None:
 
         torch.set_num_threads(1)
         with tempfile.TemporaryDirectory() as folder:
-            print((run_ours if args.one == "slimepo" else run_trl)(args, Path(folder)))
+            print(json.dumps((run_ours if args.one == "slimepo" else run_trl)(args, Path(folder))))
     elif args.sharing:
         sharing(args, Console())
     else:
