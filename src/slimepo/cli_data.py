@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from slimepo.errors import InputError
+from slimepo.types import Message
 
 app = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
 
@@ -64,6 +66,55 @@ def check_data(
         )  # fmt: skip
     print_report(report, console)
     show_rows(kept, chat, show, console)
+
+
+@app.command()
+def instructions(
+    to: Annotated[Path, typer.Argument(help="The folder for train.jsonl and heldout.jsonl.")],
+    train: Annotated[int, typer.Option(min=1, help="Prompts to train on.")] = 1000,
+    heldout: Annotated[int, typer.Option(min=1, help="Held-out prompts, about topics of their own.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="The same files for the same seed.")] = 0,
+) -> None:
+    """Write requests with constraints that code verifies, as tasks for a small real model."""
+    from slimepo.playground.instructions import write_instructions
+    from slimepo.terminal import make_console
+
+    files = write_instructions(to, train=train, heldout=heldout, seed=seed)
+    make_console().print(f"{train} and {heldout} instructions: {', '.join(map(str, files))}")
+
+
+@app.command()
+def overlap(
+    prompts: Annotated[Path, typer.Argument(metavar="FILE", help="Prompts: a line each, or JSONL rows.")],
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="Another such file, or a benchmark: ifeval.")],
+    data_dir: Annotated[
+        str | None, typer.Option(help="A folder with the benchmarks' files, for work without a network.")
+    ] = None,
+) -> None:
+    """Show what prompts have in common with a benchmark's, or with another file's: whole prompts, runs of words."""
+    from slimepo.data.overlap import overlap as compare
+    from slimepo.evaluation.run import load_benchmark
+    from slimepo.evaluation.settings import BENCHMARKS, Evaluation
+    from slimepo.pipeline.generate import read_prompts
+    from slimepo.settings import validate
+    from slimepo.terminal import make_console
+
+    ours = [_text(prompt) for prompt in read_prompts([], prompts)]
+    if other in BENCHMARKS:
+        settings = validate(Evaluation, {"benchmark": other, "data_dir": data_dir}, "overlap")
+        benchmark = load_benchmark(settings, Path())
+        theirs = [turn for question in benchmark.questions for turn in question.turns]
+    else:
+        theirs = [_text(prompt) for prompt in read_prompts([], Path(other))]
+    found, console = compare(ours, theirs), make_console()
+    console.print(f"{found.prompts} prompts beside {len(theirs)} of {other}: {found.same} are the same")
+    for size, (count, runs) in found.shared.items():
+        console.print(f"{size} words in a row that stand there too: {count} prompts, {runs} different runs")
+    console.print(f"the longest: {found.longest!r}")
+
+
+def _text(prompt: list[Message]) -> str:
+    return "\n".join(str(message["content"]) for message in prompt)
 
 
 def _pairs(given: list[str] | None, option: str) -> list[tuple[str, str]]:
