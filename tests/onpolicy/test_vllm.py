@@ -14,6 +14,7 @@ from torch import nn
 from slimepo.data.batch import StepCollator
 from slimepo.data.chat import load_tokenizer
 from slimepo.data.rows import Row
+from slimepo.errors import InputError
 from slimepo.model.adapters import add_adapter, lora_config
 from slimepo.model.generate import Completion, generate
 from slimepo.model.logps import install_logps
@@ -29,6 +30,8 @@ from tests.tiny import tiny_model
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed"),
+    # What vLLM itself calls is not ours to mend.
+    pytest.mark.filterwarnings("default"),
 ]
 
 NEW, SAMPLES, CLOSE = 12, 3, 1e-4
@@ -130,19 +133,24 @@ def test_an_adapter_and_a_trained_head_reach_the_engine_and_the_policy_stays_as_
     assert all(torch.equal(value, state[name]) for name, value in wrapped.state_dict().items())
 
 
-def test_training_samples_from_the_policy_of_each_step(tmp_path: Path, llama_folder: Path) -> None:
-    def reward(prompt: Any, completions: Sequence[str], row: Any) -> list[float]:
-        return [float(len(text)) for text in completions]
+def long(prompt: Any, completions: Sequence[str], row: Any) -> list[float]:
+    return [float(len(text)) for text in completions]
 
+
+def trainer(folder: Path, llama_folder: Path, reward: Any = long) -> PreferenceTrainer:
     tokenizer = load_tokenizer(str(llama_folder))
     args = PreferenceConfig(
-        output_dir=str(tmp_path), loss="grpo", rollouts=SETTINGS.model_dump(exclude_unset=True), max_steps=3,
+        output_dir=str(folder), loss="grpo", rollouts=SETTINGS.model_dump(exclude_unset=True), max_steps=3,
         learning_rate=1e-2, logging_steps=1, save_strategy="no", report_to=[], per_device_train_batch_size=2,
     )  # fmt: skip
     model = tiny_model(vocab_size=len(tokenizer), head_dim=32, eos_token_id=tokenizer.eos_token_id)
     rows = [{"prompt": text} for text in ("Once upon a time", "Who is Lily?", "Tell me a story")]
-    made = PreferenceTrainer(model, args, rows, processing_class=tokenizer, reward=reward)
-    before = copy.deepcopy(model.state_dict())
+    return PreferenceTrainer(model, args, rows, processing_class=tokenizer, reward=reward)
+
+
+def test_training_samples_from_the_policy_of_each_step(tmp_path: Path, llama_folder: Path) -> None:
+    made = trainer(tmp_path, llama_folder)
+    before = copy.deepcopy(made.model.state_dict())
     made.train()
     logs = [log for log in made.state.log_history if "loss" in log]
     assert len(logs) == 3
@@ -150,4 +158,25 @@ def test_training_samples_from_the_policy_of_each_step(tmp_path: Path, llama_fol
     assert all(
         log["sampler/weight"] == pytest.approx(1, abs=1e-3) and log["sampler/masked"] == 0 for log in logs
     )
-    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert any(not torch.equal(value, before[name]) for name, value in made.model.state_dict().items())
+
+
+def test_one_stage_after_another_has_an_engine_of_its_own_also_after_an_error(
+    tmp_path: Path, llama_folder: Path
+) -> None:
+    def broken(*_: Any) -> list[float]:
+        raise KeyError("gold")
+
+    grouped = torch.distributed.is_initialized()
+    failing = trainer(tmp_path / "failing", llama_folder, broken)
+    with pytest.raises(InputError, match="KeyError: 'gold'"):
+        failing.train()
+    logs = []
+    for name in ("first", "second"):
+        made = trainer(tmp_path / name, llama_folder)
+        made.train()
+        logs.append([log["reward"] for log in made.state.log_history if "reward" in log])
+        assert made.rollouts is not None
+        assert made.rollouts.engine._llm is None  # type: ignore[union-attr]
+        assert torch.distributed.is_initialized() == grouped
+    assert logs[0] == logs[1]

@@ -15,8 +15,9 @@ from slimepo.data.rows import Row
 from slimepo.errors import InputError
 from slimepo.losses import count, slime, step_loss
 from slimepo.model.adapters import lora_config
+from slimepo.onpolicy.vllm import VLLM
 from slimepo.training.config import PreferenceConfig
-from slimepo.training.rollouts import together
+from slimepo.training.rollouts import sampled, together
 from slimepo.training.trainer import PreferenceTrainer
 from tests.losses.problems import pairs_of
 from tests.tiny import letter_tokenizer, random_rows, tiny_model
@@ -335,6 +336,33 @@ class TestFigures:
         assert (made.reference.source if made.reference else None) == source
         made.train()
         assert ("sampled/kl" in made.state.log_history[0]) == (source is not None)
+
+
+class TestEngine:
+    @pytest.mark.parametrize("breaks", [False, True])
+    def test_an_engine_in_this_process_is_let_go_when_training_ends(
+        self, tmp_path: Path, breaks: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls: list[str] = []
+
+        def sample(self: VLLM, ends: Any, prompts: Any, seeds: Any) -> Any:
+            calls.append("sample")
+            if breaks:
+                raise MemoryError
+            return sampled(made.model, ends, self.settings, prompts, seeds)
+
+        monkeypatch.setattr(VLLM, "load", lambda self, model: calls.append("load"))
+        monkeypatch.setattr(VLLM, "sample", sample)
+        monkeypatch.setattr(VLLM, "close", lambda self: calls.append("close"))
+        made = trainer(tmp_path, max_steps=2)
+        assert made.rollouts is not None
+        made.rollouts.engine = VLLM(made.rollouts.settings, 64, torch.float32, 0)
+        if breaks:
+            with pytest.raises((InputError, MemoryError)):
+                made.train()
+        else:
+            made.train()
+        assert calls == ["load", "sample"] * (1 if breaks else 2) + ["close"]
 
 
 class TestLayout:

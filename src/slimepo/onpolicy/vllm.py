@@ -5,6 +5,7 @@ vLLM is imported when an engine in this process is first loaded. A server needs 
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -48,6 +49,8 @@ class VLLM:
     dtype: torch.dtype
     seed: int
     _llm: Any = None
+    # Whether the process belonged to a group before the engine made one.
+    _grouped: bool = False
 
     @property
     def words(self) -> str:
@@ -97,7 +100,25 @@ class VLLM:
             for output in outputs
         ]
 
+    def close(self) -> None:
+        """Let the engine go, with its memory and what it has set up in this process; `load` would make another."""
+        if self._llm is None:
+            return
+        from vllm.distributed import cleanup_dist_env_and_memory, destroy_model_parallel
+
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        if not self._grouped:
+            cleanup_dist_env_and_memory()
+            return
+        # The group is training's, or another engine's.
+        destroy_model_parallel()
+        gc.collect()
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
+
     def _opened(self, inner: Any) -> Any:
+        self._grouped = torch.distributed.is_initialized()
         # One process: weights are handed over as they are, and there is nothing to start or to be left behind.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         # It warns at each handing over of what has no weights, such as rotary embeddings.

@@ -259,6 +259,11 @@ class RolloutSource:
             what = "a pair" if self.objective.positions else "an advantage"
             self.say(f"step {step + 1}: none of its {len(lines)} prompts gave {what}; it trains on nothing")
 
+    def close(self) -> None:
+        """Let go of the engine in this process, where there is one."""
+        if isinstance(self.engine, VLLM):
+            self.engine.close()
+
     def figures(self) -> dict[str, float]:
         """Means of the figures since this was last called, over steps and ranks; every rank must call this.
 

@@ -232,7 +232,11 @@ class PreferenceTrainer(Trainer):
         """transformers' `train`, once it is sure that the settings are still those that the trainer was made with."""
         refuse_changes(self._config, self._as_given)
         refuse_changes(self.args, self._as_read)
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.rollouts:
+                self.rollouts.close()
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Steps of the epoch, of which this rank takes its share; a step is a list of micro-batches."""
