@@ -1,4 +1,4 @@
-"""Words in messages: the nearest known name, the first line of an error."""
+"""Words in messages: the nearest known name, the first line of an error, a number in few characters."""
 
 from __future__ import annotations
 
@@ -15,3 +15,9 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its kind where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def short_number(value: float) -> str:
+    """A number in the fewest characters, small ones as 1e-4, 5e-7 or 2.5e-5; at most six digits."""
+    mantissa, _, exponent = f"{value:.5e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if value and not 0.01 <= abs(value) < 1e6 else f"{value:g}"

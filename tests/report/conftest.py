@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from slimepo.evaluation.benchmarks.mt_bench import CATEGORIES
-from slimepo.report.records import short_number
+from slimepo.words import short_number
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 

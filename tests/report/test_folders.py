@@ -9,7 +9,7 @@ import pytest
 from slimepo.errors import InputError
 from slimepo.report.folders import read_source, read_sources
 from slimepo.report.groups import by_rate, compare_settings, group_records
-from slimepo.report.records import flat, short_number
+from slimepo.report.records import flat
 from tests.report.conftest import SIX, scores_row, write_comparison, write_json, write_run
 
 MakeRun = Callable[..., Path]
@@ -252,14 +252,6 @@ def test_settings_that_differ_and_the_value_that_stands_out(make_run: MakeRun) -
 
 def test_nested_settings_are_flat() -> None:
     assert flat({"a": {"b": {"c": 1}, "d": {}}, "e": [1]}) == {"a.b.c": 1, "e": [1]}
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [(1e-4, "1e-4"), (2.5e-7, "2.5e-7"), (0.1, "0.1"), (20.0, "20"), (0.0, "0"), (None, "–")],
-)
-def test_numbers_are_written_short(value: float | None, words: str) -> None:
-    assert short_number(value) == words
 
 
 def test_scores_may_be_given_by_their_own_folder(tmp_path: Path) -> None:

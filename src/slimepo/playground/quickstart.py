@@ -16,6 +16,7 @@ from slimepo.pipeline.folder import begun, mark_folder
 from slimepo.pipeline.recipe import Recipe, make_recipe
 from slimepo.playground.world import WorldSettings, write_world
 from slimepo.settings import Settings, read_mapping, set_key, validate
+from slimepo.words import short_number
 
 RECIPE = Path(__file__).with_name("quickstart.yaml")
 WORLD = "world"
@@ -127,7 +128,7 @@ def load_quickstart(
                 **settings.preference,
                 **batches,
                 "loss": objective.loss,
-                "name": f"{name}-{short_rate(rate)}",
+                "name": f"{name}-{short_number(rate)}",
                 "loss_options": objective.loss_options,
                 "learning_rate": rate,
                 "start": "sft",
@@ -156,9 +157,3 @@ def load_quickstart(
         "seeds": list(range(settings.seed, settings.seed + seeds)),
     }
     return WorldRun(make_recipe(recipe, "quickstart"), settings.world)
-
-
-def short_rate(rate: float) -> str:
-    """1e-4 for 0.0001, 1.5e-4 for 0.00015."""
-    digits, _, power = f"{rate:.6e}".partition("e")
-    return f"{float(digits):g}e{int(power)}"

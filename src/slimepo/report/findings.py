@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from slimepo.report.groups import Group, by_rate, count, percent
-from slimepo.report.records import Source, Warned, short_number
+from slimepo.report.records import Source, Warned
 from slimepo.report.tables import best_group, start_group, trouble
+from slimepo.words import short_number
 
 _CONTROL = "plain SFT on the chosen answers"
 

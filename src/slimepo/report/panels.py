@@ -12,7 +12,8 @@ from typing import Any
 
 from slimepo.report.figures import FAINT, INK, NARROW, WIDE, Panel, Style, figure_of, start_line, styles, svg
 from slimepo.report.groups import Group, Spread, by_rate, by_series
-from slimepo.report.records import Distribution, Record, short_number
+from slimepo.report.records import Distribution, Record
+from slimepo.words import short_number
 
 # Metric, title. Those of an objective's own that are not here are drawn under their names.
 MAIN = (

@@ -175,14 +175,6 @@ def distribution(value: Any) -> Distribution | None:
     return Distribution(edges, before, after) if whole else None
 
 
-def short_number(value: float | None) -> str:
-    """A number in the fewest characters, small ones as 1e-4, 5e-7 or 2.5e-5; at most six digits."""
-    if value is None:
-        return ABSENT
-    mantissa, _, exponent = f"{value:.5e}".partition("e")
-    return f"{float(mantissa):g}e{int(exponent)}" if value and not 0.01 <= abs(value) < 1e6 else f"{value:g}"
-
-
 def unique(names: Sequence[str]) -> list[str]:
     """The names, each repeated one with a number behind it."""
     made: list[str] = []
