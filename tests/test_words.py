@@ -7,9 +7,17 @@ from slimepo.words import nearest, short_number
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(1e-4, "1e-4"), (2.5e-7, "2.5e-7"), (0.1, "0.1"), (20.0, "20"), (0.0, "0"), (-3e-3, "-3e-3")],
+    [
+        (1e-4, "1e-4"),
+        (2.5e-7, "2.5e-7"),
+        (0.1, "0.1"),
+        (20.0, "20"),
+        (0.0, "0"),
+        (-3e-3, "-3e-3"),
+        (None, "–"),
+    ],
 )
-def test_numbers_are_written_short(value: float, words: str) -> None:
+def test_numbers_are_written_short(value: float | None, words: str) -> None:
     assert short_number(value) == words
 
 

@@ -17,7 +17,13 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def short_number(value: float) -> str:
+# What stands in a table where there is no figure.
+ABSENT = "–"
+
+
+def short_number(value: float | None) -> str:
     """A number in the fewest characters, small ones as 1e-4, 5e-7 or 2.5e-5; at most six digits."""
+    if value is None:
+        return ABSENT
     mantissa, _, exponent = f"{value:.5e}".partition("e")
     return f"{float(mantissa):g}e{int(exponent)}" if value and not 0.01 <= abs(value) < 1e6 else f"{value:g}"

@@ -32,8 +32,9 @@ from slimepo.report.figures import (
     swatch,
 )
 from slimepo.report.groups import Group, count
-from slimepo.report.records import ABSENT, Scored, Source, number, unique
+from slimepo.report.records import Scored, Source, number, unique
 from slimepo.report.tables import Line, Table, in_blocks
+from slimepo.words import ABSENT
 
 # More lines than these cannot be followed in one picture, and fewer axes span no area.
 _MOST_MODELS, _FEWEST_CATEGORIES = 6, 3

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from slimepo.report.records import ABSENT, Record, number, unique
-from slimepo.words import short_number
+from slimepo.report.records import Record, number, unique
+from slimepo.words import ABSENT, short_number
 
 # Settings that a series is told apart by in its name.
 _MOST_TOLD = 3

@@ -25,7 +25,8 @@ from slimepo.report.figures import styles, swatch
 from slimepo.report.findings import findings
 from slimepo.report.folders import read_sources
 from slimepo.report.groups import Group, compare_settings, count, group_records
-from slimepo.report.records import ABSENT, Sample, Source, mapping
+from slimepo.report.records import Sample, Source, mapping
+from slimepo.words import ABSENT
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -15,7 +15,6 @@ from typing import Any, Literal
 from slimepo.evaluation.canaries import CanaryResult
 from slimepo.evaluation.judge.request import Scores
 
-ABSENT = "–"
 State = Literal["finished", "stopped", "unfinished", "failed"]
 
 

@@ -20,8 +20,8 @@ from slimepo.report.groups import (
     told,
     written,
 )
-from slimepo.report.records import ABSENT, Record, Source, mapping, number
-from slimepo.words import short_number
+from slimepo.report.records import Record, Source, mapping, number
+from slimepo.words import ABSENT, short_number
 
 if TYPE_CHECKING:
     from rich.table import Table as TerminalTable
