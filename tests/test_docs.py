@@ -68,6 +68,35 @@ def test_what_a_page_points_to_is_there(page: Path) -> None:
 def test_every_recipe_is_valid() -> None:
     from slimepo.pipeline.recipe import load_recipe
 
-    for path in (ROOT / "recipes").glob("*.yaml"):
-        assert load_recipe(path).stages
-        assert path.name in (ROOT / "recipes" / "README.md").read_text()
+    told = (ROOT / "recipes" / "README.md").read_text()
+    for path in (ROOT / "recipes").rglob("*.yaml"):
+        assert str(path.relative_to(ROOT / "recipes")) in told
+        assert path.parent.name == "sweeps" or load_recipe(path).stages
+
+
+@pytest.mark.parametrize("world", [False, True], ids=["as it is", "in the world"])
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "recipes" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_arm_of_every_sweep_is_a_recipe(path: Path, world: bool) -> None:
+    from slimepo.errors import InputError
+    from slimepo.playground.quickstart import sweep_base
+    from slimepo.settings import read_mapping, set_value
+    from slimepo.sweep.cells import cell_recipe
+    from slimepo.sweep.settings import WORLDS, arms_of, load_sweep
+
+    values = read_mapping(path, "sweep")
+    if world and "world" not in values and values["recipe"] not in WORLDS:
+        with pytest.raises(InputError, match="no key `world`"):
+            load_sweep(path, world=True)
+        return
+    sweep = load_sweep(path, world=world)
+    if sweep.recipe in WORLDS:
+        base, _ = sweep_base(Path("out"), sweep.overrides, online=sweep.recipe == "world/online")
+    else:
+        base = read_mapping(sweep.recipe, "recipe")
+        for key, value in sweep.overrides.items():
+            set_value(base, key, value)
+    for name, keys in arms_of(sweep).items():
+        recipe = cell_recipe(base, sweep.stage, name, keys, seed=0)
+        assert [stage.name for stage in recipe.stages] == ["sft", name]

@@ -16,7 +16,7 @@ FLOORS = [
     {"monitor", "onpolicy"},
     {"training", "evaluation"},
     {"pipeline"},
-    {"plan", "report", "playground"},
+    {"plan", "report", "playground", "sweep"},
     {"cli_data", "cli_eval"},
     {"cli"},
 ]

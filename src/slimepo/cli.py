@@ -102,8 +102,52 @@ def pairs(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A sweep, such as recipes/sweeps/table4.yaml.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the sweep, such as seeds=[0,1,2]."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The folder (default: runs/SWEEP-NAME).")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
+    world: Annotated[
+        bool,
+        typer.Option(
+            "--world", help="In the built-in world, in minutes on a CPU, with the sweep's key `world`."
+        ),
+    ] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Try it: tiny random models, five steps a stage.")
+    ] = False,
+) -> None:
+    """Run a recipe with every arm and seed of a sweep, and compare: means with intervals, differences seed by seed.
+
+    The same command goes on where an interrupted sweep stopped.
+    """
+    from slimepo.settings import read_mapping, set_value
+    from slimepo.sweep.settings import WORLDS, load_sweep
+
+    loaded = load_sweep(file, overrides or [], world=world)
+    out = out or Path("runs") / (file.stem + ("-world" if world else "") + ("-smoke" if smoke else ""))
+    from slimepo.sweep.run import run_sweep
+
+    if loaded.recipe in WORLDS:
+        from slimepo.playground.quickstart import sweep_base
+
+        base, prepare = sweep_base(out, loaded.overrides, online=loaded.recipe != "world")
+        run_sweep(
+            loaded, base | ({"smoke": True} if smoke else {}), out, _console(), jobs=jobs, prepare=prepare
+        )
+        return
+    base = read_mapping(loaded.recipe, "recipe")
+    for key, value in loaded.overrides.items():
+        set_value(base, key, value)
+    run_sweep(loaded, base | ({"smoke": True} if smoke else {}), out, _console(), jobs=jobs)
+
+
+@app.command()
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/slime-qwen3-4b.yaml.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/paper/qwen3-4b.yaml.")],
     overrides: Overrides = None,
     gpu: Annotated[
         str | None,

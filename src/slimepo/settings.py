@@ -48,21 +48,30 @@ def parse_value(text: str) -> Any:
 
 
 def set_key(values: dict[str, Any], override: str) -> None:
-    """Set one `key.of.a.part=value`; entries of a list are found by their name or loss, or by number.
+    """Set one `key.of.a.part=value`, the value read as YAML.
 
     Raises:
-        InputError: not key=value, or no such entry.
+        InputError: not key=value, or no such entry of a list.
     """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise InputError(f"{override!r} is not key=value (for example stages.slime.learning_rate=1e-6)")
+    set_value(values, key, parse_value(text))
+
+
+def set_value(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value of one `key.of.a.part`; entries of a list are found by their name or loss, or by number.
+
+    Raises:
+        InputError: there is no such entry.
+    """
     *parents, last = key.split(".")
     place: Any = values
     for parent in parents:
         place = _child(place, parent, key)
     if isinstance(place, list):
         raise InputError(f"{key}: name one entry of the list and one of its keys")
-    place[last] = parse_value(text)
+    place[last] = value
 
 
 def validate(model: type[S], values: Mapping[str, Any], place: str) -> S:

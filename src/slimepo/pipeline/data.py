@@ -116,10 +116,13 @@ def stage_rows(
         # What the model itself has written may hold any token, and is to be learnt from as it is.
         chat = replace(chat, marks=None)
     train: Sequence[Row] | Sequence[Prompt]
+    # Of rows that are sampled the log tells how many there were.
+    tokens_trained: dict[str, int] = {}
     if stage.rollouts is None:
         pairs = len(objective.positions or ()) > 1
         tokens = _tokenized(train_rows, chat, recipe.data, pairs, objective.judged, console)
         train, left_out, told = tokens.rows, _counts(tokens), in_words(tokens)
+        tokens_trained = {"response_tokens": sum(len(ids) for row in tokens.rows for ids in row.responses)}
     else:
         train, left_out = _prompts(tasks, chat, recipe.data)
         told = [f"{count} {reason}" for reason, count in left_out.items()]
@@ -138,7 +141,7 @@ def stage_rows(
     if is_main_process():
         write_json(
             out / stage.name / "data.json",
-            {"kept": len(train), "dropped": left_out, "heldout": _counts(heldout)},
+            {"kept": len(train), "dropped": left_out, "heldout": _counts(heldout), **tokens_trained},
         )
     if not train:
         raise InputError(

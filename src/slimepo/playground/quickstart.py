@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from slimepo.losses import find_objective
 from slimepo.pipeline.folder import begun, mark_folder
 from slimepo.pipeline.recipe import Recipe, make_recipe
 from slimepo.playground.world import WorldSettings, write_world
-from slimepo.settings import Settings, read_mapping, set_key, validate
+from slimepo.settings import Settings, read_mapping, set_key, set_value, validate
 from slimepo.words import short_number
 
 RECIPE = Path(__file__).with_name("quickstart.yaml")
@@ -59,20 +59,25 @@ class WorldRun:
     world: WorldSettings
 
     def write(self, recipe: Recipe, folder: Path) -> None:
-        """Write the world of one seed's recipe to its run folder, unless it is there.
+        """Write the world of one seed's recipe to its run folder, unless it is there; see `write_seed`."""
+        write_seed(self.world, recipe.seed, folder)
 
-        Raises:
-            InputError: a run in another world has begun there.
-        """
-        asked = {"seed": recipe.seed, **self.world.model_dump()}
-        kept = read_json(folder / WORLD / "world.json")
-        if kept == asked:
-            return
-        if kept is not None and any(begun(made) for made in folder.iterdir()):
-            raise InputError(f"{folder} holds a run in another world; give another --out, or --restart")
-        mark_folder(folder)
-        write_world(self.world, recipe.seed, folder / WORLD)
-        write_json(folder / WORLD / "world.json", asked)
+
+def write_seed(world: WorldSettings, seed: int, folder: Path) -> None:
+    """Write the world of a seed to its run folder, unless it is there.
+
+    Raises:
+        InputError: a run in another world has begun there.
+    """
+    asked = {"seed": seed, **world.model_dump()}
+    kept = read_json(folder / WORLD / "world.json")
+    if kept == asked:
+        return
+    if kept is not None and any(begun(made) for made in folder.iterdir()):
+        raise InputError(f"{folder} holds a run in another world; give another --out, or --restart")
+    mark_folder(folder)
+    write_world(world, seed, folder / WORLD)
+    write_json(folder / WORLD / "world.json", asked)
 
 
 def load_quickstart(
@@ -141,8 +146,42 @@ def load_quickstart(
     if len(set(names)) < len(names):
         raise InputError(f"quickstart: two objectives have the same name: {', '.join(names[1:])}")
     # Each seed's world lies in its own run folder.
-    world = str((out / "seed-{seed}" if seeds > 1 else out) / WORLD)
-    recipe = {
+    recipe = _in_world(settings, out / "seed-{seed}" if seeds > 1 else out, stages, online)
+    recipe["seeds"] = list(range(settings.seed, settings.seed + seeds))
+    return WorldRun(make_recipe(recipe, "quickstart"), settings.world)
+
+
+def sweep_base(
+    out: Path, overrides: Mapping[str, Any], *, online: bool = False, path: Path = RECIPE
+) -> tuple[dict[str, Any], Callable[[int], None]]:
+    """For a sweep in the world: the keys of a recipe with one stage after SFT, and what writes the world of a seed.
+
+    overrides: keys of the quickstart's file. Worlds lie in `out/world`.
+
+    Raises:
+        InputError: a key or a value is wrong.
+    """
+    values = read_mapping(path, "recipe")
+    of_online = values.pop("online")
+    values |= of_online if online else {}
+    for key, value in overrides.items():
+        set_value(values, key, value)
+    settings = validate(Quickstart, values, "quickstart")
+    part = {} if online else {"part": "samples"}
+    compared = {"loss": "slime", "learning_rate": settings.learning_rates[0], **settings.preference, **part}
+    stages = [{"loss": "sft", "name": "sft", **settings.sft}, compared]
+    folder = out / WORLD / "seed-{seed}"
+    recipe = _in_world(settings, folder, stages, online)
+    return recipe, lambda seed: write_seed(
+        settings.world, seed, Path(str(folder).replace("{seed}", str(seed)))
+    )
+
+
+def _in_world(
+    settings: Quickstart, folder: Path, stages: list[dict[str, Any]], online: bool
+) -> dict[str, Any]:
+    world = str(folder / WORLD)
+    return {
         "model": settings.model,
         "tokenizer": f"{world}/tokenizer",
         "data": {"path": f"{world}/demonstrations.jsonl", "parts": {"sft": 1.0}},
@@ -154,6 +193,4 @@ def load_quickstart(
         },
         "pairs": {} if online else {"samples": {"model": "sft", **settings.pairs}},
         "stages": stages,
-        "seeds": list(range(settings.seed, settings.seed + seeds)),
     }
-    return WorldRun(make_recipe(recipe, "quickstart"), settings.world)

@@ -1,0 +1,157 @@
+"""The cells of a sweep: each a whole recipe in a run folder of its own, and what several of them share."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from slimepo.errors import InputError
+from slimepo.files import read_json, write_text
+from slimepo.pipeline.folder import check_folder, made_from, mark_folder
+from slimepo.pipeline.recipe import Recipe, Stage, make_recipe
+from slimepo.settings import dump, set_value, validate
+from slimepo.sweep.settings import Keys
+from slimepo.words import nearest
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: of an arm, at a point of the search, with a seed. The last stage of its recipe is the one compared."""
+
+    arm: str
+    point: Keys
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def stage(self) -> Stage:
+        return self.recipe.stages[-1]
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder.parent.name} seed {self.recipe.seed}"
+
+    @property
+    def done(self) -> bool:
+        return read_json(self.folder / self.stage.name / "stage.json") is not None
+
+
+def cell_recipe(base: Keys, compared: str | None, name: str, keys: Keys, seed: int) -> Recipe:
+    """A recipe cut down to one stage and what that needs; it is called `name`, comes last, and has the arm's keys.
+
+    base: the recipe's keys. compared: the stage's name there; its last stage where that is None.
+
+    Raises:
+        InputError: a key of the arm is no key, or its value is wrong.
+    """
+    place = f"sweep: arm {name!r}"
+    values = copy.deepcopy({key: value for key, value in base.items() if key != "seeds"}) | {"seed": seed}
+    plain = make_recipe(values, place)
+    compared = compared or validate(Stage, values["stages"][-1], place).name
+    stage = next((stage for stage in plain.stages if stage.name == compared), None)
+    if stage is None:
+        names = [stage.name for stage in plain.stages]
+        raise InputError(
+            f"sweep: there is no stage {compared!r}{nearest(compared, names)}; there are: {', '.join(names)}"
+        )
+    entry = next(each for each in values["stages"] if validate(Stage, each, place).name == compared)
+    # What is cut away before it must not move its start.
+    entry |= {"name": name, "start": plain.start_of(stage)}
+    for key, value in keys.items():
+        first = key.partition(".")[0]
+        if first not in Stage.model_fields and first not in Recipe.model_fields:
+            hint = nearest(first, [*Stage.model_fields, *Recipe.model_fields])
+            raise InputError(f"{place}: {key!r} is no key of a stage or of a recipe{hint}")
+        set_value(entry if first in Stage.model_fields else values, key, value)
+    for entry in values.get("evaluate") or ():
+        entry["stages"] = [name if each == compared else each for each in entry.get("stages") or [compared]]
+    whole = make_recipe(values, place)
+    # In rounds it is the last one that counts.
+    last = [each.name for each in whole.stages if re.fullmatch(rf"{re.escape(name)}(-\d+)?", each.name)][-1]
+    kept = needed_by(whole, [last])
+    cut = whole.model_dump()
+    cut["stages"] = [
+        {**of_stage, "start": whole.start_of(stage)}
+        for of_stage, stage in zip(cut["stages"], whole.stages, strict=True)
+        if stage.name in kept
+    ]
+    parts = {of_stage["part"] for of_stage in cut["stages"]}
+    cut["pairs"] = {part: made for part, made in cut["pairs"].items() if part in parts}
+    if whole.data.path is not None and whole.data.parts is None:
+        # The split of the whole recipe, whatever was cut away.
+        cut["data"]["parts"] = plain.parts
+    for entry in cut["evaluate"]:
+        entry["stages"] = [
+            last if each == name else each for each in entry["stages"] if each in {name, *kept}
+        ]
+    cut["evaluate"] = [entry for entry in cut["evaluate"] if entry["stages"]]
+    return make_recipe(cut, place)
+
+
+def needed_by(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """These stages and all that they need, and that needs, in the recipe's order."""
+    found = set(names)
+    for stage in reversed(recipe.stages):
+        found |= set(recipe.needs(stage)) if stage.name in found else set()
+    return [stage.name for stage in recipe.stages if stage.name in found]
+
+
+def shared_parts(cell: Cell) -> tuple[list[str], list[str]]:
+    """The stages before the compared one, and the pairs that are samples of those or of the recipe's own model."""
+    recipe, arm = cell.recipe, re.compile(rf"{re.escape(cell.arm)}(-\d+)?")
+    stages = [stage.name for stage in recipe.stages if not arm.fullmatch(stage.name)]
+    return stages, [name for name, made in recipe.pairs.items() if made.model is None or made.model in stages]
+
+
+def shared_recipe(cell: Cell) -> Recipe:
+    """The recipe of what a cell has in common with others; its own, where that is pairs of the recipe's model alone."""
+    stages, pairs = shared_parts(cell)
+    kept = {
+        "stages": [stage for stage in cell.recipe.stages if stage.name in stages] or cell.recipe.stages,
+        "pairs": {name: cell.recipe.pairs[name] for name in pairs},
+        "evaluate": [entry for entry in cell.recipe.evaluate if set(entry.stages) <= set(stages)],
+    }
+    return cell.recipe.model_copy(update=kept)
+
+
+def by_shared(cells: Sequence[Cell], out: Path) -> dict[Path, list[Cell]]:
+    """Folders for what cells have in common, each with those cells; a cell that has nothing so is in none."""
+    found: dict[Path, list[Cell]] = {}
+    for cell in cells:
+        stages, pairs = shared_parts(cell)
+        if stages or pairs:
+            settings = json.dumps(
+                [made_from(cell.recipe, name) for name in (*stages, *pairs)], sort_keys=True
+            )
+            digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
+            found.setdefault(out / f"seed-{cell.recipe.seed}-{digest}", []).append(cell)
+    return found
+
+
+def write_recipe(recipe: Recipe, folder: Path) -> Path:
+    """Put a recipe into its run folder, for an ordinary `slimepo run`; its file there.
+
+    Raises:
+        InputError: the folder holds another run.
+    """
+    check_folder(recipe, folder, restart=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark_folder(folder)
+    write_text(folder / "recipe.yaml", dump(recipe))
+    return folder / "recipe.yaml"
+
+
+def link_shared(cell: Cell, shared: Path) -> None:
+    """Let the cell's folder hold what was made for several: its run finds these stages done."""
+    stages, pairs = shared_parts(cell)
+    for name in (*stages, *pairs):
+        link = cell.folder / name
+        if not link.exists():
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(shared / name, cell.folder), target_is_directory=True)

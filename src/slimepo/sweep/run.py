@@ -1,0 +1,314 @@
+"""Running a sweep: what arms share, then their cells, several processes side by side; a search before."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from slimepo.errors import InputError
+from slimepo.files import write_json
+from slimepo.pipeline.folder import is_held, mark_folder, refuse_other_folder
+from slimepo.sweep.cells import Cell, by_shared, cell_recipe, link_shared, shared_recipe, write_recipe
+from slimepo.sweep.settings import Keys, Search, Sweep, arms_of, label, points_of
+from slimepo.sweep.table import figures_of, write_tables
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# In the sweep's folder: what arms have in common, and the runs of the search.
+SHARED, SEARCH = "shared", "search"
+# Seconds between two looks at a run folder that another process holds.
+EVERY = 2.0
+
+# Runs cells; what became of those that failed, by name.
+Runner = Callable[[Sequence[Cell]], dict[str, str]]
+
+
+class Process(NamedTuple):
+    """A run folder and the commands of `slimepo` that are run for it, one after another."""
+
+    name: str
+    folder: Path
+    commands: list[list[str]]
+
+
+def run_sweep(
+    sweep: Sweep,
+    base: Keys,
+    out: Path,
+    console: Console,
+    *,
+    jobs: int = 1,
+    prepare: Callable[[int], None] = lambda seed: None,
+) -> None:
+    """Run what is not done yet, `jobs` runs side by side, and write the tables to `out`.
+
+    base: the keys of the recipe. prepare: called with a seed before anything of it runs.
+
+    Raises:
+        InputError: wrong input, found before anything runs where it can be; or a run failed, which hides no other.
+    """
+    refuse_other_folder(out)
+    arms = arms_of(sweep)
+    # Every key is looked at before the first run starts.
+    for name, keys in arms.items():
+        for point in points_of(sweep.search.grid) if sweep.search else [{}]:
+            cell_recipe(base, sweep.stage, name, keys | point, sweep.seeds[0])
+    out.mkdir(parents=True, exist_ok=True)
+    mark_folder(out)
+    run = functools.partial(run_cells, out=out, jobs=jobs, prepare=prepare, console=console)
+    points: Mapping[str, Keys] = {}
+    if sweep.search is not None:
+        points = searched(sweep, sweep.search, base, run, out, console)
+    cells = [
+        _cell(sweep, base, name, points.get(name, {}), seed, out / name)
+        for name in arms
+        for seed in sweep.seeds
+        if sweep.search is None or name in points
+    ]
+    failed = run(cells)
+    write_tables(cells, sweep, out, console)
+    lost = [name for name in arms if sweep.search is not None and name not in points]
+    if lost:
+        raise InputError(
+            f"sweep: no point of the search came to its end for {', '.join(lost)}; see {out / SEARCH}"
+        )
+    if failed:
+        name, why = next(iter(failed.items()))
+        raise InputError(f"sweep: {len(failed)} of {len(cells)} runs failed; {name}: {why}")
+
+
+def _cell(sweep: Sweep, base: Keys, arm: str, point: Keys, seed: int, folder: Path) -> Cell:
+    recipe = cell_recipe(base, sweep.stage, arm, arms_of(sweep)[arm] | point, seed)
+    return Cell(arm, point, recipe, folder / f"seed-{seed}")
+
+
+def searched(
+    sweep: Sweep, search: Search, base: Keys, run: Runner, out: Path, console: Console
+) -> dict[str, Keys]:
+    """The best point of every arm; all that were tried, with their figures, are in search.json of `out`."""
+    arms = arms_of(sweep)
+    tried: dict[str, list[tuple[Keys, float | None]]] = {name: [] for name in arms}
+
+    def attempt(asked: Mapping[str, Sequence[Keys]]) -> None:
+        cells = {
+            (name, label(point)): [
+                _cell(sweep, base, name, point, seed, out / SEARCH / f"{name}-{label(point)}")
+                for seed in search.seeds
+            ]
+            for name, points in asked.items()
+            for point in points
+        }
+        run([cell for alike in cells.values() for cell in alike])
+        for (name, _), alike in cells.items():
+            found = [figures_of(cell).get(search.by) for cell in alike]
+            known = [value for value in found if value is not None]
+            # A point at which one seed broke is out of the question.
+            tried[name].append(
+                (alike[0].point, statistics.fmean(known) if len(known) == len(found) else None)
+            )
+
+    if search.range:
+        studies = {name: _study(search) for name in arms}
+        for _ in range(search.trials):
+            trials = {name: study.ask(_distributions(search)) for name, study in studies.items()}
+            attempt({name: [trial.params] for name, trial in trials.items()})
+            for name, trial in trials.items():
+                value = tried[name][-1][1]
+                studies[name].tell(trial, value, **({} if value is not None else {"state": _failed()}))
+    else:
+        attempt({name: [*points_of(search.grid)] for name in arms})
+    write_json(
+        out / "search.json",
+        {
+            "by": search.by,
+            "seeds": search.seeds,
+            "arms": {
+                name: [{"point": point, search.by: value} for point, value in found]
+                for name, found in tried.items()
+            },
+        },
+    )
+    best: dict[str, Keys] = {}
+    sign = -1 if search.smallest else 1
+    for name, found in tried.items():
+        known = [(point, value) for point, value in found if value is not None]
+        if not known:
+            console.print(f"{name}: no point of the search came to its end", style="red")
+            continue
+        best[name], value = max(known, key=lambda each: sign * each[1])
+        told = ", ".join(f"{label(point)}: {'failed' if at is None else f'{at:.4g}'}" for point, at in found)
+        console.print(f"{name}: {search.by} {told}; taken: {label(best[name])}")
+    return best
+
+
+def _study(search: Search) -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise InputError(
+            "search.range is searched by optuna: pip install 'slimepo[sweep]', or give search.grid"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # The same points are asked for again by the same sweep, whose finished runs are then not run twice.
+    directions = optuna.study.StudyDirection
+    direction = directions.MINIMIZE if search.smallest else directions.MAXIMIZE
+    return optuna.create_study(direction=direction, sampler=optuna.samplers.TPESampler(seed=search.seeds[0]))
+
+
+def _distributions(search: Search) -> dict[str, Any]:
+    from optuna.distributions import FloatDistribution
+
+    return {
+        key: FloatDistribution(low, high, log=0 < 10 * low <= high)
+        for key, (low, high) in search.range.items()
+    }
+
+
+def _failed() -> Any:
+    from optuna.trial import TrialState
+
+    return TrialState.FAIL
+
+
+def run_cells(
+    cells: Sequence[Cell], *, out: Path, jobs: int, prepare: Callable[[int], None], console: Console
+) -> dict[str, str]:
+    """Run the cells that are not done, first what they share; why each that failed did, by name.
+
+    Raises:
+        InputError: a cell's folder holds something else, or what cells share could not be made.
+    """
+    missing = [cell for cell in cells if not cell.done]
+    for seed in dict.fromkeys(cell.recipe.seed for cell in missing):
+        prepare(seed)
+    together = by_shared(missing, out / SHARED)
+    shared = []
+    for folder, alike in together.items():
+        recipe = shared_recipe(alike[0])
+        file = str(write_recipe(recipe, folder))
+        commands = [["run", file, "--out", str(folder)]] if recipe.stages != alike[0].recipe.stages else []
+        commands += [["pairs", file, "--out", str(folder)]] if recipe.pairs else []
+        shared.append(Process(f"{SHARED} {folder.name}", folder, commands))
+    for name, why in run_processes(shared, jobs, console).items():
+        raise InputError(f"sweep: {name}, which arms start from, failed: {why}")
+    processes = []
+    for cell in missing:
+        file = str(write_recipe(cell.recipe, cell.folder))
+        for folder, alike in together.items():
+            if cell in alike:
+                link_shared(cell, folder)
+        processes.append(Process(cell.name, cell.folder, [["run", file, "--out", str(cell.folder)]]))
+    if len(missing) < len(cells):
+        console.print(f"{len(cells) - len(missing)} of {len(cells)} runs are done")
+    return run_processes(processes, jobs, console)
+
+
+def run_processes(processes: Sequence[Process], jobs: int, console: Console) -> dict[str, str]:
+    """Run them, `jobs` at a time, each with its share of the processors, and why each that failed did, by name.
+
+    What they print is in log.txt of their folders. With several GPUs each place has one of them.
+    """
+    places: queue.Queue[dict[str, str]] = queue.Queue()
+    for environment in _places(jobs):
+        places.put(environment)
+    failed: dict[str, str] = {}
+    states = {process.name: "waiting" for process in processes}
+    started = time.monotonic()
+
+    def run(process: Process) -> str | None:
+        environment = places.get()
+        try:
+            while process.folder.exists() and is_held(process.folder):
+                # A process that outlived a sweep which was killed.
+                states[process.name] = "at work in another process"
+                time.sleep(EVERY)
+            states[process.name] = "running"
+            with (process.folder / "log.txt").open("a") as log:
+                for command in process.commands:
+                    words = [sys.executable, "-m", "slimepo.cli", *command]
+                    code = subprocess.run(
+                        words, stdout=log, stderr=log, env={**os.environ, **environment}
+                    ).returncode
+                    if code:
+                        return _last_line(process.folder / "log.txt") or f"exit code {code}"
+            return None
+        finally:
+            places.put(environment)
+
+    with _progress(states, console), ThreadPoolExecutor(jobs) as pool:
+        waiting = {pool.submit(run, process): process for process in processes}
+        try:
+            for done in as_completed(waiting):
+                name, why = waiting[done].name, done.result()
+                states[name] = f"failed: {why}" if why else "done"
+                ended = sum(state == "done" or state.startswith("failed") for state in states.values())
+                told = (
+                    f"[{ended}/{len(processes)}] {name}: {states[name]}, {time.monotonic() - started:.0f} s"
+                )
+                console.print(told, style="red" if why else None)
+                if why:
+                    failed[name] = why
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return failed
+
+
+def _places(jobs: int) -> list[dict[str, str]]:
+    """The environment of each process that runs beside others: its threads, and its GPU where there are several."""
+    if jobs == 1:
+        return [{}]
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [*map(str, range(torch.cuda.device_count()))]
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max((os.cpu_count() or 1) // jobs, 1))
+    return [
+        {
+            "OMP_NUM_THREADS": threads,
+            **({"CUDA_VISIBLE_DEVICES": devices[at % len(devices)]} if devices else {}),
+        }
+        for at in range(jobs)
+    ]
+
+
+def _last_line(file: Path) -> str:
+    lines = [
+        line.strip()
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
+    return lines[-1].removeprefix("error: ") if lines else ""
+
+
+@contextlib.contextmanager
+def _progress(states: Mapping[str, str], console: Console) -> Any:
+    """A table of what runs, in a terminal; elsewhere the lines of what ended tell."""
+    if not console.is_terminal:
+        yield
+        return
+    from rich.live import Live
+    from rich.table import Table
+
+    def table() -> Table:
+        shown = Table(
+            "run", "state", title=f"{sum(s == 'done' for s in states.values())} of {len(states)} done"
+        )
+        for name, state in states.items():
+            if state != "done":
+                shown.add_row(name, state)
+        return shown
+
+    with Live(get_renderable=table, console=console, refresh_per_second=1, transient=True):
+        yield

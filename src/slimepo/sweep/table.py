@@ -1,0 +1,245 @@
+"""What came of a sweep: figures of every run, means with intervals, differences seed by seed, and what is unfair."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from slimepo.errors import InputError
+from slimepo.files import json_lines, read_json, write_text
+from slimepo.losses import find_objective, hyperparameters
+from slimepo.pipeline.folder import EVAL_FOLDER, flat, made_from
+from slimepo.sweep.cells import Cell
+from slimepo.sweep.settings import Sweep, arms_of, label
+from slimepo.words import ABSENT, nearest, short_number
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond these, the normal distribution's.
+# fmt: off
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+      2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+# fmt: on
+# What a table shows where nothing else is asked for, as far as it was measured.
+MEASURES = ("exact_match", "accuracy", "chosen_change", "chosen_fell", "margin", "end_rate", "repetition")
+# Settings of an arm that are its own, and no sign of another treatment.
+_OWN = ("loss", "name", "loss_options", "reference")
+# Arms that saw this much more or less than another did not see the same.
+_SAME = 0.02
+
+
+class Mean(NamedTuple):
+    """A mean over seeds, and half of its 95 % interval (Student's t); NaN with one seed."""
+
+    value: float
+    half: float
+    n: int
+
+
+def mean_of(values: Sequence[float]) -> Mean:
+    """The mean of one figure a seed.
+
+    >>> mean_of([1.0, 2.0, 3.0])
+    Mean(value=2.0, half=2.484..., n=3)
+    """
+    n = len(values)
+    if n < 2:
+        return Mean(values[0] if n else math.nan, math.nan, n)
+    quantile = _T[n - 2] if n - 2 < len(_T) else 1.960
+    return Mean(statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(n), n)
+
+
+def figures_of(cell: Cell) -> dict[str, float]:
+    """What was measured of a cell: held out, by benchmarks, and at the end of training; nothing while it is not done.
+
+    `chosen_change` and `rejected_change`: of held-out log-probs since the start, in nats a token. Benchmarks:
+    `ifeval/prompt_strict` and the like.
+    """
+    stage = read_json(cell.folder / cell.stage.name / "stage.json")
+    if stage is None:
+        return {}
+    heldout = stage.get("heldout") or {}
+    before, after = heldout.get("before", {}), heldout.get("after", {})
+    found: dict[str, Any] = {**after, "chosen_fell": heldout.get("chosen_fell")}
+    for side in ("chosen", "rejected"):
+        if f"logps/{side}" in before and f"logps/{side}" in after:
+            found[f"{side}_change"] = after[f"logps/{side}"] - before[f"logps/{side}"]
+    for file in sorted((cell.folder / EVAL_FOLDER).glob("**/scores/*.json")):
+        for scores in read_json(file)["scores"]:
+            if scores["model"].endswith(f"-{cell.stage.name}"):
+                benchmark = scores["identity"]["benchmark"]
+                found |= {f"{benchmark}/{name}": each["value"] for name, each in scores["measures"].items()}
+    last: dict[str, Any] = {}
+    for line in json_lines(cell.folder / cell.stage.name / "metrics.jsonl"):
+        last |= line
+    found |= {
+        f"train/{key}": value for key, value in last.items() if not key.startswith(("monitor/", "eval_"))
+    }
+    found |= {"steps": stage["steps"], "seconds": stage["seconds"]}
+    return {
+        key: float(value)
+        for key, value in found.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
+
+
+def write_tables(cells: Sequence[Cell], sweep: Sweep, out: Path, console: Console) -> None:
+    """Write runs.csv (a row a run, every figure) and sweep.md (means, intervals, differences, warnings), and print it.
+
+    Raises:
+        InputError: a measure that is asked for was not measured.
+    """
+    figures = {(cell.arm, cell.recipe.seed): figures_of(cell) for cell in cells}
+    known = list(dict.fromkeys(key for found in figures.values() for key in found))
+    absent = [name for name in sweep.measures if name not in known]
+    if known and absent:
+        measured = ", ".join(key for key in known if not key.startswith("train/"))
+        raise InputError(
+            f"sweep: measures: nothing is called {absent[0]!r}{nearest(absent[0], known)}; there are: {measured}"
+        )
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["arm", "point", "seed", *known])
+    for cell in cells:
+        found = figures[cell.arm, cell.recipe.seed]
+        writer.writerow(
+            [cell.arm, label(cell.point), cell.recipe.seed, *(found.get(key, "") for key in known)]
+        )
+    write_text(out / "runs.csv", buffer.getvalue())
+    shown = sweep.measures or [name for name in MEASURES if name in known]
+    rows = rows_of(figures, sweep.against or next(iter(arms_of(sweep))), shown, cells)
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|---|" + "---:|" * (len(rows[0]) - 1))
+    notes = [f"- {note}" for note in (*unfair(cells), *edges(sweep, cells))]
+    seeds = f"Means over seeds {', '.join(map(str, sweep.seeds))} with 95 % intervals (Student's t)"
+    words = f"{seeds}; Δ is the difference to {sweep.against or next(iter(arms_of(sweep)))} of the same seed."
+    write_text(
+        out / "sweep.md",
+        "\n".join([words, "", *lines, *(["", "Not alike:", ""] if notes else []), *notes, ""]),
+    )
+    _print(rows, words, notes, console)
+    console.print(f"tables: {out / 'sweep.md'}, every run: {out / 'runs.csv'}")
+
+
+def rows_of(
+    figures: Mapping[tuple[str, int], Mapping[str, float]],
+    against: str,
+    shown: Sequence[str],
+    cells: Sequence[Cell],
+) -> list[list[str]]:
+    """The table's cells as text, its header first."""
+    rows = [["arm", "at", "seeds", *(word for name in shown for word in (name, "Δ"))]]
+    for arm in dict.fromkeys(cell.arm for cell in cells):
+        own = [cell for cell in cells if cell.arm == arm]
+        done = [cell for cell in own if figures[arm, cell.recipe.seed]]
+        row = [
+            arm,
+            label(own[0].point),
+            str(len(done)) if len(done) == len(own) else f"{len(done)} of {len(own)}",
+        ]
+        for name in shown:
+            values = [
+                found for cell in done if (found := figures[arm, cell.recipe.seed].get(name)) is not None
+            ]
+            row.append(_written(mean_of(values)))
+            differences = [
+                figures[arm, cell.recipe.seed][name] - figures[against, cell.recipe.seed][name]
+                for cell in done
+                if name in figures[arm, cell.recipe.seed]
+                and name in figures.get((against, cell.recipe.seed), {})
+            ]
+            row.append(ABSENT if arm == against else _written(mean_of(differences), "+"))
+        rows.append(row)
+    return rows
+
+
+def unfair(cells: Sequence[Cell]) -> list[str]:
+    """What arms differ in beside their objective: settings, rows and tokens learnt from, terms of their own."""
+    notes: list[str] = []
+    firsts = {cell.arm: cell for cell in reversed(cells)}
+    firsts = {arm: firsts[arm] for arm in dict.fromkeys(cell.arm for cell in cells)}
+    settings = {arm: _settings(cell) for arm, cell in firsts.items()}
+    for key in dict.fromkeys(key for each in settings.values() for key in each):
+        values: dict[str, list[str]] = {}
+        for arm, each in settings.items():
+            values.setdefault(str(each.get(key, "not set")), []).append(arm)
+        if len(values) > 1:
+            told = "; ".join(f"{value}: {', '.join(arms)}" for value, arms in values.items())
+            notes.append(f"{key} differs ({told})")
+    for arm, cell in firsts.items():
+        options = cell.stage.loss_options
+        weight = (hyperparameters(find_objective(cell.stage.loss).function) | options).get("nll_weight", 0)
+        if weight:
+            notes.append(f"{arm} has a likelihood term of its own (nll_weight {weight:g})")
+    for what, seen in (("rows", _rows_seen), ("tokens", _tokens_seen)):
+        found = {arm: amount for arm, cell in firsts.items() if (amount := seen(cell)) is not None}
+        if found and max(found.values()) > (1 + _SAME) * min(found.values()):
+            told = ", ".join(f"{arm} {amount:,.0f}" for arm, amount in found.items())
+            notes.append(f"{what} learnt from: {told}")
+    return notes
+
+
+def edges(sweep: Sweep, cells: Sequence[Cell]) -> list[str]:
+    """Arms whose best point is at the end of what was searched, so that a better one may lie beyond."""
+    grid = sweep.search.grid if sweep.search else {}
+    ends = {key: (min(values), max(values)) for key, values in grid.items() if len(values) > 2}
+    return [
+        f"{arm}: the best {key} of the search, {short_number(point[key])}, is at its end: a better one may lie beyond"
+        for arm, point in {cell.arm: cell.point for cell in cells}.items()
+        for key, bounds in ends.items()
+        if point.get(key) in bounds
+    ]
+
+
+def _settings(cell: Cell) -> dict[str, Any]:
+    """What a cell is made from, without its seed, its objective, and what the search chose."""
+    made = flat(made_from(cell.recipe, cell.stage.name))
+    chosen = {f"stage.{key}" for key in cell.point}
+    return {
+        key.removeprefix("stage."): value
+        for key, value in made.items()
+        if key != "seed"
+        and key not in chosen
+        and not any(f"{key}.".startswith(f"stage.{own}.") for own in _OWN)
+        and not (key == "stage.learning_rate" and "learning_rate" in cell.point)
+    }
+
+
+def _rows_seen(cell: Cell) -> float | None:
+    stage = read_json(cell.folder / cell.stage.name / "stage.json")
+    return stage["steps"] * float(cell.stage.batch_size) if stage else None
+
+
+def _tokens_seen(cell: Cell) -> float | None:
+    """Response tokens learnt from: those of the part's rows, as often as these were seen; or all that were sampled."""
+    data = read_json(cell.folder / cell.stage.name / "data.json") or {}
+    seen = _rows_seen(cell)
+    if seen is None or not data.get("response_tokens"):
+        return None
+    return seen * float(data["response_tokens"]) / float(data["kept"])
+
+
+def _written(mean: Mean, sign: str = "") -> str:
+    if not mean.n:
+        return ABSENT
+    digits = max(0, 2 - math.floor(math.log10(max(abs(mean.value), mean.half if mean.half > 0 else 0, 1e-4))))
+    value = f"{mean.value:{sign}z.{min(digits, 4)}f}"
+    return value if math.isnan(mean.half) else f"{value} ± {mean.half:.{min(digits, 4)}f}"
+
+
+def _print(rows: Sequence[Sequence[str]], words: str, notes: Sequence[str], console: Console) -> None:
+    from rich.table import Table
+
+    table = Table(*rows[0])
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print(table)
+    console.print(words)
+    for note in notes:
+        console.print(f"not alike: {note.removeprefix('- ')}", style="yellow")

@@ -1,0 +1,119 @@
+"""From arms to whole recipes, and what several of them share."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slimepo.errors import InputError
+from slimepo.pipeline.recipe import make_recipe
+from slimepo.sweep.cells import (
+    Cell,
+    by_shared,
+    cell_recipe,
+    link_shared,
+    needed_by,
+    shared_parts,
+    shared_recipe,
+)
+
+BASE: dict[str, Any] = {
+    "model": "some/model",
+    "data": {"path": "pairs.jsonl"},
+    "tasks": {"train": "tasks.jsonl", "checker": "check.py:right"},
+    "pairs": {"samples": {"model": "sft"}, "others": {"model": "sft"}},
+    "stages": [
+        {"loss": "sft"},
+        {"loss": "dpo", "start": "sft"},
+        {"loss": "slime", "start": "sft"},
+        {"loss": "simpo", "name": "on-samples", "start": "sft", "part": "samples"},
+    ],
+    "evaluate": [{"benchmark": "ifeval"}],
+}
+
+
+def cell(name: str, keys: dict[str, Any], seed: int = 0, stage: str | None = None) -> Cell:
+    return Cell(name, {}, cell_recipe(BASE, stage, name, keys, seed), Path("out") / name / f"seed-{seed}")
+
+
+def test_a_cell_is_the_compared_stage_with_the_arm_s_keys_and_what_it_needs() -> None:
+    recipe = cell_recipe(
+        BASE, "slime", "small", {"loss_options.hard_margin": 0.5, "learning_rate": 1e-6}, seed=3
+    )
+    assert [stage.name for stage in recipe.stages] == ["sft", "small"]
+    last = recipe.stages[-1]
+    assert (last.loss, last.loss_options, last.learning_rate) == ("slime", {"hard_margin": 0.5}, 1e-6)
+    assert (recipe.seed, recipe.pairs) == (3, {})
+    assert recipe.evaluate[0].stages == ["small"]
+
+
+def test_the_last_stage_is_compared_unless_another_is_named() -> None:
+    recipe = cell_recipe(BASE, None, "arm", {}, seed=0)
+    assert [stage.name for stage in recipe.stages] == ["sft", "arm"]
+    assert list(recipe.pairs) == ["samples"], "pairs that no stage of the cell trains on are left out"
+
+
+def test_the_split_is_that_of_the_whole_recipe() -> None:
+    whole = make_recipe(BASE)
+    assert cell_recipe(BASE, "slime", "arm", {}, 0).parts == whole.parts
+    assert shared_recipe(cell("arm", {}, stage="slime")).parts == whole.parts
+
+
+def test_an_arm_may_set_keys_of_the_recipe_and_start_elsewhere() -> None:
+    recipe = cell_recipe(BASE, "slime", "arm", {"data.limit": 100, "start": "dpo", "loss": "simpo"}, seed=0)
+    assert recipe.data.limit == 100
+    assert [stage.name for stage in recipe.stages] == ["sft", "dpo", "arm"]
+
+
+def test_in_rounds_the_last_one_is_compared() -> None:
+    recipe = cell_recipe({**BASE, "rounds": 3}, None, "arm", {}, seed=0)
+    assert [stage.name for stage in recipe.stages] == ["sft", "arm", "arm-2", "arm-3"]
+    stages, pairs = shared_parts(Cell("arm", {}, recipe, Path("out")))
+    assert (stages, pairs) == (["sft"], ["samples"]), "samples of the arm itself are its own"
+
+
+@pytest.mark.parametrize(
+    ("stage", "keys", "words"),
+    [
+        ("slim", {}, "there is no stage 'slim' .did you mean 'slime'"),
+        (None, {"learning_rat": 1}, "'learning_rat' is no key .* .did you mean 'learning_rate'"),
+        (None, {"learning_rate": -1}, "arm 'arm': .*learning_rate"),
+        (None, {"loss_options.gama": 1}, "arm 'arm': .*gama"),
+    ],
+)
+def test_wrong_keys_are_named(stage: str | None, keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        cell_recipe(BASE, stage, "arm", keys, seed=0)
+
+
+def test_what_cells_start_from_is_made_once_a_seed_and_setting(tmp_path: Path) -> None:
+    alike = [cell("a", {}), cell("b", {"learning_rate": 1e-5}), cell("a", {}, seed=1)]
+    other = cell("c", {"data.limit": 10})
+    found = by_shared([*alike, other], tmp_path)
+    assert [[each.arm for each in cells] for cells in found.values()] == [["a", "b"], ["a"], ["c"]]
+    assert {folder.name.rpartition("-")[0] for folder in found} == {"seed-0", "seed-1"}
+    assert [stage.name for stage in shared_recipe(alike[0]).stages] == ["sft"]
+    one_stage = {"model": "some/model", "data": {"path": "pairs.jsonl"}, "stages": [{"loss": "dpo"}]}
+    alone = Cell("x", {}, cell_recipe(one_stage, None, "x", {}, 0), tmp_path)
+    assert by_shared([alone], tmp_path) == {}
+
+
+def test_a_cell_s_folder_holds_what_is_shared(tmp_path: Path) -> None:
+    made = tmp_path / "shared"
+    for name in ("sft", "samples"):
+        (made / name).mkdir(parents=True)
+        (made / name / "stage.json").write_text("{}")
+    folder = tmp_path / "arm" / "seed-0"
+    folder.mkdir(parents=True)
+    one = Cell("arm", {}, cell_recipe(BASE, None, "arm", {}, 0), folder)
+    link_shared(one, made)
+    link_shared(one, made)
+    assert (folder / "sft" / "stage.json").read_text() == "{}"
+    assert (folder / "samples").resolve() == (made / "samples").resolve()
+
+
+def test_needs_are_followed_to_the_first_stage() -> None:
+    recipe = make_recipe(
+        {**BASE, "stages": [*BASE["stages"], {"loss": "dpo", "name": "z", "start": "slime"}]}
+    )
+    assert needed_by(recipe, ["z"]) == ["sft", "slime", "z"]

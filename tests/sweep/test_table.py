@@ -1,0 +1,143 @@
+"""Means with intervals, differences seed by seed, and what makes a comparison unfair."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slimepo.errors import InputError
+from slimepo.sweep.cells import Cell, cell_recipe
+from slimepo.sweep.settings import Sweep
+from slimepo.sweep.table import edges, figures_of, mean_of, rows_of, unfair, write_tables
+from slimepo.terminal import make_console
+
+BASE: dict[str, Any] = {
+    "model": "some/model",
+    "data": {"path": "pairs.jsonl"},
+    "stages": [{"loss": "slime", "batch_size": 4, "learning_rate": 1e-5}],
+}
+
+
+def done(
+    tmp_path: Path, arm: str, keys: dict[str, Any], seed: int, after: dict[str, float], steps: int = 10
+) -> Cell:
+    cell = Cell(arm, {}, cell_recipe(BASE, None, arm, keys, seed), tmp_path / arm / f"seed-{seed}")
+    folder = cell.folder / arm
+    folder.mkdir(parents=True)
+    stage = {
+        "steps": steps, "seconds": 1.0, "name": arm,
+        "heldout": {"before": {"logps/chosen": -1.0}, "after": after, "chosen_fell": 0.25},
+    }  # fmt: skip
+    (folder / "stage.json").write_text(json.dumps(stage))
+    (folder / "data.json").write_text(
+        json.dumps({"kept": 10, "response_tokens": 200 if arm == "slime" else 100})
+    )
+    (folder / "metrics.jsonl").write_text(
+        '{"step": 5, "loss": 2.0}\n{"step": 10, "loss": 1.0, "monitor/x": 1}\n'
+    )
+    return cell
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], [0.1, 0.4, 0.2, 0.9, 0.5], [float(i % 7) for i in range(31)]])
+def test_the_interval_is_student_s(values: list[float]) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    low, high = stats.t.interval(
+        0.95, len(values) - 1, loc=sum(values) / len(values), scale=stats.sem(values)
+    )
+    mean = mean_of(values)
+    assert mean.value == pytest.approx((low + high) / 2)
+    assert mean.half == pytest.approx((high - low) / 2, rel=3e-4)
+
+
+def test_beyond_thirty_degrees_of_freedom_it_is_the_normal_distribution_s() -> None:
+    values = [float(i % 5) for i in range(200)]
+    stats = pytest.importorskip("scipy.stats")
+    assert mean_of(values).half == pytest.approx(1.96 * stats.sem(values))
+
+
+def test_one_seed_has_no_interval_and_none_no_mean() -> None:
+    assert (mean_of([2.0]).value, math.isnan(mean_of([2.0]).half)) == (2.0, True)
+    assert math.isnan(mean_of([]).value)
+
+
+def test_figures_are_of_what_is_held_out_of_benchmarks_and_of_the_end_of_training(tmp_path: Path) -> None:
+    cell = done(tmp_path, "slime", {}, 0, {"logps/chosen": -0.5, "accuracy": 0.75})
+    scores = cell.folder / "eval" / "ifeval" / "scores"
+    scores.mkdir(parents=True)
+    row = {
+        "model": "seed-0-slime",
+        "identity": {"benchmark": "ifeval"},
+        "measures": {"strict": {"value": 17.5, "n": 9}},
+    }
+    (scores / "one.json").write_text(json.dumps({"scores": [row, {**row, "model": "seed-0-sft"}]}))
+    assert figures_of(cell) == {
+        "logps/chosen": -0.5, "accuracy": 0.75, "chosen_change": 0.5, "chosen_fell": 0.25, "ifeval/strict": 17.5,
+        "train/step": 10, "train/loss": 1.0, "steps": 10, "seconds": 1.0,
+    }  # fmt: skip
+
+
+def test_differences_are_taken_seed_by_seed(tmp_path: Path) -> None:
+    cells = [
+        done(tmp_path, arm, {}, seed, {"accuracy": value})
+        for arm, values in {"slime": [0.5, 0.7], "other": [0.6, 0.8]}.items()
+        for seed, value in enumerate(values)
+    ]
+    figures = {(cell.arm, cell.recipe.seed): figures_of(cell) for cell in cells}
+    header, slime, other = rows_of(figures, "slime", ["accuracy"], cells)
+    assert header == ["arm", "at", "seeds", "accuracy", "Δ"]
+    assert slime[2:] == ["2", "0.60 ± 1.27", "–"]
+    # Both seeds gain the same: the spread between seeds is not that of the difference.
+    assert other[4] == "+0.100 ± 0.000"
+
+
+def test_a_seed_that_is_not_done_is_not_made_up(tmp_path: Path) -> None:
+    one = done(tmp_path, "slime", {}, 0, {"accuracy": 0.5})
+    missing = Cell("slime", {}, cell_recipe(BASE, None, "slime", {}, 1), tmp_path / "slime" / "seed-1")
+    figures = {("slime", 0): figures_of(one), ("slime", 1): figures_of(missing)}
+    assert rows_of(figures, "slime", ["accuracy"], [one, missing])[1][2:4] == ["1 of 2", "0.500"]
+
+
+def test_what_is_not_alike_is_said(tmp_path: Path) -> None:
+    cells = [
+        done(tmp_path, "slime", {}, 0, {}),
+        done(tmp_path, "dpo", {"loss": "dpo", "epochs": 2, "args.max_grad_norm": 1.0}, 0, {}, steps=20),
+        done(tmp_path, "cpo", {"loss": "cpo"}, 0, {}),
+    ]
+    notes = "\n".join(unfair(cells))
+    assert "epochs differs (1.0: slime, cpo; 2.0: dpo)" in notes
+    assert "args.max_grad_norm differs (not set: slime, cpo; 1.0: dpo)" in notes
+    assert "cpo has a likelihood term of its own (nll_weight 1)" in notes
+    assert "rows learnt from: slime 40, dpo 80, cpo 40" in notes
+    assert "tokens learnt from: slime 800, dpo 800, cpo 400" in notes
+
+
+def test_arms_that_differ_in_nothing_but_the_objective_are_alike(tmp_path: Path) -> None:
+    arms = {"dpo": {"loss": "dpo"}, "ipo": {"loss": "ipo", "loss_options.tau": 0.2}}
+    cells = [done(tmp_path, name, keys, 0, {}) for name, keys in arms.items()]
+    assert unfair(cells) == []
+
+
+def test_the_end_of_a_search_is_said() -> None:
+    search = {"by": "x", "seeds": [9], "grid": {"learning_rate": [1, 2, 3]}}
+    sweep = Sweep.model_validate({"recipe": "r", "arms": {"a": {}}, "seeds": [0], "search": search})
+    recipe = cell_recipe(BASE, None, "a", {}, 0)
+    assert edges(sweep, [Cell("a", {"learning_rate": 2}, recipe, Path())]) == []
+    found = edges(sweep, [Cell("a", {"learning_rate": 3}, recipe, Path())])
+    assert found == ["a: the best learning_rate of the search, 3, is at its end: a better one may lie beyond"]
+
+
+def test_tables_are_written_and_an_unknown_measure_refused(tmp_path: Path) -> None:
+    cells = [done(tmp_path, "slime", {}, seed, {"accuracy": 0.5 + seed / 10}) for seed in (0, 1)]
+    sweep = Sweep.model_validate({"recipe": "r", "arms": {"slime": {}}, "seeds": [0, 1]})
+    write_tables(cells, sweep, tmp_path, make_console(quiet=True))
+    rows = list(csv.DictReader((tmp_path / "runs.csv").open()))
+    seen = [(row["arm"], row["seed"], row["accuracy"]) for row in rows]
+    assert seen == [("slime", "0", "0.5"), ("slime", "1", "0.6")]
+    assert "| slime |  | 2 | 0.55 ± 0.64 |" in (tmp_path / "sweep.md").read_text()
+    with pytest.raises(InputError, match=r"nothing is called 'acuracy' .did you mean 'accuracy'"):
+        write_tables(
+            cells, sweep.model_copy(update={"measures": ["acuracy"]}), tmp_path, make_console(quiet=True)
+        )
