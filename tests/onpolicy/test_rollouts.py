@@ -316,7 +316,7 @@ class TestSettings:
             ("dpo", {"kl": 0.1}, "kl is for objectives on samples"),
             ("dpo", {"skip_equal": True}, "skip_equal is for objectives on samples"),
             ("dpo", {"pairs": "all"}, "pairs"),
-            ("grpo", {"pairs": "best-worst"}, "pairs is for objectives on pairs"),
+            ("grpo", {"pairs": "right-wrong"}, "pairs is for objectives on pairs"),
             ("grpo", {"temperature": 0.9}, "temperature 1 and top_p 1"),
             ("grpo", {"top_p": 0.9}, "temperature 1 and top_p 1"),
             ("dpo", {"temperature": 0}, "temperature"),

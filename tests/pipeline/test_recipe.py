@@ -198,3 +198,11 @@ def test_a_reference_may_be_any_stage_before(recipe_file: Path) -> None:
 def test_no_stage_is_named_like_a_source_of_the_reference(recipe_file: Path, name: str) -> None:
     with pytest.raises(InputError, match=f"'{name}' cannot be a stage's name.*reference"):
         load_recipe(recipe_file, [f"stages.sft.name={name}"])
+
+
+@pytest.mark.parametrize("loss", ["grpo", "ppo", "dpo", "sft"])
+def test_a_run_s_own_recipe_with_all_its_defaults_is_a_recipe(loss: str) -> None:
+    rollouts = {"loss": loss, "rollouts": {"samples": 4}}
+    values = {"model": "m", "tasks": {"train": "t", "checker": "c:f"}, "stages": [rollouts]}
+    recipe = make_recipe(values)
+    assert make_recipe(parse_value(dump(recipe))) == recipe

@@ -136,7 +136,7 @@ def test_tables_are_written_and_an_unknown_measure_refused(tmp_path: Path) -> No
     rows = list(csv.DictReader((tmp_path / "runs.csv").open()))
     seen = [(row["arm"], row["seed"], row["accuracy"]) for row in rows]
     assert seen == [("slime", "0", "0.5"), ("slime", "1", "0.6")]
-    assert "| slime |  | 2 | 0.55 ± 0.64 |" in (tmp_path / "sweep.md").read_text()
+    assert "| slime |  | 2 | 0.550 ± 0.635 |" in (tmp_path / "sweep.md").read_text()
     with pytest.raises(InputError, match=r"nothing is called 'acuracy' .did you mean 'accuracy'"):
         write_tables(
             cells, sweep.model_copy(update={"measures": ["acuracy"]}), tmp_path, make_console(quiet=True)

@@ -104,6 +104,12 @@ class Rollouts(Settings):
     )
 
     @property
+    def given(self) -> set[str]:
+        """The settings that are not at their defaults: a run's own recipe.yaml, with all written out, is a recipe."""
+        fields = type(self).model_fields
+        return {key for key in self.model_fields_set if getattr(self, key) != fields[key].default}
+
+    @property
     def passes(self) -> int:
         """How often each mini-batch is learnt from."""
         return self.epochs or 1
@@ -134,14 +140,14 @@ def rollout_settings(
     if settings.samples < 2 and not (reads_samples and estimator in ("returns", "gae")):
         raise InputError(f"rollouts: samples = 1 gives loss {loss!r} nothing to compare: give 2 or more")
     if not reads_samples:
-        weighing = [key for key in settings.model_fields_set if key.startswith(_WEIGHING)]
+        weighing = [key for key in settings.given if key.startswith(_WEIGHING)]
         for key in ("advantages", "value", "kl", "skip_equal", *weighing):
-            if key in settings.model_fields_set:
+            if key in settings.given:
                 raise InputError(
                     f"rollouts: {key} is for objectives on samples; loss {loss!r} is given pairs"
                 )
         return settings
-    if "pairs" in settings.model_fields_set:
+    if "pairs" in settings.given:
         raise InputError(
             f"rollouts: pairs is for objectives on pairs; loss {loss!r} reads the samples themselves"
         )
@@ -150,7 +156,7 @@ def rollout_settings(
             f"rollouts: loss {loss!r} weighs samples by the policy's own log-probs, which are those of "
             "temperature 1 and top_p 1: leave temperature and top_p out"
         )
-    if "value" in settings.model_fields_set and estimator != "gae":
+    if "value" in settings.given and estimator != "gae":
         raise InputError(f"rollouts: value is for advantages: gae, and these are {estimator!r}")
     if loss == "rloo" and estimator in BY_TOKEN:
         raise InputError(
@@ -163,7 +169,7 @@ def rollout_settings(
 
 def _check_engine(settings: Rollouts) -> None:
     """Raises InputError for an engine that is not there to be had, and for settings that it makes no use of."""
-    engine, given = settings.engine, settings.model_fields_set
+    engine, given = settings.engine, settings.given
     if engine not in ("transformers", "vllm") and not engine.startswith(("http://", "https://")):
         raise InputError(
             f"rollouts: engine = {engine!r} is unknown: give transformers, vllm, or http://host:port of a vllm serve"

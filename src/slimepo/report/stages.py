@@ -22,8 +22,8 @@ from slimepo.report.records import (
     number,
     number_lines,
     numbers,
-    short_number,
 )
+from slimepo.words import short_number
 
 # Tasks shown of a stage, over all families; prompts shown over time, and at how many steps each.
 SHOWN, PROMPTS, STEPS = 24, 6, 6
