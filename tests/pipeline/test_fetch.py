@@ -186,6 +186,8 @@ def test_what_is_wrong_is_said_before_anything_is_downloaded(
         fetch_model("tiny", tmp_path / "b", console)
     with pytest.raises(InputError, match="not empty"):
         fetch_model("tiny", tmp_path / "b" / "notes", console)
+    with pytest.raises(InputError, match="notes/tiny cannot be written: "):
+        fetch_model("tiny", tmp_path / "b" / "notes" / "tiny", console)
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(InputError, match=r"pip install 'slimepo\[fetch\]'"):
         fetch_model("tiny", tmp_path / "a", console)

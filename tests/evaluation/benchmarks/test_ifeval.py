@@ -79,6 +79,11 @@ def test_verdicts_repeat_where_the_language_is_a_matter_of_chance() -> None:
     assert len({verdicts(GERMAN, "frog Frosch").strict[0] for _ in range(30)}) == 1
 
 
+def test_options_of_other_instructions_may_be_null() -> None:
+    question = {**COMMAS, "kwargs": [{"keywords": None, "num_words": None}]}
+    assert verdicts(question, "Frogs sing.") == ([True], [True])
+
+
 def test_an_instruction_without_a_checker_is_refused() -> None:
     question = {**COMMAS, "instruction_id_list": ["punctuation:no_dots"]}
     with pytest.raises(InputError, match="no instruction 'punctuation:no_dots'"):

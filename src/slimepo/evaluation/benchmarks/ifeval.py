@@ -163,7 +163,8 @@ def _checker(name: str, options: JsonObject, prompt: str) -> Callable[[str], boo
         least, wanted = options["let_relation"] == "at least", options["let_frequency"]
         return lambda text: (text.count(letter) >= wanted) == least
     instruction = table[name](name)
-    instruction.build_description(**options)
+    # The copy on the Hub has every option in every row, null where it is another instruction's.
+    instruction.build_description(**{key: value for key, value in options.items() if value is not None})
     if "prompt" in (instruction.get_instruction_args() or ()):
         instruction.build_description(prompt=prompt)
     return lambda text: bool(instruction.check_following(text))
