@@ -301,6 +301,7 @@ def test_a_reward_that_cannot_be_had_is_refused_before_a_model_loads(name: str, 
         ({"loss": "dpo", "rollouts": {"kl": 0.1}}, "kl is for objectives on samples"),
         ({"reference": "cache", "loss": "dpo"}, "use 'copy'"),
         ({"loss": "kto"}, "judged one by one"),
+        ({"answer_every": 2}, "give tasks.heldout"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from slimepo.data.messages import MalformedRow, as_turns
 from slimepo.data.render import ChatFormat, RowRefused, encode_prompt
 from slimepo.errors import InputError
 from slimepo.onpolicy.rewards import Prompt
 from slimepo.onpolicy.settings import Rollouts
-from slimepo.types import Message
 
 
 class PromptDataset(Dataset[Prompt]):
@@ -46,11 +46,10 @@ def prompts_from(given: Any, chat: ChatFormat) -> list[Prompt]:
         if isinstance(row, Prompt):
             prompts.append(row)
             continue
-        messages = row.get("prompt") if isinstance(row, Mapping) else None
-        if isinstance(messages, str):
-            messages = [Message(role="user", content=messages)]
-        if not isinstance(messages, list) or not messages:
-            raise InputError(f"row {number} has no prompt, text or a list of messages, to be answered")
+        try:
+            messages = as_turns(row.get("prompt") if isinstance(row, Mapping) else None, "'prompt'", "user")
+        except MalformedRow as malformed:
+            raise InputError(f"row {number} has no prompt to be answered: {malformed}") from malformed
         name = str(row.get("id") or number)
         try:
             prompts.append(Prompt(name, messages, row, encode_prompt(chat, messages)))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimepo.data.messages import MalformedRow, as_turns
 from slimepo.errors import InputError
 from slimepo.model.chat import load_chat_model
 from slimepo.types import Message
@@ -42,7 +43,12 @@ def read_prompts(texts: Sequence[str], file: Path | None) -> list[list[Message]]
         prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not prompts:
         raise InputError("no prompt: give one as an argument, with --prompts FILE, or on standard input")
-    return [[Message(role="user", content=p)] if isinstance(p, str) else p for p in prompts]
+    try:
+        return [
+            as_turns(prompt, f"prompt {number}", "user") for number, prompt in enumerate(prompts, start=1)
+        ]
+    except MalformedRow as malformed:
+        raise InputError(str(malformed)) from malformed
 
 
 def answer_prompts(

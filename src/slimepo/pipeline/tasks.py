@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.data.files import BadRow, file_rows
+from slimepo.data.messages import MalformedRow, as_turns
 from slimepo.data.render import ChatFormat, RowRefused, encode_prompt
 from slimepo.errors import InputError
 from slimepo.imports import find_function
@@ -111,11 +112,10 @@ def read_tasks(path: str, limit: int | None = None) -> list[Task]:
     for place, row in itertools.islice(file_rows(Path(path)), limit):
         if isinstance(row, BadRow):
             raise InputError(f"{place}: {row.reason}")
-        prompt = row.get("prompt")
-        if isinstance(prompt, str):
-            prompt = [Message(role="user", content=prompt)]
-        if not isinstance(prompt, list) or not prompt:
-            raise InputError(f"{place}: a task needs a prompt: text, or a list of messages")
+        try:
+            prompt = as_turns(row.get("prompt"), "'prompt'", "user")
+        except MalformedRow as malformed:
+            raise InputError(f"{place}: a task needs a prompt, text or messages: {malformed}") from malformed
         task = Task(str(row.get("id") or place), prompt, row)
         if task.id in tasks:
             raise InputError(f"{place}: another task has the id {task.id!r} too")
