@@ -22,10 +22,12 @@ OBJECTIVES = (
     "rpo",
     "lpo",
     "chi_po",
+    "xpo",
     "grpo",
     "rloo",
     "reinforce_pp",
     "ppo",
+    "nash_md",
 )
 
 # Where reference log-probs come from.

@@ -38,6 +38,7 @@ CASES = [
     Case("orpo", {"nll_weight": 0}),
     Case("rpo", {"eta": 2}),
     Case("lpo", {"rejected_rate": 3, "hinge_weight": 0}),
+    Case("xpo", {"alpha": 0.3}),
     Case("chi_po", {"clip_low": -1.5, "clip_high": 0.5}),
     Case("kto", one_sided=True),
     Case("kto", one_sided=True, divergence=0.8),
@@ -99,6 +100,7 @@ def beside(case: Case, count: int = 8) -> dict[str, Any]:
     return {
         "reference": random_samples(count, seed=9) if samples else random_pairs(count, seed=9),
         "behaviour": with_logps(now, now.logps + moved),
+        "opponent": torch.eye(2, dtype=torch.float64)[torch.arange(count) % 2],
         "advantages": torch.randn(shape, generator=generator, dtype=torch.float64),
         "divergence": torch.tensor(case.divergence or 0.0),
     }

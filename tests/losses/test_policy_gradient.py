@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slimepo.errors import InputError
-from slimepo.losses import bind, count, grpo, ppo, reinforce_pp, rloo, step_loss
+from slimepo.losses import bind, count, grpo, nash_md, ppo, reinforce_pp, rloo, step_loss
 from slimepo.types import LossOutput, SampleLogps
 from tests.losses.problems import random_samples, rows, samples_of, with_logps
 
@@ -200,6 +200,23 @@ class TestPPO:
         assert ppo(policy, behaviour, numbers(-1.0, 1.0, -1.0)).token_loss["sampled"][
             0
         ].item() == pytest.approx(math.exp(2))
+
+
+class TestNashMD:
+    def test_worked_by_hand(self) -> None:
+        # P = .9 and .2; log pi(y) = -3 and -1; d = (-1 + 2) + (-2 + 2.5) = 1.5, and -1.
+        policy, reference = samples_of([[-1.0, -2.0], [-1.0]]), samples_of([[-2.0, -2.5], [0.0]])
+        output = nash_md(policy, numbers(0.4, -0.3), reference, beta=0.2)
+        assert output.loss.tolist() == pytest.approx([0.4 * 3 + 0.1 * 1.5**2, -0.3 + 0.1])
+        assert output.metrics["kl"].tolist() == pytest.approx([0.75, -1])
+        # -(P - 1/2 - beta d) a token, over two responses: the paper's gradient.
+        slope = slopes(output, policy)[policy.mask].tolist()
+        assert slope == pytest.approx([-(0.4 - 0.3) / 2] * 2 + [-(-0.3 + 0.2) / 2])
+
+    def test_advantages_by_token_are_refused(self) -> None:
+        policy, reference = moved([[0.0, 0.0]])
+        with pytest.raises(InputError, match="nash_md takes one advantage a response"):
+            nash_md(policy, torch.ones(1, 2), reference)
 
 
 class TestSpecification:

@@ -28,7 +28,12 @@ def test_a_parameter_without_a_default_asks_for_what_its_name_says() -> None:
     asked = {name: objective.asks for name, objective in LOSSES.items() if objective.asks}
     with_reference = dict.fromkeys(("dpo", "ipo", "rpo", "lpo", "chi_po"), ("reference",))
     of_samples = dict.fromkeys(("grpo", "rloo", "reinforce_pp", "ppo"), ("behaviour", "advantages"))
-    assert asked == with_reference | of_samples | {"kto": ("reference", "divergence")}
+    others = {
+        "kto": ("reference", "divergence"),
+        "xpo": ("reference", "opponent"),
+        "nash_md": ("advantages", "reference"),
+    }
+    assert asked == with_reference | of_samples | others
 
 
 @pytest.mark.parametrize("name", ["grpo", "grpo/gspo", "reinforce_pp", "reinforce_pp/baseline"])

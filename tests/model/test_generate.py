@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from slimepo.errors import InputError
 from slimepo.model.attention.interface import install
-from slimepo.model.generate import Completion, generate
+from slimepo.model.generate import Completion, Mixture, generate
+from slimepo.model.modes import scoring
 
 VOCABULARY = 40
 SIZES = {
@@ -360,3 +361,46 @@ def test_settings_out_of_range_are_refused(changes: dict[str, Any], named: str) 
     options = {"prompts": [[5]], "end_token_ids": [2], "max_new_tokens": 2, **changes}
     with pytest.raises(InputError, match=named):
         generate(llama(), **options)
+
+
+class TestMixture:
+    """Tokens of two models together, of another kind each, by prompts of unequal lengths."""
+
+    PROMPTS = ([5, 9, 13], [7], [3, 3, 8, 20, 21])
+
+    @pytest.mark.parametrize("share", [0.3, 1.0])
+    @pytest.mark.parametrize("other", [qwen3, gpt2])
+    def test_the_likeliest_token_of_both(self, other: Any, share: float) -> None:
+        first, second = llama(), other()
+        found = generate(
+            first, self.PROMPTS, end_token_ids=[2], max_new_tokens=12, mixture=mixture_of(second, share)
+        )
+        for prompt, (completion,) in zip(self.PROMPTS, found, strict=True):
+            ids = list(prompt)
+            for token in completion.token_ids:
+                with torch.no_grad():
+                    one, two = (model(torch.tensor([ids])).logits[0, -1] for model in (first, second))
+                assert token == ((1 - share) * one + share * two).argmax().item()
+                ids.append(token)
+
+    def test_with_itself_it_is_the_model(self) -> None:
+        options: dict[str, Any] = dict(
+            end_token_ids=[2, 7, 11, 30], max_new_tokens=20, temperature=1.0, samples=6, seed=4
+        )
+        model = llama()
+        assert generate(model, self.PROMPTS, mixture=mixture_of(model, 0.5), **options) == generate(
+            model, self.PROMPTS, **options
+        )
+
+    def test_with_a_share_of_1_it_is_the_other(self) -> None:
+        options: dict[str, Any] = dict(
+            end_token_ids=[2, 7, 11], max_new_tokens=9, temperature=1.0, samples=3, seed=4
+        )
+        first, second = llama(), qwen3()
+        assert generate(first, self.PROMPTS, mixture=mixture_of(second, 1.0), **options) == generate(
+            second, self.PROMPTS, **options
+        )
+
+
+def mixture_of(model: Any, share: float) -> Mixture:
+    return Mixture(model, functools.partial(scoring, model, own_precision=False), share)

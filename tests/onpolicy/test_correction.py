@@ -12,7 +12,7 @@ import torch
 
 from slimepo.data.rows import Row
 from slimepo.errors import InputError
-from slimepo.losses import grpo, reinforce_pp, rloo
+from slimepo.losses import find_objective, grpo, reinforce_pp, rloo
 from slimepo.model.generate import Completion, generate
 from slimepo.onpolicy.correction import corrected, importance_weights
 from slimepo.onpolicy.rewards import Prompt
@@ -142,7 +142,7 @@ def test_weighing_advantages_is_weighing_the_loss(by_token: bool) -> None:
 )
 def test_settings_of_no_use_are_refused(given: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        rollout_settings(given, "grpo", reads_samples=True)
+        rollout_settings(given, "grpo", find_objective("grpo"))
 
 
 def test_where_vllm_is_not_installed_the_run_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,12 +154,12 @@ def test_where_vllm_is_not_installed_the_run_does_not_begin(monkeypatch: pytest.
 def test_pairs_are_not_weighed() -> None:
     given = {"engine": "http://a:1", "vllm_importance_sampling_correction": True}
     with pytest.raises(InputError, match="vllm_importance_sampling_correction is for objectives on samples"):
-        rollout_settings(given, "slime", reads_samples=False)
+        rollout_settings(given, "slime", find_objective("slime"))
 
 
 def test_the_first_name_of_the_upper_bound_is_taken_too() -> None:
     given = {"engine": "http://a:1", "vllm_importance_sampling_cap": 2.0}
-    settings = rollout_settings(given, "grpo", reads_samples=True)
+    settings = rollout_settings(given, "grpo", find_objective("grpo"))
     assert settings is not None
     assert settings.vllm_importance_sampling_clip_max == 2.0
 

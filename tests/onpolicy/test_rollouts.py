@@ -10,13 +10,14 @@ import pytest
 
 from slimepo.data.rows import Row
 from slimepo.errors import InputError
+from slimepo.losses import find_objective
 from slimepo.model.generate import Completion
 from slimepo.onpolicy.advantages import Array
+from slimepo.onpolicy.pairs import opposed_rows, pair_rows
 from slimepo.onpolicy.rewards import Prompt, Rewarder
 from slimepo.onpolicy.rollouts import (
     Rollout,
     figures,
-    pair_rows,
     records,
     roll_out,
     sample_rows,
@@ -54,9 +55,14 @@ def letters(row: Row) -> list[str]:
     return ["".join(map(chr, ids[ids != END])) for ids in row.responses]
 
 
-def samples(**options: Any) -> Rollouts:
-    settings = rollout_settings({"samples": 4, **options}, "grpo", reads_samples=True)
+def settings_for(loss: str, given: Any) -> Rollouts:
+    settings = rollout_settings(given, loss, find_objective(loss))
     assert settings is not None
+    return settings
+
+
+def samples(**options: Any) -> Rollouts:
+    settings = settings_for("grpo", {"samples": 4, **options})
     return settings
 
 
@@ -105,6 +111,71 @@ class TestPairs:
         assert letters(pair_rows(rollout, Rollouts())[0]) == ["a", "c"]
         (row,) = pair_rows(rollout, Rollouts(skip_unfinished=True))
         assert letters(row) == ["b", "c"]
+
+
+class TestOpponents:
+    OWN = rollout_of([["a", "b", "c", "d", "e", ""], ["f"] * 6], [[1, 0, 1, math.nan, 1, 1], [0] * 6])
+    OTHER = rollout_of([["x", "y", "z", "w", "e", "v"], ["g"] * 6], [[0, 1, 1, 0, 0, 0], [0] * 6])
+
+    def test_each_sample_against_the_answer_of_its_number(self) -> None:
+        """The third is a tie, the fourth has no reward, the fifth are the same and the sixth says nothing."""
+        rows = opposed_rows(self.OWN, self.OTHER, Rollouts())
+        assert [letters(row) for row in rows] == [["a", "x"], ["y", "b"]]
+        assert [row.id for row in rows] == ["p0 (1)", "p0 (2)"]
+        # Which of the two is the opponent's.
+        assert [row.values["opponent"].tolist() for row in rows] == [[0, 1], [1, 0]]  # type: ignore[union-attr]
+
+    def test_a_sample_is_as_good_as_it_is_likely_to_be_preferred(self) -> None:
+        rollout = replace(
+            rollout_of([["a", "b"]], [[1, 0]]), against=rollout_of([["x", "y", ""]], [[0, 2, math.nan]])
+        )
+        settings = settings_for("nash_md", {"samples": 2})
+        (row,) = sample_rows(rollout, settings)
+        # sigma(1) and sigma(-1); 1/2 and sigma(-2).
+        by_hand = [(0.7311 + 0.2689) / 2 - 0.5, (0.5 + 0.1192) / 2 - 0.5]
+        assert row.values["advantages"].tolist() == pytest.approx(by_hand, abs=1e-4)  # type: ignore[union-attr]
+        found = figures(rollout, [row], pairs=False)
+        assert found["preferred"] == pytest.approx(np.mean(by_hand) + 0.5, abs=1e-4)
+        assert found["reward"] == 0.5
+        assert found["reward/against"] == 1
+        (line,) = records(rollout, step=1)
+        assert line["samples"] == ["a", "b"]
+        assert line["against"]["rewards"] == [0, 2, None]
+
+    def test_without_an_opponent_the_group_is_its_own(self) -> None:
+        settings = settings_for("nash_md", {"samples": 2, "against": "policy"})
+        (row,) = sample_rows(rollout_of([["a", "b"]], [[1, 0]]), settings)
+        assert row.values["advantages"].tolist() == pytest.approx([0.2311, -0.2311], abs=1e-4)  # type: ignore[union-attr]
+
+    def test_a_penalty_comes_off_what_it_is_worth(self) -> None:
+        settings = settings_for("rloo", {"samples": 2, "advantages": "preference", "kl": 0.1})
+        (row,) = sample_rows(rollout_of([["a", "b"]], [[1, 0]]), settings, falling(1.0), falling(1.5))
+        # .5 + 1 of two tokens.
+        assert row.values["advantages"].tolist() == pytest.approx([0.0811, -0.3811], abs=1e-4)  # type: ignore[union-attr]
+
+    def test_all_answers_to_a_prompt_are_rewarded_together(self) -> None:
+        prompts = [Prompt(f"p{i}", [], {}, [i]) for i in range(3)]
+
+        def saying(letter: str) -> Any:
+            return lambda given, seeds: [[Completion([ord(letter), 48 + s, END], True)] * 2 for s in seeds]
+
+        calls: list[Any] = []
+
+        def reward(_: Any, completions: Sequence[str], row: Any) -> list[float]:
+            calls.append(list(completions))
+            return [float(text[0] == "a") for text in completions]
+
+        rollout = roll_out(
+            prompts, [1, 2, 3], saying("a"), lambda c: "".join(map(chr, c.token_ids[:-1])),
+            Rewarder({"own": (reward, 1.0)}), (saying("b"), [4, 5, 6]),
+        )  # fmt: skip
+        assert calls == [["a1", "a1", "b4", "b4"], ["a2", "a2", "b5", "b5"], ["a3", "a3", "b6", "b6"]]
+        assert rollout.texts == [["a1"] * 2, ["a2"] * 2, ["a3"] * 2]
+        assert rollout.rewards.tolist() == [[1, 1]] * 3
+        part = rollout.part(1, 2)
+        assert part.against is not None
+        assert part.against.texts == [["b5", "b5"]]
+        assert part.against.rewards.tolist() == [[0, 0]]
 
 
 class TestSamples:
@@ -194,8 +265,7 @@ class TestPenalty:
     def test_estimates_with_a_value_model_are_whitened_and_the_returns_kept(self) -> None:
         # The specification's example, without its mean and spread: values .5, .6, .7 and a reward of 1 at the end.
         rollout = rollout_of([["ab"]], [[1.0]])
-        settings = rollout_settings({"samples": 1}, "ppo", reads_samples=True)
-        assert settings is not None
+        settings = settings_for("ppo", {"samples": 1})
         expected = np.array([0.5, 0.6, 0.7], dtype=np.float32)
         (row,) = whitened_rows(sample_rows(rollout, settings, score_values=lambda rows: [[expected]]))
         raw = np.array([0.46575, 0.385, 0.3])
@@ -324,11 +394,28 @@ class TestSettings:
             ("rloo", {"advantages": "returns"}, "one advantage a response"),
             ("rloo", {"advantages": "gae"}, "one advantage a response"),
             ("grpo", {"value": {}}, "value is for advantages: gae"),
+            ("xpo", None, "loss 'xpo' learns from the policy's own samples: give rollouts"),
+            (
+                "xpo",
+                {"against": "policy"},
+                "loss 'xpo' learns from an opponent's answers: give against: reference",
+            ),
+            ("xpo", {"pairs": "right-wrong"}, "pairs is for samples that are compared with each other"),
+            ("xpo", {"mixture": 0.3}, "mixture is the reference's share in against: mixture"),
+            ("nash_md", {"mixture": 1}, "mixture"),
+            ("nash_md", {"skip_equal": True}, "skip_equal is for samples that are compared with each other"),
+            (
+                "nash_md",
+                {"advantages": "returns"},
+                "nash_md takes one advantage|is what advantages: preference",
+            ),
+            ("nash_md", {"advantages": "group", "against": "policy", "samples": 1}, "nothing to compare"),
+            ("grpo", {"against": "reference"}, "advantages: preference compare with, and these are 'group'"),
         ],
     )
     def test_what_is_wrong_is_refused_by_name(self, loss: str, given: Any, message: str) -> None:
         with pytest.raises(InputError, match=message):
-            rollout_settings(given, loss, reads_samples=loss != "dpo")
+            settings_for(loss, given)
 
     @pytest.mark.parametrize(
         ("loss", "advantages"),
@@ -339,11 +426,9 @@ class TestSettings:
         ],
     )  # fmt: skip
     def test_advantages_are_those_that_a_loss_was_published_with(self, loss: str, advantages: str) -> None:
-        settings = rollout_settings({}, loss, reads_samples=True)
-        assert settings is not None
+        settings = settings_for(loss, {})
         assert settings.advantages == advantages
-        other = rollout_settings({"advantages": "centered"}, loss, reads_samples=True)
-        assert other is not None
+        other = settings_for(loss, {"advantages": "centered"})
         assert other.advantages == "centered"
 
     @pytest.mark.parametrize(
@@ -353,15 +438,13 @@ class TestSettings:
     def test_ppo_alone_learns_from_a_rollout_several_times_unless_told(
         self, loss: str, given: Any, passes: int
     ) -> None:
-        settings = rollout_settings(given, loss, reads_samples=loss != "dpo")
-        assert settings is not None
+        settings = settings_for(loss, given)
         assert settings.passes == passes
 
     def test_pairs_may_be_sampled_at_any_temperature(self) -> None:
-        settings = rollout_settings({"temperature": 0.8, "top_p": 0.95, "samples": 5}, "dpo", False)
-        assert settings is not None
+        settings = settings_for("dpo", {"temperature": 0.8, "top_p": 0.95, "samples": 5})
         assert settings.advantages is None
 
     def test_one_sample_is_enough_where_nothing_is_compared(self) -> None:
-        assert rollout_settings({"samples": 1}, "reinforce_pp", True) is not None
-        assert rollout_settings({"samples": 1}, "ppo", True) is not None
+        for loss in ("reinforce_pp", "ppo", "xpo", "nash_md"):
+            assert settings_for(loss, {"samples": 1}).samples == 1

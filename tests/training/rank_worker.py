@@ -64,6 +64,10 @@ JOBS: dict[str, dict[str, Any]] = {
         "loss": "dpo", "learning_rate": 0.3, "reference": "copy",
         "rollouts": {"samples": 3, "max_new_tokens": 9, "steps_per_rollout": 2, "pairs": "right-wrong"},
     },
+    "xpo": {
+        "loss": "xpo", "learning_rate": 0.3, "reference": "copy", "loss_options": {"alpha": 0.1},
+        "rollouts": {"samples": 1, "max_new_tokens": 9, "against": "mixture"},
+    },
     # The same, and the run ends.
     "fails": {"loss": "grpo", "rollouts": {"samples": 2, "max_new_tokens": 4}},
     # Some prompts give no pair.

@@ -15,11 +15,13 @@ from slimepo.data.rows import Row
 from slimepo.errors import InputError
 from slimepo.losses import count, slime, step_loss
 from slimepo.model.adapters import lora_config
+from slimepo.model.generate import completion_text, generate
+from slimepo.onpolicy.rollouts import sample_seed
 from slimepo.onpolicy.vllm import VLLM
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.rollouts import sampled, together
 from slimepo.training.trainer import PreferenceTrainer
-from tests.losses.problems import pairs_of
+from tests.losses.problems import pairs_of, sigmoid
 from tests.tiny import letter_tokenizer, random_rows, tiny_model
 from tests.training.rank_worker import prompts, vowels
 
@@ -288,6 +290,64 @@ class TestByHand:
         first, second = losses(made)
         assert first == pytest.approx(math.log(2), abs=1e-6)
         assert second != pytest.approx(math.log(2), abs=1e-6)
+
+    def test_xpo_sets_samples_against_those_of_the_reference(self, tmp_path: Path) -> None:
+        made = trainer(
+            tmp_path, loss="xpo", loss_options={"alpha": 0.05, "beta": 0.5}, reference="copy", max_steps=4,
+            learning_rate=0.1,
+        )  # fmt: skip
+        seen = watched(made)
+        made.train()
+        start = Untouched(seen[0][0])
+        for step, (before, _) in enumerate(seen):
+            now, parts = Untouched(before), []
+            for line in (line for line in lines(tmp_path) if line["step"] == step + 1):
+                other = {"prompt": line["prompt"]} | line["against"]
+                for i in range(4):
+                    own, theirs = line["rewards"][i], other["rewards"][i]
+                    if own == theirs or not line["samples"][i] or not other["samples"][i]:
+                        continue
+                    ours, known = (
+                        [model.logps(each, i).sum().item() for each in (line, other)]
+                        for model in (now, start)
+                    )
+                    ratios = [a - b for a, b in zip(ours, known, strict=True)]
+                    won, lost = ratios if own > theirs else ratios[::-1]
+                    parts.append(-math.log(sigmoid(0.5 * (won - lost))) + 0.05 * ours[1])
+            assert len(parts) > 3
+            assert losses(made)[step] == pytest.approx(np.mean(parts), rel=1e-4)
+        # The reference says at the end what it said at the start: a function of the seed alone.
+        assert made.rollouts is not None
+        line, asked = lines(tmp_path)[-1], [prompt.id for prompt in made.train_dataset]
+        item = asked.index(line["prompt"])
+        (again,) = generate(
+            start.model.float(), [made.train_dataset[item].ids], end_token_ids=made.rollouts.end_ids,
+            max_new_tokens=8, temperature=1.0, samples=4, seed=sample_seed(0, 3, item, "opponent"),
+        )  # fmt: skip
+        texts = [completion_text(start.tokenizer, completion) for completion in again]
+        assert texts == line["against"]["samples"]
+
+    def test_nash_md_goes_by_what_is_preferred_to_a_mixture(self, tmp_path: Path) -> None:
+        made = trainer(tmp_path, loss="nash_md", reference="copy", learning_rate=0.1)
+        seen = watched(made)
+        made.train()
+        start, now, parts = Untouched(seen[0][0]), Untouched(seen[1][0]), []
+        for line in (line for line in lines(tmp_path) if line["step"] == 2):
+            for i in range(4):
+                chance = np.mean(
+                    [sigmoid(line["rewards"][i] - other) for other in line["against"]["rewards"]]
+                )
+                logp, known = (model.logps(line, i).sum().item() for model in (now, start))
+                parts.append(-(chance - 0.5) * logp + 0.1 * (logp - known) ** 2 / 2)
+        assert losses(made)[1] == pytest.approx(np.mean(parts), rel=1e-4)
+        assert 0 < made.state.log_history[1]["preferred"] < 1
+
+    def test_an_opponent_without_adapters_needs_no_second_model(self, tmp_path: Path) -> None:
+        made = trainer(tmp_path, loss="xpo", learning_rate=1.0, rollouts={"samples": 2}, peft_config=True)
+        assert made.reference is not None
+        assert made.reference.source == "adapters-off"
+        made.train()
+        assert any(line["samples"] != line["against"]["samples"] for line in lines(tmp_path))
 
     def test_pairs_too_are_learnt_from_again(self, tmp_path: Path) -> None:
         made = trainer(tmp_path, loss="dpo", reference="copy", learning_rate=0.2, rollouts={"epochs": 2})

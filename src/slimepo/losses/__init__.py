@@ -11,9 +11,9 @@ hyperparameter out of its range raises InputError.
 """
 
 from slimepo.losses.common import Counts, count, step_loss
-from slimepo.losses.dpo import chi_po, dpo, ipo, lpo, rpo
+from slimepo.losses.dpo import chi_po, dpo, ipo, lpo, rpo, xpo
 from slimepo.losses.kto import kto
-from slimepo.losses.policy_gradient import grpo, ppo, reinforce_pp, rloo
+from slimepo.losses.policy_gradient import grpo, nash_md, ppo, reinforce_pp, rloo
 from slimepo.losses.presets import PRESETS
 from slimepo.losses.sft import sft
 from slimepo.losses.simpo import cpo, orpo, simpo
@@ -36,6 +36,7 @@ __all__ = [
     "ipo",
     "kto",
     "lpo",
+    "nash_md",
     "orpo",
     "ppo",
     "reinforce_pp",
@@ -45,4 +46,5 @@ __all__ = [
     "simpo",
     "slime",
     "step_loss",
+    "xpo",
 ]

@@ -137,11 +137,8 @@ def rloo(
         >>> rloo(now, sampled, torch.tensor([2.0])).loss  # -2 e^-.3
         tensor([-1.4816])
     """
-    if advantages.dim() != 1:
-        raise InputError("rloo takes one advantage a response, not one a token")
+    weighed = _of_responses("rloo", advantages, policy)[:, None]
     ratios = _exp(_log_ratios(policy, behaviour).sum(dim=-1))[:, None]
-    # A response that is not there is not weighed.
-    weighed = masked(advantages, policy.mask.any(dim=-1))[:, None]
     loss, metrics = _surrogate(policy, ratios, weighed, clip_low, clip_high)
     return LossOutput(loss.squeeze(1), metrics)
 
@@ -247,6 +244,54 @@ def ppo(
     return _aggregated(loss_BT, policy, metrics, "token", None)
 
 
+def nash_md(
+    policy: SampleLogps,
+    advantages: Tensor,
+    reference: SampleLogps,
+    *,
+    beta: float = 0.1,
+) -> LossOutput:
+    """Nash-MD-PG (arXiv 2312.00886, section 7): towards what is preferred to the answers of a mixture of policies.
+
+    With A = P(y > y') - 1/2, y' drawn from the geometric mixture of policy and reference, log pi(y) and d = log pi(y) -
+    log pi_ref(y) summed over the tokens::
+
+        L = -A log pi(y) + beta d^2 / 2
+
+    whose slope is that of the paper, -(A - beta d) times that of log pi(y), which estimates the slope of the KL to the
+    reference without bias.
+
+    Args:
+        policy, reference: log-probs under the model in training and under the reference, `[responses, tokens]`.
+        advantages: `[responses]`, how likely each is to be preferred, less 1/2.
+        beta: >= 0, weight of the KL.
+
+    Returns:
+        loss `[responses]`; metrics: log-prob per token, and d per token.
+
+    Raises:
+        InputError: a hyperparameter out of its range, or advantages by token.
+
+    Example:
+        >>> import torch
+        >>> from slimepo.losses import nash_md
+        >>> from slimepo.types import SampleLogps
+        >>> mask = torch.tensor([[True, True]])
+        >>> now = SampleLogps(torch.tensor([[-1.0, -2.0]]), mask)
+        >>> start = SampleLogps(torch.tensor([[-2.0, -2.0]]), mask)
+        >>> nash_md(now, torch.tensor([0.25]), start).loss  # .25 * 3 + .1 * 1 / 2
+        tensor([0.8000])
+    """
+    check_number("beta", beta, at_least=0)
+    weighed = _of_responses("nash_md", advantages, policy)
+    log_ratios_BT = _log_ratios(policy, reference)
+    loss = (
+        -weighed * masked(policy.logps, policy.mask).sum(dim=-1) + beta * log_ratios_BT.sum(dim=-1) ** 2 / 2
+    )
+    metrics = {"logps/sampled": policy.logps, "kl": log_ratios_BT}
+    return LossOutput(loss, {name: _per_response(value.detach(), policy) for name, value in metrics.items()})
+
+
 def _log_ratios(policy: SampleLogps, other: SampleLogps) -> Tensor:
     """log pi - log pi_other of every token, 0 where there is none: `[responses, tokens]`."""
     return masked(policy.logps, policy.mask) - masked(other.logps, policy.mask)
@@ -262,6 +307,13 @@ def _of_tokens(advantages: Tensor, policy: SampleLogps) -> Tensor:
     """One advantage a token, 0 where there is none: `[responses, tokens]`."""
     wide = advantages if advantages.dim() == 2 else advantages[:, None]
     return masked(wide.expand_as(policy.logps), policy.mask)
+
+
+def _of_responses(loss: str, advantages: Tensor, policy: SampleLogps) -> Tensor:
+    """One advantage a response, 0 for one that is not there: `[responses]`."""
+    if advantages.dim() != 1:
+        raise InputError(f"{loss} takes one advantage a response, not one a token")
+    return masked(advantages, policy.mask.any(dim=-1))
 
 
 def _surrogate(

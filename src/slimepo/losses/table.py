@@ -12,9 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from slimepo.errors import InputError
 from slimepo.imports import find_function
-from slimepo.losses.dpo import chi_po, dpo, ipo, lpo, rpo
+from slimepo.losses.dpo import chi_po, dpo, ipo, lpo, rpo, xpo
 from slimepo.losses.kto import kto
-from slimepo.losses.policy_gradient import grpo, ppo, reinforce_pp, rloo
+from slimepo.losses.policy_gradient import grpo, nash_md, ppo, reinforce_pp, rloo
 from slimepo.losses.presets import PRESETS
 from slimepo.losses.sft import sft
 from slimepo.losses.simpo import cpo, orpo, simpo
@@ -67,10 +67,12 @@ LOSSES: dict[str, Objective] = {
     "rpo": Objective(rpo),
     "lpo": Objective(lpo),
     "chi_po": Objective(chi_po),
+    "xpo": Objective(xpo),
     "grpo": Objective(grpo, positions=None, asks_where={"reference": "kl"}),
     "rloo": Objective(rloo, positions=None),
     "reinforce_pp": Objective(reinforce_pp, positions=None, asks_where={"reference": "kl"}),
     "ppo": Objective(ppo, positions=None),
+    "nash_md": Objective(nash_md, positions=None),
 }
 
 
@@ -174,6 +176,8 @@ def _try_out(name: str, bound: LossFunction, objective: Objective) -> None:
     }
     if objective.positions is None:
         known["advantages"] = torch.ones(2)
+    else:
+        known["opponent"] = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     if not known.keys() >= set(objective.asks):
         # Of what shape the values of a user's rows are, these rows alone can say.
         return

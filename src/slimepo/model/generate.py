@@ -6,8 +6,10 @@ import hashlib
 import inspect
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from slimepo.errors import InputError
-from slimepo.model.modes import scoring
+from slimepo.model.modes import Forward, scoring
 
 # Dropping rows copies the cache, so it waits until a good part of the batch has nothing more to say.
 _DROP_WHEN_DONE = 0.3
@@ -44,6 +46,17 @@ def completion_text(tokenizer: Any, completion: Completion) -> str:
     return str(tokenizer.decode(ids))
 
 
+class Mixture(NamedTuple):
+    """Another model to draw tokens with: from softmax((1 - share) z + share z'), z the logits of the first, z' its own.
+
+    `opened` yields its forward in the mode that it answers in; the first model may be in another one then.
+    """
+
+    model: Any
+    opened: Callable[[], AbstractContextManager[Forward]]
+    share: float
+
+
 @dataclass(frozen=True)
 class _Settings:
     end_ids: Tensor
@@ -66,6 +79,7 @@ def generate(
     seed: int | Sequence[int] = 0,
     batch_rows: int = 256,
     entropy: bool = False,
+    mixture: Mixture | None = None,
     progress: Callable[[int], None] | None = None,
     done: Collection[int] = (),
     finished: Callable[[Sequence[int], Sequence[Sequence[Completion]]], None] | None = None,
@@ -79,6 +93,8 @@ def generate(
     temperature 0 takes the likeliest token each time; otherwise tokens are drawn from
     softmax(logits / temperature), cut to the likeliest tokens that reach a mass of `top_p`.
     seed: one for all prompts, or one for each.
+    mixture: draw from the geometric mixture of the model and another one, token by token; with a share of 1 from that
+    one alone.
     entropy: keep how uncertain the model was, whatever temperature and top_p drew from it.
     progress: called with the number of prompts that a finished batch held.
     finished: called with the places of a finished batch's prompts and their completions, so that these can be kept;
@@ -107,7 +123,11 @@ def generate(
         numbers.append(range(times[source] * samples, (times[source] + 1) * samples))
         times[source] += 1
     with scoring(model, own_precision=False):
-        pads = len({len(prompt) for prompt in prompts}) > 1 and _takes_padding(model, prompts[0][0])
+        models = [model] if mixture is None else [model, mixture.model]
+        pads = len({len(prompt) for prompt in prompts}) > 1 and all(
+            _takes_padding(each, prompts[0][0]) for each in models
+        )
+        spoken = model if mixture is None else _Mixed(model, mixture)
         for batch in _batches(prompts, max(1, batch_rows // samples), pads):
             if set(done).issuperset(batch):
                 continue
@@ -115,7 +135,7 @@ def generate(
             draws = [
                 _draws(seeds[i], prompts[i], number, max_new_tokens) for i in drawn for number in numbers[i]
             ]
-            rows = _complete(model, [prompts[index] for index in batch], settings, draws)
+            rows = _complete(spoken, [prompts[index] for index in batch], settings, draws)
             for place, index in enumerate(batch):
                 completions[index] = rows[place * samples : (place + 1) * samples]
             if finished is not None:
@@ -239,6 +259,35 @@ def _read_prompts(model: Any, prompts: Tensor, places: dict[str, Tensor], sample
             layer.batch_repeat_interleave(samples)
         return output.logits[:, -1].repeat_interleave(samples, dim=0), cache
     return _read_prompts(model, prompts.repeat_interleave(samples, dim=0), {}, 1)
+
+
+class _Mixed:
+    """Two models as one; what it calls its cache holds the layers of both, so that rows are dropped from both."""
+
+    def __init__(self, model: Any, mixture: Mixture) -> None:
+        own = Mixture(model, lambda: nullcontext(model), 1 - mixture.share)
+        self.parts = [mixture] if mixture.share == 1 else [own, mixture]
+
+    def forward(
+        self, input_ids: Tensor, past_key_values: Any = None, logits_to_keep: int = 0, **places: Any
+    ) -> Any:
+        logits: Any = 0
+        caches = []
+        for number, (model, opened, share) in enumerate(self.parts):
+            given = {} if past_key_values is None else {_cache_name(model): past_key_values.parts[number]}
+            if logits_to_keep and "logits_to_keep" in _parameters(model):
+                given["logits_to_keep"] = logits_to_keep
+            with opened() as forward:
+                output = forward(input_ids=input_ids, **places, **given)
+            logits = logits + share * output.logits[:, -1:].float()
+            caches.append(getattr(output, _cache_name(model), None))
+        # A cache without layers is one that no row can be selected from, and so are both together.
+        layers = [layer for cache in caches for layer in getattr(cache, "layers", None) or [None]]
+        both = None if None in caches else SimpleNamespace(parts=caches, layers=layers)
+        return SimpleNamespace(logits=logits, past_key_values=both)
+
+    def __call__(self, **given: Any) -> Any:
+        return self.forward(**given)
 
 
 def _parameters(model: Any) -> Collection[str]:

@@ -54,6 +54,30 @@ def group_advantages(rewards: Array, estimator: Estimator) -> Array:
     return centered
 
 
+def preferences(rewards: Array, opponents: Array | None = None) -> Array:
+    """How likely each sample is to be preferred to an opponent's answer, less 1/2: `[prompts, samples]`.
+
+    P(y > y') = sigma(r - r') (Bradley-Terry), averaged over the opponents, whose rewards are `[prompts, opponents]`,
+    or over the group's others where there are none. A sample without any opponent has 0.
+
+    Example:
+        >>> import numpy as np
+        >>> from slimepo.onpolicy.advantages import preferences
+        >>> preferences(np.array([[1.0, 0.0]]), np.array([[0.0, 0.0]])).round(4)  # sigma(1) - 1/2, twice
+        array([[0.2311, 0.    ]])
+        >>> preferences(np.array([[1.0, 0.0, 0.0]])).round(4)
+        array([[ 0.2311, -0.1155, -0.1155]])
+    """
+    others = rewards if opponents is None else opponents
+    # sigma(x) - 1/2
+    won = np.tanh((rewards[:, :, None] - others[:, None, :]) / 2) / 2
+    if opponents is None:
+        won[:, np.arange(won.shape[1]), np.arange(won.shape[1])] = np.nan
+    compared = ~np.isnan(won)
+    means: Array = np.where(compared, won, 0).sum(axis=2) / compared.sum(axis=2).clip(min=1)
+    return np.where(np.isnan(rewards), np.nan, means)
+
+
 def token_rewards(last: Sequence[float], of_tokens: Sequence[Array]) -> list[Array]:
     """The reward at each token of each response, `[tokens]`: its own, and at the last token that of the response."""
     result = []

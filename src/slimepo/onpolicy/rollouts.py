@@ -14,7 +14,15 @@ import numpy as np
 
 from slimepo.data.rows import Row
 from slimepo.model.generate import Completion
-from slimepo.onpolicy.advantages import Array, gae, group_advantages, returns, token_rewards, whitened
+from slimepo.onpolicy.advantages import (
+    Array,
+    gae,
+    group_advantages,
+    preferences,
+    returns,
+    token_rewards,
+    whitened,
+)
 from slimepo.onpolicy.rewards import Prompt, Rewarder
 from slimepo.onpolicy.settings import BY_TOKEN, Rollouts
 
@@ -29,7 +37,8 @@ class Rollout:
     """What was sampled for some prompts: one entry of each list a prompt.
 
     `rewards` `[prompts, samples]`, NaN for what was not rewarded; `parts` the same of each reward; `skipped` why a
-    prompt has none. `seconds`: of sampling, and of the rewards, for all of the prompts.
+    prompt has none. `seconds`: of sampling, and of the rewards, for all of the prompts. `against`: the same of an
+    opponent's answers, where the samples are compared with such.
     """
 
     prompts: list[Prompt]
@@ -39,6 +48,17 @@ class Rollout:
     parts: dict[str, Array]
     skipped: list[str]
     seconds: dict[str, float]
+    against: Rollout | None = None
+
+    def answers(self, start: int, stop: int) -> Rollout:
+        """That of some of the answers to each prompt."""
+        return replace(
+            self,
+            completions=[of_prompt[start:stop] for of_prompt in self.completions],
+            texts=[of_prompt[start:stop] for of_prompt in self.texts],
+            rewards=self.rewards[:, start:stop],
+            parts={name: part[:, start:stop] for name, part in self.parts.items()},
+        )
 
     def part(self, start: int, stop: int) -> Rollout:
         """That of some of the prompts."""
@@ -51,12 +71,13 @@ class Rollout:
             rewards=self.rewards[cut],
             parts={name: part[cut] for name, part in self.parts.items()},
             skipped=self.skipped[cut],
+            against=self.against and self.against.part(start, stop),
         )
 
 
-def sample_seed(seed: int, step: int, item: int) -> int:
+def sample_seed(seed: int, step: int, item: int, of: str = "rollout") -> int:
     """The seed of the samples of an item of a step; each is a function of this, of its prompt and of its number."""
-    digest = hashlib.blake2b(f"rollout:{seed}:{step}:{item}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{of}:{seed}:{step}:{item}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
 
@@ -66,61 +87,51 @@ def roll_out(
     sampler: Sampler,
     decode: Callable[[Completion], str],
     rewarder: Rewarder,
+    opponent: tuple[Sampler, Sequence[int]] | None = None,
 ) -> Rollout:
-    """Sample answers to the prompts and reward them.
+    """Sample answers to the prompts, and those of an opponent with seeds of its own; reward all answers to a prompt.
 
     Raises:
         InputError: a reward failed, and is to stop the run.
     """
     started = time.perf_counter()
-    completions = sampler(prompts, seeds)
+    of_policy = sampler(prompts, seeds)
+    others = [[] for _ in prompts] if opponent is None else opponent[0](prompts, opponent[1])
+    completions = [[*own, *other] for own, other in zip(of_policy, others, strict=True)]
     texts = [[decode(completion) for completion in of_prompt] for of_prompt in completions]
     sampled = time.perf_counter()
     found = rewarder.of_all(prompts, texts)
     rewarded = time.perf_counter()
-    width = max((len(answers) for answers in texts), default=0)
-    return Rollout(
+    shape = (len(found), max((len(answers) for answers in texts), default=0))
+    both = Rollout(
         prompts=list(prompts),
         completions=completions,
         texts=texts,
-        rewards=np.array([total for total, _, _ in found], dtype=np.float64).reshape(len(found), width),
-        parts={name: np.array([parts[name] for _, parts, _ in found]) for name in rewarder.functions},
+        rewards=np.array([total for total, _, _ in found], dtype=np.float64).reshape(shape),
+        parts={
+            name: np.array([parts[name] for _, parts, _ in found]).reshape(shape)
+            for name in rewarder.functions
+        },
         skipped=[why for _, _, why in found],
         seconds={"sample": sampled - started, "reward": rewarded - sampled},
     )
+    own = max(map(len, of_policy), default=0)
+    return both if opponent is None else replace(both.answers(0, own), against=both.answers(own, shape[1]))
 
 
-def pair_rows(rollout: Rollout, settings: Rollouts) -> list[Row]:
-    """Rows of chosen and rejected: of each prompt the best against the worst, or all that are best against all worst.
+def as_ids(ids: Sequence[int]) -> Any:
+    return np.array(ids, dtype=np.int32)
 
-    A prompt whose rewards are all equal gives no pair, nor do identical answers or empty ones. Of answers with equal
-    reward the earlier one is taken.
-    """
-    rows = []
-    for prompt, completions, texts, rewards in zip(
-        rollout.prompts, rollout.completions, rollout.texts, rollout.rewards, strict=True
-    ):
-        counts = [
-            i
-            for i, reward in enumerate(rewards.tolist())
-            if not math.isnan(reward)
-            and texts[i]
-            and (completions[i].finished or not settings.skip_unfinished)
-        ]
-        if not counts or rewards[counts].min() == rewards[counts].max():
-            continue
-        best, worst = (
-            [i for i in counts if rewards[i] == bound]
-            for bound in (rewards[counts].max(), rewards[counts].min())
-        )
-        if settings.pairs == "best-worst":
-            best, worst = best[:1], worst[:1]
-        for number, (chosen, rejected) in enumerate(itertools.product(best, worst)):
-            responses = (_ids(completions[chosen].token_ids), _ids(completions[rejected].token_ids))
-            name = prompt.id if settings.pairs == "best-worst" else f"{prompt.id} ({number + 1})"
-            if texts[chosen] != texts[rejected]:
-                rows.append(Row(_ids(prompt.ids), responses, {}, name))
-    return rows
+
+def counted_rewards(rollout: Rollout, settings: Rollouts, said: bool = False) -> Array:
+    """The rewards, NaN for answers that do not count: empty ones (of no words, where `said`), and what was cut off."""
+    rewards = np.array(rollout.rewards)
+    for place, of_prompt in enumerate(rollout.completions):
+        for i, completion in enumerate(of_prompt):
+            empty = not (rollout.texts[place][i] if said else completion.token_ids)
+            if empty or (settings.skip_unfinished and not completion.finished):
+                rewards[place, i] = math.nan
+    return rewards
 
 
 def sample_rows(
@@ -140,12 +151,16 @@ def sample_rows(
     that give one advantage a response. score_values: the values `[tokens]` that generalised advantage estimates are
     made of; these and the returns are kept as `values` and `returns`.
     """
-    rewards, kept = _counted(rollout, settings)
+    rewards, opponents = (
+        counted_rewards(rollout, settings),
+        rollout.against and counted_rewards(rollout.against, settings),
+    )
+    kept = [place for place, own in enumerate(rewards) if _has_something_to_learn(own, settings.skip_equal)]
     rows = [
         Row(
-            _ids(rollout.prompts[place].ids),
+            as_ids(rollout.prompts[place].ids),
             tuple(
-                _ids([] if math.isnan(reward) else completion.token_ids)
+                as_ids([] if math.isnan(reward) else completion.token_ids)
                 for completion, reward in zip(
                     rollout.completions[place], rewards[place].tolist(), strict=True
                 )
@@ -164,8 +179,9 @@ def sample_rows(
             for of_row, of_reference in zip(behaviour, reference, strict=True)
         ]
     named: dict[str, list[Any]] = {}
+    opponents = None if rollout.against is None else counted_rewards(rollout.against, settings)[kept]
     if score_values is None:
-        named["advantages"] = _advantages(rewards[kept], penalties, settings)
+        named["advantages"] = _advantages(rewards[kept], opponents, penalties, settings)
     else:
         expected = score_values(rows)
         estimates = _estimates(rewards[kept], penalties, expected, settings)
@@ -200,25 +216,23 @@ def whitened_rows(rows: Sequence[Row], add_up: Callable[[Array], Array] = lambda
     ]
 
 
-def _counted(rollout: Rollout, settings: Rollouts) -> tuple[Array, list[int]]:
-    """The rewards, NaN for answers that do not count, and the places of prompts that have something to learn from."""
-    rewards, kept = np.array(rollout.rewards), []
-    for place, of_prompt in enumerate(rollout.completions):
-        for i, completion in enumerate(of_prompt):
-            if not completion.token_ids or (settings.skip_unfinished and not completion.finished):
-                rewards[place, i] = math.nan
-        counted = rewards[place][~np.isnan(rewards[place])]
-        if len(counted) and not (settings.skip_equal and counted.min() == counted.max()):
-            kept.append(place)
-    return rewards, kept
+def _has_something_to_learn(rewards: Array, skip_equal: bool) -> bool:
+    counted = rewards[~np.isnan(rewards)]
+    return len(counted) > 0 and not (skip_equal and counted.min() == counted.max())
 
 
-def _advantages(rewards: Array, penalties: list[list[Array]], settings: Rollouts) -> list[Any]:
+def _advantages(
+    rewards: Array, opponents: Array | None, penalties: list[list[Array]], settings: Rollouts
+) -> list[Any]:
     """For each row its advantages: float32 `[samples]`, or a tuple of float64 `[tokens]` a sample."""
     estimator = settings.advantages or "group"
     if estimator not in BY_TOKEN:
         summed = np.array([[each.sum() for each in of_row] for of_row in penalties]).reshape(rewards.shape)
-        found = group_advantages(rewards - summed, estimator)
+        found = (
+            preferences(rewards, opponents) - summed
+            if estimator == "preference"
+            else group_advantages(rewards - summed, estimator)
+        )
         return [np.nan_to_num(of_row).astype(np.float32) for of_row in found]
     of_samples = np.nan_to_num(group_advantages(rewards, estimator))
     flat = returns(of_samples.reshape(-1).tolist(), [-each for of_row in penalties for each in of_row])
@@ -255,7 +269,7 @@ def _by_row(flat: Sequence[Array], rows: Sequence[Sequence[Array]]) -> list[Any]
 def first_samples(rollout: Rollout) -> list[Row]:
     """A row a prompt with the first of its samples: drawn as all of them are, and read at a fraction of their cost."""
     return [
-        Row(_ids(prompt.ids), (_ids(completions[0].token_ids),), {}, prompt.id)
+        Row(as_ids(prompt.ids), (as_ids(completions[0].token_ids),), {}, prompt.id)
         for prompt, completions in zip(rollout.prompts, rollout.completions, strict=True)
     ]
 
@@ -284,34 +298,41 @@ def figures(rollout: Rollout, rows: Sequence[Row], pairs: bool) -> dict[str, flo
     }
     if len(rollout.parts) > 1:
         found |= {f"reward/{name}": _mean(part[~np.isnan(part)]) for name, part in rollout.parts.items()}
+    if rollout.against is not None:
+        won = preferences(rewards, rollout.against.rewards) + 0.5
+        found |= {
+            "reward/against": _mean(rollout.against.rewards[~np.isnan(rollout.against.rewards)]),
+            "preferred": _mean(won[~np.isnan(won)]),
+        }
     return found | ({"sampled/pairs": len(rows) / max(len(rollout.prompts), 1)} if pairs else {})
 
 
 def records(rollout: Rollout, step: int) -> list[dict[str, Any]]:
-    """A line a prompt for the run folder: its samples, whether they ended, their tokens, every reward (null: none)."""
+    """A line a prompt for the run folder: its samples, whether they ended, their tokens, every reward (null: none).
+
+    What an opponent answered stands under `against`.
+    """
 
     def plain(values: Array) -> list[float | None]:
         return [None if math.isnan(value) else value for value in values.tolist()]
 
+    def answers(of: Rollout, place: int) -> dict[str, Any]:
+        said = {
+            "samples": of.texts[place],
+            "finished": [completion.finished for completion in of.completions[place]],
+            "tokens": [len(completion.token_ids) for completion in of.completions[place]],
+            "rewards": plain(of.rewards[place]),
+        }
+        parts = {name: plain(part[place]) for name, part in of.parts.items()}
+        return said | ({"parts": parts} if len(parts) > 1 else {})
+
     lines = []
     for place, prompt in enumerate(rollout.prompts):
-        line = {
-            "step": step,
-            "prompt": prompt.id,
-            "messages": prompt.messages,
-            "samples": rollout.texts[place],
-            "finished": [completion.finished for completion in rollout.completions[place]],
-            "tokens": [len(completion.token_ids) for completion in rollout.completions[place]],
-            "rewards": plain(rollout.rewards[place]),
-        }
-        if len(rollout.parts) > 1:
-            line["parts"] = {name: plain(part[place]) for name, part in rollout.parts.items()}
+        line = {"step": step, "prompt": prompt.id, "messages": prompt.messages, **answers(rollout, place)}
+        if rollout.against is not None:
+            line["against"] = answers(rollout.against, place)
         lines.append(line | ({"skipped": rollout.skipped[place]} if rollout.skipped[place] else {}))
     return lines
-
-
-def _ids(ids: Sequence[int]) -> Any:
-    return np.array(ids, dtype=np.int32)
 
 
 def _mean(values: Any) -> float:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import AliasChoices, Field
 
 from slimepo.errors import InputError
 from slimepo.settings import Settings, validate
 
-Estimator = Literal["group", "centered", "leave-one-out", "returns", "baseline-returns", "gae"]
+if TYPE_CHECKING:
+    from slimepo.losses import Objective
+
+Estimator = Literal["group", "centered", "leave-one-out", "returns", "baseline-returns", "gae", "preference"]
+Opponent = Literal["policy", "reference", "mixture"]
 Correction = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 # The advantages that an objective was published with, by its name; presets that differ have a line of their own.
@@ -22,7 +26,11 @@ ESTIMATORS: Mapping[str, Estimator] = {
     "reinforce_pp": "returns",
     "reinforce_pp/baseline": "baseline-returns",
     "ppo": "gae",
+    "nash_md": "preference",
 }
+
+# Whose answers an objective was published to set the policy's against, where that is not the policy itself.
+OPPONENTS: Mapping[str, Opponent] = {"xpo": "reference", "nash_md": "mixture"}
 
 # Those that give each token an advantage of its own, whitened over all tokens of the step.
 BY_TOKEN = ("returns", "baseline-returns", "gae")
@@ -57,8 +65,12 @@ class Rollouts(Settings):
     right-wrong every answer of the highest reward against every one of the lowest.
     `advantages`, for an objective that reads samples (None: as it was published): group (reward minus the group's mean,
     over its standard deviation), centered (no division), leave-one-out (minus the mean of the others), returns (a
-    token's rewards to come, whitened over the step), baseline-returns (centered, then whitened) or gae (by a model of
-    values, whitened). `value`: settings of that model.
+    token's rewards to come, whitened over the step), baseline-returns (centered, then whitened), gae (by a model of
+    values, whitened) or preference (how likely an answer is to be preferred, less 1/2). `value`: settings of the model
+    of values.
+    `against`: whose answers the samples are compared with (None: as the loss was published): policy, which is each
+    other; reference; or mixture, pi^(1 - m) pi_ref^m token by token with m = `mixture`. There are as many answers of an
+    opponent as samples: a pair is a sample and the one of its number, `advantages: preference` go by all of them.
     `kl`: weight of the log-ratio to the reference in the reward. `skip_equal` leaves out groups of equal reward, and
     `skip_unfinished` answers that reached no end.
     `on_error`: what a reward does that fails, is no number or takes longer than `timeout` seconds a prompt: stop the
@@ -83,6 +95,8 @@ class Rollouts(Settings):
     epochs: int | None = Field(None, ge=1)
     pairs: Literal["best-worst", "right-wrong"] = "best-worst"
     advantages: Estimator | None = None
+    against: Opponent | None = None
+    mixture: float = Field(0.5, gt=0, lt=1)
     value: ValueModel = ValueModel.model_validate({})
     kl: float = Field(0.0, ge=0)
     skip_equal: bool = False
@@ -115,39 +129,60 @@ class Rollouts(Settings):
         return self.epochs or 1
 
     @property
+    def opposed(self) -> bool:
+        """Whether samples are compared with answers that the policy alone did not write."""
+        return self.against in ("reference", "mixture")
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether a reference model is read for the rows, whatever the loss reads."""
+        return self.kl > 0 or self.opposed
+
+    @property
     def corrected(self) -> bool:
         """Whether samples are weighed for having been written by another engine than the one that trains."""
         return self.engine != "transformers" and self.vllm_importance_sampling_correction
 
 
 def rollout_settings(
-    given: Mapping[str, Any] | Rollouts | None, loss: str, reads_samples: bool
+    given: Mapping[str, Any] | Rollouts | None, loss: str, objective: Objective
 ) -> Rollouts | None:
-    """The settings, with the advantages that the loss was published with unless others are asked for.
+    """The settings, with what the loss was published with where nothing else is asked for.
 
     Raises:
         InputError: a key or a value is wrong, or one that is of no use with this loss.
     """
+    reads_samples = objective.positions is None
     if given is None:
-        if reads_samples:
+        if reads_samples or "opponent" in objective.asks:
             raise InputError(
                 f"loss {loss!r} learns from the policy's own samples: give rollouts, such as {{samples: 8}}"
             )
         return None
     settings = given if isinstance(given, Rollouts) else validate(Rollouts, given, "rollouts")
     _check_engine(settings)
+    asked = settings.given
     estimator = settings.advantages or ESTIMATORS.get(loss) or ESTIMATORS.get(loss.partition("/")[0], "group")
-    if settings.samples < 2 and not (reads_samples and estimator in ("returns", "gae")):
+    settings = settings.model_copy(
+        update={
+            "advantages": estimator if reads_samples else None,
+            "epochs": settings.epochs or EPOCHS.get(loss),
+            "against": settings.against or OPPONENTS.get(loss, "policy"),
+        }
+    )
+    compared = not reads_samples or estimator not in ("returns", "gae")
+    if settings.samples < 2 and compared and not settings.opposed:
         raise InputError(f"rollouts: samples = 1 gives loss {loss!r} nothing to compare: give 2 or more")
+    _check_opponent(settings, asked, loss, objective)
     if not reads_samples:
-        weighing = [key for key in settings.given if key.startswith(_WEIGHING)]
+        weighing = [key for key in asked if key.startswith(_WEIGHING)]
         for key in ("advantages", "value", "kl", "skip_equal", *weighing):
-            if key in settings.given:
+            if key in asked:
                 raise InputError(
                     f"rollouts: {key} is for objectives on samples; loss {loss!r} is given pairs"
                 )
         return settings
-    if "pairs" in settings.given:
+    if "pairs" in asked:
         raise InputError(
             f"rollouts: pairs is for objectives on pairs; loss {loss!r} reads the samples themselves"
         )
@@ -156,15 +191,37 @@ def rollout_settings(
             f"rollouts: loss {loss!r} weighs samples by the policy's own log-probs, which are those of "
             "temperature 1 and top_p 1: leave temperature and top_p out"
         )
-    if "value" in settings.given and estimator != "gae":
+    if "value" in asked and estimator != "gae":
         raise InputError(f"rollouts: value is for advantages: gae, and these are {estimator!r}")
-    if loss == "rloo" and estimator in BY_TOKEN:
+    if loss in ("rloo", "nash_md") and estimator in BY_TOKEN:
         raise InputError(
-            f"rollouts: advantages = {estimator!r} are by token; rloo takes one advantage a response"
+            f"rollouts: advantages = {estimator!r} are by token; {loss} takes one advantage a response"
         )
-    return settings.model_copy(
-        update={"advantages": estimator, "epochs": settings.epochs or EPOCHS.get(loss)}
-    )
+    return settings
+
+
+def _check_opponent(settings: Rollouts, asked: Collection[str], loss: str, objective: Objective) -> None:
+    """Raises InputError where answers of an opponent are missing, or nothing is set against them."""
+    against, reads_samples = settings.against, objective.positions is None
+    if "mixture" in asked and against != "mixture":
+        raise InputError(
+            "rollouts: mixture is the reference's share in against: mixture, which is not asked for"
+        )
+    if "opponent" in objective.asks and not settings.opposed:
+        raise InputError(
+            f"rollouts: loss {loss!r} learns from an opponent's answers: give against: reference"
+        )
+    if reads_samples and settings.opposed and settings.advantages != "preference":
+        raise InputError(
+            f"rollouts: against = {against!r} is what advantages: preference compare with, and these are "
+            f"{settings.advantages!r}"
+        )
+    for key in ("pairs", "skip_equal"):
+        if key in asked and settings.opposed:
+            raise InputError(
+                f"rollouts: {key} is for samples that are compared with each other; against = {against!r} sets them "
+                "against those of an opponent"
+            )
 
 
 def _check_engine(settings: Rollouts) -> None:

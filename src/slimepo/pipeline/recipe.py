@@ -364,7 +364,7 @@ def make_recipe(values: Mapping[str, Any], place: str = "recipe") -> Recipe:
         try:
             bind(stage.loss, stage.loss_options)
             objective = find_objective(stage.loss, stage.loss_options)
-            rollout_settings(stage.rollouts, stage.loss, objective.positions is None)
+            rollout_settings(stage.rollouts, stage.loss, objective)
         except InputError as error:
             raise InputError(f"{place}: stage {stage.name!r}: {error}") from error
     return recipe

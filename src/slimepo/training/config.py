@@ -161,8 +161,9 @@ class PreferenceConfig(TrlFields, TrainingArguments):
     @property
     def sampling(self) -> Rollouts | None:
         """The checked settings of `rollouts`; None where nothing is sampled."""
-        reads_samples = find_objective(self.loss, self.loss_options).positions is None
-        return rollout_settings(self.rollouts or None, self.loss, reads_samples)
+        return rollout_settings(
+            self.rollouts or None, self.loss, find_objective(self.loss, self.loss_options)
+        )
 
     def _resolve_checkpointing(self) -> None:
         """One word, or transformers' and TRL's flags, to transformers' flag and `activation_offloading`."""
@@ -237,7 +238,9 @@ def settled(args: PreferenceConfig) -> PreferenceConfig:
     bind(args.loss, args.loss_options)
     objective = find_objective(args.loss, args.loss_options)
     sampled = args.sampling
-    if args.reference != "auto" and not ("reference" in objective.asks or (sampled and sampled.kl)):
+    if args.reference != "auto" and not (
+        "reference" in objective.asks or (sampled and sampled.reads_reference)
+    ):
         raise InputError(
             f"loss {args.loss!r} reads no reference model: leave reference = {args.reference!r} out"
         )

@@ -36,12 +36,13 @@ OF_ADAPTERS = ("lora_", "ia3_", "modules_to_save")
 class Reference:
     """Where reference log-probs come from, and why from there.
 
-    `forward` yields the reference's forward pass; `cached` says that it is used before training alone, and
-    `without_adapters` that the policy's adapters have no part in it.
+    `forward` yields the forward pass of `model` as the reference; `cached` says that it is used before training alone,
+    and `without_adapters` that the policy's adapters have no part in it.
     """
 
     source: str
     reason: str
+    model: nn.Module
     forward: Callable[[], AbstractContextManager[Forward]]
     cached: bool = False
     without_adapters: bool = False
@@ -76,21 +77,23 @@ def choose_reference(
 
     if isinstance(wanted, nn.Module):
         name = getattr(causal_lm(wanted).config, "_name_or_path", "") or type(wanted).__name__
-        return Reference(name, "a frozen model", ambient(_fitted(wanted, name, model, layout)))
+        other = _fitted(wanted, name, model, layout)
+        return Reference(name, "a frozen model", other, ambient(other))
     if wanted == "copy":
-        return Reference("copy", "a frozen copy of the policy", ambient(copy.deepcopy(model)))
+        other = copy.deepcopy(model)
+        return Reference("copy", "a frozen copy of the policy", other, ambient(other))
     if wanted not in REFERENCE_SOURCES:
         other = _fitted(_load(wanted, load_options), wanted, model, layout)
         if tokenizer is not None:
             _check_tokens(wanted, tokenizer)
-        return Reference(wanted, "a frozen model", ambient(other))
+        return Reference(wanted, "a frozen model", other, ambient(other))
     obstacle = _why_not_adapters_off(model)
     policy = ambient(model, adapters=obstacle is not None)
     if wanted == "cache" or (wanted == "auto" and obstacle is not None):
         reason = "computed before training" + (f", as {obstacle}" if wanted == "auto" else "")
-        return Reference("cache", reason, policy, True, obstacle is None)
+        return Reference("cache", reason, model, policy, True, obstacle is None)
     if obstacle is None:
-        return Reference("adapters-off", "the policy without its adapters", policy)
+        return Reference("adapters-off", "the policy without its adapters", model, policy)
     raise InputError(f"reference 'adapters-off': {obstacle}; use reference 'copy' or 'cache'")
 
 

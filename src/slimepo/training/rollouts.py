@@ -23,18 +23,18 @@ from slimepo.errors import InputError
 from slimepo.files import append_json_lines, json_lines, write_json_lines
 from slimepo.losses import Objective
 from slimepo.model.chat import end_tokens
-from slimepo.model.generate import Completion, completion_text, generate
+from slimepo.model.generate import Completion, Mixture, completion_text, generate
 from slimepo.model.modes import compute_dtype, scoring
 from slimepo.model.score import score_rows
 from slimepo.onpolicy.correction import corrected
 from slimepo.onpolicy.critic import Critic
+from slimepo.onpolicy.pairs import opposed_rows, pair_rows
 from slimepo.onpolicy.prompts import PromptDataset
 from slimepo.onpolicy.rewards import Prompt, Reward, Rewarder, named_rewards
 from slimepo.onpolicy.rollouts import (
     Rollout,
     figures,
     first_samples,
-    pair_rows,
     records,
     roll_out,
     sample_rows,
@@ -170,7 +170,8 @@ class RolloutSource:
         """A row for a rank that has none: it takes part with weight 0."""
         responses = (np.array([self.chat.end_id], dtype=np.int32),) * (len(self.objective.positions or (0,)))
         ids = np.array(self.prompts[0].ids, dtype=np.int32)
-        return Row(ids, responses, {"advantages": np.zeros(1, dtype=np.float32)}, "spare")
+        values = {"advantages": np.zeros(1, dtype=np.float32), "opponent": np.zeros(2, dtype=np.float32)}
+        return Row(ids, responses, values, "spare")
 
     def _roll_out(self, batches: range) -> None:
         started, first = time.perf_counter(), batches.start * self.settings.passes
@@ -184,7 +185,7 @@ class RolloutSource:
             if self.engine and main:
                 self.engine.load(self.model)
         if begins:
-            self.tokens = sum(sum(line["tokens"]) for line in kept)
+            self.tokens = sum(map(_tokens_of, kept))
         self.waiting.clear()
         items = [prompts_of(self.sampler, batch) for batch in batches]
         places = [0, *itertools.accumulate(map(len, items))]
@@ -198,6 +199,14 @@ class RolloutSource:
                 self._answers,
                 functools.partial(completion_text, self.chat.tokenizer),
                 self.rewarder,
+                (
+                    functools.partial(
+                        sampled, self.model, self.end_ids, self.settings, mixture=self.opponent
+                    ),
+                    [sample_seed(self.seed, batch, item, "opponent") for batch, item in asked],
+                )
+                if self.opponent
+                else None,
             )
             parts = [rollout.part(start, stop) for start, stop in itertools.pairwise(places)]
             made = [self._rows_of(part, several) for part in parts]
@@ -220,7 +229,9 @@ class RolloutSource:
         """The rows of a mini-batch, which `several` steps learn from or one alone, and what is worth watching of it."""
         policy = functools.partial(scoring, self.model, own_precision=False)
         score = functools.partial(_score, collator=self.collator, device=self.accelerator.device)
-        if self.objective.positions:
+        if self.objective.positions and part.against:
+            rows = opposed_rows(part, part.against, self.settings)
+        elif self.objective.positions:
             rows = pair_rows(part, self.settings)
         else:
             scored = several or self.settings.kl > 0 or self.settings.corrected
@@ -241,6 +252,14 @@ class RolloutSource:
             facts["sampled/kl"] = _token_mean(now) - _token_mean(then)
         return rows, facts
 
+    @property
+    def opponent(self) -> Mixture | None:
+        """Who writes what samples are compared with, where that is not the policy."""
+        if self.reference is None or not self.settings.opposed:
+            return None
+        share = 1.0 if self.settings.against == "reference" else self.settings.mixture
+        return Mixture(self.reference.model, self.reference.forward, share)
+
     def _answers(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[list[Completion]]:
         if self.engine is None:
             return sampled(self.model, self.end_ids, self.settings, prompts, seeds)
@@ -251,7 +270,7 @@ class RolloutSource:
 
         lines = gather_object(records(part, step + 1))
         made = sum(gather_object([rows]))
-        self.tokens += sum(sum(line["tokens"]) for line in lines)
+        self.tokens += sum(map(_tokens_of, lines))
         with together():
             if self.accelerator.is_main_process:
                 append_json_lines(self.file, lines)
@@ -281,9 +300,14 @@ class RolloutSource:
 
 
 def sampled(
-    model: Any, end_ids: frozenset[int], settings: Rollouts, prompts: Sequence[Prompt], seeds: Sequence[int]
+    model: Any,
+    end_ids: frozenset[int],
+    settings: Rollouts,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    mixture: Mixture | None = None,
 ) -> list[list[Completion]]:
-    """Samples of the model that is training, by the project's own generation."""
+    """Samples of the model that is training, or of a mixture with another, by the project's own generation."""
     if not prompts:
         return []
     return generate(
@@ -296,7 +320,8 @@ def sampled(
         samples=settings.samples,
         seed=seeds,
         batch_rows=settings.batch_rows,
-        entropy=True,
+        entropy=mixture is None,
+        mixture=mixture,
     )
 
 
@@ -359,6 +384,11 @@ def _score(
 ) -> list[list[np.ndarray]]:
     with opened() as forward:
         return [[numbers[0] for numbers in of_row] for of_row in score_rows(forward, rows, collator, device)]
+
+
+def _tokens_of(line: Mapping[str, Any]) -> int:
+    """All tokens that were sampled for a line of the file, an opponent's too."""
+    return sum([*line["tokens"], *line.get("against", {}).get("tokens", [])])
 
 
 def _token_mean(logps: Sequence[Sequence[np.ndarray]]) -> float:

@@ -1,0 +1,62 @@
+"""Rows of better and worse answers: which samples of a rollout are set against each other, or judged."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from slimepo.data.rows import Row
+from slimepo.onpolicy.rollouts import Rollout, as_ids, counted_rewards
+from slimepo.onpolicy.settings import Rollouts
+
+
+def pair_rows(rollout: Rollout, settings: Rollouts) -> list[Row]:
+    """Rows of chosen and rejected: of each prompt the best against the worst, or all that are best against all worst.
+
+    A prompt whose rewards are all equal gives no pair, nor do identical answers or empty ones. Of answers with equal
+    reward the earlier one is taken.
+    """
+    rows = []
+    for place, rewards in enumerate(counted_rewards(rollout, settings, said=True)):
+        prompt, completions, texts = rollout.prompts[place], rollout.completions[place], rollout.texts[place]
+        counts = np.flatnonzero(~np.isnan(rewards)).tolist()
+        if not counts or rewards[counts].min() == rewards[counts].max():
+            continue
+        best, worst = (
+            [i for i in counts if rewards[i] == bound]
+            for bound in (rewards[counts].max(), rewards[counts].min())
+        )
+        if settings.pairs == "best-worst":
+            best, worst = best[:1], worst[:1]
+        for number, (chosen, rejected) in enumerate(itertools.product(best, worst)):
+            responses = (as_ids(completions[chosen].token_ids), as_ids(completions[rejected].token_ids))
+            name = prompt.id if settings.pairs == "best-worst" else f"{prompt.id} ({number + 1})"
+            if texts[chosen] != texts[rejected]:
+                rows.append(Row(as_ids(prompt.ids), responses, {}, name))
+    return rows
+
+
+def opposed_rows(rollout: Rollout, against: Rollout, settings: Rollouts) -> list[Row]:
+    """Rows of chosen and rejected: each sample and the opponent's answer of its number, by their rewards.
+
+    Their value `opponent` `[2]` is 1 for the response that is the opponent's. Equal rewards give no pair, nor do
+    identical answers or empty ones.
+    """
+    own, other = counted_rewards(rollout, settings, said=True), counted_rewards(against, settings, said=True)
+    rows = []
+    # NaN is neither more nor less.
+    for place, i in np.argwhere((own > other) | (own < other)).tolist():
+        if rollout.texts[place][i] == against.texts[place][i]:
+            continue
+        lost = bool(own[place, i] < other[place, i])
+        answers = [as_ids(each.completions[place][i].token_ids) for each in (rollout, against)]
+        rows.append(
+            Row(
+                as_ids(rollout.prompts[place].ids),
+                (answers[lost], answers[not lost]),
+                {"opponent": np.array([lost, not lost], dtype=np.float32)},
+                f"{rollout.prompts[place].id} ({i + 1})",
+            )
+        )
+    return rows
