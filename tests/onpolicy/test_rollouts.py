@@ -13,7 +13,7 @@ from slimepo.errors import InputError
 from slimepo.losses import find_objective
 from slimepo.model.generate import Completion
 from slimepo.onpolicy.advantages import Array
-from slimepo.onpolicy.pairs import opposed_rows, pair_rows
+from slimepo.onpolicy.pairs import judged_answers, opposed_rows, pair_rows
 from slimepo.onpolicy.rewards import Prompt, Rewarder
 from slimepo.onpolicy.rollouts import (
     Rollout,
@@ -111,6 +111,20 @@ class TestPairs:
         assert letters(pair_rows(rollout, Rollouts())[0]) == ["a", "c"]
         (row,) = pair_rows(rollout, Rollouts(skip_unfinished=True))
         assert letters(row) == ["b", "c"]
+
+
+class TestJudged:
+    def test_above_the_mean_is_desirable_and_below_it_is_not(self) -> None:
+        """At the mean (but for rounding), without words or without a reward an answer is neither."""
+        rollout = rollout_of(
+            [["a", "b", "c"], ["d", "e", "f"], ["g", "", "h"]],
+            [[0.1, 0.2, 0.3], [0.1, 0.1, 0.1], [1, 0, math.nan]],
+        )
+        rows = judged_answers(rollout, Rollouts(), with_divergence=False)
+        assert [letters(row) for row in rows] == [["", "a"], ["c", ""]]
+        assert [row.id for row in rows] == ["p0 (1)", "p0 (3)"]
+        beside = judged_answers(rollout, Rollouts(), with_divergence=True)
+        assert [letters(row) for row in beside] == [["", "a", "a"], ["c", "", "c"]]
 
 
 class TestOpponents:
@@ -393,7 +407,7 @@ class TestSettings:
             ("dpo", {"timeout": 0}, "timeout"),
             ("rloo", {"advantages": "returns"}, "one advantage a response"),
             ("rloo", {"advantages": "gae"}, "one advantage a response"),
-            ("grpo", {"value": {}}, "value is for advantages: gae"),
+            ("grpo", {"value": {"decay": 0.9}}, "value is for advantages: gae"),
             ("xpo", None, "loss 'xpo' learns from the policy's own samples: give rollouts"),
             (
                 "xpo",
@@ -403,6 +417,9 @@ class TestSettings:
             ("xpo", {"pairs": "right-wrong"}, "pairs is for samples that are compared with each other"),
             ("xpo", {"mixture": 0.3}, "mixture is the reference's share in against: mixture"),
             ("nash_md", {"mixture": 1}, "mixture"),
+            ("kto", {"pairs": "right-wrong"}, "judges each sample by the mean reward of its group"),
+            ("kto", {"against": "reference"}, "judges each sample by the mean reward of its group"),
+            ("kto", {"samples": 1}, "nothing to compare"),
             ("nash_md", {"skip_equal": True}, "skip_equal is for samples that are compared with each other"),
             (
                 "nash_md",

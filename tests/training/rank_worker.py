@@ -44,7 +44,7 @@ JOBS: dict[str, dict[str, Any]] = {
     },
     # The kinds of advantages, ratios and penalties; more than one step on a rollout; a value model.
     "grpo": {
-        "loss": "grpo", "loss_options": {"kl": 0.3}, "learning_rate": 0.3, "reference": "copy",
+        "loss": "grpo", "loss_options": {"kl": 0.3}, "learning_rate": 0.3, "reference": "copy", "max_steps": 4,
         "rollouts": {"samples": 3, "max_new_tokens": 9, "steps_per_rollout": 2},
     },
     "gspo": {
@@ -53,7 +53,7 @@ JOBS: dict[str, dict[str, Any]] = {
     },
     # A reward fails on one row, which one of the ranks has, and the row is passed over.
     "rloo": {
-        "loss": "rloo", "learning_rate": 0.3,
+        "loss": "rloo", "learning_rate": 0.3, "max_steps": 3,
         "rollouts": {"samples": 3, "max_new_tokens": 9, "kl": 0.1, "on_error": "skip"},
     },
     "ppo": {
@@ -61,11 +61,15 @@ JOBS: dict[str, dict[str, Any]] = {
         "rollouts": {"samples": 2, "max_new_tokens": 9, "epochs": 2, "value": {"learning_rate": 1e-3}},
     },
     "online_dpo": {
-        "loss": "dpo", "learning_rate": 0.3, "reference": "copy",
+        "loss": "dpo", "learning_rate": 0.3, "reference": "copy", "max_steps": 4,
         "rollouts": {"samples": 3, "max_new_tokens": 9, "steps_per_rollout": 2, "pairs": "right-wrong"},
     },
+    "online_kto": {
+        "loss": "kto", "learning_rate": 0.3, "reference": "copy", "loss_options": {"beta": 0.5}, "max_steps": 3,
+        "rollouts": {"samples": 3, "max_new_tokens": 9},
+    },
     "xpo": {
-        "loss": "xpo", "learning_rate": 0.3, "reference": "copy", "loss_options": {"alpha": 0.1},
+        "loss": "xpo", "learning_rate": 0.3, "reference": "copy", "loss_options": {"alpha": 0.1}, "max_steps": 3,
         "rollouts": {"samples": 1, "max_new_tokens": 9, "against": "mixture"},
     },
     # The same, and the run ends.
@@ -93,7 +97,8 @@ def picky(prompt: Any, completions: Sequence[str], row: Any) -> list[float]:
 
 
 def train(job: str, ranks: int) -> dict[str, Any]:
-    """Six steps of 8 pairs: losses, weights, the score of held-out pairs; or the error that ended it."""
+    """Six steps of 8 rows (or the job's own number), the third of them short: losses, weights, the score of held-out
+    pairs; or the error that ended it."""
     rows, model = random_rows(17), tiny_model()
     reward = picky if job in ("fails", "rloo") else vowels
     sampled = {"processing_class": letter_tokenizer(), "reward": reward} if "rollouts" in JOBS[job] else {}
@@ -111,8 +116,9 @@ def train(job: str, ranks: int) -> dict[str, Any]:
         trainer = PreferenceTrainer(
             model=model,
             args=PreferenceConfig(
-                output_dir=folder, max_steps=6, logging_steps=1, save_strategy="no", optim="sgd",
-                per_device_train_batch_size=3, pairs_per_step=8 // ranks, disable_tqdm=True, **JOBS[job],
+                output_dir=folder, logging_steps=1, save_strategy="no", optim="sgd",
+                per_device_train_batch_size=3, pairs_per_step=8 // ranks, disable_tqdm=True,
+                **({"max_steps": 6} | JOBS[job]),
             ),
             train_dataset=prompts(17) if sampled else rows,
             eval_dataset=None if sampled else random_rows(7, seed=5),

@@ -11,16 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from slimepo.data.batch import collate
 from slimepo.data.rows import Row
 from slimepo.errors import InputError
-from slimepo.losses import count, slime, step_loss
+from slimepo.losses import Objective, count, slime, step_loss
 from slimepo.model.adapters import lora_config
 from slimepo.model.generate import completion_text, generate
 from slimepo.onpolicy.rollouts import sample_seed
 from slimepo.onpolicy.vllm import VLLM
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.rollouts import sampled, together
+from slimepo.training.step import output_of
 from slimepo.training.trainer import PreferenceTrainer
+from slimepo.types import LossOutput, SampleLogps
 from tests.losses.problems import pairs_of, sigmoid
 from tests.tiny import letter_tokenizer, random_rows, tiny_model
 from tests.training.rank_worker import prompts, vowels
@@ -247,6 +250,33 @@ class TestByHand:
             parts += [(-(r[i] - r.mean()) * now.logps(line, i).sum()).item() for i in range(4)]
         assert losses(made)[0] == pytest.approx(np.mean(parts), rel=1e-4)
 
+    def test_what_it_asks_for_comes_by_response(self) -> None:
+        """A number of a row, one of each response, and one of each token; position after position."""
+        asked: dict[str, Tensor] = {}
+
+        def own(policy: SampleLogps, weight: Any, worth: Any, advantages: Any) -> LossOutput:
+            asked.update(weight=weight, worth=worth, advantages=advantages)
+            return LossOutput(policy.logps.sum(-1), {})
+
+        ids = [np.arange(1, n + 1, dtype=np.int32) for n in (2, 1, 1, 2)]
+        rows = [
+            Row(
+                ids[0],
+                tuple(ids[2 * i : 2 * i + 2]),
+                {
+                    "weight": float(i),
+                    "worth": np.array([10.0 * i, 10.0 * i + 1], dtype=np.float32),
+                    "advantages": tuple(each.astype(np.float32) for each in ids[2 * i : 2 * i + 2]),
+                },
+            )
+            for i in range(2)
+        ]
+        batch = collate(rows, (0, 1))
+        output_of(Objective(own, positions=None), own, torch.zeros(6), batch, None, None)
+        assert asked["weight"].tolist() == [0, 1, 0, 1]
+        assert asked["worth"].tolist() == [0, 10, 1, 11]
+        assert asked["advantages"].tolist() == [[1, 2], [1, 0], [1, 0], [1, 2]]
+
     def test_rewards_are_of_what_was_sampled(self, tmp_path: Path) -> None:
         made = trainer(tmp_path, max_steps=1)
         made.train()
@@ -348,6 +378,28 @@ class TestByHand:
         assert made.reference.source == "adapters-off"
         made.train()
         assert any(line["samples"] != line["against"]["samples"] for line in lines(tmp_path))
+
+    @pytest.mark.parametrize("point", [True, False])
+    def test_kto_judges_each_sample_by_the_mean_of_its_group(self, tmp_path: Path, point: bool) -> None:
+        made = trainer(
+            tmp_path, loss="kto", loss_options={"beta": 0.5, "reference_point": point}, reference="copy",
+            learning_rate=0.5,
+        )  # fmt: skip
+        seen = watched(made)
+        made.train()
+        start, now, judged = Untouched(seen[0][0]), Untouched(seen[1][0]), []
+        for line in (line for line in lines(tmp_path) if line["step"] == 2):
+            mean = np.mean(line["rewards"])
+            for i in range(4):
+                if line["rewards"][i] != mean and line["samples"][i]:
+                    ratio = (now.logps(line, i).sum() - start.logps(line, i).sum()).item()
+                    judged.append((ratio, line["rewards"][i] > mean))
+        assert 0 < sum(good for _, good in judged) < len(judged)
+        # The mean log-ratio of the policy's own samples is an estimate of its KL to the reference.
+        z0 = max(0.0, np.mean([ratio for ratio, _ in judged])) if point else 0.0
+        by_hand = [sigmoid(-0.5 * (ratio - z0) * (1 if good else -1)) for ratio, good in judged]
+        assert losses(made)[0] == pytest.approx(0.5, abs=1e-6)
+        assert losses(made)[1] == pytest.approx(np.mean(by_hand), rel=1e-4)
 
     def test_pairs_too_are_learnt_from_again(self, tmp_path: Path) -> None:
         made = trainer(tmp_path, loss="dpo", reference="copy", learning_rate=0.2, rollouts={"epochs": 2})
@@ -624,7 +676,6 @@ class TestFailures:
             ({"rows": []}, "there is no prompt"),
             ({"rows": [{"prompt": "a"}, {"question": "b"}]}, "row 1 has no prompt"),
             ({"rows": random_rows(2)}, "row 0 has no prompt"),
-            ({"loss": "kto"}, "loss 'kto' learns from answers judged one by one"),
             ({"loss": "dpo", "reference": "cache"}, "rollouts make them: use 'copy'"),
             ({"reference": "copy"}, "reads no reference model"),
         ],

@@ -181,7 +181,7 @@ class TestBatchLayout:
     def test_two_ranks_take_the_same_steps_as_one(self, job: str, two_ranks: Path) -> None:
         """With rows that do not divide, so that the last step leaves one rank with none."""
         alone, both = train(job, ranks=1), json.loads((two_ranks / f"{job}-0.json").read_text())
-        assert len(alone["losses"]) == 6
+        assert len(alone["losses"]) == JOBS[job].get("max_steps", 6)
         for one, two in zip(alone["losses"], both["losses"], strict=True):
             # Whitened advantages of what has just been sampled add up to 0.
             assert two == pytest.approx(one, rel=1e-5, abs=1e-7)
@@ -209,7 +209,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port"]
     launch += [str(20000 + os.getpid() % 20000), rank_worker.__file__, str(folder), *JOBS]
-    result = subprocess.run(launch, capture_output=True, text=True, timeout=280)
+    result = subprocess.run(launch, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder
 

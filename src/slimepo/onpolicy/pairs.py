@@ -7,8 +7,18 @@ import itertools
 import numpy as np
 
 from slimepo.data.rows import Row
+from slimepo.losses import Objective
 from slimepo.onpolicy.rollouts import Rollout, as_ids, counted_rewards
 from slimepo.onpolicy.settings import Rollouts
+
+
+def preference_rows(rollout: Rollout, settings: Rollouts, objective: Objective) -> list[Row]:
+    """The rows of an objective on better and worse answers."""
+    if objective.judged:
+        return judged_answers(rollout, settings, "divergence" in objective.asks)
+    if rollout.against is not None:
+        return opposed_rows(rollout, rollout.against, settings)
+    return pair_rows(rollout, settings)
 
 
 def pair_rows(rollout: Rollout, settings: Rollouts) -> list[Row]:
@@ -59,4 +69,28 @@ def opposed_rows(rollout: Rollout, against: Rollout, settings: Rollouts) -> list
                 f"{rollout.prompts[place].id} ({i + 1})",
             )
         )
+    return rows
+
+
+def judged_answers(rollout: Rollout, settings: Rollouts, with_divergence: bool) -> list[Row]:
+    """A row a sample: desirable where its reward is above the mean of its group, undesirable where it is below.
+
+    What is at the mean is left out, and so are empty answers. `with_divergence`: the answer also stands where one to
+    another prompt would. Those stand in for samples of the policy, which these are: their mean log-ratio is itself an
+    estimate of the KL to the reference.
+    """
+    rows = []
+    for place, rewards in enumerate(counted_rewards(rollout, settings, said=True)):
+        counted = rewards[~np.isnan(rewards)]
+        if not len(counted):
+            continue
+        above = rewards - counted.mean()
+        # A mean is a rounded number. NaN is not close to 0 either.
+        for i in np.flatnonzero(~np.isnan(rewards) & ~np.isclose(above, 0)).tolist():
+            answer = as_ids(rollout.completions[place][i].token_ids)
+            sides = (answer, answer[:0]) if above[i] > 0 else (answer[:0], answer)
+            prompt = rollout.prompts[place]
+            rows.append(
+                Row(as_ids(prompt.ids), (*sides, *[answer] * with_divergence), {}, f"{prompt.id} ({i + 1})")
+            )
     return rows

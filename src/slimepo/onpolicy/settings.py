@@ -216,6 +216,10 @@ def _check_opponent(settings: Rollouts, asked: Collection[str], loss: str, objec
             f"rollouts: against = {against!r} is what advantages: preference compare with, and these are "
             f"{settings.advantages!r}"
         )
+    if objective.judged and (settings.opposed or "pairs" in asked):
+        raise InputError(
+            f"rollouts: loss {loss!r} judges each sample by the mean reward of its group: leave pairs and against out"
+        )
     for key in ("pairs", "skip_equal"):
         if key in asked and settings.opposed:
             raise InputError(

@@ -244,11 +244,6 @@ def settled(args: PreferenceConfig) -> PreferenceConfig:
         raise InputError(
             f"loss {args.loss!r} reads no reference model: leave reference = {args.reference!r} out"
         )
-    if sampled and objective.judged:
-        raise InputError(
-            f"loss {args.loss!r} learns from answers judged one by one, and rollouts make pairs: give a loss on pairs, "
-            "such as dpo"
-        )
     whole = args.loss == "rloo" or objective.preset.get("level") == "sequence"
     mode = sampled.vllm_importance_sampling_mode if sampled and sampled.corrected else ""
     if whole and mode.startswith("token"):

@@ -28,7 +28,7 @@ from slimepo.model.modes import compute_dtype, scoring
 from slimepo.model.score import score_rows
 from slimepo.onpolicy.correction import corrected
 from slimepo.onpolicy.critic import Critic
-from slimepo.onpolicy.pairs import opposed_rows, pair_rows
+from slimepo.onpolicy.pairs import preference_rows
 from slimepo.onpolicy.prompts import PromptDataset
 from slimepo.onpolicy.rewards import Prompt, Reward, Rewarder, named_rewards
 from slimepo.onpolicy.rollouts import (
@@ -229,10 +229,8 @@ class RolloutSource:
         """The rows of a mini-batch, which `several` steps learn from or one alone, and what is worth watching of it."""
         policy = functools.partial(scoring, self.model, own_precision=False)
         score = functools.partial(_score, collator=self.collator, device=self.accelerator.device)
-        if self.objective.positions and part.against:
-            rows = opposed_rows(part, part.against, self.settings)
-        elif self.objective.positions:
-            rows = pair_rows(part, self.settings)
+        if self.objective.positions:
+            rows = preference_rows(part, self.settings, self.objective)
         else:
             scored = several or self.settings.kl > 0 or self.settings.corrected
             rows = sample_rows(
@@ -242,7 +240,7 @@ class RolloutSource:
                 functools.partial(score, self.reference.forward) if self.reference else None,
                 self.critic.values if self.critic else None,
             )
-        facts = figures(part, rows, bool(self.objective.positions))
+        facts = figures(part, rows, bool(self.objective.positions) and not self.objective.judged)
         if self.reference is not None:
             drawn, alone = first_samples(part), replace(self.collator, positions=(0,))
             now, then = (
@@ -275,7 +273,8 @@ class RolloutSource:
             if self.accelerator.is_main_process:
                 append_json_lines(self.file, lines)
         if self.accelerator.is_main_process and not made:
-            what = "a pair" if self.objective.positions else "an advantage"
+            of_pairs = "an answer above or below the mean" if self.objective.judged else "a pair"
+            what = of_pairs if self.objective.positions else "an advantage"
             self.say(f"step {step + 1}: none of its {len(lines)} prompts gave {what}; it trains on nothing")
 
     def close(self) -> None:

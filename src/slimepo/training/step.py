@@ -125,13 +125,18 @@ def output_of(
         elif name in tokens:
             found = view(tokens[name], batch)
             given[name] = found.logps if isinstance(found, SampleLogps) and name == "advantages" else found
-        elif name in batch["values"] and not objective.positions and name == "advantages":
-            given[name] = batch["values"][name].T.flatten()  # [rows, positions], and responses go by position
         elif name in batch["values"]:
-            given[name] = batch["values"][name]
+            value = batch["values"][name]
+            given[name] = value if objective.positions else _of_responses(value, batch)
         else:
             raise InputError(f"row {batch['row_ids'][0]} has no value {name!r}, and this loss asks for it")
     return loss(view(logps, batch), **given)
+
+
+def _of_responses(value: Tensor, batch: Batch) -> Tensor:
+    """A number of each row, or of each of its responses, as one of every sample: position after position."""
+    wide = value if value.dim() == 2 else value[:, None].expand(-1, len(batch["positions"]))
+    return wide.T.flatten()
 
 
 def row_weight(objective: Objective, batch: Batch) -> Tensor | None:
