@@ -152,7 +152,7 @@ def test_where_vllm_is_not_installed_the_run_does_not_begin(monkeypatch: pytest.
 
 
 def test_pairs_are_not_weighed() -> None:
-    given = {"engine": "http://a:1", "vllm_importance_sampling_correction": True}
+    given = {"engine": "http://a:1", "vllm_importance_sampling_correction": False}
     with pytest.raises(InputError, match="vllm_importance_sampling_correction is for objectives on samples"):
         rollout_settings(given, "slime", find_objective("slime"))
 
