@@ -41,7 +41,8 @@ def small_config(
 def small_recipe(adapter: Any = "none", **stage: Any) -> Recipe:
     stages = [{"loss": "slime", "batch_size": 12, "micro_batch_size": 6} | stage]
     data = {"path": "none", "max_length": LENGTH}
-    return make_recipe({"model": "none", "data": data, "stages": stages, "adapter": adapter})
+    tasks = {"tasks": {"train": "none"}} if "rollouts" in stage else {}
+    return make_recipe({"model": "none", "data": data, "stages": stages, "adapter": adapter} | tasks)
 
 
 def step_of(recipe: Recipe, config: PreTrainedConfig, gpu: bool = False) -> PlannedStep:
@@ -189,6 +190,25 @@ def test_a_frozen_copy_of_the_reference_counts_as_weights() -> None:
         sizes[reference] = step_memory(step, largest_batch(step), accumulates=True)
     whole = sum(p.numel() * p.element_size() for p in step.whole.model.parameters())
     assert sizes["copy"]["weights"] == sizes["auto"]["weights"] + whole
+
+
+@pytest.mark.parametrize(
+    ("adapter", "stage", "held"),
+    [
+        ("none", {"loss": "grpo"}, False),
+        ("none", {"loss": "grpo", "rollouts": {"watch_kl": True}}, True),
+        ("none", {"loss": "rloo", "rollouts": {"kl": 0.1}}, True),
+        ("none", {"loss": "dpo"}, True),
+        ("none", {"loss": "simpo", "rollouts": {"against": "reference"}}, True),
+        ({"r": 2}, {"loss": "dpo", "rollouts": {"watch_kl": True}}, False),
+    ],
+)
+def test_a_stage_that_samples_holds_a_copy_where_no_adapter_can_be_switched_off(
+    adapter: Any, stage: dict[str, Any], held: bool
+) -> None:
+    given = {"rollouts": {"samples": 2, "max_new_tokens": 8}, **stage}
+    step = step_of(small_recipe(adapter, reward="own.py:reward", **given), small_config(), False)
+    assert (step.reference_bytes > 0) == held
 
 
 def test_checkpoints_in_the_hosts_memory_leave_room_on_a_gpu_and_none_on_a_cpu() -> None:

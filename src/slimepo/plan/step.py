@@ -108,7 +108,7 @@ def make_step(
         pairs=args.pairs_per_step or 1,
         longest=_longest(recipe, stage),
         optimizer_bytes=OPTIMIZER_BYTES[optimizer.value],
-        reference_bytes=_reference_bytes(args, whole),
+        reference_bytes=_reference_bytes(args, whole, recipe.adapter not in (None, "continue")),
         whole=whole,
         depths=depths,
     )
@@ -243,13 +243,14 @@ def _arguments(recipe: Recipe, stage: Stage, gpu: bool) -> PreferenceConfig:
     return args
 
 
-def _reference_bytes(args: PreferenceConfig, whole: FakePolicy) -> int:
+def _reference_bytes(args: PreferenceConfig, whole: FakePolicy, new_adapter: bool) -> int:
     """Of a second model in memory: a frozen copy, or another model, which is taken to be as large as the policy."""
-    if "reference" not in find_objective(args.loss, args.loss_options).asks or args.reference in (
-        "auto",
-        "adapters-off",
-        "cache",
-    ):
+    sampling = args.sampling
+    watched = sampling is not None and (sampling.reads_reference or sampling.watch_kl)
+    asked = watched or "reference" in find_objective(args.loss, args.loss_options).asks
+    # Of samples nothing can be computed beforehand.
+    without = ["adapters-off", "cache", *(["auto"] if sampling is None or new_adapter else [])]
+    if not asked or args.reference in without:
         return 0
     return sum(p.numel() * p.element_size() for p in whole.model.parameters())
 
