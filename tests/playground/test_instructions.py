@@ -32,7 +32,7 @@ def test_the_seed_alone_decides(tmp_path: Path) -> None:
     assert contents["a"][1] != contents["c"][1]
 
 
-def test_rows_are_tasks_of_all_kinds_and_half_have_two_constraints(tmp_path: Path) -> None:
+def test_rows_are_tasks_of_all_kinds_and_a_third_have_two_constraints(tmp_path: Path) -> None:
     train, heldout = write_instructions(tmp_path, train=720, heldout=108, seed=0)
     tasks: dict[str, Any] = {"train": str(train), "heldout": str(heldout)}
     tasks["checker"] = "slimepo.playground.constraints:check"
@@ -45,7 +45,7 @@ def test_rows_are_tasks_of_all_kinds_and_half_have_two_constraints(tmp_path: Pat
     assert first == dict.fromkeys(KINDS, 20)
     alone = sum(kind.alone for kind in KINDS.values())
     two = sum(len(row["constraints"]) == 2 for row in rows)
-    assert two == pytest.approx(20 * (len(KINDS) - alone) / 2, abs=40)
+    assert two == pytest.approx(20 * (len(KINDS) - alone) / 3, abs=40)
     assert max(len(row["constraints"]) for row in rows) == 2
     assert {task.family for task in loaded.train} == {kind.group for kind in KINDS.values()}
     prompts = [row["prompt"] for row in rows]

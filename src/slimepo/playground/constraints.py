@@ -29,7 +29,7 @@ _ADDED = ("quiet", "morning", "slowly", "together", "careful", "simple", "warm",
 _BANNED = ("very", "good", "great", "many", "important", "also", "people", "because", "really", "beautiful")
 _OPENINGS = ("Listen", "Imagine this", "In short", "Here we go", "First of all", "Good news")
 _CLOSINGS = (
-    "That is all.",
+    "That was it.",
     "Try it today!",
     "See you soon.",
     "What do you think?",

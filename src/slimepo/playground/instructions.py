@@ -16,6 +16,8 @@ from slimepo.settings import Settings, read_mapping, validate
 TEXTS = Path(__file__).with_name("instructions.yaml")
 # The share of topics that only held-out prompts are about.
 HELDOUT_TOPICS = 0.2
+# Of the kinds that can be asked together with another one, the share of prompts that do.
+TWO = 1 / 3
 _MOST_REDRAWS = 1_000
 _TOGETHER = [kind for kind in KINDS.values() if not kind.alone]
 
@@ -45,7 +47,7 @@ class Texts(Settings):
 def write_instructions(folder: Path, *, train: int, heldout: int, seed: int) -> tuple[Path, Path]:
     """Write train.jsonl and heldout.jsonl, ordinary files of tasks; no topic is in both, and the seed alone decides.
 
-    Half of the prompts have one constraint and half two, but for kinds that stand alone; the first constraint goes
+    A prompt has one constraint, or two (`TWO`) unless it is of a kind that stands alone; the first constraint goes
     through all kinds in turn. A row has `id`, `family` (the group of its first constraint), `prompt`, `constraints`,
     and the `topic` that an answer has to be about, where it has to. `slimepo.playground.constraints` has the checker
     (`check`) and a graded reward (`share_held`).
@@ -87,7 +89,7 @@ def draw(kind: Kind, texts: Texts, topics: Sequence[str], rng: Random) -> dict[s
     topic = rng.choice(topics)
     request = rng.choice(texts.requests if kind.about else texts.choices).format(topic=topic)
     constraints = [{"kind": kind.name, **kind.draw(rng, request)}]
-    if not kind.alone and rng.random() < 0.5:
+    if not kind.alone and rng.random() < TWO:
         others = iter(lambda: rng.choice(_TOGETHER), None)
         drawn = ({"kind": other.name, **other.draw(rng, request)} for other in others)
         constraints.append(next(other for other in drawn if not clash(constraints[0], other)))
