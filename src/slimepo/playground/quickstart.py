@@ -181,10 +181,12 @@ def _in_world(
     settings: Quickstart, folder: Path, stages: list[dict[str, Any]], online: bool
 ) -> dict[str, Any]:
     world = str(folder / WORLD)
+    # Without pairs that are made beforehand, it is the likelihood of the right answers that is watched.
+    right = {"heldout": f"{world}/heldout.jsonl", "heldout_columns": {"completion": "answer"}}
     return {
         "model": settings.model,
         "tokenizer": f"{world}/tokenizer",
-        "data": {"path": f"{world}/demonstrations.jsonl", "parts": {"sft": 1.0}},
+        "data": {"path": f"{world}/demonstrations.jsonl", "parts": {"sft": 1.0}, **(right if online else {})},
         "tasks": {
             "train": f"{world}/tasks.jsonl",
             "heldout": f"{world}/heldout.jsonl",

@@ -219,6 +219,9 @@ def _rows_seen(cell: Cell) -> float | None:
 def _tokens_seen(cell: Cell) -> float | None:
     """Response tokens learnt from: those of the part's rows, as often as these were seen; or all that were sampled."""
     data = read_json(cell.folder / cell.stage.name / "data.json") or {}
+    sampled = figures_of(cell).get("train/sampled/total")
+    if sampled is not None:
+        return sampled
     seen = _rows_seen(cell)
     if seen is None or not data.get("response_tokens"):
         return None
@@ -234,12 +237,16 @@ def _written(mean: Mean, sign: str = "") -> str:
 
 
 def _print(rows: Sequence[Sequence[str]], words: str, notes: Sequence[str], console: Console) -> None:
-    from rich.table import Table
+    if console.is_terminal:
+        from rich.table import Table
 
-    table = Table(*rows[0])
-    for row in rows[1:]:
-        table.add_row(*row)
-    console.print(table)
+        table = Table(*rows[0])
+        for row in rows[1:]:
+            table.add_row(*row)
+        console.print(table)
+    else:
+        for row in rows:
+            console.print(" | ".join(row))
     console.print(words)
     for note in notes:
         console.print(f"not alike: {note.removeprefix('- ')}", style="yellow")
