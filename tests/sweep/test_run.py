@@ -1,0 +1,181 @@
+"""Sweeps that run: what is shared is made once, what is done is not run again, what fails hides no other."""
+
+import csv
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from slimepo.playground.tokenizer import build_tokenizer
+from slimepo.sweep.run import Process, run_processes
+from slimepo.terminal import make_console
+from tests.command import slimepo
+
+SWEEP = """
+recipe: recipe.yaml
+arms: {slime: {}, dpo: {loss: dpo, loss_options.beta: 0.5}}
+search: {by: margin, seeds: [9], grid: {learning_rate: [1e-4, 1e-3]}}
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a sweep, its recipe of two stages, and pairs."""
+    folder = tmp_path_factory.mktemp("sweep")
+    build_tokenizer().save_pretrained(folder / "tokenizer")
+    rows = [{"prompt": f"Add {i} and 1.", "chosen": str(i + 1), "rejected": str(i)} for i in range(60)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "recipe.yaml").write_text(
+        f"""
+model: {{init: random, architecture: llama, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1,
+        num_attention_heads: 1, num_key_value_heads: 1, tie_word_embeddings: true}}
+tokenizer: {folder / "tokenizer"}
+data: {{path: {folder / "pairs.jsonl"}, parts: {{sft: 0.4, preference: 0.4, heldout: 0.2}}}}
+stages:
+  - {{loss: sft, learning_rate: 1e-2, epochs: 1, batch_size: 8, monitor: false}}
+  - {{loss: slime, learning_rate: 1e-3, batch_size: 8, monitor: false}}
+"""
+    )
+    (folder / "sweep.yaml").write_text(SWEEP)
+    return folder
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that were run; each in this process, where it starts at once."""
+    ran: list[list[str]] = []
+    one_at_a_time = threading.Lock()
+
+    def run(words: list[str], stdout: Any, **_: Any) -> SimpleNamespace:
+        with one_at_a_time:
+            ran.append(words[3:])
+            done = slimepo(*words[3:])
+            stdout.write(done.stdout + done.stderr)
+            return SimpleNamespace(returncode=done.returncode)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return ran
+
+
+@pytest.fixture(scope="module")
+def out(folder: Path) -> Path:
+    return folder / "out"
+
+
+def sweep(folder: Path, *overrides: str) -> Any:
+    return slimepo("sweep", folder / "sweep.yaml", *overrides, "--out", folder / "out", "--jobs", "2")
+
+
+def test_a_sweep_searches_runs_every_arm_and_seed_and_compares(
+    folder: Path, out: Path, commands: list[Any]
+) -> None:
+    done = sweep(folder)
+    assert done.returncode == 0, done.stderr
+    # SFT once a seed, two points for each of two arms, and every arm with every seed.
+    assert [command[0] for command in commands] == ["run"] * (3 + 4 + 4)
+    searched = json.loads((out / "search.json").read_text())
+    for arm, tried in searched["arms"].items():
+        best = max(tried, key=lambda each: each["margin"])["point"]["learning_rate"]
+        stage = json.loads((out / arm / "seed-0" / arm / "settings.json").read_text())["stage"]
+        assert stage["learning_rate"] == best
+    rows = list(csv.DictReader((out / "runs.csv").open()))
+    assert [(row["arm"], row["seed"]) for row in rows] == [
+        ("slime", "0"),
+        ("slime", "1"),
+        ("dpo", "0"),
+        ("dpo", "1"),
+    ]
+    # The same start, which was made once: its figures before are equal.
+    befores = [
+        json.loads((out / arm / "seed-0" / arm / "stage.json").read_text())["heldout"]["before"]
+        for arm in ("slime", "dpo")
+    ]
+    assert befores[0] == befores[1]
+    assert "at its end" not in (out / "sweep.md").read_text(), "two points have no inside"
+
+
+def test_what_is_done_is_not_run_again(folder: Path, out: Path, commands: list[Any]) -> None:
+    (out / "dpo" / "seed-1" / "dpo" / "stage.json").unlink()
+    assert sweep(folder).returncode == 0
+    assert [command[0] for command in commands] == ["run", "run"], (
+        "what the cell starts from says that it is done"
+    )
+    commands.clear()
+    assert sweep(folder).returncode == 0
+    assert commands == []
+
+
+def test_a_cell_is_an_ordinary_run(folder: Path, out: Path) -> None:
+    cell = out / "slime" / "seed-0"
+    whole = slimepo("run", cell / "recipe.yaml", "--out", folder / "alone")
+    assert whole.returncode == 0, whole.stderr
+    figures = [
+        json.loads((run / "slime" / "stage.json").read_text())["heldout"] for run in (cell, folder / "alone")
+    ]
+    assert figures[0] == figures[1]
+    assert slimepo("report", cell, "--out", folder / "page.html").returncode == 0
+
+
+def test_another_sweep_does_not_go_on_in_its_folder(folder: Path, commands: list[Any]) -> None:
+    done = sweep(folder, "arms.dpo={loss: dpo, loss_options.beta: 0.25}")
+    assert done.returncode == 2
+    assert "loss_options.beta was 0.5, is now 0.25" in done.stderr
+
+
+def test_an_arm_that_fails_hides_no_other(folder: Path, commands: list[Any]) -> None:
+    arms = "arms={slime: {}, broken: {learning_rate: 1e16}}"
+    done = slimepo(
+        "sweep", folder / "sweep.yaml", "search=null", "seeds=[0]", arms, "--out", folder / "broken"
+    )
+    assert done.returncode == 2
+    assert "1 of 2 runs failed; broken seed 0" in done.stderr
+    assert "not finite" in done.stderr
+    rows = {row["arm"]: row for row in csv.DictReader((folder / "broken" / "runs.csv").open())}
+    assert rows["slime"]["accuracy"] != ""
+    assert rows["broken"]["accuracy"] == ""
+
+
+def test_a_key_that_is_none_is_found_before_anything_runs(folder: Path, commands: list[Any]) -> None:
+    done = slimepo("sweep", folder / "sweep.yaml", "arms.dpo.bta=1", "--out", folder / "never")
+    assert (done.returncode, commands) == (2, [])
+    assert "'bta' is no key of a stage or of a recipe" in done.stderr
+    assert not (folder / "never").exists()
+
+
+def test_optuna_asks_for_the_same_points_again(folder: Path, commands: list[Any]) -> None:
+    pytest.importorskip("optuna")
+    search = "search={by: margin, seeds: [9], range: {learning_rate: [1e-5, 1e-3]}, trials: 2}"
+    asked = [
+        search,
+        "arms={slime: {}}",
+        "seeds=[0]",
+        f"recipe={folder / 'recipe.yaml'}",
+        "--out",
+        str(folder / "optuna"),
+    ]
+    assert slimepo("sweep", folder / "sweep.yaml", *asked).returncode == 0
+    first = (folder / "optuna" / "search.json").read_text()
+    assert len({each["point"]["learning_rate"] for each in json.loads(first)["arms"]["slime"]}) == 2
+    commands.clear()
+    assert slimepo("sweep", folder / "sweep.yaml", *asked).returncode == 0
+    assert (commands, (folder / "optuna" / "search.json").read_text()) == ([], first)
+
+
+def test_processes_run_side_by_side_and_one_waits_for_a_folder_that_is_held(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    lock = FileLock(tmp_path / "a" / ".lock")
+    lock.acquire()
+    threading.Timer(0.5, lock.release).start()
+    processes = [Process(name, tmp_path / name, [["--version"]]) for name in ("a", "b")]
+    assert run_processes(processes, 2, make_console(quiet=True)) == {}
+    assert all((tmp_path / name / "log.txt").read_text().startswith("slimepo ") for name in ("a", "b"))
+    failed = run_processes([Process("c", tmp_path / "a", [["nothing"]])], 1, make_console(quiet=True))
+    assert "No such command" in failed["c"], sys.executable
