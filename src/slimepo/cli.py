@@ -204,6 +204,44 @@ def train(
 
 
 @app.command()
+def calibrate(
+    model: Annotated[
+        str,
+        typer.Option(help="The model that training starts from: a folder, a stage of a run, or a Hub id."),
+    ],
+    data: Annotated[str, typer.Option(help="Pairs: a file, a folder or a Hub id.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="As for slimepo train: adapter=none epochs=2 batch_size=32 ..."
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=20, help="Pairs that are looked at.")] = 256,
+    plot: Annotated[Path | None, typer.Option(help="Draw the distributions, as .png or .svg.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """SLIME's margins, floor and weights, and learning rates to try, from one pass over some pairs; trains nothing."""
+    from slimepo.files import refuse_folder
+    from slimepo.pipeline.recipe import one_stage_recipe
+
+    refuse_folder(plot)
+    exported = Path(model) / "model"
+    start = str(exported) if (exported / "config.json").is_file() else model
+    recipe = one_stage_recipe(start, data, "slime", overrides or [])
+    from slimepo.plan import calibrate as plan
+
+    console = _console()
+    found = plan.calibrate_recipe(recipe, rows, console)
+    if as_json:
+        typer.echo(json.dumps(plan.as_json(found), indent=2))
+    else:
+        plan.print_calibration(found, console)
+    if plot is not None:
+        plan.draw(found, plot)
+        console.print(f"plot: {plot}")
+
+
+@app.command()
 def export(
     source: Annotated[Path, typer.Argument(help="A checkpoint, an adapter folder or a stage of a run.")],
     to: Annotated[Path, typer.Argument(help="The folder to write the plain model to.")],
