@@ -3,22 +3,28 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from slimepo.data.chat import chat_format
 from slimepo.data.read import read_rows
 from slimepo.errors import InputError
 from slimepo.files import json_lines
+from slimepo.model.chat import ChatModel
+from slimepo.model.generate import Completion
+from slimepo.onpolicy.settings import Rollouts
 from slimepo.pipeline import pairs as module
 from slimepo.pipeline.pairs import Pair, judged_pairs
-from slimepo.pipeline.recipe import make_recipe
+from slimepo.pipeline.recipe import Pairs, make_recipe
 from slimepo.pipeline.run import run_recipe
 from slimepo.pipeline.tasks import RunTasks, Task
 from slimepo.playground.tasks import judge
 from slimepo.playground.world import WorldSettings, write_world
 from slimepo.terminal import make_console
+from tests.tiny import letter_tokenizer, tiny_model
 
 ROW = {"family": "add", "prompt": "Add 2 and 3.", "answer": "5", "numbers": [2, 3], "words": []}
 TASK = Task("add|2|3", [{"role": "user", "content": "Add 2 and 3."}], ROW)
@@ -195,3 +201,55 @@ def test_a_smoke_run_makes_its_pairs_up_and_says_so(
     results = run_recipe(make_recipe(base[0] | {"smoke": True}), tmp_path / "smoke", shown)
     assert [result["steps"] for result in results] == [5, 5]
     assert "a smoke run samples nothing: they are made up" in shown.file.getvalue()
+
+
+class Engine:
+    """Answers a, b, c, ..., the first of them cut off, and keeps what it is asked."""
+
+    def __init__(self, settings: Rollouts) -> None:
+        self.settings = settings
+        self.asked: list[str] = []
+        self.state: list[str] = []
+
+    def load(self, model: Any) -> None:
+        self.state.append("loaded")
+
+    def sample(self, end_ids: Any, prompts: Any, seeds: Any) -> list[list[Completion]]:
+        self.asked += [prompt.id for prompt in prompts]
+        return [
+            [Completion([3 + place, 1], place > 0) for place in range(self.settings.samples)] for _ in prompts
+        ]
+
+    def close(self) -> None:
+        self.state.append("closed")
+
+
+def test_another_engine_may_write_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines: list[Engine] = []
+
+    def opened(settings: Rollouts, **_: Any) -> Engine:
+        engines.append(Engine(settings))
+        return engines[-1]
+
+    monkeypatch.setattr(module, "open_engine", opened)
+    tokenizer = letter_tokenizer()
+    answerer = ChatModel(tiny_model(), tokenizer, chat_format(tokenizer), frozenset({1}))
+    asked = Pairs(per_prompt=3, max_new_tokens=4, engine="http://localhost:1")
+    tasks = [replace(TASK, id=name) for name in "abc"]
+    (tmp_path / "kept.jsonl").write_text(json.dumps({"place": 1, "task": "b", "answers": ["kept"]}) + "\n")
+    console = make_console(quiet=True)
+    found = module.sampled(answerer, tasks, asked, 3, 0, tmp_path / "kept.jsonl", console, "samples")
+    # What was cut off is no answer, what is kept is not asked for again, and the engine is let go.
+    assert found == [["b", "c"], ["kept"], ["b", "c"]]
+    assert (engines[0].asked, engines[0].state) == (["a", "c"], ["loaded", "closed"])
+    assert (engines[0].settings.samples, engines[0].settings.max_new_tokens) == (3, 4)
+
+
+def test_an_engine_that_is_none_is_found_before_anything_is_loaded() -> None:
+    values = {
+        "model": "m",
+        "tasks": {"train": "t", "checker": "c:f"},
+        "stages": [{"loss": "dpo", "part": "s"}],
+    }
+    with pytest.raises(InputError, match="pairs 's': rollouts: engine = 'vlm' is unknown"):
+        make_recipe(values | {"pairs": {"s": {"engine": "vlm"}}})

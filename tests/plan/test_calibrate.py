@@ -135,7 +135,14 @@ def test_the_command_proposes_a_stage_and_draws(tmp_path: Path) -> None:
         for i in range(60)
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = ["--model", tmp_path / "model", "--data", tmp_path / "pairs.jsonl", "adapter=none", "batch_size=8"]
+    given = [
+        "--model",
+        tmp_path / "model",
+        "--data",
+        tmp_path / "pairs.jsonl",
+        "adapter=none",
+        "batch_size=8",
+    ]
     done = slimepo("calibrate", *given, "--plot", tmp_path / "plot.png")
     assert done.returncode == 0, done.stderr
     assert "- loss: slime\n  learning_rate: " in done.stdout

@@ -204,6 +204,9 @@ class VLLMServer:
             shutil.rmtree(self.folder, ignore_errors=True)
         call(self.url, "/reset_prefix_cache", {})
 
+    def close(self) -> None:
+        """Nothing: the server goes on."""
+
     def sample(
         self, end_ids: Collection[int], prompts: Sequence[Prompt], seeds: Sequence[int]
     ) -> list[list[Completion]]:

@@ -23,6 +23,8 @@ from slimepo.files import (
     write_json_lines,
 )
 from slimepo.onpolicy.rewards import Prompt, Rewarder
+from slimepo.onpolicy.rollouts import sample_seed
+from slimepo.onpolicy.vllm import open_engine
 from slimepo.pipeline.folder import is_held
 from slimepo.pipeline.rewards import make_rewards, reward_weights
 from slimepo.pipeline.tasks import RunTasks, Task, prompt_ids
@@ -134,9 +136,29 @@ def sampled(
             append_json_lines(file, rows)
             report(len(kept), len(tasks))
 
+        ids = prompt_ids(tasks, answerer.chat)
+        if settings.engine != "transformers":
+            context = max(map(len, ids), default=0) + settings.max_new_tokens
+            dtype = next(answerer.model.parameters()).dtype
+            engine = open_engine(
+                settings.rollouts, context=context, dtype=dtype, seed=seed, folder=file.parent
+            )
+            assert engine is not None
+            waiting = [place for place in range(len(tasks)) if place not in kept]
+            size = max(1, batch_rows // settings.per_prompt)
+            try:
+                engine.load(answerer.model)
+                for start in range(0, len(waiting), size):
+                    places = waiting[start : start + size]
+                    asked = [Prompt(tasks[at].id, tasks[at].prompt, tasks[at].row, ids[at]) for at in places]
+                    seeds = [sample_seed(seed, 0, place, "pairs") for place in places]
+                    keep(places, engine.sample(answerer.end_ids, asked, seeds))
+            finally:
+                engine.close()
+            return [kept[place] for place in range(len(tasks))]
         generate(
             answerer.model,
-            prompt_ids(tasks, answerer.chat),
+            ids,
             end_token_ids=answerer.end_ids,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,

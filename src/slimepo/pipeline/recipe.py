@@ -94,7 +94,8 @@ class Pairs(Settings):
     `model` is the stage whose model is sampled (none: the recipe's model). By the tasks' checker the most frequent
     right sample is chosen and the most frequent wrong one rejected; with `gold`, a task's own answer is chosen where no
     sample is right; without, such a task gives no pair. With a `reward` (as a stage's) the best sample is set against
-    the worst; equal rewards give no pair. `seed` is that of the run unless given.
+    the worst; equal rewards give no pair. `seed` is that of the run unless given. `engine` writes the samples, as that
+    of rollouts does: transformers, vllm, or http://host:port.
     """
 
     model: str | None = None
@@ -104,7 +105,23 @@ class Pairs(Settings):
     max_new_tokens: int = Field(256, ge=1)
     gold: bool = False
     reward: str | list[str] | dict[str, float] | None = None
+    engine: str = "transformers"
     seed: int | None = Field(None, ge=0)
+
+    @property
+    def rollouts(self) -> Rollouts:
+        """How the samples are asked for, in the words of a stage that samples while it trains.
+
+        Raises:
+            InputError: the engine is none, or is not installed.
+        """
+        from slimepo.losses import find_objective
+
+        given = {"samples": self.per_prompt, "engine": self.engine, "max_new_tokens": self.max_new_tokens}
+        given |= {"temperature": self.temperature, "top_p": self.top_p}
+        asked = rollout_settings(given, "dpo", find_objective("dpo"))
+        assert asked is not None
+        return asked
 
 
 class Stage(Settings):
@@ -360,6 +377,11 @@ def make_recipe(values: Mapping[str, Any], place: str = "recipe") -> Recipe:
         recipe = validate(Recipe, in_rounds(recipe), place)
     from slimepo.losses import bind, find_objective
 
+    for name, made in recipe.pairs.items():
+        try:
+            _ = made.rollouts
+        except InputError as error:
+            raise InputError(f"{place}: pairs {name!r}: {error}") from error
     for stage in recipe.stages:
         try:
             bind(stage.loss, stage.loss_options)

@@ -279,7 +279,7 @@ class RolloutSource:
 
     def close(self) -> None:
         """Let go of the engine in this process, where there is one."""
-        if isinstance(self.engine, VLLM):
+        if self.engine is not None:
             self.engine.close()
 
     def figures(self) -> dict[str, float]:
