@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from benchmarks.plan import Case, compare
 from slimepo.data.rows import Row
 from slimepo.errors import InputError
-from slimepo.model.logps import response_logps
+from slimepo.model.logps import causal_lm, response_logps
 from slimepo.pipeline.recipe import Recipe, make_recipe
 from slimepo.pipeline.stage import lora, stage_arguments
 from slimepo.plan import step as step_plan
@@ -209,6 +209,13 @@ def test_a_stage_that_samples_holds_a_copy_where_no_adapter_can_be_switched_off(
     given = {"rollouts": {"samples": 2, "max_new_tokens": 8}, **stage}
     step = step_of(small_recipe(adapter, reward="own.py:reward", **given), small_config(), False)
     assert (step.reference_bytes > 0) == held
+
+
+def test_a_value_model_is_trained_beside_the_policy() -> None:
+    given: dict[str, Any] = {"loss": "ppo", "rollouts": {"samples": 2}, "reward": "own.py:reward"}
+    step = step_of(small_recipe(**given), small_config(), False)
+    head = causal_lm(step.whole.model).get_output_embeddings().weight.numel()
+    assert step.value_bytes == 16 * (sum(p.numel() for p in step.whole.model.parameters()) - head)
 
 
 def test_checkpoints_in_the_hosts_memory_leave_room_on_a_gpu_and_none_on_a_cpu() -> None:

@@ -692,6 +692,18 @@ class TestFailures:
                 tiny_model(), PreferenceConfig(output_dir=str(tmp_path)), random_rows(2), reward=vowels
             )
 
+    def test_a_reference_for_the_penalty_alone_may_be_another_model(self, tmp_path: Path) -> None:
+        made = PreferenceTrainer(
+            tiny_model(),
+            PreferenceConfig(output_dir=str(tmp_path), loss="rloo", rollouts={"samples": 2, "kl": 0.1}),
+            prompts(8),
+            processing_class=letter_tokenizer(),
+            reward=vowels,
+            ref_model=tiny_model(seed=1),
+        )
+        assert made.reference is not None
+        assert made.reference.reason == "a frozen model"
+
     def test_pairs_to_evaluate_on_are_refused_where_samples_are_read(self, tmp_path: Path) -> None:
         rows: list[Row] = random_rows(2)
         with pytest.raises(InputError, match="has no value 'advantages'"):

@@ -19,7 +19,6 @@ from transformers import PreTrainedConfig
 from slimepo.data.batch import Batch, Layout, StepCollator
 from slimepo.data.rows import Row
 from slimepo.errors import InputError
-from slimepo.losses import find_objective
 from slimepo.model.attention.table import PATHS
 from slimepo.model.logps import causal_lm
 from slimepo.pipeline.recipe import Recipe, Stage
@@ -56,6 +55,7 @@ class PlannedStep:
     ]  # tokens of a prompt and a response; the shortest prompt leaves a pair's responses the most
     optimizer_bytes: int  # for each parameter that trains
     reference_bytes: int  # of a reference model beside the policy
+    value_bytes: int  # of a value model, with what trains it
     whole: FakePolicy
     depths: list[tuple[FakePolicy, int]]
 
@@ -109,6 +109,7 @@ def make_step(
         longest=_longest(recipe, stage),
         optimizer_bytes=OPTIMIZER_BYTES[optimizer.value],
         reference_bytes=_reference_bytes(args, whole, recipe.adapter not in (None, "continue")),
+        value_bytes=_value_bytes(args, whole),
         whole=whole,
         depths=depths,
     )
@@ -129,7 +130,7 @@ def step_memory(step: PlannedStep, batch: Batch, *, accumulates: bool) -> dict[s
                 moment[kind] += factor * size
     worst = max(moments, key=Counter.total)
     parts = {kind: worst[kind] for kind in ("weights", "gradients", "activations", "head")}
-    parts["weights"] += step.reference_bytes
+    parts["weights"] += step.reference_bytes + step.value_bytes
     return parts | {"optimizer": step.optimizer_bytes * step.trained_parameters}
 
 
@@ -246,13 +247,20 @@ def _arguments(recipe: Recipe, stage: Stage, gpu: bool) -> PreferenceConfig:
 def _reference_bytes(args: PreferenceConfig, whole: FakePolicy, new_adapter: bool) -> int:
     """Of a second model in memory: a frozen copy, or another model, which is taken to be as large as the policy."""
     sampling = args.sampling
-    watched = sampling is not None and (sampling.reads_reference or sampling.watch_kl)
-    asked = watched or "reference" in find_objective(args.loss, args.loss_options).asks
     # Of samples nothing can be computed beforehand.
     without = ["adapters-off", "cache", *(["auto"] if sampling is None or new_adapter else [])]
-    if not asked or args.reference in without:
+    if args.reference in without or not (args.reads_reference or (sampling and sampling.watch_kl)):
         return 0
     return sum(p.numel() * p.element_size() for p in whole.model.parameters())
+
+
+def _value_bytes(args: PreferenceConfig, whole: FakePolicy) -> int:
+    """Of a value model on the policy's backbone: float32 weights, their gradients, and AdamW's two moments."""
+    sampling = args.sampling
+    if sampling is None or sampling.advantages != "gae":
+        return 0
+    backbone = causal_lm(whole.model).base_model.named_parameters()
+    return 16 * sum(int(p.numel()) for name, p in backbone if "lora_" not in name)
 
 
 def _checkpointing(args: PreferenceConfig) -> Checkpointing:

@@ -33,6 +33,7 @@ SAMPLED = (
     ("reward", "Reward of samples"),
     ("reward/std", "Spread of rewards in a group"),
     ("reward/equal", "Groups of equal reward"),
+    ("preferred", "Samples preferred to the opponent's answers"),
     ("sampled/entropy", "Entropy of the policy, nats per token"),
     ("sampled/kl", "KL to the start (or the reference), nats per token"),
     ("sampled/distinct", "Distinct samples of a prompt"),

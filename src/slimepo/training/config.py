@@ -165,6 +165,12 @@ class PreferenceConfig(TrlFields, TrainingArguments):
             self.rollouts or None, self.loss, find_objective(self.loss, self.loss_options)
         )
 
+    @property
+    def reads_reference(self) -> bool:
+        """Whether the objective reads a reference model, or what makes the rows of rollouts does."""
+        sampled, asks = self.sampling, find_objective(self.loss, self.loss_options).asks
+        return "reference" in asks or bool(sampled and sampled.reads_reference)
+
     def _resolve_checkpointing(self) -> None:
         """One word, or transformers' and TRL's flags, to transformers' flag and `activation_offloading`."""
         word, older = self.activation_checkpointing, getattr(self, "gradient_checkpointing", None)
@@ -238,9 +244,7 @@ def settled(args: PreferenceConfig) -> PreferenceConfig:
     bind(args.loss, args.loss_options)
     objective = find_objective(args.loss, args.loss_options)
     sampled = args.sampling
-    if args.reference != "auto" and not (
-        "reference" in objective.asks or (sampled and sampled.reads_reference)
-    ):
+    if args.reference != "auto" and not args.reads_reference:
         raise InputError(
             f"loss {args.loss!r} reads no reference model: leave reference = {args.reference!r} out"
         )

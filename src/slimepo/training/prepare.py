@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from slimepo.data.chat import load_tokenizer
 from slimepo.errors import InputError
-from slimepo.losses import find_objective
 from slimepo.model.adapters import keep_trained_in_float32, with_adapter
 from slimepo.model.load import check_embeddings, savable
 from slimepo.model.logps import causal_lm, install_logps
@@ -122,7 +121,7 @@ def arguments(config: Any, model: Any, ref_model: Any, quantization_config: Any)
             "give the model's name"
         )
     if ref_model is not None:
-        if "reference" not in find_objective(args.loss, args.loss_options).asks:
+        if not args.reads_reference:
             raise InputError(f"loss {args.loss!r} reads no reference model: leave ref_model out")
         if args.reference != "auto":
             raise InputError(

@@ -443,7 +443,7 @@ class PreferenceTrainer(Trainer):
     def _open_reference(self) -> Reference | None:
         """Where reference log-probs come from; rows whose log-probs are computed beforehand have them then."""
         sampling = self.args.sampling
-        asked = "reference" in self.objective.asks or bool(sampling and sampling.reads_reference)
+        asked = self.args.reads_reference
         if not asked and not sampling:
             return None
         options = self.args.model_init_kwargs
