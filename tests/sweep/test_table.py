@@ -137,6 +137,11 @@ def test_tables_are_written_and_an_unknown_measure_refused(tmp_path: Path) -> No
     seen = [(row["arm"], row["seed"], row["accuracy"]) for row in rows]
     assert seen == [("slime", "0", "0.5"), ("slime", "1", "0.6")]
     assert "| slime |  | 2 | 0.550 ± 0.635 |" in (tmp_path / "sweep.md").read_text()
+    steps = list(csv.DictReader((tmp_path / "steps.csv").open()))
+    assert [(row["seed"], row["step"], row["loss"]) for row in steps][:2] == [
+        ("0", "5", "2"),
+        ("0", "10", "1"),
+    ]
     with pytest.raises(InputError, match=r"nothing is called 'acuracy' .did you mean 'accuracy'"):
         write_tables(
             cells, sweep.model_copy(update={"measures": ["acuracy"]}), tmp_path, make_console(quiet=True)

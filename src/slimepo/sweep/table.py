@@ -90,7 +90,7 @@ def figures_of(cell: Cell) -> dict[str, float]:
 
 
 def write_tables(cells: Sequence[Cell], sweep: Sweep, out: Path, console: Console) -> None:
-    """Write runs.csv (a row a run, every figure) and sweep.md (means, intervals, differences, warnings), and print it.
+    """Write runs.csv (a row a run), steps.csv (a row a step of one) and sweep.md (means, intervals, what is not alike).
 
     Raises:
         InputError: a measure that is asked for was not measured.
@@ -103,15 +103,8 @@ def write_tables(cells: Sequence[Cell], sweep: Sweep, out: Path, console: Consol
         raise InputError(
             f"sweep: measures: nothing is called {absent[0]!r}{nearest(absent[0], known)}; there are: {measured}"
         )
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["arm", "point", "seed", *known])
-    for cell in cells:
-        found = figures[cell.arm, cell.recipe.seed]
-        writer.writerow(
-            [cell.arm, label(cell.point), cell.recipe.seed, *(found.get(key, "") for key in known)]
-        )
-    write_text(out / "runs.csv", buffer.getvalue())
+    write_csv(out / "runs.csv", [(cell, figures[cell.arm, cell.recipe.seed]) for cell in cells])
+    write_csv(out / "steps.csv", [(cell, line) for cell in cells for line in by_step(cell)])
     shown = sweep.measures or [name for name in MEASURES if name in known]
     rows = rows_of(figures, sweep.against or next(iter(arms_of(sweep))), shown, cells)
     lines = ["| " + " | ".join(row) + " |" for row in rows]
@@ -125,6 +118,29 @@ def write_tables(cells: Sequence[Cell], sweep: Sweep, out: Path, console: Consol
     )
     _print(rows, words, notes, console)
     console.print(f"tables: {out / 'sweep.md'}, every run: {out / 'runs.csv'}")
+
+
+def by_step(cell: Cell) -> list[dict[str, float]]:
+    """What the log, the monitor's part of it and the held-out tasks say at each step that they say something of."""
+    folder = cell.folder / cell.stage.name
+    found: dict[float, dict[str, float]] = {}
+    for line in (*json_lines(folder / "answers-by-step.jsonl"), *json_lines(folder / "metrics.jsonl")):
+        numbers = {**line, **line.get("figures", {})}
+        kept = {key: float(value) for key, value in numbers.items() if type(value) in (int, float)}
+        found.setdefault(kept["step"], {}).update(kept)
+    return [found[step] for step in sorted(found)]
+
+
+def write_csv(file: Path, rows: Sequence[tuple[Cell, Mapping[str, float]]]) -> None:
+    """A row a line, behind the arm, its point and its seed; a column for every figure that any row has."""
+    known = list(dict.fromkeys(key for _, row in rows for key in row))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["arm", "point", "seed", *known])
+    for cell, row in rows:
+        numbers = [f"{row[key]:.6g}" if key in row else "" for key in known]
+        writer.writerow([cell.arm, label(cell.point), cell.recipe.seed, *numbers])
+    write_text(file, buffer.getvalue())
 
 
 def rows_of(
