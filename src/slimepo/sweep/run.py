@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slimepo.errors import InputError
 from slimepo.files import write_json
-from slimepo.pipeline.folder import is_held, mark_folder, refuse_other_folder
+from slimepo.pipeline.folder import check_folder, is_held, mark_folder, refuse_other_folder
 from slimepo.sweep.cells import Cell, by_shared, cell_recipe, link_shared, shared_recipe, write_recipe
 from slimepo.sweep.settings import Keys, Search, Sweep, arms_of, label, points_of
 from slimepo.sweep.table import figures_of, write_tables
@@ -189,6 +189,9 @@ def run_cells(
     Raises:
         InputError: a cell's folder holds something else, or what cells share could not be made.
     """
+    for cell in cells:
+        # Also of what is done: figures of another sweep must not be taken for this one's.
+        check_folder(cell.recipe, cell.folder, restart=False)
     missing = [cell for cell in cells if not cell.done]
     for seed in dict.fromkeys(cell.recipe.seed for cell in missing):
         prepare(seed)
