@@ -2,15 +2,16 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from slimepo.errors import InputError
-from slimepo.onpolicy.rewards import Prompt, Rewarder
+from slimepo.onpolicy.rewards import Prompt, Rewarder, named_rewards
 from slimepo.types import Message
 
 PROMPT = Prompt("7", [Message(role="user", content="two?")], {"prompt": "two?", "answer": "2"}, [5, 6])
@@ -103,6 +104,17 @@ def slow(*_: Any) -> list[float]:
     return [0.0, 0.0]
 
 
+def fails_while_it_is_read(*_: Any) -> Iterator[float]:
+    yield 1.0
+    raise KeyError("gold")
+
+
+def slow_while_it_is_read(*_: Any) -> Iterator[float]:
+    yield 1.0
+    time.sleep(0.5)
+    yield 0.0
+
+
 FAILURES = [
     (raises, "reward 'own' fails on row 7: KeyError: 'gold'"),
     (lambda *_: [1.0], "gave 1 numbers for 2 completions on row 7"),
@@ -112,6 +124,12 @@ FAILURES = [
     (lambda *_: None, "gave no list of numbers on row 7: None"),
     (lambda *_: ["good", "bad"], "gave no list of numbers"),
     (lambda *_: [None, 1.0], "gave no list of numbers"),
+    (lambda *_: "10", "gave no list of numbers on row 7: '10'"),
+    (lambda *_: {1.0: "a", 0.0: "b"}, "gave no list of numbers"),
+    (lambda *_: {1.0, 0.0}, "gave no list of numbers"),
+    (lambda *_: torch.zeros(2, 2), "gave no list of numbers"),
+    (fails_while_it_is_read, "reward 'own' fails on row 7: KeyError: 'gold'"),
+    (slow_while_it_is_read, "reward 'own' took more than 0.05 s on row 7"),
     (slow, "reward 'own' took more than 0.05 s on row 7"),
 ]
 
@@ -139,3 +157,20 @@ def test_a_timeout_does_not_wait_for_what_is_too_slow() -> None:
     started = time.perf_counter()
     Rewarder({"own": (slow, 1.0)}, on_error="skip", timeout=0.01)(PROMPT, ["a", "b"])
     assert time.perf_counter() - started < 0.4
+
+
+@pytest.mark.parametrize(
+    ("function", "weight", "message"),
+    [
+        (lambda prompt, completions: [0.0], 1.0, r"called with \(prompt, completions, row\): too many"),
+        (lambda completions, **columns: [0.0], 1.0, "too many positional"),
+        (lambda prompt, completions, row, judge: [0.0], 1.0, "missing a required argument: 'judge'"),
+        (exact, math.nan, "the weight of reward 'own' = nan is out of range"),
+        (1.0, 1.0, "not a function"),
+    ],
+)
+def test_what_cannot_be_a_reward_is_refused_before_anything_is_sampled(
+    function: Any, weight: float, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        named_rewards({"own": (function, weight)})

@@ -1,6 +1,7 @@
 """Stages that sample their own answers, rounds of them, and pairs made without training."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from slimepo.files import json_lines, read_json
 from slimepo.model.generate import Completion
 from slimepo.onpolicy.rewards import Prompt, Rewarder
 from slimepo.pipeline.heldout import AnswersByStep
-from slimepo.pipeline.pairs import rewarded_pairs
+from slimepo.pipeline.pairs import KEPT, rewarded_pairs
 from slimepo.pipeline.recipe import make_recipe
 from slimepo.pipeline.rewards import check_rewards, make_rewards, reward_weights
 from slimepo.pipeline.run import run_recipe
 from slimepo.pipeline.tasks import RunTasks, Task
 from slimepo.terminal import make_console
 from slimepo.types import Verdict
+from tests.command import slimepo
 
 REWARD = """
 def long(prompt, completions, row):
@@ -31,6 +33,18 @@ def long(prompt, completions, row):
 
 def right(row, text):
     return len(text) % 2 == 0
+
+def raises(prompt, completions, row):
+    return [row["score"] for text in completions]
+
+def not_a_number(prompt, completions, row):
+    return [float("nan") for text in completions]
+
+def one_for_all(prompt, completions, row):
+    return [1.0]
+
+def without_row(prompt, completions):
+    return [1.0 for text in completions]
 """
 
 
@@ -72,6 +86,27 @@ def test_a_stage_learns_from_its_own_samples(values: dict[str, Any], tmp_path: P
         assert line["rewards"] == [len(text) * worth for text in line["samples"]]
     logged = json_lines(tmp_path / "run" / "grpo" / "metrics.jsonl")[0]
     assert {"reward", "reward/std", "sampled/tokens", "time/sample"} <= logged.keys()
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("raises", r"fails on row task \d: KeyError: 'score'; .*on_error: skip"),
+        ("not_a_number", r"gave \[nan, nan, nan\] on row task \d: every reward is a finite number"),
+        ("one_for_all", r"gave 1 numbers for 3 completions on row task \d"),
+    ],
+)
+def test_a_reward_of_ones_own_that_fails_ends_the_command_with_its_name_and_the_row(
+    values: dict[str, Any], tmp_path: Path, function: str, message: str
+) -> None:
+    # From where the recipe lies.
+    values["stages"][0]["reward"] = f"own/reward.py:{function}"
+    (tmp_path / "recipe.yaml").write_text(json.dumps(values))
+    done = slimepo("run", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
+    assert done.returncode == 2, done.stderr
+    said = " ".join(done.stderr.split())
+    assert re.search(f"reward 'own/reward.py:{function}' {message}", said), said
+    assert "Traceback" not in said
 
 
 def test_held_out_tasks_are_answered_while_it_trains_and_nothing_else_changes(
@@ -162,6 +197,15 @@ def test_pairs_are_made_without_training(
     assert not (tmp_path / "run" / "slime").exists()
 
 
+def test_pairs_whose_reward_fails_say_that_the_samples_are_kept() -> None:
+    def raises(*_: Any) -> list[float]:
+        raise KeyError("gold")
+
+    rewarder = Rewarder({"own": (raises, 1.0)}, way_out=KEPT)
+    with pytest.raises(InputError, match="fails on row t0: KeyError: 'gold'; the samples are kept"):
+        rewarded_pairs(TASKS, [["a", "b"]] * 4, rewarder)
+
+
 TASKS = [Task(f"t{i}", [{"role": "user", "content": "?"}], {"answer": "2"}) for i in range(4)]
 OF_RUN = RunTasks(TASKS, [], lambda task, text: Verdict(text == task.gold, True), 8, 8)
 
@@ -197,6 +241,35 @@ def test_the_checker_and_math_verify_are_rewards(tmp_path: Path) -> None:
     given = (TASKS[0].prompt, ["2", "$\\frac{4}{2}$", "3"], TASKS[0].row)
     assert rewards["checker"][0](*given) == [1.0, 0.0, 0.0]
     assert rewards["math"][0](*given) == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("gold", "right", "wrong"),
+    [
+        ("\\sqrt{3}", "$\\sqrt{3}$", "$3$"),
+        ("3\\pi", "$3\\pi$", "$3$"),
+        ("x+1", "so $1+x$", "so $x$"),
+        ("(1, 2)", "$(1, 2)$", "$2$"),
+        ("She has 3 + 4 eggs.\n#### 7", "7", "4"),
+        ("$\\frac{1}{2}$", "0.5", "2"),
+        ("$18", "18 dollars", "8"),
+    ],
+)
+def test_math_reads_answers_with_and_without_dollars(
+    gold: str, right: str, wrong: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("math_verify", reason="slimepo[math] is not installed")
+    ((reward, _),) = make_rewards({"math": 1.0}, OF_RUN, tmp_path).values()
+    assert reward(TASKS[0].prompt, [right, wrong], {"answer": gold}) == [1.0, 0.0]
+
+
+def test_math_refuses_an_answer_that_has_none_and_keeps_to_a_timeout(tmp_path: Path) -> None:
+    pytest.importorskip("math_verify", reason="slimepo[math] is not installed")
+    made = make_rewards({"math": 1.0}, OF_RUN, tmp_path)
+    prompt = Prompt("7", TASKS[0].prompt, {"answer": "2"}, [])
+    assert Rewarder(made, timeout=60)(prompt, ["2", "3"])[0] == [1.0, 0.0]
+    with pytest.raises(InputError, match=r"row 7: .*math-verify finds nothing in its `answer` ''"):
+        Rewarder(made)(Prompt("7", TASKS[0].prompt, {"answer": ""}, []), ["2"])
 
 
 @pytest.fixture
@@ -289,6 +362,11 @@ def test_a_reward_that_cannot_be_had_is_refused_before_a_model_loads(name: str, 
         check_rewards({name: 1.0}, has_checker=False)
 
 
+def test_so_is_a_function_that_takes_something_else(values: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"called with .prompt, completions, row.: too many positional"):
+        check_rewards({f"{tmp_path}/own/reward.py:without_row": 1.0}, has_checker=False)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -300,8 +378,10 @@ def test_a_reward_that_cannot_be_had_is_refused_before_a_model_loads(name: str, 
         ({"rollouts": {"temperature": 0.7}}, "leave temperature"),
         ({"loss": "dpo", "rollouts": {"kl": 0.1}}, "kl is for objectives on samples"),
         ({"reference": "cache", "loss": "dpo"}, "use 'copy'"),
-        ({"loss": "kto"}, "judged one by one"),
         ({"answer_every": 2}, "give tasks.heldout"),
+        ({"reward": []}, "names none"),
+        ({"reward": ["math", "math"]}, "stands there twice: give it a weight, {math: 2}"),
+        ({"reward": {"math": float("nan")}}, "the weight of reward 'math' = nan"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

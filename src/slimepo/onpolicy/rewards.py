@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from slimepo.errors import InputError
+from slimepo.losses.common import check_number
 from slimepo.types import Message
+from slimepo.words import first_line
 
 # (prompt, completions, the row's other columns) -> a number for each completion
 Reward = Callable[[list[Message], Sequence[str], Mapping[str, Any]], Sequence[float]]
@@ -35,11 +38,15 @@ class LooksAhead(Protocol):
 
 @dataclass(frozen=True)
 class Rewarder:
-    """Weighted sum of rewards, by name. `on_error`: stop the run, or skip the prompt; `timeout` in seconds a prompt."""
+    """Weighted sum of rewards, by name. `on_error`: stop the run, or skip the prompt; `timeout` in seconds a prompt.
+
+    `way_out`: what may be done about a reward that stops the run, which ends its error.
+    """
 
     functions: Mapping[str, tuple[Reward, float]]
     on_error: str = "stop"
     timeout: float | None = None
+    way_out: str = "rollouts: {on_error: skip} leaves such prompts out"
 
     def of_all(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]]
@@ -57,7 +64,9 @@ class Rewarder:
             except Exception as error:
                 # Where prompts are to be skipped, the calls tell which.
                 if self.on_error == "stop":
-                    raise InputError(f"reward {name!r} fails: {type(error).__name__}: {error}") from error
+                    raise InputError(
+                        f"reward {name!r} fails: {type(error).__name__}: {first_line(error)}"
+                    ) from error
         return [self(prompt, answers) for prompt, answers in zip(prompts, completions, strict=True)]
 
     def __call__(
@@ -74,9 +83,7 @@ class Rewarder:
                 parts[name] = self._called(name, function, prompt, completions)
             except InputError as error:
                 if self.on_error == "stop":
-                    raise InputError(
-                        f"{error}; rollouts: {{on_error: skip}} leaves such prompts out"
-                    ) from error
+                    raise InputError(f"{error}; {self.way_out}") from error
                 nothing = [math.nan] * len(completions)
                 return nothing, dict.fromkeys(self.functions, nothing), str(error)
         weights = [weight for _, weight in self.functions.values()]
@@ -87,10 +94,13 @@ class Rewarder:
         return totals, parts, ""
 
     def _called(self, name: str, function: Reward, prompt: Prompt, completions: Sequence[str]) -> list[float]:
+        def read(*given: Any) -> Any:
+            values = function(*given)
+            # A generator works, and fails, only while it is read.
+            return list(values) if isinstance(values, Iterator) else values
+
         try:
-            values = _within(
-                self.timeout, function, (list(prompt.messages), list(completions), dict(prompt.row))
-            )
+            values = _within(self.timeout, read, (list(prompt.messages), list(completions), dict(prompt.row)))
         except _TookTooLong:
             raise InputError(
                 f"reward {name!r} took more than {self.timeout:g} s on row {prompt.id}"
@@ -98,14 +108,18 @@ class Rewarder:
         except (Exception, SystemExit) as error:
             # A user's function can fail in any way.
             raise InputError(
-                f"reward {name!r} fails on row {prompt.id}: {type(error).__name__}: {error}"
+                f"reward {name!r} fails on row {prompt.id}: {type(error).__name__}: {first_line(error)}"
             ) from error
         try:
-            numbers = [float(value) for value in values]
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"reward {name!r} gave no list of numbers on row {prompt.id}: {values!r}"
-            ) from error
+            # Of these the numbers could be read too, and would be others or in another order.
+            in_order = not isinstance(values, (str, bytes, Mapping, Set))
+            numbers = [float(value) for value in values] if in_order else None
+        except Exception:
+            # Each library's numbers refuse in a way of their own.
+            numbers = None
+        if numbers is None:
+            shown = " ".join(repr(values).split())[:100]
+            raise InputError(f"reward {name!r} gave no list of numbers on row {prompt.id}: {shown}")
         if len(numbers) != len(completions):
             raise InputError(
                 f"reward {name!r} gave {len(numbers)} numbers for {len(completions)} completions on row {prompt.id}"
@@ -121,7 +135,7 @@ def named_rewards(given: Any) -> dict[str, tuple[Reward, float]]:
     """Rewards with weights by name, from one function, several, or functions with weights by name.
 
     Raises:
-        InputError: there is none, or one cannot be called.
+        InputError: there is none, or one that `check_reward` refuses.
     """
     if isinstance(given, Mapping):
         found = {name: value if isinstance(value, tuple) else (value, 1.0) for name, value in given.items()}
@@ -139,10 +153,23 @@ def named_rewards(given: Any) -> dict[str, tuple[Reward, float]]:
         raise InputError(
             "rollouts need a reward: a function of (prompt, completions, row) that gives a number for each"
         )
-    for name, (function, _) in found.items():
-        if not callable(function):
-            raise InputError(f"reward {name!r} is not a function of (prompt, completions, row)")
+    for name, (function, weight) in found.items():
+        check_reward(name, function, weight)
     return found
+
+
+def check_reward(name: str, function: Any, weight: float) -> None:
+    """Raises InputError for what cannot be called with (prompt, completions, row), or a weight that is no number."""
+    if not callable(function):
+        raise InputError(f"reward {name!r} is not a function of (prompt, completions, row)")
+    check_number(f"the weight of reward {name!r}", weight)
+    try:
+        inspect.signature(function).bind(None, None, None)
+    except TypeError as error:
+        raise InputError(f"reward {name!r} is called with (prompt, completions, row): {error}") from error
+    except ValueError:
+        # Some functions of C do not say what they take.
+        pass
 
 
 class _TookTooLong(Exception):

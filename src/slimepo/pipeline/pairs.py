@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 FACTS = "pairs.json"
 # Seconds after which a rank that waits looks whether the first one, which makes the pairs, is still there.
 PATIENCE_S = 30.0
+# What may be done about a reward that fails.
+KEPT = "the samples are kept: mend the reward, and run this again"
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def make_pairs(
                 pairs, made = judged_pairs(of_set, samples, tasks, gold=settings.gold)
             else:
                 rewards = make_rewards(reward_weights(settings.reward), tasks, folder)
-                pairs, made = rewarded_pairs(of_set, samples, Rewarder(rewards))
+                rewarder = Rewarder(rewards, way_out=KEPT)
+                pairs, made = rewarded_pairs(of_set, samples, rewarder)
         # A file that any run may train on; `task` says which task a pair is of.
         rows = (
             {"prompt": pair.task.prompt, "chosen": _turn(pair.chosen), "rejected": _turn(pair.rejected)}

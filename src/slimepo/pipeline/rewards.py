@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
 from slimepo.imports import find_function
-from slimepo.onpolicy.rewards import Reward
+from slimepo.losses.common import check_number
+from slimepo.onpolicy.rewards import Reward, check_reward
 from slimepo.pipeline.tasks import RunTasks, Task
 from slimepo.terminal import make_console
 from slimepo.types import Message
@@ -31,17 +33,29 @@ better): is it right, does it do what was asked, is it clear? Say in one sentenc
 {reply}"""
 _RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
 _LONGEST_VERDICT = 512
+# What mathematics begins with in a text.
+_DELIMITER = re.compile(r"\$|\\\(|\\\[|\\boxed|\\begin")
 # That a reward model reads at once.
 _ROWS = 16
 
 
 def reward_weights(given: str | Sequence[str] | Mapping[str, float] | None) -> dict[str, float]:
-    """Rewards by name, with weights: one name, several (of weight 1), or names with weights; none is the checker."""
+    """Rewards by name, with weights: one name, several (of weight 1), or names with weights; none is the checker.
+
+    Raises:
+        InputError: a name stands there twice, or there is none in what is given.
+    """
     if given is None:
         return {CHECKER: 1.0}
+    if not given:
+        raise InputError(f"reward = {given!r} names none: give one, or leave it out for the tasks' checker")
     if isinstance(given, Mapping):
         return dict(given)
-    return dict.fromkeys([given] if isinstance(given, str) else given, 1.0)
+    names = [given] if isinstance(given, str) else given
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"reward {name!r} stands there twice: give it a weight, {{{name}: 2}}")
+    return dict.fromkeys(names, 1.0)
 
 
 def check_rewards(weights: Mapping[str, float], has_checker: bool) -> None:
@@ -50,7 +64,8 @@ def check_rewards(weights: Mapping[str, float], has_checker: bool) -> None:
     Raises:
         InputError: its name, and what is missing.
     """
-    for name in weights:
+    for name, weight in weights.items():
+        check_number(f"the weight of reward {name!r}", weight)
         if name == CHECKER and not has_checker:
             raise InputError(
                 "reward 'checker': the recipe's tasks have none: give tasks.checker, or another reward"
@@ -68,7 +83,7 @@ def check_rewards(weights: Mapping[str, float], has_checker: bool) -> None:
 
             check_judge(name.removeprefix(JUDGE))
         elif name not in (CHECKER, MATH):
-            find_function(name, "reward")
+            check_reward(name, find_function(name, "reward"), weight)
 
 
 def make_rewards(
@@ -106,8 +121,16 @@ def _mathematical(prompt: list[Message], completions: Sequence[str], row: Mappin
 
     if row.get("answer") is None:
         raise InputError("the row has no `answer` to compare with")
-    gold = parse(str(row["answer"]))
-    return [float(verify(gold, parse(text))) for text in completions]
+    # math-verify keeps time by a signal, which only the main thread gets; in another one `timeout` keeps it.
+    limit = 5 if threading.current_thread() is threading.main_thread() else None
+    text = str(row["answer"])
+    # As LaTeX, even where nothing says so: without the dollars, 3\pi would be 3. Prose is read as before.
+    gold = parse(text if _DELIMITER.search(text) else f"${text}$", parsing_timeout=limit)
+    if not gold:
+        raise InputError(f"math-verify finds nothing in its `answer` {text!r} to compare with")
+    return [
+        float(verify(gold, parse(each, parsing_timeout=limit), timeout_seconds=limit)) for each in completions
+    ]
 
 
 class _RewardModel:

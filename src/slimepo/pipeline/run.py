@@ -105,7 +105,8 @@ def _run_stages(recipe: Recipe, out: Path, console: Console) -> tuple[list[dict[
         check_reference(recipe, stage)
         made = recipe.pairs[stage.part].reward if stage.part in recipe.pairs else None
         if stage.rollouts is not None or made is not None:
-            check_rewards(reward_weights(made or stage.reward), bool(recipe.tasks and recipe.tasks.checker))
+            given = stage.reward if made is None else made
+            check_rewards(reward_weights(given), bool(recipe.tasks and recipe.tasks.checker))
     if pending:
         tasks, (parts, facts) = load_tasks(recipe), load_data(recipe)
         chat = chat_format(recipe_tokenizer(recipe), recipe.template_options)
