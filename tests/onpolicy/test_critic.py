@@ -85,6 +85,20 @@ def test_the_loss_does_not_depend_on_the_micro_batches() -> None:
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-6)
 
 
+def test_a_step_without_any_token_leaves_it_as_it_is(critic: Critic) -> None:
+    critic.learn(with_targets(critic, groups(), 1.0), ALONE)
+    before = critic.model.score.weight.detach().clone()
+    # The optimizer has momentum by now.
+    critic.learn([], ALONE)
+    assert torch.equal(critic.model.score.weight, before)
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "gpt2"])
+def test_it_starts_at_0_whatever_transformers_calls_its_head(architecture: str) -> None:
+    critic = Critic(tiny_model(architecture), ValueModel.model_validate({}), 2, torch.device("cpu"))
+    assert all(not of_response.any() for of_row in critic.values(groups()) for of_response in of_row)
+
+
 def test_what_a_checkpoint_holds_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     straight, other = made(), made()
     rows = groups()

@@ -50,8 +50,10 @@ class Critic:
             if "lora_" not in name
         }
         model.base_model.load_state_dict(weights)
-        # A value of 0 at the start: nothing is known yet.
-        nn.init.zeros_(model.score.weight)
+        # A value of 0 at the start: nothing is known yet. The head is called score here and classifier there.
+        for head in (each for each in model.children() if isinstance(each, nn.Linear)):
+            for parameter in head.parameters():
+                nn.init.zeros_(parameter)
         self.model = model.float().eval().to(device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.learning_rate, weight_decay=0.0
@@ -77,11 +79,14 @@ class Critic:
         """One optimizer step on rows that have `values`, of when they were sampled, and `returns`; over all ranks.
 
         The loss is half the squared error a token, the larger one of the value and of the value held within `clip` of
-        what it was, averaged over all tokens of the step (arXiv 1707.06347, as in the PPO of RLHF).
+        what it was, averaged over all tokens of the step (arXiv 1707.06347, as in the PPO of RLHF). Without any token
+        there is no step: of gradients of 0 the optimizer's momentum would make one.
         """
         tokens = accelerator.reduce(
             torch.tensor(float(sum(len(r) for row in rows for r in row.responses)), device=self.device), "sum"
-        ).clamp(min=1)
+        )
+        if not tokens:
+            return {}
         sums = torch.zeros(3, device=self.device)
         for batch in self._batches(rows):
             value, before, target = (
