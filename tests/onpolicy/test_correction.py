@@ -165,7 +165,7 @@ def test_the_first_name_of_the_upper_bound_is_taken_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "options"), [("rloo", {}), ("grpo/gspo", {}), ("grpo", {"level": "sequence"})]
+    ("loss", "options"), [("rloo", {}), ("nash_md", {}), ("grpo/gspo", {}), ("grpo", {"level": "sequence"})]
 )
 def test_what_weighs_answers_as_a_whole_takes_no_weights_of_tokens(
     loss: str, options: dict[str, object]
@@ -182,6 +182,9 @@ class Elsewhere:
 
     def load(self, model: Any) -> None:
         self.model = model
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def sample(
         self, ends: frozenset[int], prompts: Sequence[Prompt], seeds: Sequence[int]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from slimepo.data.rows import Row
 from slimepo.errors import InputError
@@ -25,6 +26,7 @@ from slimepo.onpolicy.rollouts import (
     whitened_rows,
 )
 from slimepo.onpolicy.settings import Rollouts, rollout_settings
+from slimepo.types import LossOutput, SampleLogps
 
 END = 1
 
@@ -53,6 +55,11 @@ def rollout_of(
 
 def letters(row: Row) -> list[str]:
     return ["".join(map(chr, ids[ids != END])) for ids in row.responses]
+
+
+def reinforce(policy: SampleLogps, advantages: Tensor) -> LossOutput:
+    """An objective of a user's own."""
+    return LossOutput(-advantages * policy.logps.sum(dim=-1), {})
 
 
 def settings_for(loss: str, given: Any) -> Rollouts:
@@ -427,6 +434,9 @@ class TestSettings:
                 "nash_md takes one advantage|is what advantages: preference",
             ),
             ("nash_md", {"advantages": "group", "against": "policy", "samples": 1}, "nothing to compare"),
+            ("nash_md", {"epochs": 2}, "reads no behaviour"),
+            ("nash_md", {"steps_per_rollout": 2}, "reads no behaviour"),
+            (f"{__name__}:reinforce", {"epochs": 2}, "reads no behaviour"),
             ("grpo", {"against": "reference"}, "advantages: preference compare with, and these are 'group'"),
         ],
     )

@@ -151,10 +151,7 @@ def sample_rows(
     that give one advantage a response. score_values: the values `[tokens]` that generalised advantage estimates are
     made of; these and the returns are kept as `values` and `returns`.
     """
-    rewards, opponents = (
-        counted_rewards(rollout, settings),
-        rollout.against and counted_rewards(rollout.against, settings),
-    )
+    rewards = counted_rewards(rollout, settings)
     kept = [place for place, own in enumerate(rewards) if _has_something_to_learn(own, settings.skip_equal)]
     rows = [
         Row(

@@ -35,6 +35,9 @@ OPPONENTS: Mapping[str, Opponent] = {"xpo": "reference", "nash_md": "mixture"}
 # Those that give each token an advantage of its own, whitened over all tokens of the step.
 BY_TOKEN = ("returns", "baseline-returns", "gae")
 
+# Objectives that take one advantage a response.
+BY_RESPONSE = ("rloo", "nash_md")
+
 # How often an objective was published to learn from one rollout, where that is more than once.
 EPOCHS: Mapping[str, int] = {"ppo": 4}
 
@@ -191,9 +194,14 @@ def rollout_settings(
             f"rollouts: loss {loss!r} weighs samples by the policy's own log-probs, which are those of "
             "temperature 1 and top_p 1: leave temperature and top_p out"
         )
+    if "behaviour" not in objective.asks and settings.steps_per_rollout * settings.passes > 1:
+        raise InputError(
+            f"rollouts: loss {loss!r} reads no behaviour, the log-probs of the policy that sampled, and behind the "
+            "first step that is another one: leave steps_per_rollout and epochs at 1"
+        )
     if "value" in asked and estimator != "gae":
         raise InputError(f"rollouts: value is for advantages: gae, and these are {estimator!r}")
-    if loss in ("rloo", "nash_md") and estimator in BY_TOKEN:
+    if loss in BY_RESPONSE and estimator in BY_TOKEN:
         raise InputError(
             f"rollouts: advantages = {estimator!r} are by token; {loss} takes one advantage a response"
         )

@@ -19,7 +19,7 @@ from slimepo.losses import bind, find_objective, hyperparameters, slime
 from slimepo.model.attention.table import ATTENTIONS
 from slimepo.model.modes import computes_in_bf16
 from slimepo.monitor.settings import monitor_settings
-from slimepo.onpolicy.settings import Rollouts, rollout_settings
+from slimepo.onpolicy.settings import BY_RESPONSE, Rollouts, rollout_settings
 from slimepo.training.libraries import check_libraries
 from slimepo.training.steps import STRATEGIES
 from slimepo.training.trl_names import TrlFields, in_own_names
@@ -248,7 +248,7 @@ def settled(args: PreferenceConfig) -> PreferenceConfig:
         raise InputError(
             f"loss {args.loss!r} reads no reference model: leave reference = {args.reference!r} out"
         )
-    whole = args.loss == "rloo" or objective.preset.get("level") == "sequence"
+    whole = args.loss in BY_RESPONSE or objective.preset.get("level") == "sequence"
     mode = sampled.vllm_importance_sampling_mode if sampled and sampled.corrected else ""
     if whole and mode.startswith("token"):
         raise InputError(
