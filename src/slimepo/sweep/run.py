@@ -9,6 +9,7 @@ import queue
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -227,7 +228,7 @@ def run_processes(processes: Sequence[Process], jobs: int, console: Console) -> 
         places.put(environment)
     failed: dict[str, str] = {}
     states = {process.name: "waiting" for process in processes}
-    started = time.monotonic()
+    started, stopped = time.monotonic(), threading.Event()
 
     def run(process: Process) -> str | None:
         environment = places.get()
@@ -235,7 +236,8 @@ def run_processes(processes: Sequence[Process], jobs: int, console: Console) -> 
             while process.folder.exists() and is_held(process.folder):
                 # A process that outlived a sweep which was killed.
                 states[process.name] = "at work in another process"
-                time.sleep(EVERY)
+                if stopped.wait(EVERY):
+                    return "stopped"
             states[process.name] = "running"
             with (process.folder / "log.txt").open("a") as log:
                 for command in process.commands:
@@ -263,6 +265,7 @@ def run_processes(processes: Sequence[Process], jobs: int, console: Console) -> 
                 if why:
                     failed[name] = why
         except BaseException:
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return failed
@@ -287,12 +290,11 @@ def _places(jobs: int) -> list[dict[str, str]]:
 
 
 def _last_line(file: Path) -> str:
-    lines = [
-        line.strip()
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines()
-        if line.strip()
-    ]
-    return lines[-1].removeprefix("error: ") if lines else ""
+    """What a command said went wrong, or else the last thing that it said."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip(" │") for line in text.splitlines() if any(map(str.isalnum, line))]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or [""])[-1].removeprefix("error: ")
 
 
 @contextlib.contextmanager
