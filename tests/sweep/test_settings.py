@@ -49,6 +49,9 @@ def test_points_are_named_by_their_values() -> None:
     assert [label(point) for point in points_of({"learning_rate": [3e-5, 1e-4]})] == ["3e-5", "1e-4"]
     assert label({"loss_options.beta": 0.1, "loss": "dpo"}) == "beta=0.1-loss=dpo"
     assert label({}) == ""
+    assert label({"loss": "slime/without-hard"}) == "slime-without-hard", "a folder is called so"
+    assert label({"args.max_steps": 2, "max_steps": 1}) == "args.max_steps=2-max_steps=1"
+    assert label({"data.skip_bad_rows": True}) == "True"
 
 
 @pytest.mark.parametrize(
@@ -68,8 +71,31 @@ def test_points_are_named_by_their_values() -> None:
             "search={by: accuracy, seeds: [7], range: {epochs: [2, 1]}, trials: 3}",
             "range.epochs: 2 is not below 1",
         ),
+        ("seeds=[0, 1, 0]", "seeds: 0 stands there twice"),
+        ("search={by: accuracy, seeds: [7, 7], grid: {epochs: [1]}}", "search.seeds: 7 stands there twice"),
+        ("grid={epochs: []}", "grid.epochs: .*at least 1 item"),
+        ("grid={epochs: [1, 1]}", "grid.epochs: 1 stands there twice"),
+        ("arms={shared: {}}", "'shared' cannot be an arm's name"),
+        ("arms={a/b: {}}", "'a/b' cannot be an arm's name"),
+        ("arms.dpo.name=x", "arm 'dpo' cannot set 'name': an arm's stage is called after it"),
+        ("arms.dpo.seed=3", "arm 'dpo' cannot set 'seed': every arm runs with the sweep's seeds"),
+        ("arms.dpo.stages=[]", "arm 'dpo' cannot set 'stages'"),
+        ("grid={loss: [dpo, ipo]}", "'loss' is set twice, by arm 'dpo', the grid or the search"),
     ],
 )
 def test_wrong_input_is_named(file: Path, override: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         load_sweep(file, [override])
+
+
+def test_two_arms_are_not_run_in_one_folder(file: Path) -> None:
+    with pytest.raises(InputError, match="two arms are called 'a-1-1'"):
+        load_sweep(file, ["arms={a-1: {}, a: {}}", "grid={loss_options.x: [1, '1-1']}"])
+
+
+def test_the_key_world_is_used_or_refused(file: Path) -> None:
+    file.write_text(SWEEP.replace("../base.yaml", "world/online"))
+    assert load_sweep(file, world=True).seeds == [5]
+    file.write_text("recipe: world\narms: {a: {}}\nseeds: [0]\nworld: [1]\n")
+    with pytest.raises(InputError, match="world: it must be a mapping"):
+        load_sweep(file)

@@ -20,14 +20,12 @@ from slimepo.errors import InputError
 from slimepo.files import write_json
 from slimepo.pipeline.folder import check_folder, is_held, mark_folder, refuse_other_folder
 from slimepo.sweep.cells import Cell, by_shared, cell_recipe, link_shared, shared_recipe, write_recipe
-from slimepo.sweep.settings import Keys, Search, Sweep, arms_of, label, points_of
+from slimepo.sweep.settings import SEARCH, SHARED, Keys, Search, Sweep, arms_of, label, points_of
 from slimepo.sweep.table import figures_of, write_tables
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-# In the sweep's folder: what arms have in common, and the runs of the search.
-SHARED, SEARCH = "shared", "search"
 # Seconds between two looks at a run folder that another process holds.
 EVERY = 2.0
 

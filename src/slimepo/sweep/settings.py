@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from slimepo.errors import InputError
 from slimepo.settings import Settings, read_mapping, set_key, validate
@@ -16,9 +16,29 @@ from slimepo.words import nearest, short_number
 # Words for a recipe that stand for the built-in world: pairs made beforehand, or answers sampled while it trains.
 WORLDS = ("world", "world/online")
 
-Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+# Folders beside those of the arms: what these have in common, the runs of the search, the built-in worlds.
+SHARED, SEARCH, WORLD = "shared", "search", "world"
+
+
+def _once(values: list[Any]) -> list[Any]:
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} stands there twice")
+    return values
+
+
+# The same run counted twice would look like certainty.
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_once)]
+Values = Annotated[list[Any], Field(min_length=1), AfterValidator(_once)]
 # Keys of a recipe or a stage, `loss_options.beta` among them, with their values.
 Keys = dict[str, Any]
+# Keys of a recipe or a stage that are the sweep's own.
+_NOT_OF_ARMS = {
+    "name": "an arm's stage is called after it",
+    "seed": "every arm runs with the sweep's seeds",
+    "seeds": "every arm runs with the sweep's seeds",
+    "stages": "name one stage and a key of it (stages.sft.epochs)",
+}
 
 
 class Search(Settings):
@@ -31,7 +51,7 @@ class Search(Settings):
 
     by: str
     seeds: Seeds
-    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    grid: dict[str, Values] = Field(default_factory=dict)
     range: dict[str, tuple[float, float]] = Field(default_factory=dict)
     trials: int = Field(0, ge=0)
     smallest: bool = False
@@ -60,11 +80,33 @@ class Sweep(Settings):
     overrides: Keys = Field(default_factory=dict)
     stage: str | None = None
     arms: dict[str, Keys] = Field(min_length=1)
-    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    grid: dict[str, Values] = Field(default_factory=dict)
     search: Search | None = None
     seeds: Seeds
     against: str | None = None
     measures: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _keys_are_set_once(self) -> Sweep:
+        searched = [*self.search.grid, *self.search.range] if self.search else []
+        for name, keys in self.arms.items():
+            given = [*keys, *self.grid, *searched]
+            for key in given:
+                if key in _NOT_OF_ARMS:
+                    raise ValueError(f"arm {name!r} cannot set {key!r}: {_NOT_OF_ARMS[key]}")
+                if given.count(key) > 1:
+                    raise ValueError(f"{key!r} is set twice, by arm {name!r}, the grid or the search")
+        return self
+
+    @model_validator(mode="after")
+    def _arms_have_folders(self) -> Sweep:
+        names = [name for name, _ in _named(self)]
+        for name in names:
+            if name in (SHARED, SEARCH, WORLD) or not name or "/" in name or name.startswith("."):
+                raise ValueError(f"{name!r} cannot be an arm's name: it names a folder of the sweep's")
+            if names.count(name) > 1:
+                raise ValueError(f"two arms are called {name!r}")
+        return self
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = (), *, world: bool = False) -> Sweep:
@@ -75,11 +117,14 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, world: bool = False
     """
     values = read_mapping(path, "sweep")
     in_world = values.pop("world", None)
+    if not isinstance(in_world, dict | None):
+        raise InputError(f"sweep {path}: world: it must be a mapping of keys")
     if world:
-        if in_world is None and values.get("recipe") not in WORLDS:
-            raise InputError(f"sweep {path}: it has no key `world`, which says what the arms are there")
         if values.get("recipe") not in WORLDS:
-            values |= {"recipe": "world", "overrides": {}, "stage": None} | (in_world or {})
+            if in_world is None:
+                raise InputError(f"sweep {path}: it has no key `world`, which says what the arms are there")
+            values |= {"recipe": "world", "overrides": {}, "stage": None}
+        values |= in_world or {}
     for override in overrides:
         set_key(values, override)
     sweep = validate(Sweep, values, f"sweep {path}")
@@ -100,11 +145,15 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, world: bool = False
 
 def arms_of(sweep: Sweep) -> dict[str, Keys]:
     """The keys that each arm sets, by its name; an arm stands there once for every point of the grid."""
-    return {
-        f"{name}-{label(point)}" if point else name: keys | point
+    return dict(_named(sweep))
+
+
+def _named(sweep: Sweep) -> list[tuple[str, Keys]]:
+    return [
+        (f"{name}-{label(point)}" if point else name, keys | point)
         for name, keys in sweep.arms.items()
         for point in points_of(sweep.grid)
-    }
+    ]
 
 
 def points_of(grid: Mapping[str, Sequence[Any]]) -> Iterable[Keys]:
@@ -114,9 +163,15 @@ def points_of(grid: Mapping[str, Sequence[Any]]) -> Iterable[Keys]:
 
 
 def label(point: Keys) -> str:
-    """A point in a name: `1e-4`; of several keys `learning_rate=1e-4-beta=0.1`."""
-    words = {
-        key.rpartition(".")[2]: short_number(value) if isinstance(value, int | float) else str(value)
+    """A point in a name, which a folder may have: `1e-4`; of several keys `learning_rate=1e-4-beta=0.1`."""
+    words = [
+        (key, short_number(value) if type(value) in (int, float) else str(value).replace("/", "-"))
         for key, value in point.items()
-    }
-    return "-".join(words.values() if len(words) == 1 else [f"{key}={word}" for key, word in words.items()])
+    ]
+    last = [key.rpartition(".")[2] for key in point]
+    named = last if len(set(last)) == len(last) else list(point)
+    return (
+        words[0][1]
+        if len(words) == 1
+        else "-".join(f"{key}={word}" for key, (_, word) in zip(named, words, strict=True))
+    )
