@@ -1,5 +1,6 @@
 """From arms to whole recipes, and what several of them share."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,27 @@ def test_in_rounds_the_last_one_is_compared() -> None:
     assert [stage.name for stage in recipe.stages] == ["sft", "arm", "arm-2", "arm-3"]
     stages, pairs = shared_parts(Cell("arm", {}, recipe, Path("out")))
     assert (stages, pairs) == (["sft"], ["samples"]), "samples of the arm itself are its own"
+
+
+def test_a_stage_that_is_called_like_a_round_is_none() -> None:
+    stages = [*BASE["stages"], {"loss": "slime", "name": "slime-2", "start": "slime"}]
+    recipe = cell_recipe({**BASE, "stages": stages}, "slime", "slime", {}, seed=0)
+    assert [stage.name for stage in recipe.stages] == ["sft", "slime"]
+
+
+def test_a_cell_is_done_when_its_benchmarks_are(tmp_path: Path) -> None:
+    one = Cell("arm", {}, cell_recipe(BASE, "slime", "arm", {}, 0), tmp_path / "arm" / "seed-0")
+    (one.folder / "arm").mkdir(parents=True)
+    assert not one.done
+    (one.folder / "arm" / "stage.json").write_text("{}")
+    assert not one.done, "a kill between training and the benchmark"
+    scores = one.folder / "eval" / "ifeval" / "scores"
+    scores.mkdir(parents=True)
+    row = {"model": "seed-0-arm", "identity": {"benchmark": "ifeval"}, "measures": {}}
+    (scores / "other.json").write_text(json.dumps({"scores": [{**row, "model": "seed-0-other-arm"}]}))
+    assert not one.done
+    (scores / "one.json").write_text(json.dumps({"scores": [row]}))
+    assert one.done
 
 
 @pytest.mark.parametrize(

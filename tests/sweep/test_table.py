@@ -72,7 +72,7 @@ def test_figures_are_of_what_is_held_out_of_benchmarks_and_of_the_end_of_trainin
         "identity": {"benchmark": "ifeval"},
         "measures": {"strict": {"value": 17.5, "n": 9}},
     }
-    (scores / "one.json").write_text(json.dumps({"scores": [row, {**row, "model": "seed-0-sft"}]}))
+    (scores / "one.json").write_text(json.dumps({"scores": [row, {**row, "model": "seed-0-my-slime"}]}))
     assert figures_of(cell) == {
         "logps/chosen": -0.5, "accuracy": 0.75, "chosen_change": 0.5, "chosen_fell": 0.25, "ifeval/strict": 17.5,
         "train/step": 10, "train/loss": 1.0, "steps": 10, "seconds": 1.0,
@@ -127,6 +127,9 @@ def test_the_end_of_a_search_is_said() -> None:
     assert edges(sweep, [Cell("a", {"learning_rate": 2}, recipe, Path())]) == []
     found = edges(sweep, [Cell("a", {"learning_rate": 3}, recipe, Path())])
     assert found == ["a: the best learning_rate of the search, 3, is at its end: a better one may lie beyond"]
+    words = {**search, "grid": {"loss_options.soft_gate": ["one", "sigmoid", None]}}
+    of_words = Sweep.model_validate({"recipe": "r", "arms": {"a": {}}, "seeds": [0], "search": words})
+    assert edges(of_words, [Cell("a", {"loss_options.soft_gate": None}, recipe, Path())]) == []
 
 
 def test_tables_are_written_and_an_unknown_measure_refused(tmp_path: Path) -> None:
@@ -142,7 +145,10 @@ def test_tables_are_written_and_an_unknown_measure_refused(tmp_path: Path) -> No
         ("0", "5", "2"),
         ("0", "10", "1"),
     ]
+    (tmp_path / "runs.csv").unlink()
     with pytest.raises(InputError, match=r"nothing is called 'acuracy' .did you mean 'accuracy'"):
         write_tables(
             cells, sweep.model_copy(update={"measures": ["acuracy"]}), tmp_path, make_console(quiet=True)
         )
+    # What took hours to run is not lost to a word.
+    assert (tmp_path / "runs.csv").read_text().count("\n") == 3

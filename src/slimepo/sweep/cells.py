@@ -10,10 +10,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from slimepo.errors import InputError
+from slimepo.evaluation.settings import has_option
 from slimepo.files import read_json, write_text
-from slimepo.pipeline.folder import check_folder, made_from, mark_folder
+from slimepo.pipeline.evaluate import evaluations_of
+from slimepo.pipeline.folder import EVAL_FOLDER, check_folder, made_from, mark_folder
 from slimepo.pipeline.recipe import Recipe, Stage, make_recipe
 from slimepo.settings import dump, set_value, validate
 from slimepo.sweep.settings import Keys
@@ -38,8 +41,21 @@ class Cell:
         return f"{self.folder.parent.name} seed {self.recipe.seed}"
 
     @property
+    def scores(self) -> list[dict[str, Any]]:
+        """What benchmarks say of the compared stage's model."""
+        files = sorted((self.folder / EVAL_FOLDER).glob("**/scores/*.json"))
+        of_all = [scores for file in files for scores in read_json(file)["scores"]]
+        return [each for each in of_all if each["model"] == f"{self.folder.name}-{self.stage.name}"]
+
+    @property
     def done(self) -> bool:
-        return read_json(self.folder / self.stage.name / "stage.json") is not None
+        """Whether it is trained, and scored by every benchmark that its recipe asks for."""
+        if read_json(self.folder / self.stage.name / "stage.json") is None:
+            return False
+        entries = [] if self.recipe.smoke else evaluations_of(self.recipe, self.stage.name)
+        # Where a benchmark has no judge that it needs, answers are all that it writes.
+        asked = {each.benchmark for each in entries if each.judge or not has_option(each.benchmark, "judge")}
+        return asked <= {each["identity"]["benchmark"] for each in self.scores}
 
 
 def cell_recipe(base: Keys, compared: str | None, name: str, keys: Keys, seed: int) -> Recipe:
@@ -52,7 +68,7 @@ def cell_recipe(base: Keys, compared: str | None, name: str, keys: Keys, seed: i
     """
     place = f"sweep: arm {name!r}"
     values = copy.deepcopy({key: value for key, value in base.items() if key != "seeds"}) | {"seed": seed}
-    plain = make_recipe(values, place)
+    plain = make_recipe(values, "sweep: its recipe")
     compared = compared or validate(Stage, values["stages"][-1], place).name
     stage = next((stage for stage in plain.stages if stage.name == compared), None)
     if stage is None:
@@ -73,7 +89,8 @@ def cell_recipe(base: Keys, compared: str | None, name: str, keys: Keys, seed: i
         entry["stages"] = [name if each == compared else each for each in entry.get("stages") or [compared]]
     whole = make_recipe(values, place)
     # In rounds it is the last one that counts.
-    last = [each.name for each in whole.stages if re.fullmatch(rf"{re.escape(name)}(-\d+)?", each.name)][-1]
+    last_round = f"{name}-{values.get('rounds', 1)}"
+    last = last_round if last_round in [each.name for each in whole.stages] else name
     kept = needed_by(whole, [last])
     cut = whole.model_dump()
     cut["stages"] = [

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from slimepo.errors import InputError
 from slimepo.files import json_lines, read_json, write_text
 from slimepo.losses import find_objective, hyperparameters
-from slimepo.pipeline.folder import EVAL_FOLDER, flat, made_from
+from slimepo.pipeline.folder import flat, made_from
 from slimepo.sweep.cells import Cell
 from slimepo.sweep.settings import Sweep, arms_of, label
 from slimepo.words import ABSENT, nearest, short_number
@@ -70,11 +70,9 @@ def figures_of(cell: Cell) -> dict[str, float]:
     for side in ("chosen", "rejected"):
         if f"logps/{side}" in before and f"logps/{side}" in after:
             found[f"{side}_change"] = after[f"logps/{side}"] - before[f"logps/{side}"]
-    for file in sorted((cell.folder / EVAL_FOLDER).glob("**/scores/*.json")):
-        for scores in read_json(file)["scores"]:
-            if scores["model"].endswith(f"-{cell.stage.name}"):
-                benchmark = scores["identity"]["benchmark"]
-                found |= {f"{benchmark}/{name}": each["value"] for name, each in scores["measures"].items()}
+    for scores in cell.scores:
+        benchmark = scores["identity"]["benchmark"]
+        found |= {f"{benchmark}/{name}": each["value"] for name, each in scores["measures"].items()}
     last: dict[str, Any] = {}
     for line in json_lines(cell.folder / cell.stage.name / "metrics.jsonl"):
         last |= line
@@ -96,15 +94,16 @@ def write_tables(cells: Sequence[Cell], sweep: Sweep, out: Path, console: Consol
         InputError: a measure that is asked for was not measured.
     """
     figures = {(cell.arm, cell.recipe.seed): figures_of(cell) for cell in cells}
+    write_csv(out / "runs.csv", [(cell, figures[cell.arm, cell.recipe.seed]) for cell in cells])
+    write_csv(out / "steps.csv", [(cell, line) for cell in cells for line in by_step(cell)])
     known = list(dict.fromkeys(key for found in figures.values() for key in found))
     absent = [name for name in sweep.measures if name not in known]
     if known and absent:
         measured = ", ".join(key for key in known if not key.startswith("train/"))
         raise InputError(
-            f"sweep: measures: nothing is called {absent[0]!r}{nearest(absent[0], known)}; there are: {measured}"
+            f"sweep: measures: nothing is called {absent[0]!r}{nearest(absent[0], known)}; there are: {measured}. "
+            "The runs are kept: the same command with other measures writes the table"
         )
-    write_csv(out / "runs.csv", [(cell, figures[cell.arm, cell.recipe.seed]) for cell in cells])
-    write_csv(out / "steps.csv", [(cell, line) for cell in cells for line in by_step(cell)])
     shown = sweep.measures or [name for name in MEASURES if name in known]
     rows = rows_of(figures, sweep.against or next(iter(arms_of(sweep))), shown, cells)
     lines = ["| " + " | ".join(row) + " |" for row in rows]
@@ -204,7 +203,10 @@ def unfair(cells: Sequence[Cell]) -> list[str]:
 def edges(sweep: Sweep, cells: Sequence[Cell]) -> list[str]:
     """Arms whose best point is at the end of what was searched, so that a better one may lie beyond."""
     grid = sweep.search.grid if sweep.search else {}
-    ends = {key: (min(values), max(values)) for key, values in grid.items() if len(values) > 2}
+    numbers = {
+        key: values for key, values in grid.items() if {type(value) for value in values} <= {int, float}
+    }
+    ends = {key: (min(values), max(values)) for key, values in numbers.items() if len(values) > 2}
     return [
         f"{arm}: the best {key} of the search, {short_number(point[key])}, is at its end: a better one may lie beyond"
         for arm, point in {cell.arm: cell.point for cell in cells}.items()
