@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from slimepo.cli import app
 from slimepo.errors import InputError
 from slimepo.files import json_lines
-from slimepo.playground.quickstart import load_quickstart
+from slimepo.playground.quickstart import load_quickstart, sweep_base
 from slimepo.report.folders import read_sources
 from slimepo.settings import read_mapping
 from tests.playground.conftest import SMALL, command
@@ -155,3 +155,17 @@ def test_one_seed_is_the_folder_itself() -> None:
 def test_wrong_input_is_named(override: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         load_quickstart(Path("out"), [override])
+
+
+def test_a_sweep_goes_on_in_no_other_world(tmp_path: Path) -> None:
+    small = {"world.demonstrations": 40, "world.preference_prompts": 24, "world.heldout_prompts": 24}
+    sweep_base(tmp_path, small)[1](3)
+    sweep_base(tmp_path, small)[1](3)
+    with pytest.raises(InputError, match=r"another world; give another --out$"):
+        sweep_base(tmp_path, {**small, "world.demonstrations": 50})[1](3)
+
+
+@pytest.mark.parametrize("key", ["seed", "objectives.slime.learning_rates", "sweep"])
+def test_a_key_that_a_sweep_would_not_read_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(InputError, match=f"{key!r} is of no use here"):
+        sweep_base(tmp_path, {key: 1})

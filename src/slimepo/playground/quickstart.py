@@ -20,6 +20,8 @@ from slimepo.words import short_number
 
 RECIPE = Path(__file__).with_name("quickstart.yaml")
 WORLD = "world"
+# Keys of the file that say which stages there are, and with which seed.
+_OF_OBJECTIVES = ("seed", "learning_rates", "sweep", "objectives", "online")
 
 
 class Objective(Settings):
@@ -63,18 +65,22 @@ class WorldRun:
         write_seed(self.world, recipe.seed, folder)
 
 
-def write_seed(world: WorldSettings, seed: int, folder: Path) -> None:
+def write_seed(world: WorldSettings, seed: int, folder: Path, *, keep: bool = False) -> None:
     """Write the world of a seed to its run folder, unless it is there.
 
+    keep: another one that is there stays, whether or not a run has begun in this folder.
+
     Raises:
-        InputError: a run in another world has begun there.
+        InputError: another world is there, and is to stay, or a run in it has begun.
     """
     asked = {"seed": seed, **world.model_dump()}
     kept = read_json(folder / WORLD / "world.json")
     if kept == asked:
         return
-    if kept is not None and any(begun(made) for made in folder.iterdir()):
-        raise InputError(f"{folder} holds a run in another world; give another --out, or --restart")
+    if kept is not None and (keep or any(begun(made) for made in folder.iterdir())):
+        raise InputError(
+            f"{folder} holds a run in another world; give another --out{'' if keep else ', or --restart'}"
+        )
     mark_folder(folder)
     write_world(world, seed, folder / WORLD)
     write_json(folder / WORLD / "world.json", asked)
@@ -156,11 +162,14 @@ def sweep_base(
 ) -> tuple[dict[str, Any], Callable[[int], None]]:
     """For a sweep in the world: the keys of a recipe with one stage after SFT, and what writes the world of a seed.
 
-    overrides: keys of the quickstart's file. Worlds lie in `out/world`.
+    overrides: keys of the quickstart's file. Worlds lie in `out/world`; runs that go by them in folders beside it.
 
     Raises:
-        InputError: a key or a value is wrong.
+        InputError: a key or a value is wrong, or of no use here.
     """
+    unused = next((key for key in overrides if key.partition(".")[0] in _OF_OBJECTIVES), None)
+    if unused is not None:
+        raise InputError(f"sweep: overrides: {unused!r} is of no use here: arms, seeds and search say that")
     values = read_mapping(path, "recipe")
     of_online = values.pop("online")
     values |= of_online if online else {}
@@ -173,7 +182,7 @@ def sweep_base(
     folder = out / WORLD / "seed-{seed}"
     recipe = _in_world(settings, folder, stages, online)
     return recipe, lambda seed: write_seed(
-        settings.world, seed, Path(str(folder).replace("{seed}", str(seed)))
+        settings.world, seed, Path(str(folder).replace("{seed}", str(seed))), keep=True
     )
 
 
