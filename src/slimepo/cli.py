@@ -125,7 +125,8 @@ def sweep(
 
     The same command goes on where an interrupted sweep stopped.
     """
-    from slimepo.settings import read_mapping, set_value
+    from slimepo.pipeline.recipe import read_recipe
+    from slimepo.settings import set_value
     from slimepo.sweep.settings import WORLDS, load_sweep
 
     loaded = load_sweep(file, overrides or [], world=world)
@@ -140,7 +141,7 @@ def sweep(
             loaded, base | ({"smoke": True} if smoke else {}), out, _console(), jobs=jobs, prepare=prepare
         )
         return
-    base = read_mapping(loaded.recipe, "recipe")
+    base = read_recipe(loaded.recipe)
     for key, value in loaded.overrides.items():
         set_value(base, key, value)
     run_sweep(loaded, base | ({"smoke": True} if smoke else {}), out, _console(), jobs=jobs)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -143,6 +144,39 @@ def test_a_key_that_is_none_is_found_before_anything_runs(folder: Path, commands
     assert not (folder / "never").exists()
 
 
+def test_an_objective_of_the_user_s_own_may_lie_beside_the_recipe(folder: Path, commands: list[Any]) -> None:
+    (folder / "own.py").write_text("from slimepo.losses import slime as mine\n")
+    arms = "arms={own: {loss: own.py:mine}, wrong: {bta: 1}}"
+    done = slimepo("sweep", folder / "sweep.yaml", arms, "--out", folder / "never")
+    assert "'bta' is no key" in done.stderr, "own.py was found: it is the next arm that is wrong"
+
+
+def test_a_figure_to_search_by_that_is_none_is_named(folder: Path, commands: list[Any]) -> None:
+    done = sweep(folder, "search.by=margn")
+    assert (done.returncode, commands) == (2, [])
+    assert "search.by: nothing is called 'margn' (did you mean 'margin'?)" in done.stderr
+
+
+def test_two_sweeps_at_once_are_not_run_in_one_folder(folder: Path, out: Path, commands: list[Any]) -> None:
+    with FileLock(out / ".lock"):
+        done = sweep(folder)
+    assert (done.returncode, commands) == (2, [])
+    assert "another process is at work" in done.stderr
+
+
+def test_what_cannot_be_shared_fails_those_that_start_from_it_alone(
+    folder: Path, commands: list[Any]
+) -> None:
+    arms = "arms={slime: {}, high: {stages.sft.learning_rate: 1e16}}"
+    done = slimepo(
+        "sweep", folder / "sweep.yaml", "search=null", "seeds=[0]", arms, "--out", folder / "start"
+    )
+    assert "1 of 2 runs failed; high seed 0" in done.stderr
+    assert "which it starts from, failed" in done.stderr
+    rows = {row["arm"]: row for row in csv.DictReader((folder / "start" / "runs.csv").open())}
+    assert rows["slime"]["accuracy"] != ""
+
+
 def test_optuna_asks_for_the_same_points_again(folder: Path, commands: list[Any]) -> None:
     pytest.importorskip("optuna")
     search = "search={by: margin, seeds: [9], range: {learning_rate: [1e-5, 1e-3]}, trials: 2}"
@@ -160,6 +194,19 @@ def test_optuna_asks_for_the_same_points_again(folder: Path, commands: list[Any]
     commands.clear()
     assert slimepo("sweep", folder / "sweep.yaml", *asked).returncode == 0
     assert (commands, (folder / "optuna" / "search.json").read_text()) == ([], first)
+
+
+def test_processes_find_modules_where_this_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def run(words: list[str], env: dict[str, str], **_: Any) -> SimpleNamespace:
+        told.extend(env["PYTHONPATH"].split(os.pathsep))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.syspath_prepend(tmp_path / "beside")
+    run_processes([Process("a", tmp_path, [["--version"]])], 1, make_console(quiet=True))
+    assert str(tmp_path / "beside") in told
 
 
 def test_processes_run_side_by_side_and_one_waits_for_a_folder_that_is_held(tmp_path: Path) -> None:

@@ -360,14 +360,23 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, smoke: bool 
     Raises:
         InputError: the file, a key (with the nearest valid one) or a value is wrong; nothing is loaded yet.
     """
-    values = read_mapping(path, "recipe")
-    # An objective of the user's own may lie beside the recipe.
-    folder = str(Path(path).resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
+    values = read_recipe(path)
     for override in overrides:
         set_key(values, override)
     return make_recipe(values | ({"smoke": True} if smoke else {}), f"recipe {path}")
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The keys of a recipe's file, not checked yet; functions of the user's own may lie beside it.
+
+    Raises:
+        InputError: the file is absent, not YAML, or no mapping.
+    """
+    values = read_mapping(path, "recipe")
+    folder = str(Path(path).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return values
 
 
 def make_recipe(values: Mapping[str, Any], place: str = "recipe") -> Recipe:

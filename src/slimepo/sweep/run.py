@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slimepo.errors import InputError
 from slimepo.files import write_json
-from slimepo.pipeline.folder import check_folder, is_held, mark_folder, refuse_other_folder
+from slimepo.pipeline.folder import check_folder, held, is_held, mark_folder
 from slimepo.sweep.cells import Cell, by_shared, cell_recipe, link_shared, shared_recipe, write_recipe
-from slimepo.sweep.settings import SEARCH, SHARED, Keys, Search, Sweep, arms_of, label, points_of
+from slimepo.sweep.settings import SEARCH, SHARED, Keys, Search, Sweep, arms_of, ends_of, label, points_of
 from slimepo.sweep.table import figures_of, write_tables
+from slimepo.words import nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,27 +58,26 @@ def run_sweep(
     Raises:
         InputError: wrong input, found before anything runs where it can be; or a run failed, which hides no other.
     """
-    refuse_other_folder(out)
-    arms = arms_of(sweep)
     # Every key is looked at before the first run starts.
-    for name, keys in arms.items():
-        for point in points_of(sweep.search.grid) if sweep.search else [{}]:
+    tried = [*points_of(sweep.search.grid), *ends_of(sweep.search)] if sweep.search else [{}]
+    for name, keys in arms_of(sweep).items():
+        for point in tried:
             cell_recipe(base, sweep.stage, name, keys | point, sweep.seeds[0])
-    out.mkdir(parents=True, exist_ok=True)
-    mark_folder(out)
-    run = functools.partial(run_cells, out=out, jobs=jobs, prepare=prepare, console=console)
-    points: Mapping[str, Keys] = {}
-    if sweep.search is not None:
-        points = searched(sweep, sweep.search, base, run, out, console)
-    cells = [
-        _cell(sweep, base, name, points.get(name, {}), seed, out / name)
-        for name in arms
-        for seed in sweep.seeds
-        if sweep.search is None or name in points
-    ]
-    failed = run(cells)
-    write_tables(cells, sweep, out, console)
-    lost = [name for name in arms if sweep.search is not None and name not in points]
+    with held(out, console):
+        mark_folder(out)
+        run = functools.partial(run_cells, out=out, jobs=jobs, prepare=prepare, console=console)
+        if sweep.search is None:
+            points: Mapping[str, Keys] = {name: {} for name in arms_of(sweep)}
+        else:
+            points = searched(sweep, sweep.search, base, run, out, console)
+        cells = [
+            _cell(sweep, base, name, point, seed, out / name)
+            for name, point in points.items()
+            for seed in sweep.seeds
+        ]
+        failed = run(cells)
+        write_tables(cells, sweep, out, console)
+    lost = [name for name in arms_of(sweep) if name not in points]
     if lost:
         raise InputError(
             f"sweep: no point of the search came to its end for {', '.join(lost)}; see {out / SEARCH}"
@@ -109,12 +109,19 @@ def searched(
             for point in points
         }
         run([cell for alike in cells.values() for cell in alike])
+        figures = {cell.folder: figures_of(cell) for alike in cells.values() for cell in alike}
+        known = dict.fromkeys(key for found in figures.values() for key in found)
+        if known and search.by not in known:
+            raise InputError(
+                f"sweep: search.by: nothing is called {search.by!r}{nearest(search.by, known)}; there are: "
+                f"{', '.join(key for key in known if not key.startswith('train/'))}"
+            )
         for (name, _), alike in cells.items():
-            found = [figures_of(cell).get(search.by) for cell in alike]
-            known = [value for value in found if value is not None]
+            found = [figures[cell.folder].get(search.by) for cell in alike]
+            values = [value for value in found if value is not None]
             # A point at which one seed broke is out of the question.
             tried[name].append(
-                (alike[0].point, statistics.fmean(known) if len(known) == len(found) else None)
+                (alike[0].point, statistics.fmean(values) if len(values) == len(found) else None)
             )
 
     if search.range:
@@ -186,13 +193,13 @@ def run_cells(
     """Run the cells that are not done, first what they share; why each that failed did, by name.
 
     Raises:
-        InputError: a cell's folder holds something else, or what cells share could not be made.
+        InputError: a cell's folder holds something else.
     """
     for cell in cells:
         # Also of what is done: figures of another sweep must not be taken for this one's.
         check_folder(cell.recipe, cell.folder, restart=False)
     missing = [cell for cell in cells if not cell.done]
-    for seed in dict.fromkeys(cell.recipe.seed for cell in missing):
+    for seed in dict.fromkeys(cell.recipe.seed for cell in cells):
         prepare(seed)
     together = by_shared(missing, out / SHARED)
     shared = []
@@ -202,10 +209,17 @@ def run_cells(
         commands = [["run", file, "--out", str(folder)]] if recipe.stages != alike[0].recipe.stages else []
         commands += [["pairs", file, "--out", str(folder)]] if recipe.pairs else []
         shared.append(Process(f"{SHARED} {folder.name}", folder, commands))
-    for name, why in run_processes(shared, jobs, console).items():
-        raise InputError(f"sweep: {name}, which arms start from, failed: {why}")
+    broken = run_processes(shared, jobs, console)
+    failed = {
+        cell.name: f"{folder}, which it starts from, failed: {broken[process.name]}"
+        for process, (folder, alike) in zip(shared, together.items(), strict=True)
+        if process.name in broken
+        for cell in alike
+    }
     processes = []
     for cell in missing:
+        if cell.name in failed:
+            continue
         file = str(write_recipe(cell.recipe, cell.folder))
         for folder, alike in together.items():
             if cell in alike:
@@ -213,7 +227,7 @@ def run_cells(
         processes.append(Process(cell.name, cell.folder, [["run", file, "--out", str(cell.folder)]]))
     if len(missing) < len(cells):
         console.print(f"{len(cells) - len(missing)} of {len(cells)} runs are done")
-    return run_processes(processes, jobs, console)
+    return failed | run_processes(processes, jobs, console)
 
 
 def run_processes(processes: Sequence[Process], jobs: int, console: Console) -> dict[str, str]:
@@ -221,6 +235,8 @@ def run_processes(processes: Sequence[Process], jobs: int, console: Console) -> 
 
     What they print is in log.txt of their folders. With several GPUs each place has one of them.
     """
+    # Modules are found where this process finds them: a checker, say, that lies beside the recipe.
+    modules = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     places: queue.Queue[dict[str, str]] = queue.Queue()
     for environment in _places(jobs):
         places.put(environment)
@@ -237,15 +253,15 @@ def run_processes(processes: Sequence[Process], jobs: int, console: Console) -> 
                 if stopped.wait(EVERY):
                     return "stopped"
             states[process.name] = "running"
-            with (process.folder / "log.txt").open("a") as log:
+            file, python = process.folder / "log.txt", [sys.executable, "-m", "slimepo.cli"]
+            code = 0
+            with file.open("a") as log:
                 for command in process.commands:
-                    words = [sys.executable, "-m", "slimepo.cli", *command]
-                    code = subprocess.run(
-                        words, stdout=log, stderr=log, env={**os.environ, **environment}
-                    ).returncode
+                    env = {**os.environ, **modules, **environment}
+                    code = subprocess.run([*python, *command], stdout=log, stderr=log, env=env).returncode
                     if code:
-                        return _last_line(process.folder / "log.txt") or f"exit code {code}"
-            return None
+                        break
+            return (_last_line(file) or f"exit code {code}") if code else None
         finally:
             places.put(environment)
 

@@ -162,6 +162,11 @@ def points_of(grid: Mapping[str, Sequence[Any]]) -> Iterable[Keys]:
         yield dict(zip(grid, values, strict=True))
 
 
+def ends_of(search: Search) -> list[Keys]:
+    """The lowest and the highest point of a range; none without one."""
+    return [{key: ends[at] for key, ends in search.range.items()} for at in (0, 1) if search.range]
+
+
 def label(point: Keys) -> str:
     """A point in a name, which a folder may have: `1e-4`; of several keys `learning_rate=1e-4-beta=0.1`."""
     words = [
