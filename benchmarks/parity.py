@@ -139,9 +139,11 @@ def slimepo_step(
     model: Any = trainer.model
     model.load_state_dict(policy.state_dict())
     given = trainer.train_dataset
-    if trainer.rollouts is not None:
+    sampled = trainer.rollouts
+    if sampled is not None:
         # What has been sampled already.
-        given = trainer.rollouts.waiting[0] = list(rows)
+        given = list(rows)
+        sampled.rows = lambda step, last_step: given  # type: ignore[method-assign]
     loss = trainer.compute_loss(
         model, replace(trainer.data_collator, micro_batch_size=len(rows))(given)
     ).item()
