@@ -271,7 +271,7 @@ def test_a_stage_that_failed_before_its_first_checkpoint_does_not_hold_the_folde
         raise InputError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr("slimepo.pipeline.stage.score_pairs", fail)
+        patch.setattr("slimepo.pipeline.heldout.score_pairs", fail)
         with pytest.raises(InputError, match="no"):
             run_recipe(load_recipe(world / "recipe.yaml", smoke=True), out, console())
     assert (out / "sft" / "checkpoints").exists()
