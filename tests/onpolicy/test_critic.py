@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
 
 from slimepo.data.rows import Row
@@ -97,6 +98,24 @@ def test_a_step_without_any_token_leaves_it_as_it_is(critic: Critic) -> None:
 def test_it_starts_at_0_whatever_transformers_calls_its_head(architecture: str) -> None:
     critic = Critic(tiny_model(architecture), ValueModel.model_validate({}), 2, torch.device("cpu"))
     assert all(not of_response.any() for of_row in critic.values(groups()) for of_response in of_row)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head", "embed_tokens"]),
+        IA3Config(target_modules=["k_proj"], feedforward_modules=[]),
+    ],
+)
+def test_it_starts_from_the_backbone_without_the_adapters(adapter: Any) -> None:
+    untouched = tiny_model().base_model
+    critic = Critic(
+        get_peft_model(tiny_model(), adapter), ValueModel.model_validate({}), 2, torch.device("cpu")
+    )
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        ours, theirs = (model(ids).last_hidden_state for model in (critic.model.base_model, untouched))
+    assert torch.equal(ours, theirs)
 
 
 def test_what_a_checkpoint_holds_goes_on_to_the_same_weights(tmp_path: Path) -> None:

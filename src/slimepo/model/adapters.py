@@ -19,6 +19,8 @@ from slimepo.words import first_line
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")
 # What can become of an adapter that a model comes with.
 GIVEN = ("continue", "merge")
+# In the names of the parameters that peft adds: LoRA's, IA3's, and copies of modules that train whole.
+OF_ADAPTERS = ("lora_", "ia3_", "modules_to_save")
 _OTHER_SENSES = r".*(vision|visual|audio|multi_modal).*"
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForTokenClassification
 from slimepo.data.batch import Batch, collate, to_device
 from slimepo.data.rows import Row
 from slimepo.errors import InputError
+from slimepo.model.adapters import OF_ADAPTERS
 from slimepo.model.logps import causal_lm
 from slimepo.onpolicy.settings import ValueModel
 
@@ -45,9 +46,9 @@ class Critic:
             ) from error
         # Without the adapters, whose modules stand around those of the backbone.
         weights = {
-            name.replace(".base_layer.", "."): value
+            name.replace(".base_layer.", ".").replace(".original_module.", "."): value
             for name, value in inner.base_model.state_dict().items()
-            if "lora_" not in name
+            if not any(word in name for word in OF_ADAPTERS)
         }
         model.base_model.load_state_dict(weights)
         # A value of 0 at the start: nothing is known yet. The head is called score here and classifier there.

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from slimepo.data.batch import Batch, collate, to_device
 from slimepo.data.chat import load_tokenizer
 from slimepo.errors import InputError
+from slimepo.model.adapters import OF_ADAPTERS
 from slimepo.model.attention.interface import install, path_of
 from slimepo.model.load import load_model
 from slimepo.model.logps import causal_lm, install_logps, policy_logps, response_logps
@@ -27,9 +28,6 @@ from slimepo.model.modes import Forward, scoring
 from slimepo.model.tryout import choose_layout, probe
 from slimepo.types import REFERENCE_SOURCES
 from slimepo.words import nearest
-
-# In the names of the parameters that peft adds: LoRA's, IA3's, and copies of modules that train whole.
-OF_ADAPTERS = ("lora_", "ia3_", "modules_to_save")
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from slimepo.data.batch import StepCollator
 from slimepo.data.rows import MISMATCHED, Row
 from slimepo.errors import InputError
 from slimepo.files import cache_folder
-from slimepo.model.adapters import adapter_state
+from slimepo.model.adapters import OF_ADAPTERS, adapter_state
 from slimepo.model.logps import causal_lm
 from slimepo.model.score import score_rows
 from slimepo.terminal import Report
-from slimepo.training.reference import OF_ADAPTERS, Reference, device_of
+from slimepo.training.reference import Reference, device_of
 from slimepo.versions import versions
 
 # Changes when what a cache file holds changes.
