@@ -222,15 +222,15 @@ def calibrate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """SLIME's margins, floor and weights, and learning rates to try, from one pass over some pairs; trains nothing."""
-    from slimepo.files import refuse_folder
     from slimepo.pipeline.recipe import one_stage_recipe
 
-    refuse_folder(plot)
     exported = Path(model) / "model"
     start = str(exported) if (exported / "config.json").is_file() else model
     recipe = one_stage_recipe(start, data, "slime", overrides or [])
     from slimepo.plan import calibrate as plan
 
+    if plot is not None:
+        plan.check_plot(plot)
     console = _console()
     found = plan.calibrate_recipe(recipe, rows, console)
     if as_json:
@@ -239,7 +239,8 @@ def calibrate(
         plan.print_calibration(found, console)
     if plot is not None:
         plan.draw(found, plot)
-        console.print(f"plot: {plot}")
+        if not as_json:
+            console.print(f"plot: {plot}")
 
 
 @app.command()

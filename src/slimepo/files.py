@@ -20,16 +20,16 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def refuse_folder(file: Path | None) -> None:
+def refuse_folder(file: Path | None, option: str = "--out") -> None:
     """Nothing, where a file can be written, as far as can be told before there is anything to write.
 
     Raises:
         InputError: it is a folder, or lies in a file.
     """
     if file is not None and file.is_dir():
-        raise InputError(f"--out {file} is a folder; give a file")
+        raise InputError(f"{option} {file} is a folder; give a file")
     if file is not None and any(path.is_file() for path in file.parents):
-        raise InputError(f"--out {file} cannot be written: a part of the path is a file")
+        raise InputError(f"{option} {file} cannot be written: a part of the path is a file")
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

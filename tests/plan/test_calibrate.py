@@ -53,6 +53,20 @@ def test_a_shift_of_all_margins_shifts_both_margins_and_a_stretch_stretches_them
     assert other.options["chosen_weight"] == pytest.approx(one.options["chosen_weight"], rel=0.05)
 
 
+def test_a_margin_that_slime_refuses_is_not_proposed() -> None:
+    # Chosen answers of another's, rejected ones of the model's own: all margins lie far below zero.
+    found = calibrate(scores([-3.0] * 101, [*(-3.0 - np.linspace(-2.9, -2.0, 101))]))
+    assert found.options["hard_margin"] == 0
+    assert found.options["soft_margin"] < 0
+    pair = PairLogps(
+        torch.tensor([[-3.0]]),
+        torch.tensor([[True]]),
+        torch.tensor([[-0.5]]),
+        torch.tensor([[True]]),
+    )
+    assert slime(pair, **found.options).loss.isfinite().all()
+
+
 def test_so_many_rejected_tokens_lie_under_the_floor() -> None:
     found = calibrate(spread_scores())
     tokens = np.concatenate(spread_scores().rejected_tokens)
@@ -147,8 +161,19 @@ def test_the_command_proposes_a_stage_and_draws(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "- loss: slime\n  learning_rate: " in done.stdout
     assert (tmp_path / "plot.png").stat().st_size > 1000
-    found = json.loads(slimepo("calibrate", *given, "--json").stdout)
+    plot = tmp_path / "new" / "plot.svg"
+    found = json.loads(slimepo("calibrate", *given, "--json", "--plot", plot).stdout)
+    assert plot.is_file()
     assert found["options"].keys() == found["reasons"].keys()
     assert found["rates"][0] < found["rates"][1]
     wrong = slimepo("calibrate", *given, "epoch=1")
     assert (wrong.returncode, "did you mean 'epochs'" in wrong.stderr) == (2, True)
+    for words, told in (
+        (["loss=dpo"], "leave loss, loss_options and rollouts out"),
+        (["loss_options.exponent=2"], "leave loss, loss_options and rollouts out"),
+        (["--plot", tmp_path], f"--plot {tmp_path} is a folder"),
+        (["--plot", tmp_path / "plot.xyz"], "ends in .png or .svg"),
+        (["data.limit=15"], "pairs have both answers; 20 are the least"),
+    ):
+        wrong = slimepo("calibrate", *given, *words)
+        assert (wrong.returncode, told in wrong.stderr) == (2, True), wrong.stderr

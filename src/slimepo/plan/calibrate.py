@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from torch import nn
 from slimepo.data.batch import StepCollator, pair_logps, to_device
 from slimepo.data.rows import Row
 from slimepo.errors import InputError
+from slimepo.files import refuse_folder
 from slimepo.losses import hyperparameters, slime
 from slimepo.model.logps import install_logps, response_logps
 from slimepo.model.score import PairScores, score_pairs, scoring_batches
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 BELOW_FLOOR = 0.05
 # The floor's pull on a pair's rejected answer at the start, as a share of the separation's push.
 FLOOR_SHARE = 0.1
+# Pairs with both answers; fewer say nothing.
+LEAST = 20
 _SHARES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -68,10 +72,7 @@ def calibrate(scores: PairScores) -> Calibration:
     both = (
         ~np.isnan(scores.chosen) & ~np.isnan(scores.rejected) if len(scores.rejected) else np.zeros(0, bool)
     )
-    if both.sum() < 20:
-        raise InputError(
-            f"calibrate: {int(both.sum())} pairs have both answers; 20 are the least that says something"
-        )
+    _check_enough(int(both.sum()))
     tokens = [each for each, has in zip(scores.rejected_tokens, both, strict=True) if has]
     margin = (scores.chosen - scores.rejected)[both]
     middle, spread = float(np.median(margin)), float(margin.std(ddof=1))
@@ -83,7 +84,8 @@ def calibrate(scores: PairScores) -> Calibration:
     low = float(np.quantile(np.concatenate(tokens), BELOW_FLOOR))
     options = paper | {
         "threshold": -low,
-        "hard_margin": middle + paper["hard_margin"] * spread,
+        # None below 0: rejected answers need not stay the likelier ones because they are that at the start.
+        "hard_margin": max(0.0, middle + paper["hard_margin"] * spread),
         "soft_margin": middle + paper["soft_margin"] * spread,
         "sharpness": paper["sharpness"] / spread,
     }
@@ -103,8 +105,8 @@ def calibrate(scores: PairScores) -> Calibration:
         f"the floor waits for those that training pushes down; with the paper's {paper['threshold']:g} it acts on "
         f"{under:.0%} of them from the first step",
         "hard_margin": f"the median margin is {middle:.2f}, the standard deviation of margins {spread:.2f}: "
-        f"{paper['hard_margin']:g} deviations above the median. {passed['o']:.0%} of the pairs have passed it already, "
-        f"and {passed['p']:.0%} the paper's {paper['hard_margin']:g}",
+        f"{paper['hard_margin']:g} deviations above the median, or 0 where that is more. {passed['o']:.0%} of the "
+        f"pairs have passed it already, and {passed['p']:.0%} the paper's {paper['hard_margin']:g}",
         "soft_margin": f"{paper['soft_margin']:g} deviation above the median: there the separation has half its weight",
         "sharpness": f"{paper['sharpness']:g} for one deviation, as the paper's for one nat",
         "chosen_weight": f"the anchor pulls as hard as the separation at the start, {separation:.2f}: a chosen answer "
@@ -194,15 +196,19 @@ def calibrate_recipe(recipe: Recipe, rows_used: int, console: Console) -> Calibr
     from slimepo.pipeline.stage import stage_arguments, stage_trainer
 
     stage = recipe.stages[0]
+    if stage.loss != "slime" or stage.loss_options or stage.rollouts is not None:
+        raise InputError(
+            "calibrate: it seeks the loss_options of slime, from pairs that are there: leave loss, loss_options and "
+            "rollouts out"
+        )
     parts, _ = load_data(recipe)
     chat = chat_format(recipe_tokenizer(recipe), recipe.template_options)
     pairs = sorted((row for row in parts[stage.part] if row.chosen and row.rejected), key=row_hash)
     kept = tokenize_for(pairs[:rows_used], chat, recipe.data, pairs=True, one_sided=False).rows
-    steps = (
-        max(1, math.ceil(stage.epochs * len(pairs) / stage.batch_size))
-        if stage.max_steps < 0
-        else stage.max_steps
-    )
+    _check_enough(len(kept))
+    # No steps, and less than none, are as many as the epochs take, as for transformers.
+    of_epochs = max(1, math.ceil(stage.epochs * len(pairs) / stage.batch_size))
+    steps = stage.max_steps if stage.max_steps > 0 else of_epochs
     with tempfile.TemporaryDirectory() as folder:
         args = stage_arguments(recipe, stage, Path(folder))
         trainer = stage_trainer(
@@ -215,7 +221,14 @@ def calibrate_recipe(recipe: Recipe, rows_used: int, console: Console) -> Calibr
         found = calibrate(scores)
         with console.status("one backward pass"):
             rates = rate_range(trainer.model, kept, found.options, steps)
-    return Calibration(**{**found.__dict__, "rates": rates})
+    return replace(found, rates=rates)
+
+
+def _check_enough(pairs: int) -> None:
+    if pairs < LEAST:
+        raise InputError(
+            f"calibrate: {pairs} pairs have both answers; {LEAST} are the least that says something"
+        )
 
 
 def fragment(found: Calibration) -> str:
@@ -231,7 +244,7 @@ def fragment(found: Calibration) -> str:
 
 def as_json(found: Calibration) -> dict[str, Any]:
     """Everything but the scores, as plain data."""
-    values = asdict(Calibration(**{**found.__dict__, "scores": None}))
+    values = asdict(replace(found, scores=None))
     del values["scores"]
     return values
 
@@ -252,19 +265,26 @@ def print_calibration(found: Calibration, console: Console) -> None:
     console.print(fragment(found))
 
 
-def draw(found: Calibration, path: Path) -> None:
-    """Margins and rejected tokens with the paper's and the proposed knobs, as PNG or SVG by the file's name.
+def check_plot(path: Path) -> None:
+    """Nothing, where `draw` can write there, as far as can be told before there is anything to draw.
 
     Raises:
         InputError: matplotlib is not installed, or the name ends in nothing that it draws.
     """
-    try:
-        import matplotlib
+    refuse_folder(path, "--plot")
+    if path.suffix not in (".png", ".svg"):
+        raise InputError(f"--plot {path}: give a name that ends in .png or .svg")
+    if find_spec("matplotlib") is None:
+        raise InputError("--plot needs matplotlib: pip install 'slimepo[report]'")
 
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise InputError("--plot needs matplotlib: pip install 'slimepo[report]'") from error
+
+def draw(found: Calibration, path: Path) -> None:
+    """Margins and rejected tokens with the paper's and the proposed knobs, as PNG or SVG by the file's name."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     assert found.scores is not None
     paper = hyperparameters(slime)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
@@ -279,12 +299,9 @@ def draw(found: Calibration, path: Path) -> None:
         axes.axvline(sign * found.options[key], color="#0072B2", linestyle=line, label=f"{words}, proposed")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=8)
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:
-        raise InputError(f"--plot {path}: {error}") from error
-    finally:
-        plt.close(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def _sigmoid(values: NDArray[np.float64]) -> NDArray[np.float64]:
