@@ -243,6 +243,20 @@ def test_another_engine_may_write_the_samples(tmp_path: Path, monkeypatch: pytes
     assert found == [["b", "c"], ["kept"], ["b", "c"]]
     assert (engines[0].asked, engines[0].state) == (["a", "c"], ["loaded", "closed"])
     assert (engines[0].settings.samples, engines[0].settings.max_new_tokens) == (3, 4)
+    again = module.sampled(answerer, tasks, asked, 3, 0, tmp_path / "kept.jsonl", console, "samples")
+    assert (again, len(engines)) == (found, 1), "an engine is not started for nothing"
+    assert module.sampled(answerer, [], asked, 3, 0, tmp_path / "none.jsonl", console, "samples") == []
+
+
+def test_a_server_that_is_not_there_is_found_before_anything_is_trained(
+    base: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    recipe = json.loads(json.dumps(base[0]))
+    for made in recipe["pairs"].values():
+        made["engine"] = "http://localhost:1"
+    with pytest.raises(InputError, match="there is no vLLM server at http://localhost:1"):
+        run_recipe(make_recipe(recipe), tmp_path / "run", make_console(quiet=True))
+    assert not list(tmp_path.glob("run/*/stage.json"))
 
 
 def test_an_engine_that_is_none_is_found_before_anything_is_loaded() -> None:

@@ -128,6 +128,10 @@ def sampled(
     from slimepo.terminal import counted
 
     kept: dict[int, list[str]] = {row["place"]: row["answers"] for row in json_lines(file)}
+    waiting = [place for place in range(len(tasks)) if place not in kept]
+    if not waiting:
+        # Nothing is loaded for nothing.
+        return [kept[place] for place in range(len(tasks))]
     with counted(console, f"{name}: samples") as report:
 
         def keep(places: Sequence[int], completions: Any) -> None:
@@ -147,7 +151,6 @@ def sampled(
                 settings.rollouts, context=context, dtype=dtype, seed=seed, folder=file.parent
             )
             assert engine is not None
-            waiting = [place for place in range(len(tasks)) if place not in kept]
             size = max(1, batch_rows // settings.per_prompt)
             try:
                 engine.load(answerer.model)

@@ -11,6 +11,7 @@ from slimepo.data.render import ChatFormat
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.files import is_main_process, read_json, write_json, write_text
 from slimepo.model.load import load_config
+from slimepo.onpolicy.vllm import check_server
 from slimepo.pipeline.data import load_data, recipe_tokenizer, stage_rows
 from slimepo.pipeline.evaluate import check_evaluations, evaluate_stage
 from slimepo.pipeline.folder import check_folder, claim_folder, held, record_settings
@@ -103,7 +104,10 @@ def _run_stages(recipe: Recipe, out: Path, console: Console) -> tuple[list[dict[
     pending = [stage for stage in recipe.stages if read_json(out / stage.name / "stage.json") is None]
     for stage in pending:
         check_reference(recipe, stage)
-        made = recipe.pairs[stage.part].reward if stage.part in recipe.pairs else None
+        asked = recipe.pairs.get(stage.part)
+        made = asked.reward if asked else None
+        if asked and asked.engine.startswith("http") and not recipe.smoke:
+            check_server(asked.rollouts)
         if stage.rollouts is not None or made is not None:
             given = stage.reward if made is None else made
             check_rewards(reward_weights(given), bool(recipe.tasks and recipe.tasks.checker))
