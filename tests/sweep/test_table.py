@@ -52,10 +52,12 @@ def test_the_interval_is_student_s(values: list[float]) -> None:
     assert mean.half == pytest.approx((high - low) / 2, rel=3e-4)
 
 
-def test_beyond_thirty_degrees_of_freedom_it_is_the_normal_distribution_s() -> None:
-    values = [float(i % 5) for i in range(200)]
+def test_many_seeds_too() -> None:
     stats = pytest.importorskip("scipy.stats")
-    assert mean_of(values).half == pytest.approx(1.96 * stats.sem(values))
+    for count in (32, 60, 200):
+        values = [float(i % 5) for i in range(count)]
+        expected = stats.t.ppf(0.975, count - 1) * stats.sem(values)
+        assert mean_of(values).half == pytest.approx(expected, rel=2e-3)
 
 
 def test_one_seed_has_no_interval_and_none_no_mean() -> None:
