@@ -110,9 +110,7 @@ def load_quickstart(
     Raises:
         InputError: a key, a value, an objective or a hyperparameter is wrong.
     """
-    values = read_mapping(path, "recipe")
-    of_online = values.pop("online")
-    values |= of_online if online else {}
+    values = _read(path, online)
     listed = values["objectives"]
     values["objectives"] = [entry for entry in listed if not entry.get("on_request")]
     if objectives:
@@ -170,9 +168,7 @@ def sweep_base(
     unused = next((key for key in overrides if key.partition(".")[0] in _OF_OBJECTIVES), None)
     if unused is not None:
         raise InputError(f"sweep: overrides: {unused!r} is of no use here: arms, seeds and search say that")
-    values = read_mapping(path, "recipe")
-    of_online = values.pop("online")
-    values |= of_online if online else {}
+    values = _read(path, online)
     for key, value in overrides.items():
         set_value(values, key, value)
     settings = validate(Quickstart, values, "quickstart")
@@ -184,6 +180,15 @@ def sweep_base(
     return recipe, lambda seed: write_seed(
         settings.world, seed, Path(str(folder).replace("{seed}", str(seed))), keep=True
     )
+
+
+def _read(path: Path, online: bool) -> dict[str, Any]:
+    """The quickstart's keys, those of `online` set among them where that is asked for."""
+    values = read_mapping(path, "recipe")
+    of_online = values.pop("online")
+    for key, value in of_online.items() if online else ():
+        set_value(values, key, value)
+    return values
 
 
 def _in_world(

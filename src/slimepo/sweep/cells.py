@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,9 +120,12 @@ def needed_by(recipe: Recipe, names: Sequence[str]) -> list[str]:
 
 def shared_parts(cell: Cell) -> tuple[list[str], list[str]]:
     """The stages before the compared one, and the pairs that are samples of those or of the recipe's own model."""
-    recipe, arm = cell.recipe, re.compile(rf"{re.escape(cell.arm)}(-\d+)?")
-    stages = [stage.name for stage in recipe.stages if not arm.fullmatch(stage.name)]
-    return stages, [name for name, made in recipe.pairs.items() if made.model is None or made.model in stages]
+    # In rounds the compared stage is the last of several: NAME, NAME-2, ...
+    rounds = int(cell.stage.name.removeprefix(f"{cell.arm}-")) if cell.stage.name != cell.arm else 1
+    own = [cell.arm, *(f"{cell.arm}-{number}" for number in range(2, rounds + 1))]
+    stages = [stage.name for stage in cell.recipe.stages if stage.name not in own]
+    pairs = cell.recipe.pairs.items()
+    return stages, [name for name, made in pairs if made.model is None or made.model in stages]
 
 
 def shared_recipe(cell: Cell) -> Recipe:

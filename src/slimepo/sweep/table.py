@@ -106,16 +106,15 @@ def write_tables(cells: Sequence[Cell], sweep: Sweep, out: Path, console: Consol
             "The runs are kept: the same command with other measures writes the table"
         )
     shown = sweep.measures or [name for name in MEASURES if name in known]
-    rows = rows_of(figures, sweep.against or next(iter(arms_of(sweep))), shown, cells)
+    against = sweep.against or next(iter(arms_of(sweep)))
+    rows = rows_of(figures, against, shown, cells)
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|---|" + "---:|" * (len(rows[0]) - 1))
-    notes = [f"- {note}" for note in (*unfair(cells), *edges(sweep, cells))]
+    notes = [*unfair(cells), *edges(sweep, cells)]
     seeds = f"Means over seeds {', '.join(map(str, sweep.seeds))} with 95 % intervals (Student's t)"
-    words = f"{seeds}; Δ is the difference to {sweep.against or next(iter(arms_of(sweep)))} of the same seed."
-    write_text(
-        out / "sweep.md",
-        "\n".join([words, "", *lines, *(["", "Not alike:", ""] if notes else []), *notes, ""]),
-    )
+    words = f"{seeds}; Δ is the difference to {against} of the same seed."
+    told = ["", "Not alike:", "", *(f"- {note}" for note in notes)] if notes else []
+    write_text(out / "sweep.md", "\n".join([words, "", *lines, *told, ""]))
     _print(rows, words, notes, console)
     console.print(f"tables: {out / 'sweep.md'}, every run: {out / 'runs.csv'}")
 
@@ -153,22 +152,20 @@ def rows_of(
     rows = [["arm", "at", "seeds", *(word for name in shown for word in (name, "Δ"))]]
     for arm in dict.fromkeys(cell.arm for cell in cells):
         own = [cell for cell in cells if cell.arm == arm]
-        done = [cell for cell in own if figures[arm, cell.recipe.seed]]
+        of_seed = {cell.recipe.seed: figures[arm, cell.recipe.seed] for cell in own}
+        done = {seed: found for seed, found in of_seed.items() if found}
         row = [
             arm,
             label(own[0].point),
             str(len(done)) if len(done) == len(own) else f"{len(done)} of {len(own)}",
         ]
         for name in shown:
-            values = [
-                found for cell in done if (found := figures[arm, cell.recipe.seed].get(name)) is not None
-            ]
-            row.append(_written(mean_of(values)))
+            row.append(_written(mean_of([found[name] for found in done.values() if name in found])))
+            others = {seed: figures.get((against, seed), {}) for seed in done}
             differences = [
-                figures[arm, cell.recipe.seed][name] - figures[against, cell.recipe.seed][name]
-                for cell in done
-                if name in figures[arm, cell.recipe.seed]
-                and name in figures.get((against, cell.recipe.seed), {})
+                found[name] - others[seed][name]
+                for seed, found in done.items()
+                if name in found and name in others[seed]
             ]
             row.append(ABSENT if arm == against else _written(mean_of(differences), "+"))
         rows.append(row)
@@ -178,8 +175,9 @@ def rows_of(
 def unfair(cells: Sequence[Cell]) -> list[str]:
     """What arms differ in beside their objective: settings, rows and tokens learnt from, terms of their own."""
     notes: list[str] = []
-    firsts = {cell.arm: cell for cell in reversed(cells)}
-    firsts = {arm: firsts[arm] for arm in dict.fromkeys(cell.arm for cell in cells)}
+    firsts: dict[str, Cell] = {}
+    for cell in cells:
+        firsts.setdefault(cell.arm, cell)
     settings = {arm: _settings(cell) for arm, cell in firsts.items()}
     for key in dict.fromkeys(key for each in settings.values() for key in each):
         values: dict[str, list[str]] = {}
@@ -193,8 +191,9 @@ def unfair(cells: Sequence[Cell]) -> list[str]:
         weight = (hyperparameters(find_objective(cell.stage.loss).function) | options).get("nll_weight", 0)
         if weight:
             notes.append(f"{arm} has a likelihood term of its own (nll_weight {weight:g})")
-    for what, seen in (("rows", _rows_seen), ("tokens", _tokens_seen)):
-        found = {arm: amount for arm, cell in firsts.items() if (amount := seen(cell)) is not None}
+    seen = {arm: _seen(cell) for arm, cell in firsts.items()}
+    for what in ("rows", "tokens"):
+        found = {arm: each[what] for arm, each in seen.items() if what in each}
         if found and max(found.values()) > (1 + _SAME) * min(found.values()):
             told = ", ".join(f"{arm} {amount:,.0f}" for arm, amount in found.items())
             notes.append(f"{what} learnt from: {told}")
@@ -226,25 +225,21 @@ def _settings(cell: Cell) -> dict[str, Any]:
         if key != "seed"
         and key not in chosen
         and not any(f"{key}.".startswith(f"stage.{own}.") for own in _OWN)
-        and not (key == "stage.learning_rate" and "learning_rate" in cell.point)
     }
 
 
-def _rows_seen(cell: Cell) -> float | None:
-    stage = read_json(cell.folder / cell.stage.name / "stage.json")
-    return stage["steps"] * float(cell.stage.batch_size) if stage else None
-
-
-def _tokens_seen(cell: Cell) -> float | None:
-    """Response tokens learnt from: those of the part's rows, as often as these were seen; or all that were sampled."""
+def _seen(cell: Cell) -> dict[str, float]:
+    """Rows and response tokens learnt from: those of the part as often as they were seen, or all that were sampled."""
+    figures = figures_of(cell)
+    if not figures:
+        return {}
+    seen = {"rows": figures["steps"] * cell.stage.batch_size}
     data = read_json(cell.folder / cell.stage.name / "data.json") or {}
-    sampled = figures_of(cell).get("train/sampled/total")
-    if sampled is not None:
-        return sampled
-    seen = _rows_seen(cell)
-    if seen is None or not data.get("response_tokens"):
-        return None
-    return seen * float(data["response_tokens"]) / float(data["kept"])
+    if "train/sampled/total" in figures:
+        seen["tokens"] = figures["train/sampled/total"]
+    elif data.get("response_tokens"):
+        seen["tokens"] = seen["rows"] * data["response_tokens"] / data["kept"]
+    return seen
 
 
 def _written(mean: Mean, sign: str = "") -> str:
@@ -268,4 +263,4 @@ def _print(rows: Sequence[Sequence[str]], words: str, notes: Sequence[str], cons
             console.print(" | ".join(row))
     console.print(words)
     for note in notes:
-        console.print(f"not alike: {note.removeprefix('- ')}", style="yellow")
+        console.print(f"not alike: {note}", style="yellow")
