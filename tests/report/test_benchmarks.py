@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from slimepo.evaluation.benchmarks import ifeval
 from slimepo.evaluation.benchmarks.mt_bench import CATEGORIES
 from slimepo.report.benchmarks import (
     ScoreColumn,
@@ -13,6 +14,7 @@ from slimepo.report.benchmarks import (
     canary_table,
     category_tables,
     model_styles,
+    paired_tables,
     radar_panels,
     score_columns,
 )
@@ -119,6 +121,36 @@ def test_a_category_without_a_score_is_absent_not_zero(tmp_path: Path) -> None:
     ((_, _, table),) = category_tables(columns)
     assert table.heads[1:4] == CATEGORIES[:3]
     assert table.lines[1].cells[:3] == ("3.00", "3.50", "–")
+
+
+def ifeval_row(model: str, verdicts: list[list[int]] | None) -> dict[str, Any]:
+    """A score of IFEval with these verdicts in all four figures, or of a version that did not keep them."""
+    row = scores_row(model, 50.0) | {"headline": "prompt_strict", "measures": {}}
+    row["identity"] = {"benchmark": "ifeval", "judge": "", "rules": "if-verifiable 0.1.2", "settings": {}}
+    return row | ({"items": dict.fromkeys(ifeval.FIGURES, verdicts)} if verdicts else {})
+
+
+@pytest.mark.parametrize("write", [report_page, report_markdown])
+def test_ifeval_has_the_differences_to_the_model_named_first(tmp_path: Path, write: Any) -> None:
+    run = write_scores(tmp_path / "run", ifeval_row("slime", [[1], [1]]), ifeval_row("old", None))
+    before = write_scores(tmp_path / "later-by-name", ifeval_row("start", [[0], [0]]))
+    ((title, table),) = paired_tables(score_columns(sources(before, run)))
+    assert title == "IFEval: paired differences to start"
+    assert table.heads == (
+        "model", "prompt strict", "prompt loose", "instruction strict", "instruction loose",
+    )  # fmt: skip
+    assert [(line.label, line.cells) for line in table.lines] == [
+        ("slime", ("+100.0 [+100.0, +100.0]",) * 4),
+        ("old", ("–",) * 4),
+    ]
+    assert "paired differences to start" in write(read_report([before, run]))
+    assert paired_tables(score_columns(sources(before))) == [], "a model alone differs from nothing"
+
+
+def test_models_that_answer_alike_do_not_differ(tmp_path: Path) -> None:
+    rows = [ifeval_row(model, [[1], [0], [1]]) for model in ("a", "b")]
+    ((_, table),) = paired_tables(score_columns(sources(write_scores(tmp_path, *rows))))
+    assert table.lines[0].cells == ("+0.0 [+0.0, +0.0]",) * 4
 
 
 def test_canaries_have_a_line_a_judge(tmp_path: Path) -> None:

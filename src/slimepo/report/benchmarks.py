@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from slimepo.evaluation.benchmarks import ifeval
+from slimepo.evaluation.benchmarks.bootstrap import paired_difference
 from slimepo.evaluation.benchmarks.mt_bench import BENCHMARK, CATEGORIES, category_table
 from slimepo.evaluation.canaries import CanaryResult, canary_words
 from slimepo.evaluation.judge.request import Identity, Measure, Scores
@@ -47,6 +48,11 @@ _NOTES = {
     "instructions; strictly as the response stands, loosely also without its first line, last line or asterisks. By "
     "kind: instructions, strictly.",
 }
+_PAIRED = (
+    "Percentage points, with 95 % intervals of the difference itself: prompts are drawn again 1,000 times, the same "
+    f"ones for both models. {ABSENT} where a score file is older and does not hold the verdicts one by one: "
+    "slimepo eval ifeval score writes it anew."
+)
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,31 @@ def category_tables(columns: Sequence[ScoreColumn]) -> list[tuple[ScoreColumn, s
     return found
 
 
+def paired_tables(columns: Sequence[ScoreColumn]) -> list[tuple[str, Table]]:
+    """How the models of an IFEval column differ from its first one, question by question: a title and a table each."""
+    return [
+        (
+            f"IFEval: paired differences to {column.scores[0].model}{column.mark}",
+            Table(
+                ("model", *(name.replace("_", " ") for name in ifeval.FIGURES)),
+                [
+                    Line(each.model, tuple(_difference(each, column.scores[0], n) for n in ifeval.FIGURES))
+                    for each in column.scores[1:]
+                ],
+            ),
+        )
+        for column in columns
+        if column.scores[0].identity.benchmark == ifeval.BENCHMARK and len(column.scores) > 1
+    ]
+
+
+def _difference(one: Scores, other: Scores, name: str) -> str:
+    if name not in one.items or name not in other.items:
+        return ABSENT
+    difference, *ends = (100 * part for part in paired_difference(one.items[name], other.items[name], seed=0))
+    return f"{difference:+z.1f} [{', '.join(f'{end:+z.1f}' for end in ends)}]"
+
+
 def _mean_ratings(scores: Sequence[Scores]) -> Table:
     rows = category_table(scores)
     names = [*CATEGORIES, "turn-1", "turn-2", "overall"]
@@ -204,7 +235,7 @@ def _about(scores: Sequence[Scores]) -> str:
 
 
 def category_sections(columns: Sequence[ScoreColumn], groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """What the page shows of `category_tables`: a note, and where there is enough for one a radar plot and its keys."""
+    """What the page shows of `category_tables` and `paired_tables`: a note, and where it can be drawn a radar plot."""
     found = []
     for column, title, table in category_tables(columns):
         look = model_styles(column, groups)
@@ -212,7 +243,9 @@ def category_sections(columns: Sequence[ScoreColumn], groups: Sequence[Group]) -
         keys = {label: swatch(style) for label, style in look.items()} if panels else {}
         note = _NOTES[column.scores[0].identity.benchmark]
         found.append({"title": title, "note": note, "table": table, "panels": panels, "keys": keys})
-    return found
+    return found + [
+        {"title": title, "note": _PAIRED, "table": table} for title, table in paired_tables(columns)
+    ]
 
 
 def model_styles(column: ScoreColumn, groups: Sequence[Group]) -> dict[str, Style]:

@@ -19,6 +19,7 @@ from slimepo.report.benchmarks import (
     canary_table,
     category_sections,
     category_tables,
+    paired_tables,
     score_columns,
 )
 from slimepo.report.figures import styles, swatch
@@ -184,7 +185,8 @@ def report_markdown(report: Report) -> str:
     scores, notes = benchmark_table(columns)
     if scores.lines:
         parts += [_markdown_table(scores), "\n".join(f"- {_markdown(note)}" for note in notes) + "\n"]
-    for _, title, table in category_tables(columns):
+    by_category = [(title, table) for _, title, table in category_tables(columns)]
+    for title, table in (*by_category, *paired_tables(columns)):
         parts += [f"{_markdown(title)}:\n", _markdown_table(table)]
     canaries = canary_table(sources)
     if canaries.lines:

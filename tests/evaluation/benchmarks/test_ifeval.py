@@ -105,6 +105,10 @@ def test_figures_by_hand() -> None:
     )
     assert measures["instruction_strict"].lower == pytest.approx(40, abs=20)
     assert measures["instruction_strict"].upper == 100.0
+    # A list a prompt, in the prompts' order; the second has two instructions, and so has the third.
+    assert scores.items["prompt_strict"] == [[1], [1], [1], [0]]
+    assert scores.items["instruction_loose"] == [[1], [1, 1], [1, 1], [0]]
+    assert list(scores.items) == list(ifeval.FIGURES)
     with pytest.raises(InputError, match="1 of 4 IFEval prompts have no response"):
         score([COMMAS, TWO, SIGNS, GERMAN], ANSWERS[1:])
 

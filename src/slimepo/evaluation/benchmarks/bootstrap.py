@@ -17,12 +17,34 @@ def bootstrap_mean(
 
     Values of one group (the turns of one question) stand or fall together. With one group both ends are the mean.
     """
+    lower, upper = np.percentile(_means(groups, _draws(len(groups), seed, rounds)), [low, high])
+    return float(lower), float(upper)
+
+
+def paired_difference(
+    ones: Sequence[Sequence[float]], others: Sequence[Sequence[float]], *, seed: int, rounds: int = 1000
+) -> tuple[float, float, float]:
+    """Mean over all values of `ones` less that of `others`, and the ends of its 95 % interval.
+
+    Each has a group of values a question, in the same order. Whole questions are drawn again, the same ones for both:
+    what makes a question easy or hard for both is in neither end (percentiles 2.5 and 97.5).
+    """
+    whole, drawn = np.arange(len(ones))[None], _draws(len(ones), seed, rounds)
+    (difference,) = _means(ones, whole) - _means(others, whole)
+    lower, upper = np.percentile(_means(ones, drawn) - _means(others, drawn), [2.5, 97.5])
+    return float(difference), float(lower), float(upper)
+
+
+def _draws(n: int, seed: int, rounds: int) -> npt.NDArray[np.int64]:
+    return np.random.RandomState(seed).randint(0, n, size=(rounds, n))
+
+
+def _means(groups: Sequence[Sequence[float]], drawn: npt.NDArray[np.int64]) -> Floats:
+    """The mean over all values of the groups that a row names, `drawn` [rounds, n] -> [rounds]."""
     sums = np.array([sum(g) for g in groups], dtype=np.float64)
     sizes = np.array([len(g) for g in groups], dtype=np.float64)
-    drawn = np.random.RandomState(seed).randint(0, len(groups), size=(rounds, len(groups)))
-    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    lower, upper = np.percentile(means, [low, high])
-    return float(lower), float(upper)
+    means: Floats = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    return means
 
 
 def standard_error(values: Sequence[float] | Floats) -> float:

@@ -100,12 +100,16 @@ def score(questions: Sequence[JsonObject], answers: Answers, model: str = "") ->
             of_prompt.setdefault(name.partition(":")[0], []).append(followed)
         for kind, flags in of_prompt.items():
             by_kind.setdefault(kind, []).append(flags)
-    strict, loose = [each.strict for each in told], [each.loose for each in told]
+    strict, loose = ([[*map(int, flags)] for flags in each] for each in zip(*told, strict=True))
+    items = {
+        "prompt_strict": [[min(flags)] for flags in strict],
+        "prompt_loose": [[min(flags)] for flags in loose],
+        "instruction_strict": strict,
+        "instruction_loose": loose,
+    }
     measures = {
-        "prompt_strict": _of_prompts(strict),
-        "prompt_loose": _of_prompts(loose),
-        "instruction_strict": _of_instructions(strict),
-        "instruction_loose": _of_instructions(loose),
+        **{name: _of_prompts(items[name]) for name in FIGURES[:2]},
+        **{name: _of_instructions(items[name]) for name in FIGURES[2:]},
         **{f"kind/{kind}": _of_instructions(by_kind[kind]) for kind in sorted(by_kind)},
     }
     return Scores(
@@ -120,16 +124,17 @@ def score(questions: Sequence[JsonObject], answers: Answers, model: str = "") ->
         unit="%",
         measures=measures,
         scored=len(questions),
+        items=items,
     )
 
 
-def _of_prompts(flags: Sequence[Sequence[bool]]) -> Measure:
+def _of_prompts(flags: Sequence[Sequence[int]]) -> Measure:
     whole, n = sum(map(all, flags)), len(flags)
     lower, upper = wilson(whole, n)
     return Measure(100 * whole / n, n, 100 * lower, 100 * upper)
 
 
-def _of_instructions(flags: Sequence[Sequence[bool]]) -> Measure:
+def _of_instructions(flags: Sequence[Sequence[int]]) -> Measure:
     every = [flag for of_prompt in flags for flag in of_prompt]
     lower, upper = bootstrap_mean(flags, low=2.5, high=97.5, seed=0)
     return Measure(100 * sum(every) / len(every), len(every), 100 * lower, 100 * upper)

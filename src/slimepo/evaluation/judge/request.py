@@ -134,7 +134,8 @@ class Scores:
     """The result of one model on one benchmark.
 
     `headline` names the entry of `measures` that the benchmark reports; `unit` is "1-10" or "%". `official` is
-    False where the figure was not made as published, with the reasons in `notes`.
+    False where the figure was not made as published, with the reasons in `notes`. `items` is what a measure is a
+    mean of, where the benchmark keeps that: a list of 0 and 1 a question, in the order of the questions.
     """
 
     model: str
@@ -146,6 +147,7 @@ class Scores:
     unscored: tuple[Unscored, ...] = ()
     official: bool = True
     notes: tuple[str, ...] = ()
+    items: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
 
 
 def scores_of_row(row: Mapping[str, Any]) -> Scores:
