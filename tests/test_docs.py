@@ -9,6 +9,7 @@ import pytest
 import slimepo
 from slimepo.losses import LOSSES, hyperparameters
 from slimepo.playground.tokenizer import build_tokenizer
+from slimepo.settings import read_mapping
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,29 +75,57 @@ def test_every_recipe_is_valid() -> None:
         assert path.parent.name == "sweeps" or load_recipe(path).stages
 
 
-@pytest.mark.parametrize("world", [False, True], ids=["as it is", "in the world"])
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "recipes" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
-)
-def test_every_arm_of_every_sweep_is_a_recipe(path: Path, world: bool) -> None:
-    from slimepo.errors import InputError
+def cells_of(path: Path, *overrides: str, world: bool = False) -> dict[str, Any]:
+    """A recipe for every arm of a sweep."""
     from slimepo.playground.quickstart import sweep_base
-    from slimepo.settings import read_mapping, set_value
+    from slimepo.settings import set_value
     from slimepo.sweep.cells import cell_recipe
     from slimepo.sweep.settings import WORLDS, arms_of, load_sweep
 
-    values = read_mapping(path, "sweep")
-    if world and "world" not in values and values["recipe"] not in WORLDS:
-        with pytest.raises(InputError, match="no key `world`"):
-            load_sweep(path, world=True)
-        return
-    sweep = load_sweep(path, world=world)
+    sweep = load_sweep(path, overrides, world=world)
     if sweep.recipe in WORLDS:
         base, _ = sweep_base(Path("out"), sweep.overrides, online=sweep.recipe == "world/online")
     else:
         base = read_mapping(sweep.recipe, "recipe")
         for key, value in sweep.overrides.items():
             set_value(base, key, value)
-    for name, keys in arms_of(sweep).items():
-        recipe = cell_recipe(base, sweep.stage, name, keys, seed=0)
+    return {name: cell_recipe(base, sweep.stage, name, keys, seed=0) for name, keys in arms_of(sweep).items()}
+
+
+@pytest.mark.parametrize("world", [False, True], ids=["as it is", "in the world"])
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "recipes" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_arm_of_every_sweep_is_a_recipe(path: Path, world: bool) -> None:
+    from slimepo.errors import InputError
+    from slimepo.sweep.settings import WORLDS
+
+    values = read_mapping(path, "sweep")
+    if world and "world" not in values and values["recipe"] not in WORLDS:
+        with pytest.raises(InputError, match="no key `world`"):
+            cells_of(path, world=True)
+        return
+    for name, recipe in cells_of(path, world=world).items():
         assert [stage.name for stage in recipe.stages][-1] == name
+
+
+@pytest.mark.parametrize("sweep", ["table3", "strong-baselines"])
+@pytest.mark.parametrize("model", ["llama-3.2-3b", "qwen3-4b", "gemma-3-4b"])
+def test_a_comparison_is_for_each_of_the_papers_models(sweep: str, model: str) -> None:
+    path = ROOT / "recipes" / "sweeps" / f"{sweep}.yaml"
+    own = read_mapping(ROOT / "recipes" / "paper" / f"{model}.yaml", "recipe")["model"]
+    cells = cells_of(path, f"recipe=../paper/{model}.yaml")
+    assert list(cells) == ["sft-on-chosen", "dpo", "simpo", "slime"]
+    for recipe in cells.values():
+        assert recipe.model == own
+        assert recipe.stages[-1].batch_size == (128 if sweep == "strong-baselines" else 64)
+
+
+def test_the_docs_sweep_of_the_world_is_one(tmp_path: Path) -> None:
+    (text,) = re.findall(
+        r"```yaml\n# world-rates.yaml\n(.*?)```", (ROOT / "docs/sweeps.md").read_text(), re.DOTALL
+    )
+    (tmp_path / "rates.yaml").write_text(text)
+    assert {name: recipe.stages[-1].loss for name, recipe in cells_of(tmp_path / "rates.yaml").items()} == {
+        "dpo": "dpo", "slime": "slime",
+    }  # fmt: skip

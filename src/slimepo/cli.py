@@ -347,9 +347,6 @@ def quickstart(
             help="Run this objective (may be given again) beside the control, SFT on the chosen answers."
         ),
     ] = None,
-    sweep: Annotated[
-        bool, typer.Option("--sweep", help="Every learning rate of the recipe's longer list.")
-    ] = False,
     online: Annotated[
         bool,
         typer.Option("--online", help="On-policy: answers are sampled and rewarded while the model trains."),
@@ -370,7 +367,7 @@ def quickstart(
     from slimepo.playground.quickstart import load_quickstart
 
     out = out or Path("runs") / ("quickstart-online" if online else "quickstart")
-    world = load_quickstart(out, overrides or [], objective or [], seeds=seeds, sweep=sweep, online=online)
+    world = load_quickstart(out, overrides or [], objective or [], seeds=seeds, online=online)
     from slimepo.pipeline.folder import check_folder, held
     from slimepo.pipeline.run import run_recipe, runs_of
     from slimepo.report.page import write_report

@@ -21,7 +21,7 @@ from slimepo.words import short_number
 RECIPE = Path(__file__).with_name("quickstart.yaml")
 WORLD = "world"
 # Keys of the file that say which stages there are, and with which seed.
-_OF_OBJECTIVES = ("seed", "learning_rates", "sweep", "objectives", "online")
+_OF_OBJECTIVES = ("seed", "learning_rates", "objectives", "online")
 
 
 class Objective(Settings):
@@ -49,7 +49,6 @@ class Quickstart(Settings):
     sft: dict[str, Any]
     preference: dict[str, Any]
     learning_rates: list[float] = Field(min_length=1)
-    sweep: list[float] = Field(min_length=1)
     objectives: list[Objective] = Field(min_length=1)
 
 
@@ -92,7 +91,6 @@ def load_quickstart(
     objectives: Sequence[str] = (),
     *,
     seeds: int = 1,
-    sweep: bool = False,
     online: bool = False,
     path: Path = RECIPE,
 ) -> WorldRun:
@@ -104,7 +102,6 @@ def load_quickstart(
         objectives: names to run instead of the listed ones; one that is not listed runs with its defaults. SFT on
             the chosen answers, the control, is always among them.
         seeds: so many, from `seed` on. Another seed is another world, SFT model and set of pairs.
-        sweep: run every objective over the longer list of learning rates.
         online: sample while training, in place of pairs that are made beforehand.
 
     Raises:
@@ -144,7 +141,7 @@ def load_quickstart(
                 **({} if online else {"part": "samples"}),
                 **objective.keys,
             }
-            for rate in (settings.sweep if sweep else objective.learning_rates or settings.learning_rates)
+            for rate in objective.learning_rates or settings.learning_rates
         ]
     names = [stage["name"] for stage in stages]
     if len(set(names)) < len(names):
