@@ -74,6 +74,15 @@ def set_value(values: dict[str, Any], key: str, value: Any) -> None:
     place[last] = value
 
 
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as `outer.inner`; an empty mapping inside is no setting."""
+    if not isinstance(value, Mapping):
+        return {prefix.removesuffix("."): value}
+    return {
+        key: item for name, inner in value.items() for key, item in flat(inner, f"{prefix}{name}.").items()
+    }
+
+
 def validate(model: type[S], values: Mapping[str, Any], place: str) -> S:
     """`values` as a checked `model`; the first thing wrong becomes one line that starts with `place`.
 

@@ -9,7 +9,7 @@ import pytest
 from slimepo.errors import InputError
 from slimepo.report.folders import read_source, read_sources
 from slimepo.report.groups import by_rate, compare_settings, group_records
-from slimepo.report.records import flat
+from slimepo.settings import flat
 from tests.report.conftest import SIX, scores_row, write_comparison, write_json, write_run
 
 MakeRun = Callable[..., Path]

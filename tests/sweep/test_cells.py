@@ -17,6 +17,7 @@ from slimepo.sweep.cells import (
     shared_parts,
     shared_recipe,
 )
+from tests.report.conftest import scores_row
 
 BASE: dict[str, Any] = {
     "model": "some/model",
@@ -87,9 +88,14 @@ def test_a_cell_is_done_when_its_benchmarks_are(tmp_path: Path) -> None:
     assert not one.done, "a kill between training and the benchmark"
     scores = one.folder / "eval" / "ifeval" / "scores"
     scores.mkdir(parents=True)
-    row = {"model": "seed-0-arm", "identity": {"benchmark": "ifeval"}, "measures": {}}
+    row = scores_row("seed-0-arm", 17.5)
+    row["identity"]["benchmark"] = "ifeval"
     (scores / "other.json").write_text(json.dumps({"scores": [{**row, "model": "seed-0-other-arm"}]}))
     assert not one.done
+    (scores / "broken.json").write_text(json.dumps({"scores": [{"model": "seed-0-arm"}]}))
+    with pytest.raises(InputError, match=r"broken\.json: no score file of slimepo eval"):
+        _ = one.done
+    (scores / "broken.json").unlink()
     (scores / "one.json").write_text(json.dumps({"scores": [row]}))
     assert one.done
 

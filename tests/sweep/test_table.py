@@ -13,6 +13,7 @@ from slimepo.sweep.cells import Cell, cell_recipe
 from slimepo.sweep.settings import Sweep
 from slimepo.sweep.table import edges, figures_of, mean_of, rows_of, unfair, write_tables
 from slimepo.terminal import make_console
+from tests.report.conftest import scores_row
 
 BASE: dict[str, Any] = {
     "model": "some/model",
@@ -69,14 +70,11 @@ def test_figures_are_of_what_is_held_out_of_benchmarks_and_of_the_end_of_trainin
     cell = done(tmp_path, "slime", {}, 0, {"logps/chosen": -0.5, "accuracy": 0.75})
     scores = cell.folder / "eval" / "ifeval" / "scores"
     scores.mkdir(parents=True)
-    row = {
-        "model": "seed-0-slime",
-        "identity": {"benchmark": "ifeval"},
-        "measures": {"strict": {"value": 17.5, "n": 9}},
-    }
-    (scores / "one.json").write_text(json.dumps({"scores": [row, {**row, "model": "seed-0-my-slime"}]}))
+    rows = [scores_row(model, value) for model, value in (("seed-0-slime", 17.5), ("seed-0-my-slime", 3.0))]
+    (scores / "one.json").write_text(json.dumps({"scores": rows}))
     assert figures_of(cell) == {
-        "logps/chosen": -0.5, "accuracy": 0.75, "chosen_change": 0.5, "chosen_fell": 0.25, "ifeval/strict": 17.5,
+        "logps/chosen": -0.5, "accuracy": 0.75, "chosen_change": 0.5, "chosen_fell": 0.25,
+        "arena-hard-v0.1/win_rate": 17.5,
         "train/step": 10, "train/loss": 1.0, "steps": 10, "seconds": 1.0,
     }  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from slimepo.losses import find_objective, hyperparameters
 from slimepo.monitor.settings import monitor_settings
 from slimepo.pipeline.recipe import Recipe, make_recipe
 from slimepo.redaction import redacted
-from slimepo.settings import read_mapping
+from slimepo.settings import flat, read_mapping
 from slimepo.versions import versions
 
 if TYPE_CHECKING:
@@ -226,15 +226,6 @@ def made_from(recipe: Recipe, name: str) -> dict[str, Any]:
     # As it comes back from its file.
     plain: dict[str, Any] = json.loads(json.dumps(redacted(found), default=str))
     return plain
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as `outer.inner`."""
-    if not isinstance(value, Mapping):
-        return {prefix.removesuffix("."): value}
-    return {
-        key: item for name, inner in value.items() for key, item in flat(inner, f"{prefix}{name}.").items()
-    }
 
 
 def mark_folder(out: Path) -> None:

@@ -18,6 +18,7 @@ from slimepo.evaluation.benchmarks.mt_bench import BENCHMARK, CATEGORIES, catego
 from slimepo.evaluation.canaries import CanaryResult, canary_words
 from slimepo.evaluation.judge.request import Identity, Measure, Scores
 from slimepo.evaluation.judge.request import columns as split_columns
+from slimepo.evaluation.score_files import ScoreFile
 from slimepo.evaluation.settings import BENCHMARKS
 from slimepo.report.figures import (
     COLOURS,
@@ -33,7 +34,7 @@ from slimepo.report.figures import (
     swatch,
 )
 from slimepo.report.groups import Group, count
-from slimepo.report.records import Scored, Source, number, unique
+from slimepo.report.records import Source, number, unique
 from slimepo.report.tables import Line, Table, in_blocks
 from slimepo.words import ABSENT
 
@@ -202,9 +203,9 @@ def canary_table(sources: Sequence[Source]) -> Table:
     return Table(("benchmark and judge", *names, "mixed in with"), lines)
 
 
-def _files(sources: Sequence[Source]) -> list[Scored]:
+def _files(sources: Sequence[Source]) -> list[ScoreFile]:
     """Every score file once: a folder may be given by itself and lie in another one."""
-    found: list[Scored] = []
+    found: list[ScoreFile] = []
     for file in (file for source in sources for file in source.scores):
         resolved = replace(file, folder=file.folder.resolve())
         if resolved not in found:

@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from slimepo.errors import InputError
-from slimepo.evaluation.canaries import CanaryResult
-from slimepo.evaluation.judge.request import scores_of_row
+from slimepo.evaluation.score_files import read_scores
 from slimepo.files import read_json
 from slimepo.pipeline.folder import MARKER
-from slimepo.report.records import Scored, Source, mapping, numbers, unique
+from slimepo.report.records import Source, mapping, numbers, unique
 from slimepo.report.stages import led_to, stage_record
 from slimepo.settings import read_mapping
 
@@ -67,27 +66,6 @@ def read_source(path: Path) -> Source:
     raise InputError(
         f"report {path}: not a run folder (of slimepo run, train or quickstart) and no scores of slimepo eval in it"
     )
-
-
-def read_scores(path: Path) -> tuple[Scored, ...]:
-    """Every `scores/*.json` in a folder or one or two levels under it, or where the folder is `scores` itself.
-
-    Raises:
-        InputError: one holds scores that are not as `slimepo eval` writes them.
-    """
-    patterns = ["scores/*.json", "*/scores/*.json", "*/*/scores/*.json"]
-    patterns += ["*.json"] if path.name == "scores" else []
-    found = []
-    for file in sorted({file for pattern in patterns for file in path.glob(pattern)}):
-        record = mapping(read_json(file))
-        try:
-            scores = tuple(scores_of_row(row) for row in map(mapping, record.get("scores") or ()) if row)
-            canaries = {n: CanaryResult(**each) for n, each in mapping(record.get("canaries")).items()}
-        except (InputError, TypeError) as error:
-            raise InputError(f"{file}: no score file of slimepo eval ({error})") from None
-        if scores:
-            found.append(Scored(file.parent.parent, scores, canaries))
-    return tuple(found)
 
 
 def _read_run(path: Path) -> Source:

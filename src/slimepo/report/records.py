@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from slimepo.evaluation.canaries import CanaryResult
-from slimepo.evaluation.judge.request import Scores
+from slimepo.evaluation.score_files import ScoreFile
 
 State = Literal["finished", "stopped", "unfinished", "failed"]
 
@@ -104,15 +103,6 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A score file: a model's scores, and what the judge gave the canaries; `folder` is the evaluation's (--out)."""
-
-    folder: Path
-    scores: tuple[Scores, ...]
-    canaries: dict[str, CanaryResult] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Source:
     """One folder given to a report.
 
@@ -126,7 +116,7 @@ class Source:
     recipe: Any = None
     pairs: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    scores: tuple[Scored, ...] = ()
+    scores: tuple[ScoreFile, ...] = ()
 
 
 def number(value: Any) -> float | None:
@@ -154,15 +144,6 @@ def mapping(value: Any) -> dict[str, Any]:
 def items(value: Any) -> list[Any]:
     """The value where it is a list, else an empty one."""
     return list(value) if isinstance(value, list) else []
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as `outer.inner`; an empty mapping inside is no setting."""
-    if not isinstance(value, Mapping):
-        return {prefix.rstrip("."): value}
-    return {
-        key: item for name, inner in value.items() for key, item in flat(inner, f"{prefix}{name}.").items()
-    }
 
 
 def distribution(value: Any) -> Distribution | None:

@@ -16,13 +16,13 @@ from slimepo.report.records import (
     State,
     Warned,
     distribution,
-    flat,
     items,
     mapping,
     number,
     number_lines,
     numbers,
 )
+from slimepo.settings import flat
 from slimepo.words import short_number
 
 # Tasks shown of a stage, over all families; prompts shown over time, and at how many steps each.

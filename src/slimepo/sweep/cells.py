@@ -9,9 +9,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from slimepo.errors import InputError
+from slimepo.evaluation.judge.request import Scores
+from slimepo.evaluation.score_files import read_scores
 from slimepo.evaluation.settings import has_option
 from slimepo.files import read_json, write_text
 from slimepo.pipeline.evaluate import evaluations_of
@@ -40,21 +41,30 @@ class Cell:
         return f"{self.folder.parent.name} seed {self.recipe.seed}"
 
     @property
-    def scores(self) -> list[dict[str, Any]]:
+    def scores(self) -> list[Scores]:
         """What benchmarks say of the compared stage's model."""
-        files = sorted((self.folder / EVAL_FOLDER).glob("**/scores/*.json"))
-        of_all = [scores for file in files for scores in read_json(file)["scores"]]
-        return [each for each in of_all if each["model"] == f"{self.folder.name}-{self.stage.name}"]
+        return stage_scores(self.folder, self.stage.name)
 
     @property
     def done(self) -> bool:
-        """Whether it is trained, and scored by every benchmark that its recipe asks for."""
-        if read_json(self.folder / self.stage.name / "stage.json") is None:
-            return False
-        entries = [] if self.recipe.smoke else evaluations_of(self.recipe, self.stage.name)
-        # Where a benchmark has no judge that it needs, answers are all that it writes.
-        asked = {each.benchmark for each in entries if each.judge or not has_option(each.benchmark, "judge")}
-        return asked <= {each["identity"]["benchmark"] for each in self.scores}
+        """Whether it is trained and scored, as `is_done`."""
+        return is_done(self.recipe, self.folder, self.stage.name)
+
+
+def stage_scores(folder: Path, stage: str) -> list[Scores]:
+    """What benchmarks say of the model of a stage in a run folder."""
+    of_all = [scores for file in read_scores(folder / EVAL_FOLDER) for scores in file.scores]
+    return [scores for scores in of_all if scores.model == f"{folder.name}-{stage}"]
+
+
+def is_done(recipe: Recipe, folder: Path, stage: str) -> bool:
+    """Whether a stage in a run folder is trained, and scored by every benchmark that its recipe asks for."""
+    if read_json(folder / stage / "stage.json") is None:
+        return False
+    entries = [] if recipe.smoke else evaluations_of(recipe, stage)
+    # Where a benchmark has no judge that it needs, answers are all that it writes.
+    asked = {each.benchmark for each in entries if each.judge or not has_option(each.benchmark, "judge")}
+    return asked <= {scores.identity.benchmark for scores in stage_scores(folder, stage)}
 
 
 def cell_recipe(base: Keys, compared: str | None, name: str, keys: Keys, seed: int) -> Recipe:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from slimepo.errors import InputError
 from slimepo.files import json_lines, read_json, write_text
 from slimepo.losses import find_objective, hyperparameters
-from slimepo.pipeline.folder import flat, made_from
+from slimepo.pipeline.folder import made_from
+from slimepo.settings import flat
 from slimepo.sweep.cells import Cell
 from slimepo.sweep.settings import Sweep, arms_of, label
 from slimepo.words import ABSENT, nearest, short_number
@@ -72,8 +73,8 @@ def figures_of(cell: Cell) -> dict[str, float]:
         if f"logps/{side}" in before and f"logps/{side}" in after:
             found[f"{side}_change"] = after[f"logps/{side}"] - before[f"logps/{side}"]
     for scores in cell.scores:
-        benchmark = scores["identity"]["benchmark"]
-        found |= {f"{benchmark}/{name}": each["value"] for name, each in scores["measures"].items()}
+        benchmark = scores.identity.benchmark
+        found |= {f"{benchmark}/{name}": each.value for name, each in scores.measures.items()}
     last: dict[str, Any] = {}
     for line in json_lines(cell.folder / cell.stage.name / "metrics.jsonl"):
         last |= line
