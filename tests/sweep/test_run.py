@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from slimepo.pipeline.folder import record_settings
 from slimepo.playground.tokenizer import build_tokenizer
-from slimepo.sweep.run import Process, run_processes
+from slimepo.sweep.cells import Cell, by_shared, cell_recipe
+from slimepo.sweep.run import Process, run_cells, run_processes
 from slimepo.terminal import make_console
 from tests.command import slimepo
 
@@ -101,8 +103,8 @@ def test_a_sweep_searches_runs_every_arm_and_seed_and_compares(
 def test_what_is_done_is_not_run_again(folder: Path, out: Path, commands: list[Any]) -> None:
     (out / "dpo" / "seed-0" / "dpo" / "stage.json").unlink()
     assert sweep(folder).returncode == 0
-    assert [command[0] for command in commands] == ["run", "run"], (
-        "what the cell starts from says that it is done"
+    assert [command[1] for command in commands] == [str(out / "dpo" / "seed-0" / "recipe.yaml")], (
+        "no process is started to hear that the start is done"
     )
     commands.clear()
     assert sweep(folder).returncode == 0
@@ -175,6 +177,36 @@ def test_what_cannot_be_shared_fails_those_that_start_from_it_alone(
     assert "which it starts from, failed" in done.stderr
     rows = {row["arm"]: row for row in csv.DictReader((folder / "start" / "runs.csv").open())}
     assert rows["slime"]["accuracy"] != ""
+
+
+def test_what_is_shared_and_done_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = {
+        "model": "some/model",
+        "data": {"path": "pairs.jsonl"},
+        "tasks": {"train": "tasks.jsonl", "checker": "check.py:right"},
+        "pairs": {"samples": {"model": "sft"}},
+        "stages": [{"loss": "sft"}, {"loss": "slime", "part": "samples"}],
+    }
+    cell = Cell("arm", {}, cell_recipe(base, None, "arm", {}, 0), tmp_path / "arm" / "seed-0")
+    (shared,) = by_shared([cell], tmp_path / "shared")
+    started: list[Process] = []
+    monkeypatch.setattr("slimepo.sweep.run.run_processes", lambda found, *_: started.extend(found) or {})
+
+    def commands_for_shared() -> list[str]:
+        started.clear()
+        prepared: list[int] = []
+        console = make_console(quiet=True)
+        assert run_cells([cell], out=tmp_path, jobs=1, prepare=prepared.append, console=console) == {}
+        assert (started[-1].name, prepared) == ("arm seed 0", [0])
+        return [words[0] for process in started[:-1] for words in process.commands]
+
+    assert commands_for_shared() == ["run", "pairs"]
+    record_settings(cell.recipe, shared, "sft")
+    (shared / "sft" / "stage.json").write_text("{}")
+    assert commands_for_shared() == ["pairs"]
+    record_settings(cell.recipe, shared, "samples")
+    (shared / "samples" / "pairs.json").write_text("{}")
+    assert commands_for_shared() == []
 
 
 def test_optuna_asks_for_the_same_points_again(folder: Path, commands: list[Any]) -> None:

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from slimepo.errors import InputError
 from slimepo.files import write_json
 from slimepo.pipeline.folder import check_folder, held, is_held, mark_folder
-from slimepo.sweep.cells import Cell, by_shared, cell_recipe, link_shared, shared_recipe, write_recipe
+from slimepo.sweep.cells import (
+    Cell,
+    by_shared,
+    cell_recipe,
+    is_done,
+    link_shared,
+    shared_recipe,
+    write_recipe,
+)
 from slimepo.sweep.settings import SEARCH, SHARED, Keys, Search, Sweep, arms_of, ends_of, label, points_of
 from slimepo.sweep.table import figures_of, write_tables
 from slimepo.words import nearest
@@ -206,15 +214,20 @@ def run_cells(
     for folder, alike in together.items():
         recipe = shared_recipe(alike[0])
         file = str(write_recipe(recipe, folder))
-        commands = [["run", file, "--out", str(folder)]] if recipe.stages != alike[0].recipe.stages else []
-        commands += [["pairs", file, "--out", str(folder)]] if recipe.pairs else []
-        shared.append(Process(f"{SHARED} {folder.name}", folder, commands))
+        commands = []
+        own_stages = recipe.stages != alike[0].recipe.stages
+        if own_stages and not all(is_done(recipe, folder, stage.name) for stage in recipe.stages):
+            commands.append(["run", file, "--out", str(folder)])
+        if not all((folder / name / "pairs.json").exists() for name in recipe.pairs):
+            commands.append(["pairs", file, "--out", str(folder)])
+        if commands:
+            shared.append(Process(f"{SHARED} {folder.name}", folder, commands))
     broken = run_processes(shared, jobs, console)
     failed = {
-        cell.name: f"{folder}, which it starts from, failed: {broken[process.name]}"
-        for process, (folder, alike) in zip(shared, together.items(), strict=True)
+        cell.name: f"{process.folder}, which it starts from, failed: {broken[process.name]}"
+        for process in shared
         if process.name in broken
-        for cell in alike
+        for cell in together[process.folder]
     }
     processes = []
     for cell in missing:
