@@ -42,6 +42,10 @@ def done(
     return cell
 
 
+def all_figures(cells: list[Cell]) -> dict[tuple[str, int], dict[str, float]]:
+    return {(cell.arm, cell.recipe.seed): figures_of(cell) for cell in cells}
+
+
 @pytest.mark.parametrize("values", [[1.0, 2.0], [0.1, 0.4, 0.2, 0.9, 0.5], [float(i % 7) for i in range(31)]])
 def test_the_interval_is_student_s(values: list[float]) -> None:
     stats = pytest.importorskip("scipy.stats")
@@ -85,8 +89,7 @@ def test_differences_are_taken_seed_by_seed(tmp_path: Path) -> None:
         for arm, values in {"slime": [0.5, 0.7], "other": [0.6, 0.8]}.items()
         for seed, value in enumerate(values)
     ]
-    figures = {(cell.arm, cell.recipe.seed): figures_of(cell) for cell in cells}
-    header, slime, other = rows_of(figures, "slime", ["accuracy"], cells)
+    header, slime, other = rows_of(all_figures(cells), "slime", ["accuracy"], cells)
     assert header == ["arm", "at", "seeds", "accuracy", "Δ"]
     assert slime[2:] == ["2", "0.60 ± 1.27", "–"]
     # Both seeds gain the same: the spread between seeds is not that of the difference.
@@ -96,8 +99,23 @@ def test_differences_are_taken_seed_by_seed(tmp_path: Path) -> None:
 def test_a_seed_that_is_not_done_is_not_made_up(tmp_path: Path) -> None:
     one = done(tmp_path, "slime", {}, 0, {"accuracy": 0.5})
     missing = Cell("slime", {}, cell_recipe(BASE, None, "slime", {}, 1), tmp_path / "slime" / "seed-1")
-    figures = {("slime", 0): figures_of(one), ("slime", 1): figures_of(missing)}
-    assert rows_of(figures, "slime", ["accuracy"], [one, missing])[1][2:4] == ["1 of 2", "0.500"]
+    cells = [one, missing]
+    assert rows_of(all_figures(cells), "slime", ["accuracy"], cells)[1][2:4] == ["1 of 2", "0.500"]
+
+
+def test_a_figure_over_fewer_seeds_than_asked_says_so(tmp_path: Path) -> None:
+    measured = {
+        "slime": [{"accuracy": 0.5}, {"accuracy": 0.7}, {}],
+        "other": [{"accuracy": 0.6}, {}, {"accuracy": 0.9}],
+    }
+    cells = [
+        done(tmp_path, arm, {}, seed, after)
+        for arm, found in measured.items()
+        for seed, after in enumerate(found)
+    ]
+    _, slime, other = rows_of(all_figures(cells), "slime", ["accuracy"], cells)
+    assert slime[2:4] == ["3", "0.60 ± 1.27 (2 of 3)"]
+    assert other[3:] == ["0.75 ± 1.91 (2 of 3)", "+0.100 (1 of 3)"]
 
 
 def test_what_is_not_alike_is_said(tmp_path: Path) -> None:
@@ -106,18 +124,31 @@ def test_what_is_not_alike_is_said(tmp_path: Path) -> None:
         done(tmp_path, "dpo", {"loss": "dpo", "epochs": 2, "args.max_grad_norm": 1.0}, 0, {}, steps=20),
         done(tmp_path, "cpo", {"loss": "cpo"}, 0, {}),
     ]
-    notes = "\n".join(unfair(cells))
+    notes = "\n".join(unfair(cells, all_figures(cells)))
     assert "epochs differs (1.0: slime, cpo; 2.0: dpo)" in notes
     assert "args.max_grad_norm differs (not set: slime, cpo; 1.0: dpo)" in notes
     assert "cpo has a likelihood term of its own (nll_weight 1)" in notes
-    assert "rows learnt from: slime 40, dpo 80, cpo 40" in notes
-    assert "tokens learnt from: slime 800, dpo 800, cpo 400" in notes
+    assert "rows learnt from with seed 0: slime 40, dpo 80, cpo 40" in notes
+    assert "tokens learnt from with seed 0: slime 800, dpo 800, cpo 400" in notes
+
+
+def test_the_seed_in_which_arms_saw_least_alike_is_told(tmp_path: Path) -> None:
+    # Alike with the first seed; seed 3 was not run for one of them.
+    steps = {"dpo": {0: 10, 1: 10, 2: 30, 3: 10}, "ipo": {0: 10, 1: 11, 2: 10}}
+    cells = [
+        done(tmp_path, arm, {"loss": arm}, seed, {}, steps=count)
+        for arm, of_seed in steps.items()
+        for seed, count in of_seed.items()
+    ]
+    rows, tokens = unfair(cells, all_figures(cells))
+    assert rows == "rows learnt from with seed 2: dpo 120, ipo 40"
+    assert tokens == "tokens learnt from with seed 2: dpo 1,200, ipo 400"
 
 
 def test_arms_that_differ_in_nothing_but_the_objective_are_alike(tmp_path: Path) -> None:
     arms = {"dpo": {"loss": "dpo"}, "ipo": {"loss": "ipo", "loss_options.tau": 0.2}}
     cells = [done(tmp_path, name, keys, 0, {}) for name, keys in arms.items()]
-    assert unfair(cells) == []
+    assert unfair(cells, all_figures(cells)) == []
 
 
 def test_the_end_of_a_search_is_said() -> None:

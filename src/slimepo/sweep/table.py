@@ -111,7 +111,7 @@ def write_tables(cells: Sequence[Cell], sweep: Sweep, out: Path, console: Consol
     rows = rows_of(figures, against, shown, cells)
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|---|" + "---:|" * (len(rows[0]) - 1))
-    notes = [*unfair(cells), *edges(sweep, cells)]
+    notes = [*unfair(cells, figures), *edges(sweep, cells)]
     seeds = f"Means over seeds {', '.join(map(str, sweep.seeds))} with 95 % intervals (Student's t)"
     words = f"{seeds}; Δ is the difference to {against} of the same seed."
     told = ["", "Not alike:", "", *(f"- {note}" for note in notes)] if notes else []
@@ -149,7 +149,10 @@ def rows_of(
     shown: Sequence[str],
     cells: Sequence[Cell],
 ) -> list[list[str]]:
-    """The table's cells as text, its header first."""
+    """The table's cells as text, its header first.
+
+    A mean over fewer runs than are done says so, and a difference that rests on fewer seeds than were asked for.
+    """
     rows = [["arm", "at", "seeds", *(word for name in shown for word in (name, "Δ"))]]
     for arm in dict.fromkeys(cell.arm for cell in cells):
         own = [cell for cell in cells if cell.arm == arm]
@@ -161,20 +164,24 @@ def rows_of(
             str(len(done)) if len(done) == len(own) else f"{len(done)} of {len(own)}",
         ]
         for name in shown:
-            row.append(_written(mean_of([found[name] for found in done.values() if name in found])))
+            measured = [found[name] for found in done.values() if name in found]
+            row.append(_written(mean_of(measured), len(done)))
             others = {seed: figures.get((against, seed), {}) for seed in done}
             differences = [
                 found[name] - others[seed][name]
                 for seed, found in done.items()
                 if name in found and name in others[seed]
             ]
-            row.append(ABSENT if arm == against else _written(mean_of(differences), "+"))
+            row.append(ABSENT if arm == against else _written(mean_of(differences), len(own), "+"))
         rows.append(row)
     return rows
 
 
-def unfair(cells: Sequence[Cell]) -> list[str]:
-    """What arms differ in beside their objective: settings, rows and tokens learnt from, terms of their own."""
+def unfair(cells: Sequence[Cell], figures: Mapping[tuple[str, int], Mapping[str, float]]) -> list[str]:
+    """What arms differ in beside their objective: settings, terms of their own, rows and tokens learnt from.
+
+    The last two are compared seed by seed, as figures are; told are those of the seed in which arms differ most.
+    """
     notes: list[str] = []
     firsts: dict[str, Cell] = {}
     for cell in cells:
@@ -192,12 +199,16 @@ def unfair(cells: Sequence[Cell]) -> list[str]:
         weight = (hyperparameters(find_objective(cell.stage.loss).function) | options).get("nll_weight", 0)
         if weight:
             notes.append(f"{arm} has a likelihood term of its own (nll_weight {weight:g})")
-    seen = {arm: _seen(cell) for arm, cell in firsts.items()}
-    for what in ("rows", "tokens"):
-        found = {arm: each[what] for arm, each in seen.items() if what in each}
-        if found and max(found.values()) > (1 + _SAME) * min(found.values()):
-            told = ", ".join(f"{arm} {amount:,.0f}" for arm, amount in found.items())
-            notes.append(f"{what} learnt from: {told}")
+    seen: dict[str, dict[int, dict[str, float]]] = {"rows": {}, "tokens": {}}
+    for cell in cells:
+        for what, amount in _seen(cell, figures[cell.arm, cell.recipe.seed]).items():
+            seen[what].setdefault(cell.recipe.seed, {})[cell.arm] = amount
+    for what, of_seed in seen.items():
+        ratios = {seed: max(found.values()) / max(min(found.values()), 1) for seed, found in of_seed.items()}
+        worst = max(ratios, key=lambda seed: ratios[seed], default=None)
+        if worst is not None and ratios[worst] > 1 + _SAME:
+            told = ", ".join(f"{arm} {amount:,.0f}" for arm, amount in of_seed[worst].items())
+            notes.append(f"{what} learnt from with seed {worst}: {told}")
     return notes
 
 
@@ -229,9 +240,8 @@ def _settings(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _seen(cell: Cell) -> dict[str, float]:
+def _seen(cell: Cell, figures: Mapping[str, float]) -> dict[str, float]:
     """Rows and response tokens learnt from: those of the part as often as they were seen, or all that were sampled."""
-    figures = figures_of(cell)
     if not figures:
         return {}
     seen = {"rows": figures["steps"] * cell.stage.batch_size}
@@ -243,12 +253,13 @@ def _seen(cell: Cell) -> dict[str, float]:
     return seen
 
 
-def _written(mean: Mean, sign: str = "") -> str:
+def _written(mean: Mean, asked: int, sign: str = "") -> str:
     if not mean.n:
         return ABSENT
     digits = max(0, 2 - math.floor(math.log10(max(abs(mean.value), mean.half if mean.half > 0 else 0, 1e-4))))
     value = f"{mean.value:{sign}z.{min(digits, 4)}f}"
-    return value if math.isnan(mean.half) else f"{value} ± {mean.half:.{min(digits, 4)}f}"
+    half = "" if math.isnan(mean.half) else f" ± {mean.half:.{min(digits, 4)}f}"
+    return f"{value}{half}" + (f" ({mean.n} of {asked})" if mean.n < asked else "")
 
 
 def _print(rows: Sequence[Sequence[str]], words: str, notes: Sequence[str], console: Console) -> None:
