@@ -80,8 +80,18 @@ def test_a_stage_that_is_called_like_a_round_is_none() -> None:
     assert [stage.name for stage in recipe.stages] == ["sft", "slime"]
 
 
-def test_a_cell_is_done_when_its_benchmarks_are(tmp_path: Path) -> None:
-    one = Cell("arm", {}, cell_recipe(BASE, "slime", "arm", {}, 0), tmp_path / "arm" / "seed-0")
+@pytest.mark.parametrize(
+    ("asked", "scored"),
+    [
+        ({"benchmark": "ifeval"}, "ifeval"),
+        ({"benchmark": "arena-hard", "judge": "gpt-4.1"}, "arena-hard-v2.0"),
+        ({"benchmark": "alpaca-eval", "judge": "gpt-4"}, "alpaca-eval-2"),
+    ],
+    ids=["ifeval", "arena-hard", "alpaca-eval"],
+)
+def test_a_cell_is_done_when_its_benchmarks_are(tmp_path: Path, asked: dict[str, str], scored: str) -> None:
+    recipe = cell_recipe({**BASE, "evaluate": [asked]}, "slime", "arm", {}, 0)
+    one = Cell("arm", {}, recipe, tmp_path / "arm" / "seed-0")
     (one.folder / "arm").mkdir(parents=True)
     assert not one.done
     (one.folder / "arm" / "stage.json").write_text("{}")
@@ -89,7 +99,7 @@ def test_a_cell_is_done_when_its_benchmarks_are(tmp_path: Path) -> None:
     scores = one.folder / "eval" / "ifeval" / "scores"
     scores.mkdir(parents=True)
     row = scores_row("seed-0-arm", 17.5)
-    row["identity"]["benchmark"] = "ifeval"
+    row["identity"]["benchmark"] = scored
     (scores / "other.json").write_text(json.dumps({"scores": [{**row, "model": "seed-0-other-arm"}]}))
     assert not one.done
     (scores / "broken.json").write_text(json.dumps({"scores": [{"model": "seed-0-arm"}]}))
