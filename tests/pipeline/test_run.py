@@ -330,19 +330,27 @@ def test_half_precision_weights_train_score_and_export(world: Path, tmp_path: Pa
     assert {t.dtype for t in weights(tmp_path / "half").values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_the_guides_own_command_takes_the_same_steps_on_two_ranks(
-    world: Path, finished: Path, tmp_path: Path
+    world: Path, finished: Path, tmp_path: Path, engine: str
 ) -> None:
     out = tmp_path / "ranks"
     port = str(20000 + os.getpid() % 20000)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port", port]
     command = [*launch, "-m", "slimepo.cli", "run", str(world / "recipe.yaml"), "--out", str(out)]
+    command.append(f"parallel={engine}")
     result = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stderr[-3000:]
     for stage in ("sft", "slime"):
         one, two = (json.loads((run / stage / "stage.json").read_text()) for run in (finished, out))
         assert two["steps"] == one["steps"]
         assert two["heldout"]["after"] == pytest.approx(one["heldout"]["after"], abs=1e-4)
+        assert two["parameters"] == one["parameters"]
+        assert two["trained_parameters"] == one["trained_parameters"]
+    # What was exported is the whole model.
+    exported = weights(out)
+    for name, weight in weights(finished).items():
+        torch.testing.assert_close(exported[name], weight, rtol=0, atol=1e-4)
 
 
 def test_killed_in_each_stage_the_same_command_ends_in_the_same_weights(

@@ -296,13 +296,6 @@ class TestFailures:
         with pytest.raises(InputError, match="auto_find_batch_size"):
             SLIMEConfig(auto_find_batch_size=True)
 
-    def test_sharded_training_is_refused_until_it_is_tested(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-        with pytest.raises(InputError, match="FSDP and DeepSpeed are not supported yet"):
-            trainer(tmp_path)
-
     def test_bad_hyperparameters_are_refused_before_a_model_is_loaded(self) -> None:
         with pytest.raises(InputError, match="exponent"):
             SLIMEConfig(exponent=0.5)

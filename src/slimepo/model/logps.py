@@ -144,17 +144,23 @@ def head_logps(
 
     `fused` takes the arguments of `linear_logps`; what only plans memory computes no logits.
     """
-    head = _active(model.get_output_embeddings())
-    after = _adjustment(model)
-    if type(head) is nn.Linear:
-        return fused(hidden_NH, head.weight, targets_N, head.bias, softcap=after.softcap, scale=after.scale)
+    outer = model.get_output_embeddings()
+    head, after = _active(outer), _adjustment(model)
+    if _one_matrix(head):
+        with _computing(
+            head,
+            lambda hidden: fused(
+                hidden, head.weight, targets_N, head.bias, softcap=after.softcap, scale=after.scale
+            ),
+        ):
+            return outer(hidden_NH)  # type: ignore[no-any-return]
     # A head that is more than one matrix (LoRA on it, quantised weights) projects by itself; without gradients, which
     # need all logits, a block of rows at a time.
     rows = len(hidden_NH) if torch.is_grad_enabled() else _ROWS_AT_ONCE
     blocks = zip(torch.split(hidden_NH, rows or 1), torch.split(targets_N, rows or 1), strict=True)
     return torch.cat(
         [
-            gather_logps(adjust(head(hidden), after.softcap, after.scale), targets)
+            gather_logps(adjust(outer(hidden), after.softcap, after.scale), targets)
             for hidden, targets in blocks
         ]
     )
@@ -162,13 +168,17 @@ def head_logps(
 
 def _head_stats(model: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor) -> TokenStats:
     """What `head_logps` gives, with the entropy and the top1 of each token."""
-    head = _active(model.get_output_embeddings())
-    after = _adjustment(model)
-    if type(head) is nn.Linear:
-        return linear_logps_stats(
-            hidden_NH, head.weight, targets_N, head.bias, softcap=after.softcap, scale=after.scale
-        )
-    raw_NV = head(hidden_NH)
+    outer = model.get_output_embeddings()
+    head, after = _active(outer), _adjustment(model)
+    if _one_matrix(head):
+        with _computing(
+            head,
+            lambda hidden: linear_logps_stats(
+                hidden, head.weight, targets_N, head.bias, softcap=after.softcap, scale=after.scale
+            ),
+        ):
+            return outer(hidden_NH)  # type: ignore[no-any-return]
+    raw_NV = outer(hidden_NH)
     logits_NV = adjust(raw_NV, after.softcap, after.scale)
     entropy_N = torch.special.entr(logits_NV.detach().softmax(dim=-1)).sum(dim=-1)
     # From the raw logits: a soft cap makes large ones equal.
@@ -176,16 +186,38 @@ def _head_stats(model: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor) ->
     return TokenStats(gather_logps(logits_NV, targets_N), entropy_N, top1_N)
 
 
-def _active(head: Any) -> nn.Module:
+def _one_matrix(head: nn.Module) -> bool:
+    """Whether the head is a plain matrix, in parts over several devices or not: nothing quantised, no LoRA."""
+    return isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
+
+
+@contextmanager
+def _computing(head: nn.Module, instead: Callable[[Tensor], Any]) -> Iterator[None]:
+    """Inside, a call of the head, also through peft's wrapper, computes something else of the hidden states.
+
+    It is a call all the same: what keeps the weight in parts on several devices gathers it for the call, and sums up
+    its gradient after. Read from outside, such a weight would be a part, or give a gradient that is wrong.
+    """
+    before = vars(head).get("forward")
+    head.forward = instead
+    try:
+        yield
+    finally:
+        del head.forward
+        if before is not None:
+            head.forward = before
+
+
+def _active(head: Any) -> Any:
     """The module that computes the logits now: peft keeps the original head beside the one in training."""
     from peft.utils.other import ModulesToSaveWrapper
 
     if not isinstance(head, ModulesToSaveWrapper):
-        return head  # type: ignore[no-any-return]
+        return head
     active = [name for name in head.active_adapters if name in head.modules_to_save]
     if head.disable_adapters or not active:
-        return head.original_module  # type: ignore[no-any-return]
-    return head.modules_to_save[active[0]]  # type: ignore[no-any-return]
+        return head.original_module
+    return head.modules_to_save[active[0]]
 
 
 def _adjustment(model: PreTrainedModel) -> Adjustment:

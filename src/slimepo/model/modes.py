@@ -48,13 +48,23 @@ def scoring(model: nn.Module, *, adapters: bool = True, own_precision: bool = Tr
             if not adapters:
                 stack.enter_context(peft_model.disable_adapter())
             model_class: Any = type(inner)
-            bare = inner is model
-            yield functools.partial(forward_with_logps(model_class) if bare else type(model).forward, model)
+            if in_parts(model):
+                # Parts are gathered when the module is called, and nothing is put around its forward then.
+                yield model
+            elif inner is model:
+                yield functools.partial(forward_with_logps(model_class), model)
+            else:
+                yield functools.partial(type(model).forward, model)
     finally:
         for module, was in training:
             module.training = was
         for parameter, before in trains:
             parameter.requires_grad_(before)
+
+
+def in_parts(model: nn.Module) -> bool:
+    """Whether each device holds a part of the model's weights alone: FSDP2's DTensors, or DeepSpeed's ZeRO-3."""
+    return any(hasattr(p, "device_mesh") or hasattr(p, "ds_id") for p in model.parameters())
 
 
 def compute_dtype(args: Any) -> torch.dtype | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Watched:
     train: Sequence[Row]
     heldout: Sequence[Row]
     collator: StepCollator
+    whole: Callable[[], AbstractContextManager[nn.Module]] | None = None
 
 
 class DisplacementMonitor(TrainerCallback):
@@ -127,16 +129,18 @@ class DisplacementMonitor(TrainerCallback):
         objective = find_objective(watched.loss)
         self._slime = {**objective.preset, **watched.loss_options} if objective.function is slime else None
         self._options = hyperparameters(slime) | (self._slime or {})
-        if state.is_world_process_zero:
-            self._take_up_or_begin(given["model"], args, state)
+        with self._whole(given["model"]) as model:
+            if state.is_world_process_zero:
+                self._take_up_or_begin(model, args, state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> TrainerControl:
         if state.global_step not in self._steps:
             return control
-        if state.is_world_process_zero:
-            self._look(given["model"], args, state)
+        with self._whole(given["model"]) as model:
+            if state.is_world_process_zero:
+                self._look(model, args, state)
         if self.settings.stop_on:
             # The main process alone has measured, and all must leave the loop at the same step.
             stop = torch.tensor(float(self.record.stopped is not None), device=args.device)
@@ -156,10 +160,11 @@ class DisplacementMonitor(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         record, step = self.record, state.global_step
-        if state.is_world_process_zero:
+        with self._whole(given["model"]) as model:
             # A run that ends early, by whatever callback, has its last figures too.
-            if record.of_kind("probe")[-1]["step"] < step:
-                self._look(given["model"], args, state)
+            if state.is_world_process_zero and record.of_kind("probe")[-1]["step"] < step:
+                self._look(model, args, state)
+        if state.is_world_process_zero:
             reason = "stopped" if record.stopped else "finished"
             record.append({"kind": "end", "step": step, "reason": reason, "warnings": record.holding()})
 
@@ -200,12 +205,13 @@ class DisplacementMonitor(TrainerCallback):
         self._look(model, args, state)
         self._unlogged = {}
 
-    def _look(self, model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
-        """Measure, write and judge.
+    def _whole(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        """What the main process measures: the model, with all of its weights where training has cut it into parts."""
+        assert self._watched is not None
+        return self._watched.whole() if self._watched.whole else nullcontext(model)
 
-        `_figures` and `greedy_answers` run the model, and all else reads their results: these two are what every rank
-        has to take part in where weights are sharded.
-        """
+    def _look(self, model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
+        """Measure, write and judge."""
         record, step = self.record, state.global_step
         # After the last step there is nothing left to stop.
         stop_on = self.settings.stop_on if step < state.max_steps else []

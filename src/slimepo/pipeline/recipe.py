@@ -187,14 +187,17 @@ def _adapter_of_word(given: Any) -> Any:
 class Recipe(Settings):
     """A pipeline: one model, one data set, stages that each start from what the one before made.
 
-    `adapter` is LoRA for a pretrained model and nothing (full fine-tuning) for a random one, unless given;
-    the word `none` means full fine-tuning. Where the model is an adapter itself, `continue` (without a word in a local
-    folder) trains it on, and later stages train new ones of its configuration; `merge`, or `merge: true` among the
-    settings, folds it into its model first. `dtype` is that of the frozen weights (auto: bfloat16 under an adapter
-    where the device computes in it), `export_dtype` that of exported models: a bfloat16 export rounds away most of
-    what a small learning rate has changed. `pairs` are parts made by the run, by name. With `rounds: 3`, a stage that
-    trains on `pairs` is followed by two more that go on from it with pairs of its own samples. `evaluate` lists
-    benchmarks that run after a stage. `seeds` makes a run of each, in a folder of its own.
+    `adapter` is LoRA for a pretrained model and nothing (full fine-tuning) for a random one, unless given; the word
+    `none` means full fine-tuning. Where the model is an adapter itself, `continue` (without a word in a local folder)
+    trains it on, and later stages train new ones of its configuration; `merge`, or `merge: true` among the settings,
+    folds it into its model first. `dtype` is that of the frozen weights (auto: bfloat16 under an adapter where the
+    device computes in it), `export_dtype` that of exported models: a bfloat16 export rounds away most of what a small
+    learning rate has changed. `parallel` says how several processes share the work: `ddp` (each holds the whole
+    model), `fsdp2` or `zero3` (each a part of it) or `zero2` (a part of the optimizer's states), the last three also
+    with `-offload` (parts wait in CPU memory); without it ddp, or what `accelerate launch` was set up with. `pairs`
+    are parts made by the run, by name. With `rounds: 3`, a stage that trains on `pairs` is followed by two more that
+    go on from it with pairs of its own samples. `evaluate` lists benchmarks that run after a stage. `seeds` makes a
+    run of each, in a folder of its own.
     """
 
     model: str | RandomModel
@@ -209,6 +212,9 @@ class Recipe(Settings):
     adapter: Annotated[Adapter | Literal["continue"] | None, BeforeValidator(_adapter_of_word)] = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     export_dtype: Literal["float32", "bfloat16"] = "float32"
+    parallel: (
+        Literal["ddp", "fsdp2", "fsdp2-offload", "zero2", "zero2-offload", "zero3", "zero3-offload"] | None
+    ) = None
     seed: int = Field(0, ge=0)
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
     smoke: bool = False

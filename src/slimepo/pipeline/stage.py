@@ -30,6 +30,7 @@ from slimepo.model.logps import causal_lm
 from slimepo.model.modes import computes_in_bf16
 from slimepo.monitor.callback import DisplacementMonitor
 from slimepo.monitor.settings import monitor_settings
+from slimepo.parallel.engines import weights_of
 from slimepo.pipeline.data import StageRows
 from slimepo.pipeline.export import export_model, model_card
 from slimepo.pipeline.folder import last_checkpoint, remove_unfinished_checkpoints
@@ -59,7 +60,8 @@ _HAS_A_KEY = {
     "max_prompt_length": "data.max_prompt_length", "cut_long_responses": "data.cut_long_responses",
     "template_options": "the recipe's template_options", "model_init_kwargs": "the recipe's dtype",
     "resume_from_checkpoint": "--out, where a run goes on by itself", "do_train": "max_steps",
-    "do_eval": "eval_strategy", "do_predict": "evaluate",
+    "do_eval": "eval_strategy", "do_predict": "evaluate", "parallel": "the recipe's parallel",
+    "fsdp": "the recipe's parallel", "fsdp_config": "the recipe's parallel", "deepspeed": "the recipe's parallel",
 }  # fmt: skip
 
 
@@ -101,7 +103,9 @@ def run_stage(
         trainer.monitor.record.say = progress.warn
     by_step = None
     if stage.answer_every is not None and rows.tasks is not None:
-        by_step = AnswersByStep(folder, rows.tasks, chat, stage.answer_every, before.answers, progress.say)
+        by_step = AnswersByStep(
+            folder, rows.tasks, chat, stage.answer_every, before.answers, trainer.whole_model, progress.say
+        )
         trainer.add_callback(by_step)
     try:
         # Scoring used no randomness that training needs, but the start must not depend on that.
@@ -112,7 +116,7 @@ def run_stage(
     after = standing(trainer, rows, chat, console, "after")
     if by_step is not None:
         by_step.keep(trainer.state.global_step, after.answers)
-    parameters = list(trainer.model.parameters())
+    parameters = [(weights_of(p), p.requires_grad) for p in trainer.model.parameters()]
     result: dict[str, Any] = {
         "name": stage.name,
         "loss": stage.loss,
@@ -122,8 +126,8 @@ def run_stage(
         "rows": len(trainer.train_dataset),
         "layout": trainer.layout,
         "reference": trainer.reference.source if trainer.reference else None,
-        "parameters": sum(p.numel() for p in parameters),
-        "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "parameters": sum(count for count, _ in parameters),
+        "trained_parameters": sum(count for count, trains in parameters if trains),
         "peak_memory": peak_memory(),
         "seconds": round(time.time() - started, 1),
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
@@ -136,8 +140,9 @@ def run_stage(
         trainer.monitor.conclude(before.scores, after.scores)
     of_pairs = heldout if "pairs" in heldout else None
     result["monitor"] = trainer.monitor.record.summary(of_pairs) if trainer.monitor else None
+    with trainer.whole_model() as model:
+        model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     if is_main_process():
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         # One set of weights is enough to export: no optimizer, no reference beside it.
         trainer.optimizer = trainer.lr_scheduler = trainer.reference = None
         trainer.accelerator.free_memory()
@@ -257,6 +262,7 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceCon
         "seed": recipe.seed,
         "adapter": given_adapter(recipe, stage),
         "template_options": recipe.template_options,
+        "parallel": recipe.parallel,
         "report_to": "none",
         "rollouts": _rollouts(recipe, stage),
         "monitor": stage.monitor if isinstance(stage.monitor, bool) else stage.monitor.model_dump(),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from slimepo.files import json_lines, write_text
+from slimepo.parallel.engines import refuse_whole
 from slimepo.terminal import Report, counted, make_console
 
 if TYPE_CHECKING:
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
 
 # SLIME's, in the order of its equation.
 _TERMS = ("chosen", "rejected", "distance")
+
+
+class Sharding(TrainerCallback):
+    """Stops a run whose weights are not shared out as its arguments ask."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        refuse_whole(args.parallel, given["model"], given["optimizer"], args.world_size)
 
 
 class EpochOfSampler(TrainerCallback):

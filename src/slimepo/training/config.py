@@ -20,6 +20,7 @@ from slimepo.model.attention.table import ATTENTIONS
 from slimepo.model.modes import computes_in_bf16
 from slimepo.monitor.settings import monitor_settings
 from slimepo.onpolicy.settings import BY_RESPONSE, Rollouts, rollout_settings
+from slimepo.parallel.engines import ENGINES, asked_engine, engine_arguments, settle_engine
 from slimepo.training.libraries import check_libraries
 from slimepo.training.steps import STRATEGIES
 from slimepo.training.trl_names import TrlFields, in_own_names
@@ -35,7 +36,6 @@ else:
     Word = str | None
     Length = int | None
 
-NO_SHARDING = "FSDP and DeepSpeed are not supported yet: use torchrun or accelerate launch without them"
 CHECKPOINTING = ("none", "layers", "offload")
 
 _SLIME = hyperparameters(slime)
@@ -108,6 +108,8 @@ class PreferenceConfig(TrlFields, TrainingArguments):
     activation_checkpointing: Word = None
     # TRL's name for what `offload` turns on.
     activation_offloading: bool = False
+    # How several devices share the work: one of slimepo.parallel.engines.ENGINES. None: ddp, or as the launcher says.
+    parallel: str | None = None
     # On-policy training: keys of slimepo.onpolicy.settings.Rollouts. The rows of train_dataset are prompts then.
     rollouts: Options | None = None
     # The displacement monitor: True, False, or keys of slimepo.monitor.settings.MonitorSettings.
@@ -122,7 +124,12 @@ class PreferenceConfig(TrlFields, TrainingArguments):
         for name in ("loss_options", "template_options", "model_init_kwargs", "monitor", "rollouts"):
             setattr(self, name, _from_text(name, getattr(self, name)))
         if self.deepspeed or self.fsdp:
-            raise InputError(NO_SHARDING)
+            raise InputError(
+                f"fsdp and deepspeed are set by parallel: give one of {', '.join(ENGINES)} and leave them out"
+            )
+        self.parallel = asked_engine(self.parallel)
+        for name, value in engine_arguments(self.parallel).items():
+            setattr(self, name, value)
         self._resolve_checkpointing()
         if not torch.accelerator.is_available():
             # Said outright, or ranks on a CPU would each train alone.
@@ -130,6 +137,7 @@ class PreferenceConfig(TrlFields, TrainingArguments):
         if self.bf16 is None:
             self.bf16 = not (self.use_cpu or self.fp16) and computes_in_bf16()
         super().__post_init__()
+        settle_engine(self.parallel)
         if self.activation_offloading and self.device.type == "cuda":
             # transformers' own, which needs a device to move from.
             given = getattr(self, "activation_checkpointing_kwargs", None) or {}

@@ -18,7 +18,7 @@ from slimepo.errors import InputError
 from slimepo.model.adapters import keep_trained_in_float32, with_adapter
 from slimepo.model.load import check_embeddings, savable
 from slimepo.model.logps import causal_lm, install_logps
-from slimepo.training.config import NO_SHARDING, PreferenceConfig, SLIMEConfig, settled
+from slimepo.training.config import PreferenceConfig, SLIMEConfig, settled
 from slimepo.training.steps import StepSampler
 from slimepo.types import REFERENCE_SOURCES
 
@@ -195,10 +195,13 @@ def refuse_ranks(args: PreferenceConfig) -> None:
     """Refuse what would train something else than was asked for.
 
     Raises:
-        InputError: parameters are to be sharded, or ranks were launched that know nothing of each other.
+        InputError: one process is to share its work, or ranks were launched that know nothing of each other.
     """
-    if any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED")):
-        raise InputError(NO_SHARDING)
+    if args.world_size == 1 and args.parallel != "ddp":
+        raise InputError(
+            f"parallel = {args.parallel!r} is for several processes and this is one: start them with "
+            "`slimepo run RECIPE --nproc N` or torchrun, or leave parallel out"
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if args.world_size != launched:
         raise InputError(

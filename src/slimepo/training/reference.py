@@ -10,7 +10,7 @@ import copy
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,16 @@ class Reference:
     forward: Callable[[], AbstractContextManager[Forward]]
     cached: bool = False
     without_adapters: bool = False
+
+    def seen_by(self, policy: nn.Module) -> Reference:
+        """The same with another copy of the policy, where it is the policy without its adapters."""
+        if not self.without_adapters or policy is self.model:
+            return self
+        return replace(
+            self,
+            model=policy,
+            forward=functools.partial(scoring, policy, adapters=False, own_precision=False),
+        )
 
 
 def choose_reference(
@@ -91,7 +101,9 @@ def choose_reference(
         reason = "computed before training" + (f", as {obstacle}" if wanted == "auto" else "")
         return Reference("cache", reason, model, policy, True, obstacle is None)
     if obstacle is None:
-        return Reference("adapters-off", "the policy without its adapters", model, policy)
+        return Reference(
+            "adapters-off", "the policy without its adapters", model, policy, without_adapters=True
+        )
     raise InputError(f"reference 'adapters-off': {obstacle}; use reference 'copy' or 'cache'")
 
 

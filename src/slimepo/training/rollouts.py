@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from slimepo.data.batch import StepCollator
 from slimepo.data.chat import chat_format
@@ -43,6 +44,7 @@ from slimepo.onpolicy.rollouts import (
 )
 from slimepo.onpolicy.settings import BY_TOKEN, Rollouts
 from slimepo.onpolicy.vllm import VLLM, VLLMServer, check_server, open_engine
+from slimepo.parallel.engines import whole_model
 from slimepo.training.reference import Reference
 from slimepo.training.steps import StepSampler
 
@@ -149,15 +151,23 @@ class RolloutSource:
     ahead: dict[int, dict[str, float]] = field(default_factory=dict)
     tokens: int = 0
 
-    def rows(self, step: int, last_step: int) -> list[Row]:
+    def rows(self, step: int, last_step: int, bare: nn.Module | None = None) -> list[Row]:
         """This rank's rows of step `step`, of which the first is 0. Every rank must call this.
+
+        bare: the model's `skeleton`, where training has cut it into parts.
 
         Raises:
             InputError: a reward failed, and is to stop the run.
         """
         batches, batch = mini_batches(step, last_step, self.settings)
         if batch not in self.waiting or step == batches.start * self.settings.passes:
-            self._roll_out(batches)
+            trained, reference = self.model, self.reference
+            with whole_model(trained, bare) as self.model:
+                self.reference = reference and reference.seen_by(self.model)
+                try:
+                    self._roll_out(batches)
+                finally:
+                    self.model, self.reference = trained, reference
         self.facts.append(self.ahead.pop(step))
         return self.waiting[batch]
 

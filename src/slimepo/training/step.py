@@ -17,16 +17,21 @@ from slimepo.losses.dpo import log_ratios
 from slimepo.losses.table import LossFunction
 from slimepo.model.logps import policy_logps, response_logps
 from slimepo.model.modes import Forward, scoring
+from slimepo.parallel.engines import precision, shards
 from slimepo.training.reference import Reference, reference_logps
 from slimepo.types import LossOutput, SampleLogps
 
 
 class Done(NamedTuple):
-    """A step that has been taken: its loss, and the objective's outputs by micro-batch (this rank's part)."""
+    """A step that has been taken: its loss, and the objective's outputs by micro-batch (this rank's part).
+
+    Of the batches the first so many are `counted`; what is behind them kept other ranks company.
+    """
 
     loss: Tensor
     batches: list[Batch]
     outputs: list[LossOutput]
+    counted: int
 
 
 def train_step(
@@ -47,32 +52,55 @@ def train_step(
 
     (and likewise for what is averaged over tokens). Each micro-batch is sent backward with its own term of L_k, so
     that how rows are shared out over micro-batches and ranks changes nothing. Ranks' gradients are averaged by DDP and
-    their losses by the Trainer, so both are multiplied by the number of ranks here. A rank without rows takes part
-    with the `spare` step, times 0.
+    their losses by the Trainer, so both are multiplied by the number of ranks here. What a rank does to keep others
+    company counts 0 times (`evened`).
     """
     counts = step_counts(step["batches"], objective, accelerator)
     if not counts.rows and accelerator.scaler is None:
         # No rank has anything to learn from. Without gradients the optimizer leaves the weights as they are; with those
         # of a loss of 0 its momentum would still move them. (fp16's scaler wants gradients.)
-        return Done(torch.zeros((), device=accelerator.device), [], [])
-    scale = accelerator.num_processes if step["batches"] else 0
-    if not step["batches"]:
-        step = spare
-    step = to_device(step, accelerator.device)
+        return Done(torch.zeros((), device=accelerator.device), [], [], 0)
+    counted = {what: len(step[what]) for what in ("batches", "mismatched")}
+    step = to_device(evened(step, spare, accelerator), accelerator.device)
     batches = step["batches"]
-    references, divergence = beside_the_policy(model, step, objective, reference, accelerator, bool(scale))
+    references, divergence = beside_the_policy(
+        model, step, objective, reference, accelerator, counted["mismatched"]
+    )
     losses, outputs = [], []
     for i, (batch, known) in enumerate(zip(batches, references, strict=True)):
         last = i == len(batches) - 1
+        scale = accelerator.num_processes if i < counted["batches"] else 0
         # Gradients are averaged over ranks once, with the last micro-batch.
         accelerator.gradient_state._set_sync_gradients(last)
         with nullcontext() if last else accelerator.no_sync(model):
-            output = output_of(objective, loss, response_logps(model, batch), batch, known, divergence)
+            with precision(accelerator):
+                logps = response_logps(model, batch)
+            output = output_of(objective, loss, logps, batch, known, divergence)
             value = step_loss(output, counts, row_weight(objective, batch)) * scale
             accelerator.backward(value)
         losses.append(value.detach())
         outputs.append(output)
-    return Done(torch.stack(losses).sum(), batches, outputs)
+    return Done(torch.stack(losses).sum(), batches, outputs, counted["batches"])
+
+
+def evened(step: Step, spare: Step, accelerator: Any) -> Step:
+    """The step with batches at its end that count 0 times, so that ranks that wait for each other take as many passes.
+
+    With DDP a rank without rows alone needs one, from `spare`: gradients meet once a step. Where weights or gradients
+    are in parts every pass is one of all ranks.
+    """
+    if not shards(accelerator):
+        return step if step["batches"] else spare
+    count = torch.tensor([len(step["batches"]), len(step["mismatched"])], device=accelerator.device)
+    batches, mismatched = accelerator.gather(count[None]).amax(dim=0).tolist()
+
+    def filled(own: list[Batch], others: list[Batch], most: int) -> list[Batch]:
+        return [*own, *[(own or others)[0] for _ in range(most - len(own))]]
+
+    return {
+        "batches": filled(step["batches"], spare["batches"], batches),
+        "mismatched": filled(step["mismatched"], spare["mismatched"], mismatched),
+    }
 
 
 def beside_the_policy(
@@ -81,16 +109,16 @@ def beside_the_policy(
     objective: Objective,
     reference: Reference | None,
     accelerator: Any,
-    counted: bool = True,
+    counted: int | None = None,
 ) -> tuple[Sequence[Tensor | None], Tensor | None]:
     """Reference log-probs `[N]` of each micro-batch and the divergence of the step, in the precision of training.
 
     None where the objective does not ask: switching a large model between its modes takes time. Every rank must call
-    this; the divergence leaves out what one that is not `counted` has.
+    this; of the answers to other prompts the first `counted` batches make the divergence, or all.
     """
     if reference is None or not {"reference", "divergence"} & set(objective.asks):
         return [None] * len(step["batches"]), None
-    with accelerator.autocast():
+    with precision(accelerator):
         divergence = None
         if "divergence" in objective.asks:
             # Ranks are not averaged over here: the model inside the wrapper of DDP.
@@ -177,17 +205,22 @@ def step_counts(batches: Sequence[Batch], objective: Objective, accelerator: Any
 
 
 def mean_log_ratio(
-    forward: Forward, reference: Reference, batches: Sequence[Batch], accelerator: Any, counted: bool = True
+    forward: Forward,
+    reference: Reference,
+    batches: Sequence[Batch],
+    accelerator: Any,
+    counted: int | None = None,
 ) -> Tensor:
     """The mean log-ratio to the reference of answers to other prompts, over all ranks; a scalar in nats.
 
-    Every rank must call this; what one that is not `counted` has adds nothing.
+    Every rank must call this. The first `counted` batches are averaged over, or all.
     """
     parts = [torch.zeros(2, device=accelerator.device)]
     for batch, known in zip(batches, reference_logps(reference, batches), strict=True):
         ratios = log_ratios(policy_logps(forward, batch), pair_logps(known, batch)).chosen
         parts.append(torch.stack([ratios.sum(), torch.full_like(ratios[0], len(ratios))]))
-    total, count = accelerator.reduce(torch.stack(parts).sum(dim=0) * counted, "sum")
+    averaged = parts if counted is None else parts[: 1 + counted]
+    total, count = accelerator.reduce(torch.stack(averaged).sum(dim=0), "sum")
     mean: Tensor = total / count.clamp(min=1)
     return mean
 

@@ -31,9 +31,11 @@ from slimepo.monitor.callback import DisplacementMonitor, Watched
 from slimepo.monitor.settings import monitor_settings
 from slimepo.onpolicy.prompts import PromptDataset, prompts_from
 from slimepo.onpolicy.rewards import Prompt
+from slimepo.parallel.engines import own_precision, skeleton, whole_model
 from slimepo.training.callbacks import (
     EpochOfSampler,
     LogBeforeSave,
+    Sharding,
     TrainingProgress,
     WholeRollouts,
 )
@@ -149,9 +151,9 @@ class PreferenceTrainer(Trainer):
         # For the card of a model that is pushed to the Hub.
         causal_lm(policy).add_model_tags(["slimepo", args.loss.partition("/")[0].rpartition(":")[2]])
         shown = [] if args.disable_tqdm else [TrainingProgress()]
-        own = [EpochOfSampler(), LogBeforeSave(), *shown]
+        own = [Sharding(), EpochOfSampler(), LogBeforeSave(), *shown]
         if sampling:
-            own.insert(1, WholeRollouts(sampling.steps_per_rollout * sampling.passes))
+            own.insert(2, WholeRollouts(sampling.steps_per_rollout * sampling.passes))
         others_callbacks = given.get("callbacks") or []
         super().__init__(
             model=policy,
@@ -174,6 +176,9 @@ class PreferenceTrainer(Trainer):
         if rows is not None:
             refuse_no_step(rows, self._sampler())
             refuse_rows(self.model, rows.tokens())
+        if self.args.parallel in ("fsdp2", "zero2", "zero3"):
+            # Until training begins the model is whole, and scored where it will train.
+            self.model.to(self.args.device)
         self.layout, self.layout_reason = choose_layout(
             self.model, args.layout, args.positions, args.attention, compute_dtype(args),
             longest=args.max_length, verify=args.verify_model,
@@ -205,6 +210,8 @@ class PreferenceTrainer(Trainer):
         )
         if self.monitor is not None:
             self._begin_watching(self.monitor, shown[0].warn if shown else None)
+        # What a whole model is made of again where training has cut it into parts.
+        self.bare: nn.Module | None = None
         self._config, self._as_given, self._as_read = config, settings_of(config), read_once(self.args)
 
     def _begin_watching(self, monitor: DisplacementMonitor, say: Callable[[str], None] | None) -> None:
@@ -224,6 +231,7 @@ class PreferenceTrainer(Trainer):
                 [] if self.rollouts else self.train_dataset or [],
                 [row for part in parts for row in part],
                 replace(self.data_collator, micro_batch_size=rows),
+                self.whole_model,
             )
         )
         monitor.record.say = monitor.record.say or say
@@ -232,6 +240,10 @@ class PreferenceTrainer(Trainer):
         """transformers' `train`, once it is sure that the settings are still those that the trainer was made with."""
         refuse_changes(self._config, self._as_given)
         refuse_changes(self.args, self._as_read)
+        if self.args.parallel != "ddp" and self.bare is None:
+            self.bare = skeleton(self.model)
+        if self.is_fsdp_enabled:
+            own_precision(self.accelerator)
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -273,7 +285,7 @@ class PreferenceTrainer(Trainer):
         self._window = self._window or MetricSums()
         if self.rollouts:
             # Only now: the loader makes items ahead, when the model is not yet what samples this step's rows.
-            made = self.rollouts.rows(self.state.global_step, self.state.max_steps)
+            made = self.rollouts.rows(self.state.global_step, self.state.max_steps, self.bare)
             started = time.perf_counter()
             inputs.update(self.data_collator(made))
             self.rollouts.learn_values(made)
@@ -287,8 +299,8 @@ class PreferenceTrainer(Trainer):
                 f"the loss is not finite at step {self.state.global_step + 1}; rows: {rows}. "
                 "Look at these rows, or lower the learning rate"
             )
-        for batch, output in zip(done.batches, done.outputs, strict=True):
-            self._window.add(batch, output, self.objective, times=int(bool(inputs["batches"])))
+        for at, (batch, output) in enumerate(zip(done.batches, done.outputs, strict=True)):
+            self._window.add(batch, output, self.objective, times=int(at < done.counted))
         if self.rollouts:
             # The device is done with it: the loss has been looked at.
             self.rollouts.facts.append({"time/train": time.perf_counter() - started})
@@ -351,15 +363,21 @@ class PreferenceTrainer(Trainer):
 
         In the precision of `slimepo.model.modes.scoring`, so that figures compare before and after.
         """
-        return score_dataset(
-            self.model,
-            rows if isinstance(rows, RowDataset) else self._dataset(rows),
-            replace(self.data_collator, micro_batch_size=self.args.eval_batch_size),
-            self.objective,
-            self.loss_function,
-            self.reference,
-            self.accelerator,
-        )
+        known = rows if isinstance(rows, RowDataset) else self._dataset(rows)
+        with self.whole_model() as model:
+            return score_dataset(
+                model,
+                known,
+                replace(self.data_collator, micro_batch_size=self.args.eval_batch_size),
+                self.objective,
+                self.loss_function,
+                self.reference and self.reference.seen_by(model),
+                self.accelerator,
+            )
+
+    def whole_model(self) -> AbstractContextManager[nn.Module]:
+        """The model with all of its weights on this device, to be looked at; every rank must enter this."""
+        return whole_model(self.model, self.bare)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the objective's metrics since the last time to what the Trainer logs."""

@@ -1,0 +1,272 @@
+"""How several devices share one training run: DDP, FSDP2, or DeepSpeed's ZeRO-2 and ZeRO-3.
+
+DDP keeps a whole model on every device. FSDP2 and ZeRO-3 keep a part of the weights, gradients and optimizer states on
+each, ZeRO-2 of the last two. accelerate and DeepSpeed do the work; here is what they are told, a look at whether they
+do it, and the way back from parts to a whole model.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimepo.errors import InputError
+from slimepo.model.modes import in_parts
+from slimepo.words import nearest
+
+SHARDED = ("fsdp2", "zero2", "zero3")
+ENGINES = ("ddp", *(f"{name}{where}" for name in SHARDED for where in ("", "-offload")))
+# What a launcher says of an engine, where the recipe says nothing.
+_BY_ENVIRONMENT = "accelerate's configuration"
+
+
+def asked_engine(wanted: str | None) -> str:
+    """The engine that a run asks for, or else the one that `accelerate launch` was configured with; else DDP.
+
+    Raises:
+        InputError: no such engine, one that is not supported, or two that contradict each other.
+    """
+    if wanted is not None and wanted not in ENGINES:
+        raise InputError(
+            f"parallel = {wanted!r} is unknown{nearest(wanted, ENGINES)}: give one of {', '.join(ENGINES)}"
+        )
+    launched = _launched_engine(os.environ)
+    if wanted is not None and launched is not None and wanted != launched:
+        raise InputError(
+            f"parallel = {wanted!r}, but {_BY_ENVIRONMENT} asks for {launched}: leave one of them out"
+        )
+    return wanted or launched or "ddp"
+
+
+def _launched_engine(environment: Mapping[str, str]) -> str | None:
+    """What `accelerate launch` was configured with; the libraries set the first variable of each kind themselves."""
+
+    def on(name: str) -> bool:
+        return environment.get(name, "").lower() in ("true", "1", "yes")
+
+    if on("ACCELERATE_USE_FSDP") and "FSDP_VERSION" in environment:
+        if environment["FSDP_VERSION"] != "2":
+            raise InputError(
+                f"{_BY_ENVIRONMENT} asks for FSDP 1, which is not supported: set fsdp_version: 2 in it"
+            )
+        return "fsdp2-offload" if on("FSDP_OFFLOAD_PARAMS") else "fsdp2"
+    own = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
+    if on("ACCELERATE_USE_DEEPSPEED") and {own, "ACCELERATE_DEEPSPEED_ZERO_STAGE"} & environment.keys():
+        stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+        if stage not in ("2", "3") or own in environment:
+            raise InputError(
+                f"{_BY_ENVIRONMENT} asks for DeepSpeed with settings of its own: give zero_stage 2 or 3 there and no "
+                "deepspeed_config_file, or leave DeepSpeed out there and give parallel: zero2 or zero3"
+            )
+        moved = environment.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none") == "cpu"
+        return f"zero{stage}{'-offload' if moved else ''}"
+    return None
+
+
+def engine_arguments(engine: str) -> dict[str, Any]:
+    """What transformers' TrainingArguments are told of an engine, by name."""
+    kind, _, offload = engine.partition("-")
+    if kind == "fsdp2":
+        # A layer is a unit; whole weights in checkpoints, as every other engine writes them.
+        return {
+            "fsdp": True,
+            "fsdp_config": {
+                "version": 2,
+                "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+                "reshard_after_forward": True,
+                "cpu_offload": bool(offload),
+                "state_dict_type": "FULL_STATE_DICT",
+            },
+        }
+    if kind == "ddp":
+        return {}
+    if importlib.util.find_spec("deepspeed") is None:
+        raise InputError(
+            f"parallel = {engine!r} needs DeepSpeed: pip install 'slimepo[deepspeed]', or give fsdp2"
+        )
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    to_cpu = {"device": "cpu", "pin_memory": torch.accelerator.is_available()}
+    zero: dict[str, Any] = {"stage": int(kind[-1]), "overlap_comm": False, "contiguous_gradients": True}
+    if offload:
+        zero["offload_optimizer"] = to_cpu
+        if kind == "zero3":
+            zero["offload_param"] = to_cpu
+    return {
+        "deepspeed": {
+            "zero_optimization": zero,
+            # The trainer takes a whole optimizer step at a time; these are its own numbers.
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+            "bf16": {"enabled": "auto"},
+            "fp16": {"enabled": "auto"},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
+    }
+
+
+def settle_engine(engine: str) -> None:
+    """What libraries have to know before the accelerator is made, once the process group is there.
+
+    accelerate knows FSDP for accelerators alone and would train with DDP on a CPU, without a word: it is told of
+    another kind of device, and gloo does the rest. transformers would cut weights into parts as they are loaded for
+    ZeRO-3, where a model is still to be tried out, untied or given an adapter: it is told nothing.
+    """
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    if engine.startswith("fsdp2"):
+        state = PartialState()
+        if state.distributed_type == DistributedType.MULTI_CPU:
+            state.distributed_type = DistributedType.MULTI_GPU
+    elif engine != "ddp":
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+
+
+def shards(accelerator: Any) -> bool:
+    """Whether ranks wait for each other in every pass, because weights or gradients are in parts."""
+    from accelerate.utils import DistributedType
+
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def precision(accelerator: Any) -> AbstractContextManager[Any]:
+    """What a forward pass of training runs under: autocast, but for DeepSpeed, whose weights are in half themselves."""
+    from accelerate.utils import DistributedType
+
+    own = accelerator.distributed_type == DistributedType.DEEPSPEED
+    autocast: AbstractContextManager[Any] = nullcontext() if own else accelerator.autocast()
+    return autocast
+
+
+def own_precision(accelerator: Any) -> None:
+    """FSDP2's precision under autocast: products in half, but gradients summed and log-probs left in float32."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None
+    )
+
+
+def refuse_whole(engine: str, model: nn.Module, optimizer: Any, ranks: int) -> None:
+    """Refuse to train with an engine that shards where it does not.
+
+    model, optimizer: what the engine has made of them, when training begins.
+
+    Raises:
+        InputError: what is in effect instead.
+    """
+    kind = engine.partition("-")[0]
+    here, whole = held_parameters(model)
+    # ZeRO-2 keeps whole weights and cuts the optimizer's states.
+    zero = getattr(getattr(optimizer, "optimizer", optimizer), "partition_gradients", False)
+    in_effect = {
+        "ddp": not in_parts(model),
+        "fsdp2": in_parts(model) and here < whole,
+        "zero2": zero and here == whole,
+        "zero3": in_parts(model) and here < whole,
+    }[kind]
+    if not in_effect:
+        raise InputError(
+            f"parallel = {engine!r} is not in effect: each of {ranks} processes holds {here:,} of {whole:,} weights; "
+            "leave other settings of FSDP and DeepSpeed out"
+        )
+
+
+def held_parameters(model: nn.Module) -> tuple[int, int]:
+    """How many weights this rank holds, and how many the model has."""
+    parameters: list[Any] = list(model.parameters())
+    here = sum(
+        (p.to_local() if hasattr(p, "device_mesh") else p.ds_tensor if hasattr(p, "ds_id") else p).numel()
+        for p in parameters
+    )
+    return here, sum(map(weights_of, parameters))
+
+
+def weights_of(parameter: Any) -> int:
+    """How many weights a parameter has on all ranks together."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A copy of a model without its weights (they are on the device `meta`); buffers are there."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad) for p in model.parameters()
+    }
+    return copy.deepcopy(model, memo)
+
+
+def full_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter of a model whole, by name, detached; every rank must call this.
+
+    What DeepSpeed trains is given as its optimizer has it, in float32. Of a model in parts these are new tensors, of
+    another one its own.
+    """
+    return {name: whole_tensor(p) for name, p in model.named_parameters()}
+
+
+def whole_tensor(tensor: Any) -> Tensor:
+    """A parameter, its gradient or a state of its optimizer put together from its parts; every rank must call this."""
+    if of_deepspeed(tensor):
+        import deepspeed
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        master: Tensor | None = safe_get_full_fp32_param(tensor) if tensor.requires_grad else None
+        if master is not None:
+            return master.detach().clone().view(getattr(tensor, "ds_shape", tensor.shape))
+        with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
+            return torch.clone(tensor.detach())
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "device_mesh") else tensor
+    return whole.detach()
+
+
+def of_deepspeed(parameter: Any) -> bool:
+    """Whether DeepSpeed keeps a parameter in parts (ZeRO-3), or its states apart from it (ZeRO-2)."""
+    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+
+def full_gradients(model: nn.Module, accelerator: Any) -> dict[str, Tensor]:
+    """The gradient of every parameter that has one, as the optimizer would see it; every rank must call this."""
+    from accelerate.utils import DistributedType
+
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from deepspeed.utils import safe_get_full_grad
+
+        of = {name: safe_get_full_grad(p) for name, p in model.named_parameters() if p.requires_grad}
+        return {name: gradient for name, gradient in of.items() if gradient is not None}
+    return {name: whole_tensor(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+
+
+@contextmanager
+def whole_model(model: nn.Module, bare: nn.Module | None) -> Iterator[nn.Module]:
+    """Inside, the model with all of its weights on this device, for whatever does not train it; `model` if it is whole.
+
+    Every rank must enter this together; inside, each may go its own way. It takes the room of the weights once more.
+
+    bare: the model's `skeleton`.
+    """
+    if bare is None or not (in_parts(model) or any(map(of_deepspeed, model.parameters()))):
+        yield model
+        return
+    yield filled(bare, full_weights(model))
+
+
+def filled(bare: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a skeleton with these weights in it; one that two modules share (a tied head) is shared again."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(weights[name], requires_grad=p.requires_grad)
+        for name, p in bare.named_parameters()
+    }
+    return copy.deepcopy(bare, memo)

@@ -1,0 +1,156 @@
+"""Every engine takes the steps that one rank takes: losses, every weight, held-out figures and the monitor's."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from slimepo.errors import InputError
+from slimepo.model.adapters import lora_config
+from slimepo.parallel.engines import asked_engine, filled, full_weights, skeleton
+from slimepo.training.config import PreferenceConfig
+from slimepo.training.trainer import PreferenceTrainer
+from tests.parallel import worker
+from tests.tiny import random_rows, tiny_model
+
+# Of all cells those that reach what differs most: a trained head beside sharded weights, a tied one, a reference that
+# is the policy without its adapters, one of a whole step, sampling, unequal numbers of micro-batches.
+CORE = (
+    "full-tied-slime-2",
+    "head-untied-slime-2",
+    "lora-tied-dpo-2",
+    "head-tied-kto-2",
+    "lora-untied-grpo-1",
+)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """(engine, ranks, cells) -> a folder with what each rank has told; an engine runs once."""
+    done: dict[tuple[str, int], Path] = {}
+
+    def run(engine: str, ranks: int, cells: tuple[str, ...]) -> Path:
+        if (engine, ranks) not in done:
+            folder = done[engine, ranks] = tmp_path_factory.mktemp(f"{engine}-{ranks}")
+            port = str(20000 + (os.getpid() * 7 + len(done)) % 20000)
+            command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
+            command += ["--master_port", port, worker.__file__, str(folder), engine, *cells]
+            result = subprocess.run(command, capture_output=True, text=True, timeout=900)
+            assert result.returncode == 0, result.stderr[-4000:]
+        return done[engine, ranks]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone() -> Any:
+    known: dict[str, dict[str, Any]] = {}
+
+    def train(cell: str) -> dict[str, Any]:
+        if cell not in known:
+            known[cell] = worker.train(cell, "alone", 1)
+        return known[cell]
+
+    return train
+
+
+def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """In float32: losses and figures to 1e-5, and so what became of each weight, measured by its norm."""
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5, abs=1e-6)
+    assert found["score"] == pytest.approx(expected["score"], rel=1e-5, abs=1e-6)
+    for name, moved in expected["moved"].items():
+        want, got = torch.tensor(moved), torch.tensor(found["moved"][name])
+        # The weights themselves are rounded: what they moved by is known to that, and no better.
+        assert (got - want).norm() <= 2e-5 * want.norm() + 1e-6, name
+    assert len(found["monitor"]) == len(expected["monitor"])
+    for line, other in zip(found["monitor"], expected["monitor"], strict=True):
+        for part in ("train", "heldout"):
+            if part in line:
+                assert line[part]["chosen"] == pytest.approx(other[part]["chosen"], rel=1e-4)
+        assert line.get("answers") == other.get("answers")
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("cell", CORE)
+def test_two_ranks_take_the_steps_of_one(ran: Any, alone: Any, engine: str, cell: str) -> None:
+    found = json.loads((ran(engine, 2, CORE) / f"{cell}-0.json").read_text())
+    same(found, alone(cell))
+
+
+@pytest.mark.ranks
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero2", "zero3", "fsdp2-offload", "zero3-offload"])
+def test_all_cells_of_all_engines(ran: Any, alone: Any, engine: str, ranks: int) -> None:
+    if engine.startswith("zero") and find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed is not installed")
+    cells = tuple(worker.cells()) if ranks == 2 and "-" not in engine else CORE
+    folder = ran(engine, ranks, cells)
+    for cell in cells:
+        same(json.loads((folder / f"{cell}-0.json").read_text()), alone(cell))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_with_fsdp2_a_rank_holds_half_of_the_weights(ran: Any, rank: int) -> None:
+    for cell in CORE:
+        here, whole = json.loads((ran("fsdp2", 2, CORE) / f"{cell}-{rank}.json").read_text())["held"]
+        assert 0.48 * whole < here < 0.52 * whole
+
+
+def test_a_skeleton_has_no_weights_and_can_be_filled_again() -> None:
+    for tied in (False, True):
+        model = tiny_model(tied=tied)
+        bare = skeleton(model)
+        assert {p.device.type for p in bare.parameters()} == {"meta"}
+        again = filled(bare, full_weights(model))
+        ids = torch.arange(6)[None]
+        assert torch.equal(again(ids).logits, model(ids).logits)
+        assert (again.get_output_embeddings().weight is again.get_input_embeddings().weight) == tied
+
+
+class TestAskedEngine:
+    def test_nothing_asked_is_ddp(self) -> None:
+        assert asked_engine(None) == "ddp"
+
+    def test_an_unknown_one_is_refused_with_the_nearest(self) -> None:
+        with pytest.raises(InputError, match=r"fsdp3.*did you mean 'fsdp2'"):
+            asked_engine("fsdp3")
+
+    def test_the_launcher_decides_where_the_recipe_does_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        # accelerate sets this one by itself too.
+        assert asked_engine(None) == "ddp"
+        monkeypatch.setenv("FSDP_VERSION", "2")
+        assert asked_engine(None) == "fsdp2"
+        with pytest.raises(InputError, match=r"zero3.*asks for fsdp2"):
+            asked_engine("zero3")
+        monkeypatch.setenv("FSDP_VERSION", "1")
+        with pytest.raises(InputError, match=r"FSDP 1.*fsdp_version: 2"):
+            asked_engine(None)
+
+    def test_deepspeed_by_a_file_of_its_own_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+        assert asked_engine(None) == "zero3"
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "zero.json")
+        with pytest.raises(InputError, match="parallel: zero2 or zero3"):
+            asked_engine(None)
+
+
+def test_one_process_cannot_share_its_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"fsdp2.*several processes.*--nproc"):
+        PreferenceTrainer(
+            tiny_model(), args=PreferenceConfig(str(tmp_path), parallel="fsdp2"), train_dataset=random_rows(4),
+            peft_config=lora_config(),
+        )  # fmt: skip
+
+
+def test_settings_of_fsdp_and_deepspeed_are_named_otherwise(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="parallel: give one of ddp, fsdp2"):
+        PreferenceConfig(str(tmp_path), fsdp=True)
