@@ -115,11 +115,10 @@ def engine_arguments(engine: str) -> dict[str, Any]:
 
 
 def settle_engine(engine: str) -> None:
-    """What libraries have to know before the accelerator is made, once the process group is there.
+    """What accelerate has to know before the accelerator is made, once the process group is there.
 
-    accelerate knows FSDP for accelerators alone and would train with DDP on a CPU, without a word: it is told of
-    another kind of device, and gloo does the rest. transformers would cut weights into parts as they are loaded for
-    ZeRO-3, where a model is still to be tried out, untied or given an adapter: it is told nothing.
+    It knows FSDP for accelerators alone and would train with DDP on a CPU, without a word: it is told of another kind
+    of device, and gloo does the rest.
     """
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
@@ -128,7 +127,16 @@ def settle_engine(engine: str) -> None:
         state = PartialState()
         if state.distributed_type == DistributedType.MULTI_CPU:
             state.distributed_type = DistributedType.MULTI_GPU
-    elif engine != "ddp":
+    load_whole(engine)
+
+
+def load_whole(engine: str | None) -> None:
+    """Let transformers load models whole from here on, as whatever looks at them before they train expects.
+
+    For ZeRO-3 it would cut weights into parts as they are loaded, when the model is still to be tried out, untied or
+    given an adapter; DeepSpeed does it when training begins. Accelerators and trainers remind it of ZeRO-3.
+    """
+    if engine is not None and engine.startswith("zero"):
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()

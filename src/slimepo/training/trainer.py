@@ -31,7 +31,7 @@ from slimepo.monitor.callback import DisplacementMonitor, Watched
 from slimepo.monitor.settings import monitor_settings
 from slimepo.onpolicy.prompts import PromptDataset, prompts_from
 from slimepo.onpolicy.rewards import Prompt
-from slimepo.parallel.engines import own_precision, skeleton, whole_model
+from slimepo.parallel.engines import load_whole, own_precision, skeleton, whole_model
 from slimepo.training.callbacks import (
     EpochOfSampler,
     LogBeforeSave,
@@ -171,6 +171,7 @@ class PreferenceTrainer(Trainer):
             callbacks=[*own, *_monitors(args, others_callbacks), *others_callbacks],
             optimizers=given.get("optimizers", (None, None)),
         )
+        load_whole(args.parallel)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         if rows is not None:
@@ -247,6 +248,7 @@ class PreferenceTrainer(Trainer):
         try:
             return super().train(*args, **kwargs)
         finally:
+            load_whole(self.args.parallel)
             if self.rollouts:
                 self.rollouts.close()
 
