@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -330,7 +331,13 @@ def test_half_precision_weights_train_score_and_export(world: Path, tmp_path: Pa
     assert {t.dtype for t in weights(tmp_path / "half").values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+OF_DEEPSPEED = [pytest.mark.ranks, pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed")]
+
+
+@pytest.mark.parametrize(
+    "engine",
+    ["ddp", "fsdp2", *(pytest.param(name, marks=OF_DEEPSPEED) for name in ("zero2", "zero3"))],
+)
 def test_the_guides_own_command_takes_the_same_steps_on_two_ranks(
     world: Path, finished: Path, tmp_path: Path, engine: str
 ) -> None:
@@ -351,6 +358,37 @@ def test_the_guides_own_command_takes_the_same_steps_on_two_ranks(
     exported = weights(out)
     for name, weight in weights(finished).items():
         torch.testing.assert_close(exported[name], weight, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "engine", ["fsdp2", *(pytest.param(name, marks=OF_DEEPSPEED) for name in ("zero2", "zero3"))]
+)
+@pytest.mark.ranks
+@pytest.mark.timeout(1200)
+def test_killed_with_weights_in_parts_the_same_command_ends_in_the_same_weights(
+    world: Path, tmp_path: Path, engine: str
+) -> None:
+    def begin(out: Path, number: int) -> subprocess.Popen[bytes]:
+        port = str(20000 + (os.getpid() * 3 + number) % 20000)
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port", port]
+        command = [*launch, "-m", "slimepo.cli", "run", str(world / "recipe.yaml"), "--out", str(out)]
+        return subprocess.Popen([*command, f"parallel={engine}"], start_new_session=True)
+
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "killed"
+    assert begin(undisturbed, 0).wait() == 0
+    process, deadline = begin(out, 1), time.time() + 500
+    while len(list((out / "slime" / "checkpoints").glob("checkpoint-*/trainer_state.json"))) < 2:
+        assert time.time() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert begin(out, 2).wait() == 0
+    assert json.loads((out / "slime" / "stage.json").read_text())["resumed_from_step"] > 0
+    one, two = weights(undisturbed), weights(out)
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-7)
 
 
 def test_killed_in_each_stage_the_same_command_ends_in_the_same_weights(

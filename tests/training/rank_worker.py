@@ -17,8 +17,10 @@ if __name__ == "__main__":
 
 import torch
 
+from slimepo.data.rows import PAIR, length
 from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.training.config import PreferenceConfig
+from slimepo.training.steps import shared_out
 from slimepo.training.trainer import PreferenceTrainer
 from tests.tiny import letter_tokenizer, random_rows, tiny_model
 
@@ -105,11 +107,13 @@ def train(job: str, ranks: int) -> dict[str, Any]:
     if job == "weights":
         rows = [replace(row, values={"weight": i % 4 / 2}) for i, row in enumerate(rows)]
     if job == "poison":
-        # Row 1 is rank 1's, and no other row holds the token 60.
+        # The first row of rank 1's share, and no other row holds the token 60.
+        lengths = [length(row, PAIR) for row in rows]
+        bad = shared_out(range(8), lengths, 2)[1][0]
         for row in rows:
             for ids in (row.prompt_ids, *row.responses):
                 ids[ids == 60] = 59
-        rows[1].prompt_ids[0] = 60
+        rows[bad].prompt_ids[0] = 60
         with torch.no_grad():
             model.get_input_embeddings().weight[60] = float("nan")
     with tempfile.TemporaryDirectory() as folder:

@@ -19,9 +19,9 @@ STRATEGIES = ("random", "group_by_length", "sequential")
 class StepSampler(Sampler[list[int]]):
     """Yields one rank's rows of each optimizer step.
 
-    The rows of a step are a function of seed and epoch alone, whatever the number of ranks; rank r of R takes
-    every R-th of them. In a short last step a rank may be left with none. `repeats`: how many steps the rows of one
-    are taken for.
+    The rows of a step are a function of seed and epoch alone, whatever the number of ranks, which share them out
+    (`shared_out`). In a short last step a rank may be left with none. `repeats`: how many steps the rows of one are
+    taken for.
     """
 
     lengths: Sequence[int]
@@ -50,7 +50,25 @@ class StepSampler(Sampler[list[int]]):
             order = epoch_order(self.lengths, self.step_size, self.seed, self.epoch, by_length)
         for step in (place // self.repeats for place in range(len(self))):
             rows = order[step * self.step_size : (step + 1) * self.step_size]
-            yield rows[self.rank :: self.ranks]
+            yield shared_out(rows, self.lengths, self.ranks)[self.rank]
+
+
+def shared_out(rows: Sequence[int], lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """The rows of a step for each rank: as many rows and about as many tokens for each, since all wait for the last.
+
+    The longest first, each to the rank with the fewest tokens so far that has room; within a rank in the step's order.
+
+    >>> shared_out([0, 1, 2, 3], [9, 8, 2, 1], 2)
+    [[0, 3], [1, 2]]
+    """
+    room = [len(rows[rank::ranks]) for rank in range(ranks)]
+    tokens, rank_of = [0] * ranks, {}
+    for place in sorted(range(len(rows)), key=lambda place: -lengths[rows[place]]):
+        rank = min((rank for rank in range(ranks) if room[rank]), key=lambda rank: tokens[rank])
+        room[rank] -= 1
+        tokens[rank] += lengths[rows[place]]
+        rank_of[place] = rank
+    return [[row for place, row in enumerate(rows) if rank_of[place] == rank] for rank in range(ranks)]
 
 
 def step_sampler(lengths: Sequence[int], args: Any, accelerator: Any) -> StepSampler:
