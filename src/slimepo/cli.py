@@ -157,6 +157,9 @@ def plan(
             help="The GPU to plan for: GiB of memory, or h100, a100-80, rtx-4090 ... (default: this machine)."
         ),
     ] = None,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Devices that share the work, as `parallel` of the recipe says (ddp).")
+    ] = 1,
     smoke: Annotated[bool, typer.Option("--smoke", help="Plan the smoke run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
 ) -> None:
@@ -167,7 +170,7 @@ def plan(
     from slimepo.plan.plan import find_device, plan_recipe, plan_rows, print_plan
 
     device = find_device(gpu)
-    plans = plan_recipe(loaded, device)
+    plans = plan_recipe(loaded, device, nproc)
     if as_json:
         typer.echo(json.dumps(plan_rows(plans, device), indent=2))
     else:

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -372,7 +373,7 @@ def test_killed_with_weights_in_parts_the_same_command_ends_in_the_same_weights(
         port = str(20000 + (os.getpid() * 3 + number) % 20000)
         launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port", port]
         command = [*launch, "-m", "slimepo.cli", "run", str(world / "recipe.yaml"), "--out", str(out)]
-        return subprocess.Popen([*command, f"parallel={engine}"], start_new_session=True)
+        return subprocess.Popen([*command, f"parallel={engine}"])
 
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "killed"
     assert begin(undisturbed, 0).wait() == 0
@@ -381,7 +382,9 @@ def test_killed_with_weights_in_parts_the_same_command_ends_in_the_same_weights(
         assert time.time() < deadline
         assert process.poll() is None
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    # torchrun puts each rank into a session of its own.
+    for each in (*psutil.Process(process.pid).children(recursive=True), process):
+        each.kill()
     process.wait()
     assert begin(out, 2).wait() == 0
     assert json.loads((out / "slime" / "stage.json").read_text())["resumed_from_step"] > 0

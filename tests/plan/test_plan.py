@@ -258,7 +258,7 @@ def test_a_plan_of_two_stages_needs_no_weights(folder: Path) -> None:
     console = make_console(record=True, width=120)
     print_plan([sft, slime], device, console)
     text = console.export_text()
-    for words in (f"{sft.trained_parameters:,}", "activations", "together", f"{slime.largest_budget:,}"):
+    for words in (f"{sft.trained_parameters:,}", "activations", "at the peak", f"{slime.largest_budget:,}"):
         assert words in text
     rows = json.loads(json.dumps(plan_rows([sft, slime], device)))
     assert rows["stages"][1]["total"] == slime.total

@@ -224,13 +224,13 @@ def stage_model(
     return load_model(base, dtype=base_dtype(recipe))
 
 
-def stage_arguments(recipe: Recipe, stage: Stage, folder: Path) -> PreferenceConfig:
-    """transformers' training arguments for a stage.
+def stage_arguments(recipe: Recipe, stage: Stage, folder: Path, ranks: int | None = None) -> PreferenceConfig:
+    """transformers' training arguments for a stage, on each of `ranks` devices; those that were launched unless given.
 
     Raises:
         InputError: an argument that does not exist or does not fit, a batch that devices cannot share evenly.
     """
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = ranks or int(os.environ.get("WORLD_SIZE", "1"))
     # A smoke run on many ranks has a pair for each at the least.
     smoke = max(SMOKE_BATCH - SMOKE_BATCH % ranks, ranks)
     batch = min(stage.batch_size, smoke) if recipe.smoke else stage.batch_size

@@ -15,6 +15,7 @@ from slimepo.model.load import load_config, random_config, smoke_config
 from slimepo.pipeline.data import recipe_tokenizer
 from slimepo.pipeline.recipe import RandomModel, Recipe
 from slimepo.pipeline.stage import base_dtype
+from slimepo.plan.ranks import on_a_rank, sizes_of
 from slimepo.plan.step import PlannedStep, largest_batch, largest_budget, make_step, step_memory
 
 if TYPE_CHECKING:
@@ -71,10 +72,13 @@ class StagePlan:
     activations: int
     head: int
     largest_budget: int
+    # A look at the whole model where training keeps parts of it: another moment, which may be the peak.
+    whole: int = 0
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, part) for part in PARTS)
+        training: int = sum(getattr(self, part) for part in PARTS)
+        return max(training, self.whole)
 
 
 def find_device(gpu: str | None) -> Device:
@@ -99,28 +103,36 @@ def find_device(gpu: str | None) -> Device:
     return Device(f"a GPU of {size:g} GiB", True, int(size * GIB))
 
 
-def plan_recipe(recipe: Recipe, device: Device) -> list[StagePlan]:
-    """A plan of every stage. Reads the model's configuration and, for a random model, the tokenizer; no weights.
+def plan_recipe(recipe: Recipe, device: Device, ranks: int = 1) -> list[StagePlan]:
+    """A plan of every stage, for one of `ranks` devices. Reads the model's configuration and, for a random model, the
+    tokenizer; no weights.
 
     Raises:
         InputError: a wrong recipe, or a model or optimizer that cannot be planned.
     """
+    if ranks == 1 and recipe.parallel not in (None, "ddp"):
+        raise InputError(f"parallel: {recipe.parallel} is for several devices: give --nproc N")
     config = _config(recipe)
     plans = []
     for number, stage in enumerate(recipe.stages):
         loaded = number > 0 or not (recipe.smoke or isinstance(recipe.model, RandomModel))
         dtype = _loaded_dtype(recipe, device) if loaded else torch.float32
-        step = make_step(recipe, stage, config, dtype, gpu=device.gpu)
-        plans.append(plan_stage(step, stage.name, device))
+        step = make_step(recipe, stage, config, dtype, gpu=device.gpu, ranks=ranks)
+        plans.append(plan_stage(step, stage.name, device, recipe.parallel or "ddp", ranks))
         # The next stage starts from what this one exports: a head that was untied stays so.
         config = step.config
     return plans
 
 
-def plan_stage(step: PlannedStep, name: str, device: Device) -> StagePlan:
+def plan_stage(
+    step: PlannedStep, name: str, device: Device, engine: str = "ddp", ranks: int = 1
+) -> StagePlan:
     """The plan for a micro-batch as large as the recipe allows."""
     batch = largest_batch(step)
-    memory = step_memory(step, batch, accumulates=batch["rows"] < step.pairs)
+    alone = step_memory(step, batch, accumulates=batch["rows"] < step.pairs)
+    memory, whole = on_a_rank(alone, sizes_of(step.whole.model), engine, ranks)
+    # What is not in parts hangs on the micro-batch alone; so much more or less of the device is left for it.
+    saved = sum(alone.values()) - sum(memory.values())
     return StagePlan(
         name=name,
         layout=step.collator.layout,
@@ -129,7 +141,8 @@ def plan_stage(step: PlannedStep, name: str, device: Device) -> StagePlan:
         pairs=batch["rows"],
         tokens=batch["input_ids"].numel(),
         **memory,
-        largest_budget=largest_budget(step, device.usable),
+        largest_budget=largest_budget(step, device.usable + saved),
+        whole=whole,
     )
 
 
@@ -164,7 +177,12 @@ def print_plan(plans: Sequence[StagePlan], device: Device, console: Console) -> 
         "largest micro-batch, pairs": [f"{plan.pairs:,}" for plan in plans],
         "largest micro-batch, tokens": [f"{plan.tokens:,}" for plan in plans],
         **{part: [f"{getattr(plan, part) / unit:.2f}" for plan in plans] for part in PARTS},
-        "together": [f"{plan.total / unit:.2f}" for plan in plans],
+        **(
+            {"whole, while looked at": [f"{plan.whole / unit:.2f}" for plan in plans]}
+            if any(plan.whole for plan in plans)
+            else {}
+        ),
+        "at the peak": [f"{plan.total / unit:.2f}" for plan in plans],
         "largest max_tokens_per_batch": [f"{plan.largest_budget:,}" for plan in plans],
     }
     for label, cells in rows.items():

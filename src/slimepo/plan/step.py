@@ -70,14 +70,14 @@ class PlannedStep:
 
 
 def make_step(
-    recipe: Recipe, stage: Stage, config: PreTrainedConfig, dtype: torch.dtype, *, gpu: bool
+    recipe: Recipe, stage: Stage, config: PreTrainedConfig, dtype: torch.dtype, *, gpu: bool, ranks: int = 1
 ) -> PlannedStep:
-    """The step of a stage whose model has that configuration and is loaded in `dtype`.
+    """The step of a stage whose model has that configuration and is loaded in `dtype`, on one of `ranks` devices.
 
     Raises:
         InputError: a wrong argument, or an optimizer that cannot be planned.
     """
-    args = _arguments(recipe, stage, gpu)
+    args = _arguments(recipe, stage, gpu, ranks)
     optimizer: Any = args.optim
     if optimizer.value not in OPTIMIZER_BYTES:
         known = ", ".join(OPTIMIZER_BYTES)
@@ -234,11 +234,13 @@ def _layout(policy: FakePolicy, wanted: str, path: str, positions: tuple[int, ..
     return "packed" if wanted == "packed" or len(positions) == 1 else "shared"
 
 
-def _arguments(recipe: Recipe, stage: Stage, gpu: bool) -> PreferenceConfig:
+def _arguments(recipe: Recipe, stage: Stage, gpu: bool, ranks: int) -> PreferenceConfig:
     """The stage's arguments, with the precision of the device planned for rather than this machine's."""
     elsewhere = gpu and not torch.cuda.is_available()
     given = {k: v for k, v in stage.args.items() if not (elsewhere and k in ("bf16", "fp16", "tf32"))}
-    args = stage_arguments(recipe, stage.model_copy(update={"args": given}), Path("plan"))
+    # This process is one, whatever shares the work later.
+    alone = recipe.model_copy(update={"parallel": None})
+    args = stage_arguments(alone, stage.model_copy(update={"args": given}), Path("plan"), ranks)
     if elsewhere:
         args.bf16 = stage.args.get("bf16", True)
     return args

@@ -70,9 +70,10 @@ def train_step(
     for i, (batch, known) in enumerate(zip(batches, references, strict=True)):
         last = i == len(batches) - 1
         scale = accelerator.num_processes if i < counted["batches"] else 0
-        # Gradients are averaged over ranks once, with the last micro-batch.
+        # DDP averages gradients over ranks once, with the last micro-batch. In parts they are averaged with each: put
+        # off, every rank would hold all of them meanwhile.
         accelerator.gradient_state._set_sync_gradients(last)
-        with nullcontext() if last else accelerator.no_sync(model):
+        with nullcontext() if last or shards(accelerator) else accelerator.no_sync(model):
             with precision(accelerator):
                 logps = response_logps(model, batch)
             output = output_of(objective, loss, logps, batch, known, divergence)
