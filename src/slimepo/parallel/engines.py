@@ -158,14 +158,21 @@ def precision(accelerator: Any) -> AbstractContextManager[Any]:
     return autocast
 
 
-def own_precision(accelerator: Any) -> None:
-    """FSDP2's precision under autocast: products in half, but gradients summed and log-probs left in float32."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy
+def settle_fsdp(accelerator: Any) -> None:
+    """How FSDP2 is to compute and offload, in place of accelerate's own choices.
 
+    Under autocast products are in half precision; gradients are summed in float32, and log-probs left in it. Memory is
+    pinned where there is a device to copy to.
+    """
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+
+    plugin = accelerator.state.fsdp_plugin
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-    accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None
     )
+    if plugin.cpu_offload:
+        plugin.cpu_offload = CPUOffloadPolicy(pin_memory=torch.accelerator.is_available())
 
 
 def refuse_whole(engine: str, model: nn.Module, optimizer: Any, ranks: int) -> None:

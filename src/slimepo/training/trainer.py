@@ -31,7 +31,7 @@ from slimepo.monitor.callback import DisplacementMonitor, Watched
 from slimepo.monitor.settings import monitor_settings
 from slimepo.onpolicy.prompts import PromptDataset, prompts_from
 from slimepo.onpolicy.rewards import Prompt
-from slimepo.parallel.engines import load_whole, own_precision, skeleton, whole_model
+from slimepo.parallel.engines import load_whole, settle_fsdp, skeleton, whole_model
 from slimepo.training.callbacks import (
     EpochOfSampler,
     LogBeforeSave,
@@ -244,7 +244,7 @@ class PreferenceTrainer(Trainer):
         if self.args.parallel != "ddp" and self.bare is None:
             self.bare = skeleton(self.model)
         if self.is_fsdp_enabled:
-            own_precision(self.accelerator)
+            settle_fsdp(self.accelerator)
         try:
             return super().train(*args, **kwargs)
         finally:
