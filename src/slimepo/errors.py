@@ -9,6 +9,10 @@ class InputError(ValueError):
     """
 
 
+class CertificateError(InputError):
+    """A run's loss or gradients are not those of the plain computation, and nothing was trained (exit code 4)."""
+
+
 class NonFiniteLossError(RuntimeError):
     """The loss of a step is NaN or infinite; the message gives the step and the row ids."""
 

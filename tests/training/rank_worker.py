@@ -8,9 +8,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -80,6 +82,10 @@ JOBS: dict[str, dict[str, Any]] = {
     "online": {"loss": "slime", "learning_rate": 0.1, "rollouts": {"samples": 2, "max_new_tokens": 9}},
     # One row is spoilt.
     "poison": {"train_sampling_strategy": "sequential", **SLIME},
+    # The certificate: what becomes of a run without it, and of engines that are broken.
+    "uncertified": {"train_sampling_strategy": "random", "certificate": False, **SLIME},
+    "unreduced": {"train_sampling_strategy": "random", **SLIME},
+    "lost": {"train_sampling_strategy": "random", **SLIME},
 }  # fmt: skip
 
 
@@ -96,6 +102,20 @@ def picky(prompt: Any, completions: Sequence[str], row: Any) -> list[float]:
     if row["id"] == "p5":
         raise ValueError("no such letter")
     return vowels(prompt, completions, row)
+
+
+def broken(job: str, trainer: PreferenceTrainer) -> Any:
+    """Inside, no gradient is averaged over ranks, or what the last rank computes is lost."""
+    if job == "unreduced":
+        # As within DDP's no_sync, for good.
+        never = property(lambda self: False, lambda self, value: None)
+        return patch.object(
+            torch.nn.parallel.DistributedDataParallel, "require_backward_grad_sync", never, create=True
+        )
+    if job == "lost" and trainer.accelerator.process_index == 1:
+        backward = trainer.accelerator.backward
+        return patch.object(trainer.accelerator, "backward", lambda value: backward(0 * value))
+    return nullcontext()
 
 
 def train(job: str, ranks: int) -> dict[str, Any]:
@@ -129,7 +149,8 @@ def train(job: str, ranks: int) -> dict[str, Any]:
             **sampled,
         )  # fmt: skip
         try:
-            trainer.train()
+            with broken(job, trainer):
+                trainer.train()
         except (NonFiniteLossError, InputError) as error:
             return {"error": str(error)}
         score = {} if sampled else trainer.score(trainer.eval_dataset)
@@ -143,6 +164,7 @@ def train(job: str, ranks: int) -> dict[str, Any]:
         ).tolist(),
         "score": score,
         "steps": trainer.state.global_step,
+        "certificate": trainer.certificate,
     }
 
 

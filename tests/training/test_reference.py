@@ -129,6 +129,7 @@ class TestSources:
             lora=True,
             loss=loss,
             monitor=False,
+            certificate=False,
             per_device_train_batch_size=2,
             gradient_accumulation_steps=4,
         )
@@ -484,7 +485,7 @@ class TestReferenceFree:
         for name in ("trainer.choose_reference", "trainer.reference_values", "step.reference_logps"):
             monkeypatch.setattr(f"slimepo.training.{name}", forbidden)
         model = tiny_model()
-        trainer = made(tmp_path, model, loss=loss, monitor=False)
+        trainer = made(tmp_path, model, loss=loss, monitor=False, certificate=False)
         backbone: nn.Module = model.base_model
         passes = []
         backbone.register_forward_hook(lambda *_: passes.append(1))

@@ -181,7 +181,10 @@ class TestBatchLayout:
             total += sft(PairLogps(logps, mask, logps[:, :0], mask[:, :0])).loss.item()
         assert value.item() == pytest.approx(total / 5, rel=1e-5)
 
-    @pytest.mark.parametrize("job", [job for job in JOBS if job not in ("stop", "fails", "poison")])
+    @pytest.mark.parametrize(
+        "job",
+        [job for job in JOBS if job not in ("stop", "fails", "poison", "unreduced", "lost", "uncertified")],
+    )
     def test_two_ranks_take_the_same_steps_as_one(self, job: str, two_ranks: Path) -> None:
         """With rows that do not divide, so that the last step leaves one rank with none."""
         alone, both = train(job, ranks=1), json.loads((two_ranks / f"{job}-0.json").read_text())
@@ -192,6 +195,25 @@ class TestBatchLayout:
         np.testing.assert_allclose(both["weights"], alone["weights"], rtol=1e-4, atol=1e-6)
         # z0 is a difference of sums of some 50 nats in float32.
         assert both["score"] == pytest.approx(alone["score"], rel=1e-5, abs=1e-5)
+
+    def test_two_ranks_certify_their_numbers_and_leave_no_trace(self, two_ranks: Path) -> None:
+        """Rank 0 has two micro-batches there and rank 1 has one."""
+        with_it, without = (
+            json.loads((two_ranks / f"{job}-0.json").read_text()) for job in ("random", "uncertified")
+        )
+        assert with_it["certificate"]["ranks"] == 2
+        assert with_it["certificate"]["rows"] == 5
+        assert max(each["error"] for each in with_it["certificate"]["gradients"]) < 1e-5
+        assert without["certificate"] is None
+        assert with_it["losses"] == without["losses"]
+        assert with_it["weights"] == without["weights"]
+
+    @pytest.mark.parametrize("job", ["unreduced", "lost"])
+    def test_ranks_whose_engine_is_broken_do_not_start(self, job: str, two_ranks: Path) -> None:
+        for rank in (0, 1):
+            said = json.loads((two_ranks / f"{job}-{rank}.json").read_text())["error"]
+            assert "this run does not compute what it should" in said
+            assert "the gradient of" in said
 
     def test_two_ranks_leave_the_run_together(self, two_ranks: Path) -> None:
         """The main process alone measures, and the other one must not wait for it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from slimepo.model.modes import computes_in_bf16
 from slimepo.monitor.settings import monitor_settings
 from slimepo.onpolicy.settings import BY_RESPONSE, Rollouts, rollout_settings
 from slimepo.parallel.engines import ENGINES, asked_engine, engine_arguments, settle_engine
+from slimepo.parallel.unsupported import refuse_unsupported
 from slimepo.training.libraries import check_libraries
 from slimepo.training.steps import STRATEGIES
 from slimepo.training.trl_names import TrlFields, in_own_names
@@ -97,6 +99,8 @@ class PreferenceConfig(TrlFields, TrainingArguments):
     adapter: str | None = None
     disable_dropout: bool = True
     verify_model: bool = True
+    # Loss and gradients of the first rows are compared with the plain computation's before anything is learnt.
+    certificate: bool = True
     # Where reference log-probs come from: auto, adapters-off, copy, cache, or another model's folder or Hub id.
     reference: str = "auto"
     layout: str = "auto"
@@ -294,6 +298,7 @@ def settled(args: PreferenceConfig) -> PreferenceConfig:
         )
     if args.model_init_kwargs["dtype"] is None:
         del args.model_init_kwargs["dtype"]
+    refuse_unsupported(args.parallelism_config, args.model_init_kwargs, os.environ)
     args._resolve_checkpointing()
     check_libraries(args)
     return args

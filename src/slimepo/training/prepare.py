@@ -18,6 +18,7 @@ from slimepo.errors import InputError
 from slimepo.model.adapters import keep_trained_in_float32, with_adapter
 from slimepo.model.load import check_embeddings, savable
 from slimepo.model.logps import causal_lm, install_logps
+from slimepo.parallel.unsupported import refuse_unsupported
 from slimepo.training.config import PreferenceConfig, SLIMEConfig, settled
 from slimepo.training.steps import StepSampler
 from slimepo.types import REFERENCE_SOURCES
@@ -39,7 +40,8 @@ def prepared(
     if tokenizer is not None:
         check_embeddings(causal_lm(model), tokenizer)
     if disable_dropout:
-        _disable_dropout(causal_lm(model))
+        for source, name in sources_of_noise(causal_lm(model), adapters=False):
+            setattr(source, name, 0.0)
     if (generation := causal_lm(model).generation_config) is not None:
         # Or the first checkpoint would fail.
         savable(generation)
@@ -133,6 +135,7 @@ def arguments(config: Any, model: Any, ref_model: Any, quantization_config: Any)
             )
         if isinstance(ref_model, str):
             args.reference = ref_model
+    refuse_unsupported(None, {}, {}, model)
     refuse_ranks(args)
     if args.micro_batch_size is None:
         args.micro_batch_size = args.per_device_train_batch_size
@@ -214,22 +217,24 @@ def _own_fields() -> set[str]:
     return {f.name for f in dataclasses.fields(SLIMEConfig)} - theirs
 
 
-def _disable_dropout(model: PreTrainedModel) -> None:
-    """Switch off all that is drawn at random in a forward pass: dropout by whatever name, a router's noise.
+def sources_of_noise(model: PreTrainedModel, adapters: bool = True) -> list[tuple[Any, str]]:
+    """What a forward pass draws at random: dropout by whatever name, a router's noise; each by object and attribute.
 
-    An adapter's own dropout is a setting of its own.
+    `adapters`: with an adapter's own dropout, which is a setting of its own.
     """
+    found: list[tuple[Any, str]] = []
     # Some architectures read their configuration in the forward pass.
     for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
-        for name, value in config.to_dict().items():
-            if isinstance(value, float) and "drop" in name:
-                setattr(config, name, 0.0)
+        named = config.to_dict().items()
+        found += [(config, name) for name, value in named if isinstance(value, float) and "drop" in name]
     for path, module in model.named_modules():
-        if re.search(r"(^|\.)lora_dropout(\.|$)", path):
+        if not adapters and re.search(r"(^|\.)lora_dropout(\.|$)", path):
             continue
         if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
+            found.append((module, "p"))
         for name, value in vars(module).items():
             # Phi-MoE calls a threshold of its router so, which holds in evaluation too.
-            if isinstance(value, float) and re.search(r"drop|(?<!router_)jitter", name):
-                setattr(module, name, 0.0)
+            drawn = isinstance(value, float) and re.search(r"drop|(?<!router_)jitter", name)
+            if drawn or name == "neftune_noise_alpha":
+                found.append((module, name))
+    return found

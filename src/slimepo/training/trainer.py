@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import speed_metrics
 
 from slimepo.data.batch import Step, StepCollator, to_device
-from slimepo.errors import InputError, NonFiniteLossError
+from slimepo.data.rows import Row
+from slimepo.errors import CertificateError, InputError, NonFiniteLossError
 from slimepo.files import write_json
 from slimepo.losses import bind, find_objective, step_loss
 from slimepo.model.load import load_model
@@ -39,6 +40,7 @@ from slimepo.training.callbacks import (
     TrainingProgress,
     WholeRollouts,
 )
+from slimepo.training.certificate import Certified, certify, in_words
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
 from slimepo.training.dataset import RowDataset, make_dataset, read_stream
 from slimepo.training.metrics import MetricSums
@@ -206,6 +208,9 @@ class PreferenceTrainer(Trainer):
         )
         self._spare: Step = self.data_collator([spare] if spare else [])
         self._window: MetricSums | None = None
+        # What `slimepo.training.certificate` found when training began.
+        self.certificate: dict[str, Any] | None = None
+        self._only_certify = False
         self.monitor = next(
             (c for c in self.callback_handler.callbacks if isinstance(c, DisplacementMonitor)), None
         )
@@ -252,6 +257,31 @@ class PreferenceTrainer(Trainer):
             if self.rollouts:
                 self.rollouts.close()
 
+    def certify(self) -> dict[str, Any]:
+        """Compare loss and gradients of the run's first rows with the plain computation's, and train nothing.
+
+        Raises:
+            CertificateError: they are not the same.
+        """
+        self._only_certify = True
+        with suppress(Certified):
+            self.train()
+        self._only_certify = self.is_in_train = False
+        assert self.certificate is not None
+        return self.certificate
+
+    def _certify(self, model: nn.Module, rows: Sequence[Row]) -> None:
+        self.certificate = certify(
+            model, self.model, rows, self._spare, self.data_collator, self.objective, self.loss_function,
+            self.reference, self.accelerator, fresh=self.state.global_step == 0,
+        )  # fmt: skip
+        if not self.certificate.get("agrees", True):
+            raise CertificateError(in_words(self.certificate))
+        shown = next((c for c in self.callback_handler.callbacks if isinstance(c, TrainingProgress)), None)
+        (shown.say if shown else logger.info)(in_words(self.certificate))
+        if self._only_certify:
+            raise Certified
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Steps of the epoch, of which this rank takes its share; a step is a list of micro-batches."""
         if self.train_dataset is None:
@@ -291,6 +321,9 @@ class PreferenceTrainer(Trainer):
             started = time.perf_counter()
             inputs.update(self.data_collator(made))
             self.rollouts.learn_values(made)
+        if self.is_in_train and self.certificate is None and (self.args.certificate or self._only_certify):
+            first = made if self.rollouts else [self.train_dataset[i] for i in next(iter(self._sampler()))]
+            self._certify(model, first)
         model.train()
         done = train_step(
             model, inputs, self._spare, self.objective, self.loss_function, self.reference, self.accelerator

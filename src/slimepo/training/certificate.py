@@ -1,0 +1,284 @@
+"""The certificate: a run's first numbers, computed a second time in the plainest way, before anything is learnt.
+
+A few of the run's first rows go through the run as it is configured: its layout, attention, ranks and wrapper,
+activation checkpointing, tiled head. The same rows, those of all ranks together, go through the model's own forward on
+one rank: padded, full logits, nothing of this library but the objective. Loss and gradients must agree.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimepo.data.batch import Batch, Step, StepCollator, pair_logps, to_device
+from slimepo.data.rows import Row, length
+from slimepo.kernels.naive import gather_logps
+from slimepo.losses import Objective, step_loss
+from slimepo.losses.dpo import log_ratios
+from slimepo.losses.table import LossFunction
+from slimepo.model.attention.path import HALF
+from slimepo.model.logps import causal_lm, policy_logps, response_logps, without_router_logits
+from slimepo.model.modes import Forward
+from slimepo.training.prepare import sources_of_noise
+from slimepo.training.reference import Reference, reference_logps
+from slimepo.training.rollouts import together
+from slimepo.training.step import output_of, row_weight, step_counts, train_step
+
+# Rows of each rank: two in one micro-batch, and one more to accumulate.
+ROWS = 3
+# How far the loss (from 1 on of itself) and a gradient (of its norm) may be off. In float32 both computations are exact
+# to some 1e-6; in half precision each of some hundred operations rounds to 2**-9 of its result, which adds up to a few
+# hundredths of a gradient. What has been lost or counted twice is a far larger part of so few rows.
+TOLERANCE = {"float32": (1e-4, 1e-3), "half": (0.02, 0.1)}
+# Logits that are held at a time.
+_LOGITS = 2**25
+
+
+class Certified(Exception):
+    """Ends a run that was to be certified alone."""
+
+
+def certify(
+    model: nn.Module,
+    policy: nn.Module,
+    rows: Sequence[Row],
+    spare: Step,
+    collator: StepCollator,
+    objective: Objective,
+    loss: LossFunction,
+    reference: Reference | None,
+    accelerator: Any,
+    *,
+    fresh: bool = True,
+) -> dict[str, Any]:
+    """Compare the run's loss and gradients with the plain ones on some of this rank's `rows`; leaves no trace.
+
+    Every rank must call this. The arguments are those of `train_step`, with the run's collator and `policy`, the model
+    without what has been put around it. `fresh`: nothing has been learnt yet, so that a reference that is the policy at
+    the start can be computed again.
+
+    Returns:
+        What was found, the same on every rank: `loss` and `gradients`, of each what the `run` and the `plain`
+        computation gave (of a gradient its norm) and how far they are apart (`error`); `tolerance`, `agrees`.
+    """
+    from accelerate.utils import gather_object
+
+    if accelerator.scaler is not None:
+        return {"left_out": "the scale of an fp16 loss is found by training alone"}
+    started = time.perf_counter()
+    mine = chosen_rows(rows, collator, accelerator.process_index, accelerator.num_processes)
+    small = replace(collator, micro_batch_size=min(collator.micro_batch_size, ROWS - 1), max_tokens=None)
+    tensors = chosen_tensors(policy)
+    found: dict[str, Any] = {}
+    with undisturbed(policy):
+        model.train()
+        done = train_step(model, small(mine), spare, objective, loss, reference, accelerator)
+        value = float(accelerator.reduce(done.loss, "sum")) / accelerator.num_processes
+        run = {name: tensor.grad for name, tensor in tensors.items()}
+        for parameter in policy.parameters():
+            parameter.grad = None
+        everyone = gather_object(mine)
+        norms = gather_object([{name: _norm(gradient) for name, gradient in run.items()}])
+        # The others wait: what one rank has lost, one process has not.
+        with together():
+            if accelerator.is_main_process:
+                with _own_precision(policy):
+                    plainly = reference and _plain_reference(reference, fresh)
+                    truth = plain_step(policy, everyone, tensors, collator, objective, loss, plainly)
+                found = compared((value, run), truth, norms, _precision(policy, accelerator))
+    (found,) = (each for each in gather_object([found]) if each)
+    about = {"rows": len(everyone), "ranks": accelerator.num_processes, "layout": collator.layout}
+    return {**found, **about, "seconds": round(time.perf_counter() - started, 2)}
+
+
+def chosen_rows(rows: Sequence[Row], collator: StepCollator, rank: int = 0, ranks: int = 1) -> list[Row]:
+    """The shortest of a rank's rows. The last of several ranks has one less, and so a micro-batch less."""
+    count = ROWS - 1 if ranks > 1 and rank == ranks - 1 else ROWS
+    return sorted(rows, key=lambda row: length(row, collator.positions))[:count]
+
+
+def chosen_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Some of the matrices that train, by name: embeddings, head, and of the others the first, middle and last two.
+
+    Two, so that of an adapter's pair of matrices both are there: the gradient of one is 0 at the start.
+    """
+    inner = causal_lm(model)
+    ends = {
+        id(parameter)
+        for end in (inner.get_input_embeddings(), inner.get_output_embeddings())
+        for parameter in end.parameters()
+    }
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad and p.dim() > 1}
+    between = [name for name, parameter in trained.items() if id(parameter) not in ends]
+    middle = len(between) // 2
+    left_out = {*between} - {*between[:2], *between[middle : middle + 2], *between[-2:]}
+    return {name: parameter for name, parameter in trained.items() if name not in left_out}
+
+
+def plain_step(
+    model: nn.Module,
+    rows: Sequence[Row],
+    tensors: Mapping[str, nn.Parameter],
+    collator: StepCollator,
+    objective: Objective,
+    loss: LossFunction,
+    reference: Reference | None,
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of one step on `rows` by the model's own logits, a few padded rows at a time."""
+    model.eval()
+    vocabulary = causal_lm(model).config.get_text_config().vocab_size
+    padded = replace(collator, layout="padded", max_tokens=max(_LOGITS // vocabulary, 1))
+    if reference is not None and not reference.cached:
+        # To be computed again.
+        rows = [
+            replace(row, values={k: v for k, v in row.values.items() if k != "reference"}) for row in rows
+        ]
+    step = to_device(padded(rows), next(iter(model.parameters())).device)
+    forward = functools.partial(own_logps, model)
+    counts = step_counts(step["batches"], objective)
+    references: Sequence[Tensor | None] = [None] * len(step["batches"])
+    divergence = None
+    if reference is not None and {"reference", "divergence"} & set(objective.asks):
+        references = reference_logps(reference, step["batches"])
+        if "divergence" in objective.asks:
+            divergence = _divergence(forward, reference, step["mismatched"])
+    total, gradients = 0.0, {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    for batch, known in zip(step["batches"], references, strict=True):
+        output = output_of(objective, loss, response_logps(forward, batch), batch, known, divergence)
+        value = step_loss(output, counts, row_weight(objective, batch))
+        found = torch.autograd.grad(value, [*tensors.values()], allow_unused=True)
+        for gradient, part in zip(gradients.values(), found, strict=True):
+            if part is not None:
+                gradient += part
+        total += value.item()
+    return total, gradients
+
+
+def own_logps(model: nn.Module, *, input_ids: Tensor, predict_at: Tensor, targets: Tensor) -> Tensor:
+    """Log-probs `[N]` of the targets from the model's own forward and all of its logits, without anything of ours."""
+    inner: Any = causal_lm(model)
+    with without_router_logits(inner):
+        logits = type(inner).forward(inner, input_ids=input_ids, use_cache=False).logits
+    selected_NV = logits.flatten(0, 1)[predict_at]
+    return gather_logps(selected_NV if selected_NV.dtype == torch.float64 else selected_NV.float(), targets)
+
+
+def compared(
+    run: tuple[float, Mapping[str, Tensor | None]],
+    plain: tuple[float, Mapping[str, Tensor]],
+    norms: Sequence[Mapping[str, float]],
+    precision: str,
+) -> dict[str, Any]:
+    """Loss and gradients of the run beside the plain ones; `norms` are those of the run's gradients on each rank."""
+    if not all(map(math.isfinite, [plain[0], *map(_norm, plain[1].values())])):
+        # The step that follows names the rows.
+        return {"left_out": "the plain loss, or a gradient of it, is not finite either"}
+    of_loss, of_gradients = TOLERANCE[precision]
+    largest = max((_norm(gradient) for gradient in plain[1].values()), default=0.0)
+    gradients = []
+    for name, expected in plain[1].items():
+        given = run[1][name]
+        apart = _norm(expected if given is None else given.to(expected.dtype) - expected)
+        others = max(abs(of_rank[name] - norms[0][name]) for of_rank in norms)
+        # What is next to nothing beside the other gradients is rounding.
+        size = max(_norm(expected), 1e-5 * largest)
+        error = max(apart, others) / size if size else 0.0 if apart + others == 0 else math.inf
+        gradients.append({"name": name, "run": norms[0][name], "plain": _norm(expected), "error": error})
+    error = abs(run[0] - plain[0]) / max(abs(plain[0]), 1.0)
+    # A comparison with NaN is false.
+    agrees = error <= of_loss and all(each["error"] <= of_gradients for each in gradients)
+    return {
+        "loss": {"run": run[0], "plain": plain[0], "error": error},
+        "gradients": gradients,
+        "precision": precision,
+        "tolerance": {"loss": of_loss, "gradients": of_gradients},
+        "agrees": agrees,
+    }
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """A certificate in one line."""
+    if "left_out" in found:
+        return f"certificate: left out, for {found['left_out']}"
+    loss, worst = found["loss"], max(found["gradients"], key=lambda each: each["error"])
+    same = "=" if found["precision"] == "float32" else "≈"
+    values = f"loss {loss['run']:.8g} {same if found['agrees'] else 'against'} {loss['plain']:.8g}"
+    if found["agrees"]:
+        return f"certificate: {values}, gradients of {len(found['gradients'])} tensors agree to {worst['error']:.0e}"
+    return (
+        f"this run does not compute what it should: {values}, and the gradient of {worst['name']} (norm "
+        f"{worst['run']:.6g}) is off by {worst['error']:.2g} of the plain one's {worst['plain']:.6g}. Look for what is "
+        "wrong with layout: padded, attention, activation_checkpointing, or one rank; --no-certificate (args: "
+        "{certificate: false}) trains all the same"
+    )
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Inside, nothing is drawn at random; behind it the model and the random generators are as they were before."""
+    training = [(module, module.training) for module in model.modules()]
+    noise = [(source, name, getattr(source, name)) for source, name in sources_of_noise(causal_lm(model))]
+    for source, name, _ in noise:
+        setattr(source, name, 0.0)
+    try:
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            yield
+    finally:
+        for source, name, before in noise:
+            setattr(source, name, before)
+        for module, was in training:
+            module.training = was
+
+
+def _plain_reference(reference: Reference, fresh: bool) -> Reference:
+    """The reference by its own logits; as it was computed beforehand where its model has changed since."""
+
+    @contextmanager
+    def forward() -> Iterator[Forward]:
+        with reference.forward():
+            yield functools.partial(own_logps, reference.model)
+
+    return replace(
+        reference, forward=forward, cached=not fresh and reference.cached and not reference.without_adapters
+    )
+
+
+@torch.no_grad()
+def _divergence(forward: Forward, reference: Reference, batches: Sequence[Batch]) -> Tensor:
+    """The mean log-ratio to the reference of answers to other prompts, a scalar in nats."""
+    pairs = zip(batches, reference_logps(reference, batches), strict=True)
+    ratios = [
+        log_ratios(policy_logps(forward, batch), pair_logps(known, batch)).chosen for batch, known in pairs
+    ]
+    return torch.cat(ratios).mean()
+
+
+@contextmanager
+def _own_precision(model: nn.Module) -> Iterator[None]:
+    """Float32 where the weights are, whatever the run computes in; else their dtype."""
+    halves = [parameter.dtype for parameter in model.parameters() if parameter.dtype in HALF]
+    device = next(iter(model.parameters())).device.type
+    with torch.autocast(device, dtype=halves[0] if halves else None, enabled=bool(halves)):
+        yield
+
+
+def _precision(model: nn.Module, accelerator: Any) -> str:
+    """What the run computes in: a key of TOLERANCE."""
+    if accelerator.mixed_precision != "no" or any(p.dtype in HALF for p in model.parameters()):
+        return "half"
+    # TensorFloat-32 has about as many digits as float16.
+    return (
+        "half" if accelerator.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32 else "float32"
+    )
+
+
+def _norm(gradient: Tensor | None) -> float:
+    return 0.0 if gradient is None else float(gradient.double().norm())

@@ -1,0 +1,140 @@
+"""The certificate: right runs pass and are not changed by it, wrong ones do not start."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from slimepo.data.batch import StepCollator
+from slimepo.data.rows import length
+from slimepo.errors import CertificateError
+from slimepo.model.adapters import lora_config
+from slimepo.training import step
+from slimepo.training.certificate import certify, chosen_rows, compared, in_words
+from slimepo.training.config import PreferenceConfig
+from slimepo.training.trainer import PreferenceTrainer
+from tests.tiny import random_rows, tiny_model
+
+
+def made(
+    tmp_path: Path, *, peft: Any = None, architecture: str = "llama", **options: Any
+) -> PreferenceTrainer:
+    values = dict(
+        output_dir=str(tmp_path), learning_rate=1e-2, logging_steps=1, save_strategy="no", max_steps=2,
+        per_device_train_batch_size=2, gradient_accumulation_steps=2, monitor=False, disable_tqdm=True,
+    )  # fmt: skip
+    return PreferenceTrainer(
+        model=tiny_model(architecture),
+        args=PreferenceConfig(**(values | options)),
+        train_dataset=random_rows(9),
+        peft_config=peft,
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layout": "shared", "activation_checkpointing": "layers"},
+        {"loss": "dpo", "reference": "copy", "layout": "packed"},
+        {"loss": "dpo", "reference": "cache"},
+        {"loss": "kto"},
+        {"loss": "sft", "architecture": "gemma2", "layout": "padded"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_a_right_run_agrees_in_loss_and_gradients(tmp_path: Path, options: dict[str, Any]) -> None:
+    found = made(tmp_path, **options).certify()
+    assert found["agrees"]
+    assert found["loss"]["error"] < 1e-6
+    assert max(each["error"] for each in found["gradients"]) < 1e-5
+    assert min(each["plain"] for each in found["gradients"]) > 0
+    assert (found["rows"], found["ranks"]) == (3, 1)
+
+
+def test_an_adapter_and_its_head_are_among_the_tensors(tmp_path: Path) -> None:
+    found = made(tmp_path, peft=lora_config(r=2, alpha=4)).certify()
+    moved = [each["name"] for each in found["gradients"] if each["plain"] > 0]
+    assert any("lora_B" in name for name in moved)
+    assert any("lm_head.modules_to_save" in name for name in moved)
+
+
+def test_it_leaves_no_trace(tmp_path: Path) -> None:
+    """Dropout and noise are drawn as they would have been, and nothing is added to a gradient."""
+    weights, losses = [], []
+    for certificate in (True, False):
+        run = made(
+            tmp_path,
+            peft=lora_config(r=2, alpha=4, dropout=0.3),
+            neftune_noise_alpha=5,
+            certificate=certificate,
+        )
+        run.train()
+        assert (run.certificate is not None) == certificate
+        weights.append([p.detach().clone() for p in run.model.parameters()])
+        losses.append([line["loss"] for line in run.state.log_history if "loss" in line])
+    assert losses[0] == losses[1]
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda logps: -logps + 2 * logps.detach(), "is off by 2 of the plain one's"),
+        (lambda logps: logps * 1.01, "against"),
+    ],
+    ids=["gradients of the wrong sign", "log-probs a little off"],
+)
+def test_a_wrong_run_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: Any, words: str
+) -> None:
+    right = step.response_logps
+    monkeypatch.setattr(step, "response_logps", lambda forward, batch: wrong(right(forward, batch)))
+    run = made(tmp_path)
+    before = [p.detach().clone() for p in run.model.parameters()]
+    with pytest.raises(CertificateError, match=words):
+        run.train()
+    assert run.certificate is not None
+    assert not run.certificate["agrees"]
+    assert all(torch.equal(one, other) for one, other in zip(before, run.model.parameters(), strict=True))
+
+
+def test_ranks_whose_gradients_are_not_alike_are_found() -> None:
+    gradient = torch.tensor([[3.0, 4.0]])
+    found = compared((1.0, {"w": gradient}), (1.0, {"w": gradient}), [{"w": 5.0}, {"w": 2.5}], "float32")
+    assert not found["agrees"]
+    assert found["gradients"][0]["error"] == 0.5
+
+
+def test_a_number_that_is_none_is_no_agreement() -> None:
+    nan = torch.tensor([[float("nan")]])
+    assert not compared((1.0, {"w": nan}), (1.0, {"w": torch.ones(1, 1)}), [{"w": float("nan")}], "half")[
+        "agrees"
+    ]
+
+
+def test_the_rows_are_the_shortest_and_the_last_rank_has_a_micro_batch_less() -> None:
+    rows, collator = random_rows(8), StepCollator(2)
+    first, last = chosen_rows(rows, collator, 0, 2), chosen_rows(rows, collator, 1, 2)
+    assert [length(row) for row in first] == sorted(map(length, rows))[:3]
+    assert [len(collator(chosen)["batches"]) for chosen in (first, last)] == [2, 1]
+
+
+def test_what_cannot_be_compared_is_said() -> None:
+    fp16: Any = SimpleNamespace(scaler=object())
+    found = certify(*[None] * 8, fp16)  # type: ignore[arg-type]
+    assert (
+        in_words(found) == "certificate: left out, for the scale of an fp16 loss is found by training alone"
+    )
+
+
+def test_a_run_that_goes_on_is_compared_with_the_reference_it_began_with(tmp_path: Path) -> None:
+    """The cache holds log-probs of a policy that has changed since."""
+    made(tmp_path, loss="dpo", reference="cache", save_strategy="steps", save_steps=1, max_steps=1).train()
+    again = made(tmp_path, loss="dpo", reference="cache")
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert again.certificate is not None
+    assert again.certificate["loss"]["plain"] != pytest.approx(0.6931, abs=1e-4), (
+        "policy and reference were one"
+    )
