@@ -14,7 +14,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from slimepo.cli_data import app as data_app
-from slimepo.errors import InputError, NonFiniteLossError, UnscoredError
+from slimepo.errors import CertificateError, InputError, NonFiniteLossError, UnscoredError
+from slimepo.parallel.launch import launch, launched, leave_words
 from slimepo.pipeline.fetch import MODELS
 from slimepo.redaction import redact
 from slimepo.types import OBJECTIVES
@@ -38,6 +39,18 @@ Overrides = Annotated[
 OutFolder = Annotated[Path | None, typer.Option("--out", help="The run folder (default: runs/RECIPE-NAME).")]
 Restart = Annotated[
     bool, typer.Option("--restart", help="Throw away what the run folder holds and start again.")
+]
+Ranks = Annotated[
+    int | None,
+    typer.Option(
+        "--nproc", min=1, help="Train on so many ranks of this machine: GPUs, or shares of a CPU without one."
+    ),
+]
+NoCertificate = Annotated[
+    bool,
+    typer.Option(
+        "--no-certificate", help="Train without comparing the first loss and gradients with plain ones."
+    ),
 ]
 
 
@@ -76,12 +89,39 @@ def run(
         ),
     ] = False,
     restart: Restart = False,
+    nproc: Ranks = None,
+    no_certificate: NoCertificate = False,
 ) -> None:
     """Run a recipe: every stage in turn. The same command goes on where an interrupted run stopped."""
     from slimepo.pipeline.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], smoke=smoke)
-    _run(loaded, out or Path("runs") / (recipe.stem + ("-smoke" if smoke else "")), restart)
+    _on_ranks(nproc)
+    _run(
+        loaded, out or Path("runs") / (recipe.stem + ("-smoke" if smoke else "")), restart, not no_certificate
+    )
+
+
+@app.command()
+def certify(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/paper/qwen3-4b.yaml.")],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The run folder, whose models later stages start from.")
+    ] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="With a tiny random model.")] = False,
+    nproc: Ranks = None,
+) -> None:
+    """Compare each stage's first loss and gradients with plain ones, as a run does at its start; trains nothing."""
+    from slimepo.pipeline.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [], smoke=smoke)
+    _on_ranks(nproc)
+    from slimepo.pipeline.certify import certify_recipe
+    from slimepo.pipeline.run import runs_of
+
+    run, folder = runs_of(loaded, out or Path("runs") / (recipe.stem + ("-smoke" if smoke else "")))[0]
+    certify_recipe(run, folder, _console())
 
 
 @app.command()
@@ -199,12 +239,20 @@ def train(
     ] = "slime",
     out: OutFolder = None,
     restart: Restart = False,
+    nproc: Ranks = None,
+    no_certificate: NoCertificate = False,
 ) -> None:
     """Train one stage: one model, one file of pairs, one objective (keys of a stage, such as learning_rate=1e-6)."""
     from slimepo.pipeline.recipe import one_stage_recipe
 
     recipe = one_stage_recipe(model, data, loss, overrides or [])
-    _run(recipe, out or Path("runs") / f"{Path(model).name}-{recipe.stages[0].name}", restart)
+    _on_ranks(nproc)
+    _run(
+        recipe,
+        out or Path("runs") / f"{Path(model).name}-{recipe.stages[0].name}",
+        restart,
+        not no_certificate,
+    )
 
 
 @app.command()
@@ -410,27 +458,40 @@ def report(
 def main() -> NoReturn:
     """Run the command line: errors in one line, exit code 2 for wrong input (`--debug` shows the traceback).
 
-    6 is for a benchmark with too many items unscored.
+    4 is for numbers that are not those of the plain computation, 6 for a benchmark with too many items unscored.
     """
-    codes = {InputError: 2, NonFiniteLossError: 1, UnscoredError: 6}
+    codes = {CertificateError: 4, InputError: 2, NonFiniteLossError: 1, UnscoredError: 6}
     if "--debug" in sys.argv:
         codes = {}
     try:
         app()
     except tuple(codes) as error:
-        typer.secho(f"error: {redact(str(error))}", err=True, fg="red")
+        words = f"error: {redact(str(error))}"
+        if not leave_words(words):
+            typer.secho(words, err=True, fg="red")
         sys.exit(next(code for kind, code in codes.items() if isinstance(error, kind)))
     except Exception:
-        sys.stderr.write(redact(traceback.format_exc()))
+        words = redact(traceback.format_exc())
+        if not leave_words(words):
+            sys.stderr.write(words)
         sys.exit(1)
     sys.exit(0)
 
 
-def _run(recipe: Any, out: Path, restart: bool) -> None:
+def _on_ranks(nproc: int | None) -> None:
+    """Hand this command over to ranks of this machine where `--nproc` asks for them, and end as they do."""
+    if nproc is not None and not launched():
+        raise typer.Exit(launch(nproc, sys.argv[1:]))
+
+
+def _run(recipe: Any, out: Path, restart: bool, certificate: bool) -> None:
     from slimepo.pipeline.console import print_summary
     from slimepo.pipeline.run import run_recipe, runs_of
 
     console = _console()
+    if not certificate:
+        for stage in recipe.stages:
+            stage.args["certificate"] = False
     try:
         results = run_recipe(recipe, out, console, restart=restart)
     except KeyboardInterrupt:

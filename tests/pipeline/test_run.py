@@ -343,10 +343,7 @@ def test_the_guides_own_command_takes_the_same_steps_on_two_ranks(
     world: Path, finished: Path, tmp_path: Path, engine: str
 ) -> None:
     out = tmp_path / "ranks"
-    port = str(20000 + os.getpid() % 20000)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port", port]
-    command = [*launch, "-m", "slimepo.cli", "run", str(world / "recipe.yaml"), "--out", str(out)]
-    command.append(f"parallel={engine}")
+    command = [*CLI, "run", str(world / "recipe.yaml"), "--out", str(out), "--nproc", "2", f"parallel={engine}"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stderr[-3000:]
     for stage in ("sft", "slime"):

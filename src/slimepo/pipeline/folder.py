@@ -32,7 +32,7 @@ _NO_CHANGE = ("save_every", "micro_batch_size", "activation_checkpointing", "ans
 # Arguments that say how a stage is told of, stored or sent on, and change nothing of it.
 _TELLS_ONLY = (
     "logging_", "log_level", "log_on", "report_to", "run_name", "project", "trackio_", "save_", "push_to_hub", "hub_",
-    "disable_tqdm",
+    "disable_tqdm", "certificate",
 )  # fmt: skip
 # What a run goes on from: stages that are done, checkpoints, samples for pairs.
 _BEGUN = ("*/stage.json", "*/checkpoints/checkpoint-*", "*/samples-*.jsonl", "*/pairs.json")

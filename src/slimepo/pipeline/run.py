@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,13 @@ from slimepo.pipeline.data import load_data, recipe_tokenizer, stage_rows
 from slimepo.pipeline.evaluate import check_evaluations, evaluate_stage
 from slimepo.pipeline.folder import check_folder, claim_folder, held, record_settings
 from slimepo.pipeline.pairs import make_pairs
-from slimepo.pipeline.recipe import RandomModel, Recipe, Stage
+from slimepo.pipeline.recipe import RandomModel, Recipe, Stage, load_recipe
 from slimepo.pipeline.rewards import check_rewards, reward_weights
 from slimepo.pipeline.stage import exported_model, run_stage, stage_arguments
 from slimepo.pipeline.tasks import RunTasks, load_tasks
 from slimepo.redaction import redact
 from slimepo.settings import dump
+from slimepo.terminal import make_console
 from slimepo.types import REFERENCE_SOURCES
 from slimepo.words import nearest
 
@@ -56,6 +58,26 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
     if failed:
         raise failed[0]
     return results
+
+
+def train_loop(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Run a recipe on this rank of a group that another program has made, such as Ray Train's TorchTrainer.
+
+    Args:
+        config: `recipe` and `out`, paths that all ranks see, `overrides` as on the command line, and `smoke`.
+
+    Raises:
+        InputError: as of `run_recipe`; and a key that is none, or not there.
+    """
+    unknown = [key for key in config if key not in ("recipe", "out", "overrides", "smoke")]
+    missing = [key for key in ("recipe", "out") if key not in config]
+    if unknown or missing:
+        what = f"no {missing[0]!r}" if missing else f"the unknown key {unknown[0]!r}"
+        raise InputError(f"train_loop's config has {what}; it takes recipe, out, overrides and smoke")
+    recipe = load_recipe(
+        Path(config["recipe"]), config.get("overrides", []), smoke=config.get("smoke", False)
+    )
+    return run_recipe(recipe, Path(config["out"]), make_console())
 
 
 def only_pairs(recipe: Recipe, out: Path, console: Console) -> list[Path]:

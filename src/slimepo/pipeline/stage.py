@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ from slimepo.pipeline.recipe import RandomModel, Recipe, Stage
 from slimepo.pipeline.rewards import make_rewards, reward_weights
 from slimepo.pipeline.tasks import SMOKE_TOKENS
 from slimepo.redaction import REDACTED, redact, redacted
-from slimepo.training.callbacks import MetricsFile, TrainingProgress, peak_memory
+from slimepo.training.callbacks import MetricsFile, SaveOnTerm, TrainingProgress, peak_memory
 from slimepo.training.config import PreferenceConfig, in_their_types
 from slimepo.training.trl_names import TRL_NAMES
 from slimepo.words import first_line, nearest
@@ -107,12 +108,24 @@ def run_stage(
             folder, rows.tasks, chat, stage.answer_every, before.answers, trainer.whole_model, progress.say
         )
         trainer.add_callback(by_step)
+    sampling = args.sampling
+    ending = SaveOnTerm(sampling.steps_per_rollout * sampling.passes if sampling else 1)
+    trainer.add_callback(ending)
     try:
         # Scoring used no randomness that training needs, but the start must not depend on that.
         set_seed(recipe.seed)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         progress.close()
+        ending.restore()
+        if trainer.certificate is not None and is_main_process():
+            write_json(folder / "certificate.json", trainer.certificate)
+    if ending.stopped:
+        trainer.accelerator.wait_for_everyone()
+        console.print(
+            f"{stage.name}: told to end; the same command goes on from step {trainer.state.global_step}"
+        )
+        raise SystemExit(128 + signal.SIGTERM)
     after = standing(trainer, rows, chat, console, "after")
     if by_step is not None:
         by_step.keep(trainer.state.global_step, after.answers)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from slimepo.files import json_lines, write_text
@@ -76,6 +79,49 @@ class WholeRollouts(TrainerCallback):
 
     # An epoch may end, and be saved, in the midst of a rollout.
     on_epoch_end = on_step_end
+
+
+class SaveOnTerm(TrainerCallback):
+    """Told to end by SIGTERM, a run writes a checkpoint at the end of the step, on all ranks the same one, and stops.
+
+    `steps`: those of a whole rollout, which are taken first. Outside of training SIGTERM ends the process as ever.
+    """
+
+    def __init__(self, steps: int = 1) -> None:
+        self.steps, self.told, self.stopped = steps, False, False
+        self.before: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        # Signals come to the main thread alone; Ray trains in another one.
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGTERM, self._tell)
+
+    def _tell(self, *_: Any) -> None:
+        self.told = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        from accelerate.utils import reduce
+
+        told = reduce(torch.tensor(float(self.told), device=args.device), "sum") > 0
+        whole = state.global_step % self.steps == 0 or state.global_step >= state.max_steps
+        if told and whole:
+            control.should_log = control.should_save = control.should_training_stop = self.stopped = True
+        return control
+
+    def restore(self) -> None:
+        """Let SIGTERM do what it did before."""
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+            self.before = None
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.restore()
 
 
 class MetricsFile(TrainerCallback):
@@ -225,8 +271,6 @@ def log_lines(logs: dict[str, Any]) -> list[str]:
 
 def peak_memory() -> int | None:
     """Most bytes that were in use: on the accelerator if there is one, else by this process; None where unknown."""
-    import torch
-
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if sys.platform == "win32":
