@@ -258,7 +258,7 @@ def _divergence(forward: Forward, reference: Reference, batches: Sequence[Batch]
     ratios = [
         log_ratios(policy_logps(forward, batch), pair_logps(known, batch)).chosen for batch, known in pairs
     ]
-    return torch.cat(ratios).mean()
+    return torch.cat(ratios).mean() if ratios else torch.zeros(())
 
 
 @contextmanager
