@@ -17,7 +17,7 @@ FLOORS = [
     {"training", "evaluation"},
     {"pipeline"},
     {"plan", "report", "playground", "sweep"},
-    {"cli_data", "cli_eval"},
+    {"cli_data", "cli_eval", "cli_train"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -14,11 +14,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from slimepo.cli_data import app as data_app
+from slimepo.cli_train import OutFolder, Overrides, Restart, certify, run, train
 from slimepo.errors import CertificateError, InputError, NonFiniteLossError, UnscoredError
-from slimepo.parallel.launch import launch, launched, leave_words
+from slimepo.parallel.launch import leave_words
 from slimepo.pipeline.fetch import MODELS
 from slimepo.redaction import redact
-from slimepo.types import OBJECTIVES
 
 app = typer.Typer(
     name="slimepo",
@@ -29,29 +29,6 @@ app = typer.Typer(
     help="Align language models on preference pairs with SLIME, and see what training did to the model.",
 )
 app.add_typer(data_app, name="data")
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Recipe keys to set, such as stages.slime.learning_rate=1e-6."
-    ),
-]
-OutFolder = Annotated[Path | None, typer.Option("--out", help="The run folder (default: runs/RECIPE-NAME).")]
-Restart = Annotated[
-    bool, typer.Option("--restart", help="Throw away what the run folder holds and start again.")
-]
-Ranks = Annotated[
-    int | None,
-    typer.Option(
-        "--nproc", min=1, help="Train on so many ranks of this machine: GPUs, or shares of a CPU without one."
-    ),
-]
-NoCertificate = Annotated[
-    bool,
-    typer.Option(
-        "--no-certificate", help="Train without comparing the first loss and gradients with plain ones."
-    ),
-]
 
 
 def _version(wanted: bool) -> None:
@@ -77,51 +54,8 @@ def _root(
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
-@app.command()
-def run(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/ultrafeedback-cpu.yaml.")],
-    overrides: Overrides = None,
-    out: OutFolder = None,
-    smoke: Annotated[
-        bool,
-        typer.Option(
-            "--smoke", help="Try the recipe: a tiny random model of its architecture, five steps a stage."
-        ),
-    ] = False,
-    restart: Restart = False,
-    nproc: Ranks = None,
-    no_certificate: NoCertificate = False,
-) -> None:
-    """Run a recipe: every stage in turn. The same command goes on where an interrupted run stopped."""
-    from slimepo.pipeline.recipe import load_recipe
-
-    loaded = load_recipe(recipe, overrides or [], smoke=smoke)
-    _on_ranks(nproc)
-    _run(
-        loaded, out or Path("runs") / (recipe.stem + ("-smoke" if smoke else "")), restart, not no_certificate
-    )
-
-
-@app.command()
-def certify(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/paper/qwen3-4b.yaml.")],
-    overrides: Overrides = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The run folder, whose models later stages start from.")
-    ] = None,
-    smoke: Annotated[bool, typer.Option("--smoke", help="With a tiny random model.")] = False,
-    nproc: Ranks = None,
-) -> None:
-    """Compare each stage's first loss and gradients with plain ones, as a run does at its start; trains nothing."""
-    from slimepo.pipeline.recipe import load_recipe
-
-    loaded = load_recipe(recipe, overrides or [], smoke=smoke)
-    _on_ranks(nproc)
-    from slimepo.pipeline.certify import certify_recipe
-    from slimepo.pipeline.run import runs_of
-
-    run, folder = runs_of(loaded, out or Path("runs") / (recipe.stem + ("-smoke" if smoke else "")))[0]
-    certify_recipe(run, folder, _console())
+app.command()(run)
+app.command()(certify)
 
 
 @app.command()
@@ -137,8 +71,8 @@ def pairs(
     from slimepo.pipeline.run import only_pairs, runs_of
 
     console = _console()
-    for run, folder in runs_of(loaded, out or Path("runs") / recipe.stem):
-        for file in only_pairs(run, folder, console):
+    for one, folder in runs_of(loaded, out or Path("runs") / recipe.stem):
+        for file in only_pairs(one, folder, console):
             console.print(f"pairs: {file}")
 
 
@@ -217,42 +151,7 @@ def plan(
         print_plan(plans, device, _console())
 
 
-@app.command()
-def train(
-    model: Annotated[str, typer.Option(help="A model folder or Hub id.")],
-    data: Annotated[
-        str, typer.Option(help="Pairs (for kto judged answers as well): a file, a folder or a Hub id.")
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...",
-            help="Keys of the stage or the recipe: learning_rate=1e-6 loss_options.hard_margin=2 data.max_length=512",
-        ),
-    ] = None,
-    loss: Annotated[
-        str,
-        typer.Option(
-            help=f"The objective: {', '.join(OBJECTIVES)}, a preset such as slime/without-hard, or your own as "
-            "package.module:function or file.py:function.",
-        ),
-    ] = "slime",
-    out: OutFolder = None,
-    restart: Restart = False,
-    nproc: Ranks = None,
-    no_certificate: NoCertificate = False,
-) -> None:
-    """Train one stage: one model, one file of pairs, one objective (keys of a stage, such as learning_rate=1e-6)."""
-    from slimepo.pipeline.recipe import one_stage_recipe
-
-    recipe = one_stage_recipe(model, data, loss, overrides or [])
-    _on_ranks(nproc)
-    _run(
-        recipe,
-        out or Path("runs") / f"{Path(model).name}-{recipe.stages[0].name}",
-        restart,
-        not no_certificate,
-    )
+app.command()(train)
 
 
 @app.command()
@@ -476,36 +375,6 @@ def main() -> NoReturn:
             sys.stderr.write(words)
         sys.exit(1)
     sys.exit(0)
-
-
-def _on_ranks(nproc: int | None) -> None:
-    """Hand this command over to ranks of this machine where `--nproc` asks for them, and end as they do."""
-    if nproc is not None and not launched():
-        raise typer.Exit(launch(nproc, sys.argv[1:]))
-
-
-def _run(recipe: Any, out: Path, restart: bool, certificate: bool) -> None:
-    from slimepo.pipeline.console import print_summary
-    from slimepo.pipeline.run import run_recipe, runs_of
-
-    console = _console()
-    if not certificate:
-        for stage in recipe.stages:
-            stage.args["certificate"] = False
-    try:
-        results = run_recipe(recipe, out, console, restart=restart)
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from the last checkpoint")
-        raise
-    folders = [folder for _, folder in runs_of(recipe, out)]
-    if len(folders) == 1:
-        print_summary(results, out, console)
-        return
-    from slimepo.report.folders import read_sources
-    from slimepo.report.tables import results_in_terminal
-
-    console.print(results_in_terminal(read_sources(folders)))
-    console.print(f"run folders: {', '.join(map(str, folders))}")
 
 
 def _console() -> Any:
