@@ -6,12 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed import run as torchrun
 
 from slimepo.cli import app
+from slimepo.settings import read_mapping
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "distributed"
 ENGINES = ["ddp", "fsdp2", "fsdp2-offload", "zero2", "zero3", "zero3-offload"]
@@ -72,6 +72,6 @@ def test_the_slurm_script_is_one_for_bash_and_queues_again() -> None:
 
 
 def test_skypilot_has_nodes_and_a_command() -> None:
-    task = yaml.safe_load((FOLDER / "skypilot.yaml").read_text())
+    task = read_mapping(FOLDER / "skypilot.yaml", "task")
     assert {"resources", "num_nodes", "setup", "run", "file_mounts"} <= task.keys()
     assert (FOLDER.parents[1] / task["envs"]["RECIPE"]).is_file()

@@ -183,7 +183,7 @@ def compared(
         return {"left_out": "the plain loss, or a gradient of it, is not finite either"}
     of_loss, of_gradients = TOLERANCE[precision]
     largest = max((_norm(gradient) for gradient in plain[1].values()), default=0.0)
-    gradients = []
+    gradients: list[dict[str, Any]] = []
     for name, expected in plain[1].items():
         given = run[1][name]
         apart = _norm(expected if given is None else given.to(expected.dtype) - expected)
