@@ -343,7 +343,16 @@ def test_the_guides_own_command_takes_the_same_steps_on_two_ranks(
     world: Path, finished: Path, tmp_path: Path, engine: str
 ) -> None:
     out = tmp_path / "ranks"
-    command = [*CLI, "run", str(world / "recipe.yaml"), "--out", str(out), "--nproc", "2", f"parallel={engine}"]
+    command = [
+        *CLI,
+        "run",
+        str(world / "recipe.yaml"),
+        "--out",
+        str(out),
+        "--nproc",
+        "2",
+        f"parallel={engine}",
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stderr[-3000:]
     for stage in ("sft", "slime"):
