@@ -29,6 +29,8 @@ CORE = (
     "lora-untied-grpo-1",
 )
 
+BROKEN = "head-untied-slime-1-outside"
+
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Any:
@@ -40,7 +42,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Any:
             folder = done[engine, ranks] = tmp_path_factory.mktemp(f"{engine}-{ranks}")
             port = str(20000 + (os.getpid() * 7 + len(done)) % 20000)
             command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
+            # The broken one last: it breaks the process.
             command += ["--master_port", port, worker.__file__, str(folder), engine, *cells]
+            command += [BROKEN] if engine == "fsdp2" else []
             result = subprocess.run(command, capture_output=True, text=True, timeout=900)
             assert result.returncode == 0, result.stderr[-4000:]
         return done[engine, ranks]
@@ -94,6 +98,19 @@ def test_all_cells_of_all_engines(ran: Any, alone: Any, engine: str, ranks: int)
     folder = ran(engine, ranks, cells)
     for cell in cells:
         same(json.loads((folder / f"{cell}-0.json").read_text()), alone(cell))
+
+
+def test_with_fsdp2_the_certificate_is_of_weights_in_parts(ran: Any) -> None:
+    for cell in CORE:
+        found = json.loads((ran("fsdp2", 2, CORE) / f"{cell}-0.json").read_text())["certificate"]
+        assert found["agrees"]
+        assert max(each["error"] for each in found["gradients"]) < 1e-4
+
+
+def test_a_head_that_is_read_from_outside_its_module_is_found_out(ran: Any) -> None:
+    """Its loss is right and its gradient is one rank's."""
+    said = json.loads((ran("fsdp2", 2, CORE) / f"{BROKEN}-0.json").read_text())["error"]
+    assert "gradient of base_model.model.lm_head" in said
 
 
 @pytest.mark.parametrize("rank", [0, 1])

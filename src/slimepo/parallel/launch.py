@@ -46,13 +46,14 @@ def launch(ranks: int, arguments: Sequence[str]) -> int:
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _TO_SAVE)
     # What torchrun says of a rank that failed, the rank has said better.
     logging.disable(logging.ERROR)
+    launcher: Any = torchrun
     try:
         with tempfile.TemporaryDirectory(prefix="slimepo-ranks-") as folder:
             options = ["--standalone", f"--nproc-per-node={ranks}", f"--log-dir={folder}"]
-            asked = torchrun.parse_args([*options, "-m", "slimepo.cli"])
+            asked = launcher.parse_args([*options, "-m", "slimepo.cli"])
             # Not through its parser, which would take `--nproc` for its own.
             asked.training_script_args = [*arguments]
-            torchrun.run(asked)
+            launcher.run(asked)
     except ChildFailedError as error:
         code, words = first_failure(error.failures)
         print(words, file=sys.stderr, flush=True)

@@ -27,6 +27,7 @@ from slimepo.losses.table import LossFunction
 from slimepo.model.attention.path import HALF
 from slimepo.model.logps import causal_lm, policy_logps, response_logps, without_router_logits
 from slimepo.model.modes import Forward
+from slimepo.parallel.engines import whole_model, whole_tensor
 from slimepo.training.prepare import sources_of_noise
 from slimepo.training.reference import Reference, reference_logps
 from slimepo.training.rollouts import together
@@ -57,13 +58,14 @@ def certify(
     reference: Reference | None,
     accelerator: Any,
     *,
+    bare: nn.Module | None = None,
     fresh: bool = True,
 ) -> dict[str, Any]:
     """Compare the run's loss and gradients with the plain ones on some of this rank's `rows`; leaves no trace.
 
     Every rank must call this. The arguments are those of `train_step`, with the run's collator and `policy`, the model
-    without what has been put around it. `fresh`: nothing has been learnt yet, so that a reference that is the policy at
-    the start can be computed again.
+    without what has been put around it; `bare`: its skeleton, where its weights are in parts. `fresh`: nothing has been
+    learnt yet, so that a reference that is the policy at the start can be computed again.
 
     Returns:
         What was found, the same on every rank: `loss` and `gradients`, of each what the `run` and the `plain`
@@ -71,8 +73,8 @@ def certify(
     """
     from accelerate.utils import DistributedType, gather_object
 
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        return {"left_out": "no rank holds a whole model"}
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return {"left_out": "DeepSpeed takes its step with the backward pass, before anyone can look"}
     if accelerator.scaler is not None:
         return {"left_out": "the scale of an fp16 loss is found by training alone"}
     started = time.perf_counter()
@@ -84,17 +86,18 @@ def certify(
         model.train()
         done = train_step(model, small(mine), spare, objective, loss, reference, accelerator)
         value = float(accelerator.reduce(done.loss, "sum")) / accelerator.num_processes
-        run = {name: tensor.grad for name, tensor in tensors.items()}
+        run = {name: None if t.grad is None else whole_tensor(t.grad) for name, t in tensors.items()}
         for parameter in policy.parameters():
             parameter.grad = None
         everyone = gather_object(mine)
         norms = gather_object([{name: _norm(gradient) for name, gradient in run.items()}])
         # The others wait: what one rank has lost, one process has not.
-        with together():
+        with whole_model(policy, bare) as whole, together():
             if accelerator.is_main_process:
-                with _own_precision(policy):
-                    plainly = reference and _plain_reference(reference, fresh)
-                    truth = plain_step(policy, everyone, tensors, collator, objective, loss, plainly)
+                with _own_precision(whole):
+                    plainly = reference and _plain_reference(reference.seen_by(whole), fresh)
+                    leaves = {name: p for name, p in whole.named_parameters() if name in tensors}
+                    truth = plain_step(whole, everyone, leaves, collator, objective, loss, plainly)
                 found = compared((value, run), truth, norms, _precision(policy, accelerator))
     (found,) = (each for each in gather_object([found]) if each)
     about = {"rows": len(everyone), "ranks": accelerator.num_processes, "layout": collator.layout}

@@ -127,7 +127,8 @@ class RolloutSource:
 
     With `steps_per_rollout` k the prompts of k mini-batches are answered before the first step on them. `waiting` holds
     the rows of each, `ahead` the figures of steps to come, and `tokens` counts all that was sampled, over all ranks.
-    `engine`: what writes the answers in place of the model that trains.
+    `engine`: what writes the answers in place of the model that trains. `bare`: the skeleton of a model that trains in
+    parts.
     """
 
     settings: Rollouts
@@ -146,15 +147,14 @@ class RolloutSource:
     say: Callable[[str], None]
     engine: VLLM | VLLMServer | None = None
     critic: Critic | None = None
+    bare: nn.Module | None = None
     waiting: dict[int, list[Row]] = field(default_factory=dict)
     facts: list[dict[str, float]] = field(default_factory=list)
     ahead: dict[int, dict[str, float]] = field(default_factory=dict)
     tokens: int = 0
 
-    def rows(self, step: int, last_step: int, bare: nn.Module | None = None) -> list[Row]:
+    def rows(self, step: int, last_step: int) -> list[Row]:
         """This rank's rows of step `step`, of which the first is 0. Every rank must call this.
-
-        bare: the model's `skeleton`, where training has cut it into parts.
 
         Raises:
             InputError: a reward failed, and is to stop the run.
@@ -162,7 +162,7 @@ class RolloutSource:
         batches, batch = mini_batches(step, last_step, self.settings)
         if batch not in self.waiting or step == batches.start * self.settings.passes:
             trained, reference = self.model, self.reference
-            with whole_model(trained, bare) as self.model:
+            with whole_model(trained, self.bare) as self.model:
                 self.reference = reference and reference.seen_by(self.model)
                 try:
                     self._roll_out(batches)

@@ -248,6 +248,8 @@ class PreferenceTrainer(Trainer):
         refuse_changes(self.args, self._as_read)
         if self.args.parallel != "ddp" and self.bare is None:
             self.bare = skeleton(self.model)
+            if self.rollouts:
+                self.rollouts.bare = self.bare
         if self.is_fsdp_enabled:
             settle_fsdp(self.accelerator)
         try:
@@ -273,7 +275,7 @@ class PreferenceTrainer(Trainer):
     def _certify(self, model: nn.Module, rows: Sequence[Row]) -> None:
         self.certificate = certify(
             model, self.model, rows, self._spare, self.data_collator, self.objective, self.loss_function,
-            self.reference, self.accelerator, fresh=self.state.global_step == 0,
+            self.reference, self.accelerator, bare=self.bare, fresh=self.state.global_step == 0,
         )  # fmt: skip
         if not self.certificate.get("agrees", True):
             raise CertificateError(in_words(self.certificate))
@@ -317,7 +319,7 @@ class PreferenceTrainer(Trainer):
         self._window = self._window or MetricSums()
         if self.rollouts:
             # Only now: the loader makes items ahead, when the model is not yet what samples this step's rows.
-            made = self.rollouts.rows(self.state.global_step, self.state.max_steps, self.bare)
+            made = self.rollouts.rows(self.state.global_step, self.state.max_steps)
             started = time.perf_counter()
             inputs.update(self.data_collator(made))
             self.rollouts.learn_values(made)
