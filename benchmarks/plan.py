@@ -103,7 +103,9 @@ def recipe_values(case: Case, model: Path) -> dict[str, Any]:
     """The case as a recipe's keys, its model's configuration in a folder."""
     stage = {"loss": "slime", "batch_size": 8, "micro_batch_size": 4, "max_steps": STEPS, "epochs": 100}
     stage |= case.stage
-    stage["args"] = {"logging_strategy": "no", "save_strategy": "no"} | stage.get("args", {})
+    # A plan is of the training steps.
+    alone = {"logging_strategy": "no", "save_strategy": "no", "certificate": False}
+    stage["args"] = alone | stage.get("args", {})
     return {
         "model": str(model),
         "adapter": case.adapter or "none",

@@ -91,6 +91,7 @@ def test_the_run_folder_holds_everything(finished: Path) -> None:
         names = {p.name for p in (finished / stage).iterdir()}
         base = {"base"} if stage == "sft" else set()
         files = {
+            "certificate.json",
             "settings.json",
             "metrics.jsonl",
             "monitor.jsonl",

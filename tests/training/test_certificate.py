@@ -13,7 +13,7 @@ from slimepo.data.rows import length
 from slimepo.errors import CertificateError
 from slimepo.model.adapters import lora_config
 from slimepo.training import step
-from slimepo.training.certificate import certify, chosen_rows, compared, in_words
+from slimepo.training.certificate import certify, chosen_rows, compared, in_words, without_rounding
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.trainer import PreferenceTrainer
 from tests.tiny import random_rows, tiny_model
@@ -142,3 +142,14 @@ def test_a_run_that_goes_on_is_compared_with_the_reference_it_began_with(tmp_pat
     assert again.certificate["loss"]["plain"] != pytest.approx(0.6931, abs=1e-4), (
         "policy and reference were one"
     )
+
+
+def test_a_gradient_that_is_rounding_is_no_fault_and_hides_none() -> None:
+    plain = {"sure": torch.tensor([3.0]), "rounding": torch.tensor([0.2])}
+    again = {"sure": torch.tensor([3.0]), "rounding": torch.tensor([0.0])}
+    truth, rounding = without_rounding((1.0, plain), (1.0, again), "float32")
+    assert rounding == ["rounding"]
+    for of_run, agrees in ((3.0, True), (2.9, False)):
+        run = {"sure": torch.tensor([of_run]), "rounding": torch.tensor([0.14])}
+        norms = [{name: float(gradient.norm()) for name, gradient in run.items()}]
+        assert compared((1.0, run), truth, norms, "float32")["agrees"] == agrees
