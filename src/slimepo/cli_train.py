@@ -55,9 +55,7 @@ def run(
 
     loaded = load_recipe(recipe, overrides or [], smoke=smoke)
     _on_ranks(nproc)
-    _run(
-        loaded, out or Path("runs") / (recipe.stem + ("-smoke" if smoke else "")), restart, not no_certificate
-    )
+    _run(loaded, out or _folder(recipe, smoke), restart, not no_certificate)
 
 
 def certify(
@@ -77,7 +75,7 @@ def certify(
     from slimepo.pipeline.certify import certify_recipe
     from slimepo.pipeline.run import runs_of
 
-    run, folder = runs_of(loaded, out or Path("runs") / (recipe.stem + ("-smoke" if smoke else "")))[0]
+    run, folder = runs_of(loaded, out or _folder(recipe, smoke))[0]
     certify_recipe(run, folder, make_console())
 
 
@@ -116,6 +114,11 @@ def train(
         restart,
         not no_certificate,
     )
+
+
+def _folder(recipe: Path, smoke: bool) -> Path:
+    """The run folder of a recipe's file, where none is given."""
+    return Path("runs") / (recipe.stem + ("-smoke" if smoke else ""))
 
 
 def _on_ranks(nproc: int | None) -> None:

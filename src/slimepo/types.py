@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +32,10 @@ OBJECTIVES = (
 
 # Where reference log-probs come from.
 REFERENCE_SOURCES = ("auto", "adapters-off", "copy", "cache")
+
+# How several devices share a run (slimepo.parallel.engines).
+Engine = Literal["ddp", "fsdp2", "fsdp2-offload", "zero2", "zero2-offload", "zero3", "zero3-offload"]
+ENGINES: tuple[str, ...] = get_args(Engine)
 
 
 class Message(TypedDict):

@@ -147,13 +147,8 @@ def head_logps(
     outer = model.get_output_embeddings()
     head, after = _active(outer), _adjustment(model)
     if _one_matrix(head):
-        with _computing(
-            head,
-            lambda hidden: fused(
-                hidden, head.weight, targets_N, head.bias, softcap=after.softcap, scale=after.scale
-            ),
-        ):
-            return outer(hidden_NH)  # type: ignore[no-any-return]
+        logps: Tensor = _inside(outer, head, fused, after, hidden_NH, targets_N)
+        return logps
     # A head that is more than one matrix (LoRA on it, quantised weights) projects by itself; without gradients, which
     # need all logits, a block of rows at a time.
     rows = len(hidden_NH) if torch.is_grad_enabled() else _ROWS_AT_ONCE
@@ -171,13 +166,8 @@ def _head_stats(model: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor) ->
     outer = model.get_output_embeddings()
     head, after = _active(outer), _adjustment(model)
     if _one_matrix(head):
-        with _computing(
-            head,
-            lambda hidden: linear_logps_stats(
-                hidden, head.weight, targets_N, head.bias, softcap=after.softcap, scale=after.scale
-            ),
-        ):
-            return outer(hidden_NH)  # type: ignore[no-any-return]
+        stats: TokenStats = _inside(outer, head, linear_logps_stats, after, hidden_NH, targets_N)
+        return stats
     raw_NV = outer(hidden_NH)
     logits_NV = adjust(raw_NV, after.softcap, after.scale)
     entropy_N = torch.special.entr(logits_NV.detach().softmax(dim=-1)).sum(dim=-1)
@@ -191,17 +181,25 @@ def _one_matrix(head: nn.Module) -> bool:
     return isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
 
 
-@contextmanager
-def _computing(head: nn.Module, instead: Callable[[Tensor], Any]) -> Iterator[None]:
-    """Inside, a call of the head, also through peft's wrapper, computes something else of the hidden states.
+def _inside(
+    outer: nn.Module,
+    head: Any,
+    fused: Callable[..., Any],
+    after: Adjustment,
+    hidden_NH: Tensor,
+    targets_N: Tensor,
+) -> Any:
+    """What `fused` makes of hidden states and the head's matrix, inside a call of the head, through peft's wrapper.
 
-    It is a call all the same: what keeps the weight in parts on several devices gathers it for the call, and sums up
-    its gradient after. Read from outside, such a weight would be a part, or give a gradient that is wrong.
+    What keeps the weight in parts on several devices gathers it for the call, and sums up its gradient after. Read from
+    outside, such a weight would be a part, or give a gradient that is wrong.
     """
     before = vars(head).get("forward")
-    head.forward = instead
+    head.forward = lambda hidden: fused(
+        hidden, head.weight, targets_N, head.bias, softcap=after.softcap, scale=after.scale
+    )
     try:
-        yield
+        return outer(hidden_NH)
     finally:
         del head.forward
         if before is not None:

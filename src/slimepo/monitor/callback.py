@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ class Watched:
     """What a trainer hands over: its objective by name, with options, its rows, and how they become batches.
 
     train, heldout: the rows to draw from; `heldout` may be empty. collator: lays out the rows that are scored, with its
-    own limits.
+    own limits. whole: gives the model with all of its weights, where training cuts it into parts; all ranks call it.
     """
 
     loss: str
@@ -52,7 +51,7 @@ class Watched:
     train: Sequence[Row]
     heldout: Sequence[Row]
     collator: StepCollator
-    whole: Callable[[], AbstractContextManager[nn.Module]] | None = None
+    whole: Callable[[], nn.Module] | None = None
 
 
 class DisplacementMonitor(TrainerCallback):
@@ -129,18 +128,18 @@ class DisplacementMonitor(TrainerCallback):
         objective = find_objective(watched.loss)
         self._slime = {**objective.preset, **watched.loss_options} if objective.function is slime else None
         self._options = hyperparameters(slime) | (self._slime or {})
-        with self._whole(given["model"]) as model:
-            if state.is_world_process_zero:
-                self._take_up_or_begin(model, args, state)
+        model = self._whole(given["model"])
+        if state.is_world_process_zero:
+            self._take_up_or_begin(model, args, state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> TrainerControl:
         if state.global_step not in self._steps:
             return control
-        with self._whole(given["model"]) as model:
-            if state.is_world_process_zero:
-                self._look(model, args, state)
+        model = self._whole(given["model"])
+        if state.is_world_process_zero:
+            self._look(model, args, state)
         if self.settings.stop_on:
             # The main process alone has measured, and all must leave the loop at the same step.
             stop = torch.tensor(float(self.record.stopped is not None), device=args.device)
@@ -160,11 +159,11 @@ class DisplacementMonitor(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         record, step = self.record, state.global_step
-        with self._whole(given["model"]) as model:
-            # A run that ends early, by whatever callback, has its last figures too.
-            if state.is_world_process_zero and record.of_kind("probe")[-1]["step"] < step:
-                self._look(model, args, state)
+        model = self._whole(given["model"])
         if state.is_world_process_zero:
+            # A run that ends early, by whatever callback, has its last figures too.
+            if record.of_kind("probe")[-1]["step"] < step:
+                self._look(model, args, state)
             reason = "stopped" if record.stopped else "finished"
             record.append({"kind": "end", "step": step, "reason": reason, "warnings": record.holding()})
 
@@ -205,10 +204,10 @@ class DisplacementMonitor(TrainerCallback):
         self._look(model, args, state)
         self._unlogged = {}
 
-    def _whole(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+    def _whole(self, model: nn.Module) -> nn.Module:
         """What the main process measures: the model, with all of its weights where training has cut it into parts."""
         assert self._watched is not None
-        return self._watched.whole() if self._watched.whole else nullcontext(model)
+        return self._watched.whole() if self._watched.whole else model
 
     def _look(self, model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
         """Measure, write and judge."""

@@ -132,6 +132,11 @@ class Rollouts(Settings):
         return self.epochs or 1
 
     @property
+    def steps(self) -> int:
+        """How many are taken on a rollout."""
+        return self.steps_per_rollout * self.passes
+
+    @property
     def opposed(self) -> bool:
         """Whether samples are compared with answers that the policy alone did not write."""
         return self.against in ("reference", "mixture")

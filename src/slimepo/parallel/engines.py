@@ -10,19 +10,20 @@ from __future__ import annotations
 import copy
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from slimepo.errors import InputError
 from slimepo.model.modes import in_parts
+from slimepo.types import ENGINES
 from slimepo.words import nearest
 
-SHARDED = ("fsdp2", "zero2", "zero3")
-ENGINES = ("ddp", *(f"{name}{where}" for name in SHARDED for where in ("", "-offload")))
 # What a launcher says of an engine, where the recipe says nothing.
 _BY_ENVIRONMENT = "accelerate's configuration"
 
@@ -120,9 +121,6 @@ def settle_engine(engine: str) -> None:
     It knows FSDP for accelerators alone and would train with DDP on a CPU, without a word: it is told of another kind
     of device, and gloo does the rest.
     """
-    from accelerate.state import PartialState
-    from accelerate.utils import DistributedType
-
     if engine.startswith("fsdp2"):
         state = PartialState()
         if state.distributed_type == DistributedType.MULTI_CPU:
@@ -144,15 +142,11 @@ def load_whole(engine: str | None) -> None:
 
 def shards(accelerator: Any) -> bool:
     """Whether ranks wait for each other in every pass, because weights or gradients are in parts."""
-    from accelerate.utils import DistributedType
-
     return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def precision(accelerator: Any) -> AbstractContextManager[Any]:
     """What a forward pass of training runs under: autocast, but for DeepSpeed, whose weights are in half themselves."""
-    from accelerate.utils import DistributedType
-
     own = accelerator.distributed_type == DistributedType.DEEPSPEED
     autocast: AbstractContextManager[Any] = nullcontext() if own else accelerator.autocast()
     return autocast
@@ -183,17 +177,12 @@ def refuse_whole(engine: str, model: nn.Module, optimizer: Any, ranks: int) -> N
     Raises:
         InputError: what is in effect instead.
     """
-    kind = engine.partition("-")[0]
     here, whole = held_parameters(model)
+    parts = in_parts(model) and here < whole
     # ZeRO-2 keeps whole weights and cuts the optimizer's states.
-    zero = getattr(getattr(optimizer, "optimizer", optimizer), "partition_gradients", False)
-    in_effect = {
-        "ddp": not in_parts(model),
-        "fsdp2": in_parts(model) and here < whole,
-        "zero2": zero and here == whole,
-        "zero3": in_parts(model) and here < whole,
-    }[kind]
-    if not in_effect:
+    zero2 = getattr(getattr(optimizer, "optimizer", optimizer), "partition_gradients", False)
+    in_effect = {"ddp": not parts, "fsdp2": parts, "zero2": zero2 and not parts, "zero3": parts}
+    if not in_effect[engine.partition("-")[0]]:
         raise InputError(
             f"parallel = {engine!r} is not in effect: each of {ranks} processes holds {here:,} of {whole:,} weights; "
             "leave other settings of FSDP and DeepSpeed out"
@@ -252,30 +241,17 @@ def of_deepspeed(parameter: Any) -> bool:
     return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
 
 
-def full_gradients(model: nn.Module, accelerator: Any) -> dict[str, Tensor]:
-    """The gradient of every parameter that has one, as the optimizer would see it; every rank must call this."""
-    from accelerate.utils import DistributedType
+def whole_model(model: nn.Module, bare: nn.Module | None) -> nn.Module:
+    """The model with all of its weights on this device, for whatever does not train it; `model` itself if it is whole.
 
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        from deepspeed.utils import safe_get_full_grad
-
-        of = {name: safe_get_full_grad(p) for name, p in model.named_parameters() if p.requires_grad}
-        return {name: gradient for name, gradient in of.items() if gradient is not None}
-    return {name: whole_tensor(p.grad) for name, p in model.named_parameters() if p.grad is not None}
-
-
-@contextmanager
-def whole_model(model: nn.Module, bare: nn.Module | None) -> Iterator[nn.Module]:
-    """Inside, the model with all of its weights on this device, for whatever does not train it; `model` if it is whole.
-
-    Every rank must enter this together; inside, each may go its own way. It takes the room of the weights once more.
+    Every rank must call this together; with what it gives each may go its own way. A copy takes the room of the weights
+    once more, for as long as it is held.
 
     bare: the model's `skeleton`.
     """
     if bare is None or not (in_parts(model) or any(map(of_deepspeed, model.parameters()))):
-        yield model
-        return
-    yield filled(bare, full_weights(model))
+        return model
+    return filled(bare, full_weights(model))
 
 
 def filled(bare: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:

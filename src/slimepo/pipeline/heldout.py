@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,20 +38,20 @@ def standing(
 ) -> Standing:
     """Score and answer all that is held out, with the trainer's model as it is now; `when` is for the console."""
     scores, answers = None, []
-    with trainer.whole_model() as model:
-        if rows.heldout:
-            what = f"held-out pairs {when}"
-            with console.status(what) as status:
-                scores = score_pairs(
-                    model,
-                    rows.heldout,
-                    progress=lambda done, total: status.update(f"{what}: {done}/{total}"),
-                    # No more at once than training takes.
-                    collator=replace(trainer.data_collator, micro_batch_size=trainer.args.eval_batch_size),
-                )
-        if rows.tasks is not None and rows.tasks.heldout:
-            what = f"held-out tasks {when}"
-            answers = answer_tasks(model, rows.tasks, chat, {chat.end_id}, console, what)
+    model = trainer.whole_model()
+    if rows.heldout:
+        what = f"held-out pairs {when}"
+        with console.status(what) as status:
+            scores = score_pairs(
+                model,
+                rows.heldout,
+                progress=lambda done, total: status.update(f"{what}: {done}/{total}"),
+                # No more at once than training takes.
+                collator=replace(trainer.data_collator, micro_batch_size=trainer.args.eval_batch_size),
+            )
+    if rows.tasks is not None and rows.tasks.heldout:
+        what = f"held-out tasks {when}"
+        answers = answer_tasks(model, rows.tasks, chat, {chat.end_id}, console, what)
     return Standing(scores, answers)
 
 
@@ -92,7 +91,7 @@ class AnswersByStep(TrainerCallback):
     Args:
         every: steps from one time to the next; below 1 a share of all steps.
         before: the answers of the model that the stage starts from.
-        whole: gives the model with all of its weights, in a context.
+        whole: gives the model with all of its weights.
         say: is told how many were right.
     """
 
@@ -105,7 +104,7 @@ class AnswersByStep(TrainerCallback):
         chat: ChatFormat,
         every: float,
         before: Sequence[Answer],
-        whole: Callable[[], AbstractContextManager[nn.Module]],
+        whole: Callable[[], nn.Module],
         say: Callable[[str], None],
     ) -> None:
         self.file, self.tasks, self.chat, self.every = folder / self.FILE, tasks, chat, every
@@ -130,8 +129,7 @@ class AnswersByStep(TrainerCallback):
             return
         # The panel of training stays on show.
         quiet, what = make_console(quiet=True), f"held-out tasks at step {state.global_step}"
-        with self.whole() as model:
-            answers = answer_tasks(model, self.tasks, self.chat, {self.chat.end_id}, quiet, what)
+        answers = answer_tasks(self.whole(), self.tasks, self.chat, {self.chat.end_id}, quiet, what)
         self.keep(state.global_step, answers)
         self.say(f"{what}: exact match {measure(self.tasks.heldout, answers)['exact_match']:.1%}")
 

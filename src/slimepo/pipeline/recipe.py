@@ -14,7 +14,7 @@ from slimepo.evaluation.settings import Evaluation
 from slimepo.monitor.settings import MonitorSettings
 from slimepo.onpolicy.settings import Rollouts, rollout_settings
 from slimepo.settings import Settings, read_mapping, set_key, validate
-from slimepo.types import REFERENCE_SOURCES
+from slimepo.types import REFERENCE_SOURCES, Engine
 from slimepo.words import nearest
 
 
@@ -212,9 +212,7 @@ class Recipe(Settings):
     adapter: Annotated[Adapter | Literal["continue"] | None, BeforeValidator(_adapter_of_word)] = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     export_dtype: Literal["float32", "bfloat16"] = "float32"
-    parallel: (
-        Literal["ddp", "fsdp2", "fsdp2-offload", "zero2", "zero2-offload", "zero3", "zero3-offload"] | None
-    ) = None
+    parallel: Engine | None = None
     seed: int = Field(0, ge=0)
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
     smoke: bool = False

@@ -109,7 +109,7 @@ def run_stage(
         )
         trainer.add_callback(by_step)
     sampling = args.sampling
-    ending = SaveOnTerm(sampling.steps_per_rollout * sampling.passes if sampling else 1)
+    ending = SaveOnTerm(sampling.steps if sampling else 1)
     trainer.add_callback(ending)
     try:
         # Scoring used no randomness that training needs, but the start must not depend on that.
@@ -153,8 +153,20 @@ def run_stage(
         trainer.monitor.conclude(before.scores, after.scores)
     of_pairs = heldout if "pairs" in heldout else None
     result["monitor"] = trainer.monitor.record.summary(of_pairs) if trainer.monitor else None
-    with trainer.whole_model() as model:
-        model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    _export(trainer, recipe, stage, chat, folder, result)
+    return result
+
+
+def _export(
+    trainer: PreferenceTrainer,
+    recipe: Recipe,
+    stage: Stage,
+    chat: ChatFormat,
+    folder: Path,
+    result: dict[str, Any],
+) -> None:
+    """The model with its card, and last of all `stage.json`; the trainer is of no use behind this."""
+    model = trainer.accelerator.unwrap_model(trainer.whole_model(), keep_fp32_wrapper=False)
     if is_main_process():
         # One set of weights is enough to export: no optimizer, no reference beside it.
         trainer.optimizer = trainer.lr_scheduler = trainer.reference = None
@@ -167,7 +179,6 @@ def run_stage(
         # Written last: a stage with this file is done.
         write_json(folder / "stage.json", result)
     trainer.accelerator.wait_for_everyone()
-    return result
 
 
 def stage_trainer(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -92,30 +92,43 @@ def certify(
             parameter.grad = None
         everyone = gather_object(mine)
         norms = gather_object([{name: _norm(gradient) for name, gradient in run.items()}])
+        whole = whole_model(policy, bare)
         # The others wait: what one rank has lost, one process has not.
-        with whole_model(policy, bare) as whole, together():
+        with together():
             if accelerator.is_main_process:
+                plainly = reference and _plain_reference(reference.seen_by(whole), fresh)
+                leaves = {name: p for name, p in whole.named_parameters() if name in tensors}
+                plain = functools.partial(
+                    plain_step, whole, everyone, leaves, collator, objective, loss, plainly
+                )
                 with _own_precision(whole):
-                    plainly = reference and _plain_reference(reference.seen_by(whole), fresh)
-                    leaves = {name: p for name, p in whole.named_parameters() if name in tensors}
-                    try:
-                        truth = plain_step(whole, everyone, leaves, collator, objective, loss, plainly)
-                        precision = _precision(policy, accelerator)
-                        found = compared((value, run), truth, norms, precision)
-                        if not found.get("agrees", True):
-                            # Gradients of a model that is far gone (attention that is all on one token) are rounding:
-                            # then plain differs from plain.
-                            with _eager_attention(whole):
-                                again = plain_step(
-                                    whole, everyone, leaves, collator, objective, loss, plainly
-                                )
-                            truth, rounding = without_rounding(truth, again, precision)
-                            found = compared((value, run), truth, norms, precision) | {"rounding": rounding}
-                    except torch.OutOfMemoryError:
-                        found = {"left_out": "the plain computation does not fit on this device"}
+                    found = beside(plain, whole, (value, run), norms, _precision(policy, accelerator))
     (found,) = (each for each in gather_object([found]) if each)
     about = {"rows": len(everyone), "ranks": accelerator.num_processes, "layout": collator.layout}
     return {**found, **about, "seconds": round(time.perf_counter() - started, 2)}
+
+
+def beside(
+    plain: Callable[[], tuple[float, dict[str, Tensor]]],
+    model: nn.Module,
+    run: tuple[float, Mapping[str, Tensor | None]],
+    norms: Sequence[Mapping[str, float]],
+    precision: str,
+) -> dict[str, Any]:
+    """`compared` with what `plain` computes on `model`; gradients that are rounding there are no fault of the run."""
+    try:
+        truth = plain()
+        found = compared(run, truth, norms, precision)
+        if found.get("agrees", True):
+            return found
+        # Gradients of a model that is far gone (attention that is all on one token) are rounding: then plain differs
+        # from plain.
+        with _eager_attention(model):
+            again = plain()
+    except torch.OutOfMemoryError:
+        return {"left_out": "the plain computation does not fit on this device"}
+    truth, rounding = without_rounding(truth, again, precision)
+    return compared(run, truth, norms, precision) | {"rounding": rounding}
 
 
 def chosen_rows(rows: Sequence[Row], collator: StepCollator, rank: int = 0, ranks: int = 1) -> list[Row]:

@@ -21,11 +21,12 @@ from slimepo.model.attention.table import ATTENTIONS
 from slimepo.model.modes import computes_in_bf16
 from slimepo.monitor.settings import monitor_settings
 from slimepo.onpolicy.settings import BY_RESPONSE, Rollouts, rollout_settings
-from slimepo.parallel.engines import ENGINES, asked_engine, engine_arguments, settle_engine
+from slimepo.parallel.engines import asked_engine, engine_arguments, settle_engine
 from slimepo.parallel.unsupported import refuse_unsupported
 from slimepo.training.libraries import check_libraries
 from slimepo.training.steps import STRATEGIES
 from slimepo.training.trl_names import TrlFields, in_own_names
+from slimepo.types import ENGINES
 
 if TYPE_CHECKING:
     Options = dict[str, Any]
@@ -112,7 +113,7 @@ class PreferenceConfig(TrlFields, TrainingArguments):
     activation_checkpointing: Word = None
     # TRL's name for what `offload` turns on.
     activation_offloading: bool = False
-    # How several devices share the work: one of slimepo.parallel.engines.ENGINES. None: ddp, or as the launcher says.
+    # How several devices share the work: one of slimepo.types.ENGINES. None: ddp, or as the launcher says.
     parallel: str | None = None
     # On-policy training: keys of slimepo.onpolicy.settings.Rollouts. The rows of train_dataset are prompts then.
     rollouts: Options | None = None

@@ -44,7 +44,6 @@ from slimepo.onpolicy.rollouts import (
 )
 from slimepo.onpolicy.settings import BY_TOKEN, Rollouts
 from slimepo.onpolicy.vllm import VLLM, VLLMServer, check_server, open_engine
-from slimepo.parallel.engines import whole_model
 from slimepo.training.reference import Reference
 from slimepo.training.steps import StepSampler
 
@@ -127,8 +126,8 @@ class RolloutSource:
 
     With `steps_per_rollout` k the prompts of k mini-batches are answered before the first step on them. `waiting` holds
     the rows of each, `ahead` the figures of steps to come, and `tokens` counts all that was sampled, over all ranks.
-    `engine`: what writes the answers in place of the model that trains. `bare`: the skeleton of a model that trains in
-    parts.
+    `engine`: what writes the answers in place of the model that trains. `whole` gives that model with all of its
+    weights, which samples and scores.
     """
 
     settings: Rollouts
@@ -145,9 +144,9 @@ class RolloutSource:
     reference: Reference | None
     accelerator: Any
     say: Callable[[str], None]
+    whole: Callable[[], nn.Module]
     engine: VLLM | VLLMServer | None = None
     critic: Critic | None = None
-    bare: nn.Module | None = None
     waiting: dict[int, list[Row]] = field(default_factory=dict)
     facts: list[dict[str, float]] = field(default_factory=list)
     ahead: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -162,12 +161,12 @@ class RolloutSource:
         batches, batch = mini_batches(step, last_step, self.settings)
         if batch not in self.waiting or step == batches.start * self.settings.passes:
             trained, reference = self.model, self.reference
-            with whole_model(trained, self.bare) as self.model:
-                self.reference = reference and reference.seen_by(self.model)
-                try:
-                    self._roll_out(batches)
-                finally:
-                    self.model, self.reference = trained, reference
+            self.model = self.whole()
+            self.reference = reference and reference.seen_by(self.model)
+            try:
+                self._roll_out(batches)
+            finally:
+                self.model, self.reference = trained, reference
         self.facts.append(self.ahead.pop(step))
         return self.waiting[batch]
 

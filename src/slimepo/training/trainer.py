@@ -155,7 +155,7 @@ class PreferenceTrainer(Trainer):
         shown = [] if args.disable_tqdm else [TrainingProgress()]
         own = [Sharding(), EpochOfSampler(), LogBeforeSave(), *shown]
         if sampling:
-            own.insert(2, WholeRollouts(sampling.steps_per_rollout * sampling.passes))
+            own.insert(2, WholeRollouts(sampling.steps))
         others_callbacks = given.get("callbacks") or []
         super().__init__(
             model=policy,
@@ -195,7 +195,7 @@ class PreferenceTrainer(Trainer):
             rollout_source(
                 sampling, rewards, chat, self.args, self.model, self.train_dataset,
                 objective=self.objective, sampler=self._sampler(), collator=self.data_collator,
-                reference=self.reference, accelerator=self.accelerator,
+                reference=self.reference, accelerator=self.accelerator, whole=self.whole_model,
                 say=shown[0].say if shown else logger.warning,
             )
             if sampling and chat
@@ -248,8 +248,6 @@ class PreferenceTrainer(Trainer):
         refuse_changes(self.args, self._as_read)
         if self.args.parallel != "ddp" and self.bare is None:
             self.bare = skeleton(self.model)
-            if self.rollouts:
-                self.rollouts.bare = self.bare
         if self.is_fsdp_enabled:
             settle_fsdp(self.accelerator)
         try:
@@ -401,19 +399,19 @@ class PreferenceTrainer(Trainer):
         In the precision of `slimepo.model.modes.scoring`, so that figures compare before and after.
         """
         known = rows if isinstance(rows, RowDataset) else self._dataset(rows)
-        with self.whole_model() as model:
-            return score_dataset(
-                model,
-                known,
-                replace(self.data_collator, micro_batch_size=self.args.eval_batch_size),
-                self.objective,
-                self.loss_function,
-                self.reference and self.reference.seen_by(model),
-                self.accelerator,
-            )
+        model = self.whole_model()
+        return score_dataset(
+            model,
+            known,
+            replace(self.data_collator, micro_batch_size=self.args.eval_batch_size),
+            self.objective,
+            self.loss_function,
+            self.reference and self.reference.seen_by(model),
+            self.accelerator,
+        )
 
-    def whole_model(self) -> AbstractContextManager[nn.Module]:
-        """The model with all of its weights on this device, to be looked at; every rank must enter this."""
+    def whole_model(self) -> nn.Module:
+        """The model with all of its weights on this device, to be looked at; every rank must call this."""
         return whole_model(self.model, self.bare)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
