@@ -12,18 +12,19 @@ _FROZEN = _FORWARD + _INPUT_GRADIENT
 _TRAINED = _FROZEN + _WEIGHT_GRADIENT
 
 
-def step_flops(model: dict[str, Any], lengths: Lengths, pairs: int, rank: int, shared: bool) -> float:
+def step_flops(model: dict[str, Any], lengths: Lengths, pairs: int, rank: int | None, shared: bool) -> float:
     """FLOPs of forward and backward of `pairs` equal pairs, with LoRA of `rank` on every projection and a trained head.
 
-    `shared`: the prompt is computed once a pair. The head counts for response tokens alone; recomputation, the
-    embedding look-up, norms and activations count nothing.
+    Without a rank all weights train. `shared`: the prompt is computed once a pair. The head counts for response tokens
+    alone; recomputation, the embedding look-up, norms and activations count nothing.
     """
     rows = [lengths.prompt + lengths.chosen, lengths.prompt + lengths.rejected]
     tokens = sum(rows) - (lengths.prompt if shared else 0)
     products = _projections(model)
     weights = sum(inputs * outputs for inputs, outputs in products)
-    adapters = sum(rank * (inputs + outputs) for inputs, outputs in products)
-    layers = tokens * model["num_hidden_layers"] * (_FROZEN * weights + _TRAINED * adapters)
+    adapters = sum((rank or 0) * (inputs + outputs) for inputs, outputs in products)
+    a_weight = _TRAINED if rank is None else _FROZEN
+    layers = tokens * model["num_hidden_layers"] * (a_weight * weights + _TRAINED * adapters)
     head = (lengths.chosen + lengths.rejected) * _TRAINED * model["hidden_size"] * model["vocab_size"]
     return float(pairs * (layers + head + _attention(model, lengths, rows, shared)))
 
