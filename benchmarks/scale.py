@@ -37,7 +37,7 @@ PAIRS, TOKENS = 16, 8192
 LENGTHS = Lengths(prompt=161, chosen=265, rejected=235)
 # An H100 SXM: dense bfloat16 by its data sheet, and the share of it that training at these sizes is reported to reach.
 FLOPS_A_SECOND = 989e12 * 0.40
-# Bytes that a device sends in a second, 80 % of the data sheets': NVLink among eight, beyond them a 400 Gb/s adapter each.
+# Bytes that a device sends in a second, 80 % of the data sheets': NVLink among eight, then a 400 Gb/s adapter each.
 WITHIN_A_NODE, BETWEEN_NODES = 0.8 * 450e9, 0.8 * 50e9
 DOLLARS_AN_HOUR = 3.0
 # The paper: SLIME once over two thirds of UltraFeedback's 61,135 pairs, after three epochs of SFT on the other third.
