@@ -84,6 +84,16 @@ class Tokenized:
     remarks: list[Drop] = field(default_factory=list)
 
 
+def joined(parts: Sequence[Tokenized]) -> Tokenized:
+    """What was tokenised in parts, in one."""
+    return Tokenized(
+        [row for part in parts for row in part.rows],
+        [drop for part in parts for drop in part.drops],
+        [row for part in parts for row in part.cut],
+        [remark for part in parts for remark in part.remarks],
+    )
+
+
 class Lengths(Protocol):
     """The settings of a run that say which rows fit."""
 

@@ -13,10 +13,11 @@ from slimepo.data.read import Rows, read_rows
 from slimepo.data.render import ChatFormat
 from slimepo.data.rows import Row, as_preference
 from slimepo.data.split import fingerprint, row_hash, split
-from slimepo.data.tokenize import Tokenized, by_reason, in_words, tokenize_for
+from slimepo.data.tokenize import Tokenized, by_reason, in_words, joined, tokenize_for
 from slimepo.errors import InputError
 from slimepo.files import is_main_process, write_json
 from slimepo.onpolicy.rewards import Prompt
+from slimepo.parallel.rows import each_its_share
 from slimepo.pipeline.pairs import read_pairs
 from slimepo.pipeline.recipe import Data, Recipe, Stage
 from slimepo.pipeline.tasks import RunTasks, prompt_ids
@@ -172,12 +173,17 @@ def _prompts(tasks: RunTasks | None, chat: ChatFormat, data: Data) -> tuple[list
 def _tokenized(
     rows: Sequence[Preference], chat: ChatFormat, data: Data, pairs: bool, one_sided: bool, console: Console
 ) -> Tokenized:
+    """The rows' ids, each rank's share of them made by it."""
     with console.status("tokenising") as status:
-        return tokenize_for(
-            rows,
-            chat,
-            data,
-            pairs=pairs,
-            one_sided=one_sided,
-            progress=lambda done, total: status.update(f"tokenising: {done:,}/{total:,}"),
-        )
+
+        def ids(share: Sequence[Preference]) -> Tokenized:
+            return tokenize_for(
+                share,
+                chat,
+                data,
+                pairs=pairs,
+                one_sided=one_sided,
+                progress=lambda done, total: status.update(f"tokenising: {done:,}/{total:,}"),
+            )
+
+        return joined(each_its_share(rows, ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
@@ -23,9 +24,10 @@ from slimepo.data.rows import (
     length,
     with_mismatched,
 )
-from slimepo.data.tokenize import in_words, tokenize_for
+from slimepo.data.tokenize import in_words, joined, tokenize_for
 from slimepo.errors import InputError
 from slimepo.losses import Objective
+from slimepo.parallel.rows import each_its_share
 from slimepo.types import Preference
 
 if TYPE_CHECKING:
@@ -151,7 +153,10 @@ def _tokenize(
         notes += row_notes(read)
     if rows and not isinstance(rows[0], Preference):
         raise InputError(f"a dataset of {type(rows[0]).__name__} cannot be trained on: give preference pairs")
-    result = tokenize_for(rows, chat, args, pairs=len(args.positions) > 1, one_sided=objective.judged)
+    ids = functools.partial(
+        tokenize_for, chat=chat, lengths=args, pairs=len(args.positions) > 1, one_sided=objective.judged
+    )
+    result = joined(each_its_share(rows, ids))
     if not result.rows:
         reasons = "; ".join(in_words(result)) or "it has no rows"
         raise InputError(f"no row of the dataset is left to train on: {reasons}")
