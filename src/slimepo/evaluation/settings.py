@@ -85,7 +85,9 @@ class Evaluation(Settings):
     system: str | None = Field(None, description="A system message for the model.")
     seed: int = Field(0, ge=0, description="Seed of sampled answers.")
     backend: Literal["auto", "hf", "vllm"] = Field("auto", description="What runs a local model.")
-    batch_rows: int = Field(32, ge=1, description="Answers written side by side.")
+    batch_rows: int = Field(
+        32, ge=1, description="Answers written side by side; vLLM is given eight times as many."
+    )
     concurrency: int = Field(8, ge=1, description="Calls under way at once.")
     attempts: int = Field(8, ge=1, description="Attempts a call before it is given up.")
     timeout: float = Field(180, gt=0, description="Seconds for one attempt.")

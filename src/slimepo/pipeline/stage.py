@@ -89,6 +89,8 @@ def run_stage(
     # What could not be exported is better known before it trains.
     refuse_unmergeable(trainer.model)
     console.print(f"{stage.name}: layout {trainer.layout} ({trainer.layout_reason})")
+    if args.world_size > 1:
+        console.print(f"{stage.name}: {args.world_size} ranks, {args.parallel}")
     if trainer.reference is not None:
         console.print(f"{stage.name}: reference {trainer.reference.source} ({trainer.reference.reason})")
     if trainer.args.activation_checkpointing:
