@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 import json
 import os
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -15,10 +16,13 @@ import typer
 
 from slimepo.cli_data import app as data_app
 from slimepo.cli_train import OutFolder, Overrides, Restart, certify, run, train
-from slimepo.errors import CertificateError, InputError, NonFiniteLossError, UnscoredError
+from slimepo.errors import DONE, InputError, NonFiniteLossError, failure, one_line
 from slimepo.parallel.launch import leave_words
 from slimepo.pipeline.fetch import MODELS
 from slimepo.redaction import redact
+
+# typer has a copy of its own of what it takes from click.
+_UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="slimepo",
@@ -253,7 +257,7 @@ def generate(
         float | None, typer.Option(min=0.0, max=1.0, help="Default: as the model comes, else 1.")
     ] = None,
     samples: Annotated[int, typer.Option(min=1)] = 1,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     batch_rows: Annotated[int, typer.Option(min=1, help="Answers written side by side.")] = 32,
 ) -> None:
     """Let a model answer prompts through its own chat template."""
@@ -282,7 +286,7 @@ def evaluate(context: typer.Context) -> None:
     # A group of its own, whose settings take longer to import than the help of everything else.
     from slimepo.cli_eval import app as eval_app
 
-    typer.main.get_command(eval_app).main(context.args, prog_name="slimepo eval")
+    _invoke(eval_app, "slimepo eval", context.args)
 
 
 @app.command()
@@ -329,12 +333,17 @@ def quickstart(
             check_folder(recipe, folder, restart)
             world.write(recipe, folder)
         folders.append(folder)
-    # A run that breaks is a result too, and said where it happened.
-    with contextlib.suppress(NonFiniteLossError):
+    broken = None
+    try:
         run_recipe(world.recipe, out, console)
+    except NonFiniteLossError as error:
+        # A run that breaks is a result too, and has its place on the page.
+        broken = error
     written = write_report(folders, out / "report.html")
     console.print(results_in_terminal(written.sources))
     console.print(f"page: {out / 'report.html'}")
+    if broken is not None:
+        raise broken
 
 
 @app.command()
@@ -355,26 +364,56 @@ def report(
 
 
 def main() -> NoReturn:
-    """Run the command line: errors in one line, exit code 2 for wrong input (`--debug` shows the traceback).
+    """Run the command line. Whatever goes wrong is one line, and an exit code of `slimepo.errors`.
 
-    4 is for numbers that are not those of the plain computation, 6 for a benchmark with too many items unscored.
+    `--debug`, wherever it stands, shows the traceback too.
     """
-    codes = {CertificateError: 4, InputError: 2, NonFiniteLossError: 1, UnscoredError: 6}
-    if "--debug" in sys.argv:
-        codes = {}
+    _in_any_locale()
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app()
-    except tuple(codes) as error:
-        words = f"error: {redact(str(error))}"
+        for argument in arguments:
+            if any("\ud800" <= letter <= "\udfff" for letter in argument):
+                raise InputError(f"the argument {argument!a} is no UTF-8 text; give names that are")
+        _invoke(app, "slimepo", arguments)
+        sys.stdout.flush()
+        code = DONE
+    except typer.Exit as done:
+        # Help and version; or ranks, whose first failure has been told.
+        code = done.exit_code
+    except BaseException as error:
+        if isinstance(error, BrokenPipeError):
+            # Nobody reads on; what is left in the buffer would fail once more as the process ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code, words = failure(error)
+        words = redact(f"error: {words}")
+        if "--debug" in sys.argv:
+            sys.stderr.write(redact("".join(traceback.format_exception(error))))
         if not leave_words(words):
             typer.secho(words, err=True, fg="red")
-        sys.exit(next(code for kind, code in codes.items() if isinstance(error, kind)))
-    except Exception:
-        words = redact(traceback.format_exc())
-        if not leave_words(words):
-            sys.stderr.write(words)
-        sys.exit(1)
-    sys.exit(0)
+    sys.exit(code)
+
+
+def _invoke(commands: typer.Typer, name: str, arguments: Sequence[str]) -> None:
+    """Run a command. Unlike typer itself: a wrong option is an InputError, and no error is caught or coloured."""
+    command = typer.main.get_command(commands)
+    try:
+        with command.make_context(name, [*arguments]) as context:
+            command.invoke(context)
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise typer.Exit from None
+        path = error.ctx.command_path if error.ctx else name
+        raise InputError(f"{one_line(error.format_message()).rstrip('.')} (see {path} --help)") from None
+
+
+def _in_any_locale() -> None:
+    """Names and texts are UTF-8 whatever the locale; what it cannot print is replaced."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:replace")
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _console() -> Any:

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slimepo.errors import InputError
+from slimepo.errors import PREEMPTED, RESOURCES, UNFORESEEN, InputError
+from slimepo.files import is_main_process
 
 # In the environment of ranks that `launch` has started.
 _LAUNCHED = "SLIMEPO_NPROC"
@@ -30,7 +31,7 @@ def launch(ranks: int, arguments: Sequence[str]) -> int:
     """Run `slimepo ARGUMENTS` on `ranks` ranks of this machine: a GPU each, or a share of the CPU where there is none.
 
     SIGTERM and SIGINT go on to the ranks. Returns the exit code: that of the rank that failed first, whose error is
-    printed last; 128 and the signal's number where a signal ended it.
+    printed last, or one of `slimepo.errors` where a signal ended it.
 
     Raises:
         InputError: another launcher has started this process, or there are fewer GPUs.
@@ -59,16 +60,25 @@ def launch(ranks: int, arguments: Sequence[str]) -> int:
         print(words, file=sys.stderr, flush=True)
         return code
     except SignalException as stopped:
-        return 128 + int(stopped.sigval)
+        signal_name = signal.Signals(stopped.sigval).name
+        print(
+            f"error: ended by {signal_name}; the same command goes on where it can",
+            file=sys.stderr,
+            flush=True,
+        )
+        return PREEMPTED
     finally:
         logging.disable(logging.NOTSET)
     return 0
 
 
 def leave_words(text: str) -> bool:
-    """Leave a failing rank's last words to `launch`, which prints one rank's; False where it did not start this."""
+    """Leave a failing rank's last words to `launch`, which prints one rank's; False where it is to print them itself.
+
+    Under torchrun alone that is rank 0; torchrun's own report has the words of the rank that failed first.
+    """
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not launched() or not file:
+    if not file or not (launched() or not is_main_process()):
         return False
     # In the form that torchrun reads.
     Path(file).write_text(
@@ -93,8 +103,10 @@ def first_failure(failures: Mapping[int, Any]) -> tuple[int, str]:
         return failure.exitcode, left["message"]
     if failure.exitcode >= 0:
         return failure.exitcode, f"error: rank {rank} ended with exit code {failure.exitcode}"
-    memory = "; is the machine short of memory?" if failure.exitcode == -signal.SIGKILL else ""
-    return 128 - failure.exitcode, f"error: rank {rank} was ended by {failure.signal_name()}{memory}"
+    words = f"error: rank {rank} was ended by {failure.signal_name()}"
+    if failure.exitcode == -signal.SIGKILL:
+        return RESOURCES, f"{words}; is the machine short of memory?"
+    return PREEMPTED if failure.exitcode == -signal.SIGTERM else UNFORESEEN, words
 
 
 def _left(failure: Any) -> Any:

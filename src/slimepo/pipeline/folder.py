@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimepo.errors import InputError
+from slimepo.errors import DONE, PREEMPTED, InputError, failure
 from slimepo.evaluation.settings import JUDGE_CALLS, LOCKS
 from slimepo.files import is_main_process, read_json, write_json, write_text
 from slimepo.losses import find_objective, hyperparameters
 from slimepo.monitor.settings import monitor_settings
 from slimepo.pipeline.recipe import Recipe, make_recipe
-from slimepo.redaction import redacted
+from slimepo.redaction import redact, redacted
 from slimepo.settings import flat, read_mapping
 from slimepo.versions import versions
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # Says that a folder is a run of slimepo; nothing is ever deleted from a folder without it.
 MARKER = ".slimepo-run"
 LOCK = ".lock"
+# How the run stands: running, done, failed or preempted, with the exit code and the words of its end.
+STATUS = "status.json"
 # In the folder of a stage, or of pairs: what it is made from.
 SETTINGS = "settings.json"
 # Keys of a stage that are about time, memory and looking: its model is the same but for the last digits.
@@ -256,8 +258,22 @@ def claim_folder(recipe: Recipe, out: Path, facts: dict[str, Any], console: Cons
     if changed:
         console.print(f"note: the run was begun with other versions: {', '.join(changed)}")
     mark_folder(out)
+    write_json(out / STATUS, {"status": "running"})
     write_json(out / "versions.json", old or new)
     write_json(out / "data.json", facts)
+
+
+def record_end(out: Path, error: BaseException | None) -> None:
+    """Write down how a run ended, and with which exit code; where nothing has been claimed nothing is written."""
+    if not is_main_process() or not (out / MARKER).exists():
+        return
+    code, words = (DONE, None) if error is None else failure(error)
+    status = {DONE: "done", PREEMPTED: "preempted"}.get(code, "failed")
+    # A full disk, which may be what ended it, takes no further file.
+    with suppress(OSError):
+        write_json(
+            out / STATUS, {"status": status, "code": code} | ({"error": redact(words)} if words else {})
+        )
 
 
 def begun(folder: Path) -> bool:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.data.chat import chat_format
 from slimepo.data.render import ChatFormat
-from slimepo.errors import InputError, NonFiniteLossError
+from slimepo.errors import InputError, NonFiniteLossError, Preempted, failure
 from slimepo.files import is_main_process, read_json, write_json, write_text
 from slimepo.model.load import load_config
 from slimepo.onpolicy.vllm import check_server
 from slimepo.pipeline.data import load_data, recipe_tokenizer, stage_rows
 from slimepo.pipeline.evaluate import check_evaluations, evaluate_stage
-from slimepo.pipeline.folder import check_folder, claim_folder, held, record_settings
+from slimepo.pipeline.folder import check_folder, claim_folder, held, record_end, record_settings
 from slimepo.pipeline.pairs import make_pairs
 from slimepo.pipeline.recipe import RandomModel, Recipe, Stage, load_recipe
 from slimepo.pipeline.rewards import check_rewards, reward_weights
@@ -52,7 +52,12 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
         for run, folder in runs:
             if len(runs) > 1:
                 console.print(f"seed {run.seed}", style="bold")
-            of_run, failures = _run_stages(run, folder, console)
+            try:
+                of_run, failures = _run_stages(run, folder, console)
+            except BaseException as error:
+                record_end(folder, error)
+                raise
+            record_end(folder, failures[0] if failures else None)
             results += of_run
             failed += failures
     if failed:
@@ -169,11 +174,13 @@ def _run_stages(recipe: Recipe, out: Path, console: Console) -> tuple[list[dict[
             try:
                 args = arguments[stage.name]
                 results.append(run_stage(recipe, stage, args, base, rows, chat, folder, console))
+            except Preempted:
+                raise
             except Exception as error:
-                # Whatever breaks a stage is left in its folder for the report.
-                known = isinstance(error, InputError | NonFiniteLossError)
+                # Whatever breaks a stage is left in its folder for the report, if the disk takes it.
                 if is_main_process():
-                    write_json(folder / "error.json", {"error": redact(str(error) if known else repr(error))})
+                    with suppress(OSError):
+                        write_json(folder / "error.json", {"error": redact(failure(error).words)})
                 if not isinstance(error, NonFiniteLossError):
                     raise
                 console.print(f"{stage.name}: {error}", style="red")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from slimepo.data.render import ChatFormat
-from slimepo.errors import InputError
+from slimepo.errors import InputError, Preempted
 from slimepo.files import is_main_process, write_json, write_text
 from slimepo.losses import hyperparameters, slime
 from slimepo.model.adapters import PROJECTIONS, lora_config, refuse_unmergeable
@@ -124,10 +123,9 @@ def run_stage(
             write_json(folder / "certificate.json", trainer.certificate)
     if ending.stopped:
         trainer.accelerator.wait_for_everyone()
-        console.print(
+        raise Preempted(
             f"{stage.name}: told to end; the same command goes on from step {trainer.state.global_step}"
         )
-        raise SystemExit(128 + signal.SIGTERM)
     after = standing(trainer, rows, chat, console, "after")
     if by_step is not None:
         by_step.keep(trainer.state.global_step, after.answers)
@@ -310,8 +308,10 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path, ranks: int | Non
     own = _without_secrets(stage)
     try:
         return PreferenceConfig(**(values | in_their_types(own)))
-    except (TypeError, ValueError, ImportError, RuntimeError) as error:
-        raise InputError(f"stage {stage.name!r}: {first_line(error)}") from error
+    except Exception as error:
+        # transformers looks at some values only by working with them.
+        kind = "" if isinstance(error, InputError) else f"args: {type(error).__name__}: "
+        raise InputError(f"stage {stage.name!r}: {kind}{first_line(error)}") from error
 
 
 def _rollouts(recipe: Recipe, stage: Stage) -> dict[str, Any] | None:
