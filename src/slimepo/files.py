@@ -11,6 +11,9 @@ from typing import Any
 
 from slimepo.errors import InputError
 
+# Levels of a value that is read; more than any row or setting has.
+DEEPEST = 100
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a killed run leaves either the old one or the new one, never half of it."""
@@ -32,6 +35,36 @@ def refuse_folder(file: Path | None, option: str = "--out") -> None:
         raise InputError(f"{option} {file} cannot be written: a part of the path is a file")
 
 
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is no JSON (a JSONDecodeError), or JSON that nothing could be done with.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+    except ValueError:
+        # Python reads no number of more than 4300 digits.
+        raise ValueError("a number of too many digits") from None
+    # Whoever walks through a value calls itself once a level.
+    if max(text.count("["), text.count("{")) > DEEPEST and depth(value) > DEEPEST:
+        raise ValueError(f"JSON nested more than {DEEPEST} levels deep")
+    return value
+
+
+def depth(value: Any) -> int:
+    """How many levels of lists and mappings a value has, at most one above DEEPEST."""
+    level, levels = [value], 0
+    while (level := [each for each in level if isinstance(each, list | dict)]) and levels <= DEEPEST:
+        levels += 1
+        level = [item for each in level for item in (each.values() if isinstance(each, dict) else each)]
+    return levels
+
+
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """A row a line, written whole."""
     write_text(path, b"".join(map(_encoded, rows)).decode())
@@ -51,7 +84,7 @@ def read_json(path: Path) -> Any:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
 
@@ -133,7 +166,7 @@ def _encoded(value: Any, indent: int | None = None) -> bytes:
 
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line.decode())
+        row = parse_json(line.decode())
     except ValueError:
         return None
     return row if isinstance(row, dict) else None

@@ -13,14 +13,18 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from slimepo.errors import InputError
+from slimepo.files import DEEPEST
 from slimepo.redaction import redacted
-from slimepo.words import nearest
+from slimepo.words import first_line, nearest
+
+# Characters and values of settings; more than any recipe has.
+LONGEST, MOST = 1_000_000, 100_000
 
 
 class Settings(BaseModel):
     """Base of every group of settings: no unknown keys, not changed once made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Settings)
@@ -117,14 +121,46 @@ def _child(place: Any, name: str, key: str) -> Any:
 
 
 def _yaml(text: str, place: str) -> Any:
+    if len(text) > LONGEST:
+        raise InputError(f"{place}: {len(text):,} characters are no settings; {LONGEST:,} are the most")
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        value = YAML(typ="safe", pure=True).load(text)
+    except RecursionError as error:
+        raise InputError(f"{place}: nested too deeply") from error
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise InputError(
             f"{place}:{where} is not YAML: {getattr(error, 'problem', None) or error}"
         ) from error
+    except Exception as error:
+        # A date of a 13th month, a number of 5,000 digits, a key that is a list.
+        raise InputError(f"{place}: is not YAML: {first_line(error)}") from error
+    _refuse_boundless(value, place)
+    return value
+
+
+def _refuse_boundless(value: Any, place: str) -> None:
+    """Refuse values that a few words of YAML blow up: aliases of aliases, or of what they stand in.
+
+    Raises:
+        InputError: more than MOST values, deeper than DEEPEST, or a whole number beyond 64 bits.
+    """
+    count, left = 0, [(value, 0)]
+    while left:
+        each, deep = left.pop()
+        count += 1
+        if count > MOST or deep > DEEPEST:
+            what = (
+                f"nested more than {DEEPEST} levels deep" if deep > DEEPEST else f"more than {MOST:,} values"
+            )
+            raise InputError(f"{place}: {what}; settings have less (does an alias stand in itself?)")
+        if isinstance(each, int) and abs(each) >= 2**63:
+            raise InputError(f"{place}: a whole number of {each.bit_length()} bits; 63 are the most")
+        if isinstance(each, Mapping):
+            left += [(item, deep + 1) for item in each.values()]
+        elif isinstance(each, list | tuple | set):
+            left += [(item, deep + 1) for item in each]
 
 
 def _explain(model: type[BaseModel], error: ValidationError) -> str:

@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 
 from slimepo.data.formats import recognise
 from slimepo.errors import InputError
+from slimepo.files import parse_json
 from slimepo.words import first_line
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
@@ -71,13 +72,13 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 def _parsed(line: bytes) -> Mapping[str, Any] | BadRow:
     try:
-        row = json.loads(line.decode("utf-8").rstrip("\r\n"))
+        row = parse_json(line.decode("utf-8").rstrip("\r\n"))
     except UnicodeDecodeError as error:
         return BadRow(f"not UTF-8 text (byte {error.start + 1} of the line)")
     except json.JSONDecodeError as error:
         return BadRow(f"not valid JSON: {error.msg} at column {error.colno}")
-    except RecursionError:
-        return BadRow("JSON nested too deeply")
+    except ValueError as error:
+        return BadRow(str(error))
     return _object(row)
 
 
@@ -108,7 +109,7 @@ def _json_rows(path: Path) -> Iterator[PlacedRow]:
     with _opened(path) as stream:
         content = stream.read()
     try:
-        data = json.loads(content.decode("utf-8-sig"))
+        data = parse_json(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start + 1})") from error
     except json.JSONDecodeError as error:
@@ -118,6 +119,8 @@ def _json_rows(path: Path) -> Iterator[PlacedRow]:
         raise InputError(
             f"{path}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}"
         ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
     if isinstance(data, dict) and isinstance(data.get("data"), list):
         data = data["data"]
     elif isinstance(data, dict):
@@ -149,7 +152,6 @@ def _is_column(value: Any) -> bool:
 
 
 def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with _opened(path) as stream:
@@ -160,7 +162,8 @@ def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}:row {number}", row
-        except pa.ArrowException as error:
+        except Exception as error:
+            # Of whatever kind: a text that is none, a number out of range, a page that is damaged.
             raise InputError(f"{path} is not a readable Parquet file: {first_line(error)}") from error
 
 
@@ -195,6 +198,6 @@ def _csv_row(row: dict[str, Any]) -> Mapping[str, Any] | BadRow:
 def _listed(text: str) -> Any:
     """The list in a cell of a column that is one; text that is no JSON stays text."""
     try:
-        return json.loads(text) if text.lstrip().startswith("[") else text
-    except json.JSONDecodeError:
+        return parse_json(text) if text.lstrip().startswith("[") else text
+    except ValueError:
         return text

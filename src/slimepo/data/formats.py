@@ -136,7 +136,7 @@ def _weight(row: RawRow) -> float:
         return 1.0
     try:
         weight = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         weight = math.nan
     if not 0 <= weight < math.inf:
         raise MalformedRow(f"'weight' is {value!r}; it must be a finite number, 0 or more")

@@ -6,11 +6,11 @@ transcript, or plain text, which is one turn of the role that its column stands 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from slimepo.files import parse_json
 from slimepo.types import Message
 
 RawRow = Mapping[str, Any]
@@ -113,8 +113,8 @@ def parsed_messages(value: Any, what: str) -> Any:
     if not re.match(r'\[?\s*\{\s*"', start):
         return value
     try:
-        parsed = json.loads(value)
-    except (json.JSONDecodeError, RecursionError):
+        parsed = parse_json(value)
+    except ValueError:
         return value
     items = parsed if isinstance(parsed, list) else [parsed]
     return parsed if items and all(map(_is_message, items)) else value
@@ -202,9 +202,11 @@ def _tool_calls(value: Any, what: str) -> list[dict[str, Any]]:
         arguments = without_nulls(function.get("arguments"))
         if isinstance(arguments, str):
             try:
-                arguments = json.loads(arguments)
-            except json.JSONDecodeError as error:
-                raise MalformedRow(f"'arguments' of a tool call of {what} is no JSON: {error.msg}") from error
+                arguments = parse_json(arguments)
+            except ValueError as error:
+                raise MalformedRow(
+                    f"'arguments' of a tool call of {what} is no JSON: {getattr(error, 'msg', error)}"
+                ) from error
         named = {"name": function["name"], "arguments": arguments or {}}
         call_id = {"id": call["id"]} if call.get("id") else {}
         calls.append({**call_id, "type": "function", "function": named})
@@ -223,9 +225,9 @@ def tool_definitions(value: Any) -> list[dict[str, Any]]:
 def _objects(value: Any, what: str) -> list[dict[str, Any]]:
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise MalformedRow(f"{what} is no JSON: {error.msg}") from error
+            value = parse_json(value)
+        except ValueError as error:
+            raise MalformedRow(f"{what} is no JSON: {getattr(error, 'msg', error)}") from error
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
         raise MalformedRow(f"{what} is no list of objects")
     return value
@@ -234,9 +236,9 @@ def _objects(value: Any, what: str) -> list[dict[str, Any]]:
 def json_object(text: str, what: str) -> dict[str, Any]:
     """An object that a cell holds as JSON text. Raises MalformedRow."""
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise MalformedRow(f"{what} is no JSON: {error.msg}") from error
+        value = parse_json(text)
+    except ValueError as error:
+        raise MalformedRow(f"{what} is no JSON: {getattr(error, 'msg', error)}") from error
     if not isinstance(value, dict):
         raise MalformedRow(f"{what} is {kind(value)}, not an object")
     return value

@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError
 
+from slimepo.errors import InputError
 from slimepo.types import Message
 
 if TYPE_CHECKING:
@@ -31,6 +36,8 @@ NO_BOUNDARY = "no boundary between the tokens"
 _QUESTION = "Probe?"
 PROBE: list[Message] = [{"role": "user", "content": _QUESTION}]
 _EXCERPT = 120
+# For one conversation, which takes a sound template less than a thousandth of that.
+SECONDS = 10.0
 REWRITTEN = (
     "the template writes the prompt otherwise once it is answered; trained behind the prompt of generation"
 )
@@ -237,18 +244,50 @@ def _applied(
     if chat.parts:
         given = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in messages]
     try:
-        text = chat.tokenizer.apply_chat_template(
-            given,
-            chat_template=chat.template,
-            tokenize=False,
-            add_generation_prompt=generation_prompt,
-            **{**chat.template_options, **(options or {})},
-        )
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        with limited(SECONDS):
+            text = chat.tokenizer.apply_chat_template(
+                given,
+                chat_template=chat.template,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                **{**chat.template_options, **(options or {})},
+            )
+    except TimeoutError as error:
+        # Not of this row alone: with a limit for each, many rows would take for ever.
+        raise InputError(
+            f"the chat template was not done with one conversation after {SECONDS} s: does it loop?"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        # A template is a program, and fails as programs do: a range of too many numbers, a macro that calls itself.
         if isinstance(error, TypeError) and calls and not _arguments_are_text(messages):
             raise
-        raise RowRefused(TEMPLATE_REFUSES, f"the chat template says: {error}") from error
+        said = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+        raise RowRefused(TEMPLATE_REFUSES, f"the chat template says: {said}") from error
     return str(text)
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Inside, a TimeoutError after so many seconds; in the main thread of a Unix process, where there are alarms."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def ring(*_: Any) -> None:
+        raise TimeoutError(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    left, again = signal.setitimer(signal.ITIMER_REAL, seconds)
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        # Somebody else's alarm still rings when it was to.
+        rest = max(left - (time.monotonic() - started), 1e-3) if left else 0.0
+        signal.setitimer(signal.ITIMER_REAL, rest, again)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _with_arguments_as_text(message: Message) -> Message:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimepo.data.messages import MalformedRow, as_turns
 from slimepo.errors import InputError
+from slimepo.files import parse_json
 from slimepo.model.chat import load_chat_model
 from slimepo.types import Message
 
@@ -32,15 +33,18 @@ def read_prompts(texts: Sequence[str], file: Path | None) -> list[list[Message]]
         for number, line in enumerate(lines, start=1):
             if file.suffix == ".jsonl":
                 try:
-                    prompts.append(json.loads(line)["prompt"])
-                except (json.JSONDecodeError, KeyError, TypeError) as error:
+                    prompts.append(parse_json(line)["prompt"])
+                except (ValueError, KeyError, TypeError) as error:
                     raise InputError(f"{file}:{number}: no JSON row with a prompt in it") from error
             elif line.strip():
                 prompts.append(line)
     if not prompts:
         if sys.stdin.isatty():
             print("prompts, one a line; end with Ctrl-D", file=sys.stderr)
-        prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        try:
+            prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        except UnicodeDecodeError as error:
+            raise InputError(f"standard input is not {error.encoding} text: {error.reason}") from error
     if not prompts:
         raise InputError("no prompt: give one as an argument, with --prompts FILE, or on standard input")
     try:
@@ -74,6 +78,8 @@ def answer_prompts(
     from slimepo.data.render import encode_prompt
     from slimepo.model.generate import generate
 
+    if not math.isfinite(temperature or 0.0):
+        raise InputError(f"--temperature {temperature} is no temperature; give a number, such as 1")
     loaded = load_chat_model(model)
     own = loaded.model.generation_config
     if temperature is None and own.do_sample:

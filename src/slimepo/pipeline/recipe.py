@@ -17,6 +17,12 @@ from slimepo.settings import Settings, read_mapping, set_key, validate
 from slimepo.types import REFERENCE_SOURCES, Engine
 from slimepo.words import nearest
 
+# What a run folder holds beside its stages and pairs.
+RUN_FILES = (
+    "recipe.yaml", "status.json", "versions.json", "data.json", "eval", "world", "log.txt", "report.html", "report.md",
+)  # fmt: skip
+_Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
 
 class RandomModel(Settings):
     """A new model with random weights; every further key is a size of transformers' configuration."""
@@ -106,7 +112,7 @@ class Pairs(Settings):
     gold: bool = False
     reward: str | list[str] | dict[str, float] | None = None
     engine: str = "transformers"
-    seed: int | None = Field(None, ge=0)
+    seed: _Seed | None = None
 
     @property
     def rollouts(self) -> Rollouts:
@@ -178,6 +184,12 @@ class Stage(Settings):
         return {**defaults, **values}
 
 
+def _is_folder_name(name: str) -> bool:
+    """Whether a name can be that of a folder in a run folder, on any file system, and is not taken there."""
+    plain = name.isprintable() and not set(name) & set("/\\") and len(name.encode("utf-8", "replace")) <= 100
+    return bool(name) and plain and name[0] != "." and name[-1] not in ". " and name.lower() not in RUN_FILES
+
+
 def _adapter_of_word(given: Any) -> Any:
     """`none` and `merge` stand for settings."""
     words = {"none": None, "merge": {"merge": True}}
@@ -213,8 +225,8 @@ class Recipe(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     parallel: Engine | None = None
-    seed: int = Field(0, ge=0)
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    seed: _Seed = 0
+    seeds: list[_Seed] = Field(default_factory=list)
     smoke: bool = False
     evaluate: list[Evaluation] = Field(default_factory=list)
 
@@ -238,8 +250,11 @@ class Recipe(Settings):
                 )
             if names.count(name) > 1:
                 raise ValueError(f"two stages are named {name!r}; give each a name of its own")
-            if not name or "/" in name or name.startswith("."):
-                raise ValueError(f"{name!r} cannot be a stage's name: it names a folder")
+            if not _is_folder_name(name):
+                raise ValueError(
+                    f"{name[:100]!r} cannot be a stage's name: it names a folder of the run, where there are "
+                    f"{', '.join(RUN_FILES)} as well"
+                )
             if name in REFERENCE_SOURCES:
                 raise ValueError(f"{name!r} cannot be a stage's name: it is a word for `reference`")
         return self

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import sys
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
 from transformers import PreTrainedModel, TrainingArguments
 
 from slimepo.data.batch import LAYOUTS
 from slimepo.errors import InputError
+from slimepo.files import parse_json
 from slimepo.losses import bind, find_objective, hyperparameters, slime
 from slimepo.model.attention.table import ATTENTIONS
 from slimepo.model.modes import computes_in_bf16
@@ -52,12 +53,6 @@ _WITHOUT_EFFECT = {
     "batch_eval_metrics": "there is no compute_metrics",
     "label_names": "rows have answers, not labels",
     "eval_accumulation_steps": "an evaluation adds up sums and keeps no predictions",
-}
-# Types of settings that a file or a command line may give as words.
-_PLAIN: dict[str, Any] = {
-    name: kind
-    for kind in (bool, int, float, bool | None, int | None, float | None)
-    for name in (str(kind), getattr(kind, "__name__", ""))
 }
 
 
@@ -309,16 +304,21 @@ def in_their_types(given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by name, flags and numbers as such where they are given as words: YAML's `no` is one.
 
     Raises:
-        InputError: a word that is no flag or number.
+        InputError: a value of another type, or a number that no setting can be.
     """
-    kinds = {f.name: _PLAIN.get(str(f.type)) for f in dataclasses.fields(PreferenceConfig)}
-    typed = dict(given)
+    kinds, typed = typing.get_type_hints(PreferenceConfig), dict(given)
     for name, value in given.items():
-        if (kind := kinds.get(name)) is not None:
-            try:
-                typed[name] = TypeAdapter(kind).validate_python(value)
-            except ValidationError as error:
-                raise InputError(f"args.{name} = {value!r}: {error.errors()[0]['msg']}") from error
+        try:
+            read = TypeAdapter(kinds[name]).validate_python(value)
+        except ValidationError as error:
+            raise InputError(f"args.{name} = {value!r}: {error.errors()[0]['msg']}") from error
+        except PydanticUserError:
+            continue  # A class of accelerate's, which no file can give.
+        if isinstance(read, bool | int | float):
+            typed[name] = read
+            usual = PreferenceConfig.__dataclass_fields__[name].default
+            if not (0 <= read <= 2**32 or read == usual):
+                raise InputError(f"args.{name} = {value!r}: it must be a number from 0 to 4294967296")
     return typed
 
 
@@ -329,7 +329,7 @@ def _from_text(name: str, value: Any) -> Any:
     if name == "monitor" and value.lower() in ("true", "false"):
         return value.lower() == "true"
     try:
-        read = json.loads(value)
+        read = parse_json(value)
     except ValueError as error:
         raise InputError(f"{name} = {value!r} is no JSON: {error}") from error
     if not isinstance(read, dict):
