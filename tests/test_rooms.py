@@ -10,7 +10,19 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "slimepo"
 
 # Rooms on one floor do not know each other. A name is a package, or a module beside the packages.
 FLOORS = [
-    {"types", "errors", "words", "settings", "files", "versions", "terminal", "imports", "redaction", "hub"},
+    {
+        "types",
+        "errors",
+        "words",
+        "settings",
+        "files",
+        "versions",
+        "terminal",
+        "imports",
+        "redaction",
+        "hub",
+        "means",
+    },
     {"losses", "kernels", "data"},
     {"model"},
     {"monitor", "onpolicy", "parallel"},

@@ -145,11 +145,11 @@ def seeds(*ends: tuple[float, float]) -> Group:
     return Group("g", tuple(records))
 
 
-def test_the_arrow_is_the_median_change() -> None:
-    # Medians of both sides, 2 and 4, would show a change that is the middle of none.
-    assert change(seeds((1, 5), (2, 3), (3, 4)), "x", ".1f") == "3.0 → 4.0 (+1.0 to +4.0)"
-    assert change(seeds((0, 1), (10, 14), (0, 2), (0, 9)), "x", ".1f") == "5.0 → 8.0 (+1.0 to +9.0)"
-    assert change(seeds((1, 5)), "x", ".1f") == "1.0 → 5.0"
+def test_a_change_is_the_mean_of_each_seeds_own() -> None:
+    # Changes of 4, 1 and 1 points: 4.303 * sqrt(3) / sqrt(3).
+    assert change(seeds((1, 5), (2, 3), (3, 4)), "x", ".1f") == "4.0 (+2.0 ± 4.3)"
+    assert change(seeds((1, 5)), "x", ".1f") == "5.0 (+4.0)"
+    assert change(Group("g", (run("a", after={"x": 2}),)), "x", ".1f") == "2.0"
 
 
 def test_runs_that_started_from_different_stages_have_a_line_a_start() -> None:

@@ -117,12 +117,14 @@ def test_the_results_are_those_of_the_files(everything: list[Path], whole: str) 
     done = json.loads((everything[3] / "dpo" / "stage.json").read_text())["heldout"]
     row = rows["dpo"]
     before, after = done["before"], done["after"]
-    assert row["chosen, nats/token"] == f"{before['logps/chosen']:.2f} → {after['logps/chosen']:.2f}"
-    assert row["rejected, nats/token"] == f"{after['logps/rejected']:.2f}"
+    for side in ("chosen", "rejected"):
+        assert row[f"{side}, nats/token"] == f"{after[f'logps/{side}']:.3f}"
+        assert f"{after[f'logps/{side}'] - before[f'logps/{side}']:+.3f}</small>" in whole
     assert row["chosen fell, %"] == f"{100 * done['chosen_fell']:.1f}" == "61.5"
     assert row["under floor, %"] == "40.0"
-    # Three seeds: median, lowest and highest.
-    assert rows["slime (3 seeds)"]["chosen, nats/token"] == "-0.51 → -0.76 (-0.35 to -0.15)"
+    # Three seeds, each 0.1 below the one before: the mean of their changes, and 4.303 * 0.1 / sqrt(3).
+    assert rows["slime (3 seeds)"]["chosen, nats/token"] == "-0.760"
+    assert "-0.250 ± 0.248</small>" in whole
 
 
 def test_speed_memory_and_drops_are_those_of_the_files(whole: str) -> None:
@@ -275,21 +277,26 @@ def test_markdown_has_a_line_a_run(tmp_path: Path) -> None:
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
     assert "a\\|b" in lines[3]
     assert "stopped: the loss is not finite" in lines[-1]
-    assert "**58.0**" in lines[-2].replace("50.0 → ", "")
+    assert "**58.0 (+8.0)**" in lines[-2]
 
 
 def test_markdown_keeps_the_figure_of_seeds_that_came_to_their_end(make_run: MakeRun) -> None:
     folders = [make_run("a", seed=1), make_run("b", seed=2, state="failed")]
     line = report_markdown(read_report(folders)).splitlines()[2]
-    assert "| -0.51 → -0.66 (seed 2 stopped: the loss is not finite at step 61) |" in line
+    assert "| -0.660 (-0.150) (seed 2 stopped: the loss is not finite at step 61) |" in line
 
 
 def test_nothing_is_minus_zero(make_run: MakeRun) -> None:
     folder = make_run("flat")
     file = folder / "slime" / "stage.json"
-    file.write_text(file.read_text().replace('"margin": 1.0', '"margin": -0.001'))
-    cells = report_markdown(read_report([folder])).splitlines()[2].split(" | ")
-    assert "0.00" in cells
+    stage = json.loads(file.read_text())
+    stage["heldout"]["after"]["logps/chosen"] = stage["heldout"]["before"]["logps/chosen"] - 1e-5
+    stage["heldout"]["after"]["repetition"] = -1e-9
+    file.write_text(json.dumps(stage))
+    line = report_markdown(read_report([folder])).splitlines()[2]
+    assert "(+0.000)" in line
+    assert "| 0.0 |" in line
+    assert "-0.0 " not in line
 
 
 def test_a_page_that_cannot_be_written_is_named(make_run: MakeRun, tmp_path: Path) -> None:
@@ -325,8 +332,8 @@ def test_the_command_says_where_the_page_is(make_run: MakeRun, tmp_path: Path) -
 def test_the_page_tells_what_a_comparison_holds(six: Report) -> None:
     page = report_page(six)
     for words in (
-        "50.0 → 56.0",
-        "-0.56 → -0.60",
+        '56.0<small class="change">+6.0</small>',
+        '-0.600<small class="change">-0.040</small>',
         "start: sft",
         "from one model (sft) · seed 0 · 1,100 held-out prompts, greedy answers",
         "stopped: the loss is not finite at step 12",
@@ -375,8 +382,10 @@ def test_several_seeds_are_bands(tmp_path: Path) -> None:
     assert [group.label for group in report.groups] == ["slime-1e-4 (3 seeds)", "dpo-1e-4 (3 seeds)"]
     page = report_page(report)
     row = table_with(page, "exact match, %")["slime-1e-4 (3 seeds)"]
-    assert row["exact match, %"] == "50.0 → 51.0 (+0.0 to +2.0)"
-    assert table_with(page, "exact match, %")["start: sft"]["exact match, %"] == "50.0 (50.0 to 50.0)"
+    assert row["exact match, %"] == "51.0"
+    # Changes of 0, 1 and 2 points: 4.303 / sqrt(3).
+    assert "+1.0 ± 2.5</small>" in page
+    assert table_with(page, "exact match, %")["start: sft"]["exact match, %"] == "50.0"
 
 
 def in_terminal(report: Report) -> str:
@@ -391,21 +400,22 @@ def test_the_terminal_table_fits_100_columns(tmp_path: Path) -> None:
     stages = [*SIX, compared("simpo", 1e-4, 0.5, name="[bold]simpo gamma 20 at 1e-4[nonsense]")]
     text = in_terminal(read_report([write_comparison(tmp_path / "run", stages)]))
     assert "…" not in text
-    assert "50.0 → 56.0" in text
+    assert "56.0" in text
+    assert "+6.0" in text
     assert "[bold]simpo" in text.replace("\n", "")
     assert "simpo-1e-3 stopped: the loss is not finite at step 12" in text
 
 
-def test_with_several_seeds_the_terminal_has_the_spread_below_the_median(tmp_path: Path) -> None:
+def test_with_several_seeds_the_terminal_has_the_interval_below(tmp_path: Path) -> None:
     text = in_terminal(with_seeds(tmp_path))
-    assert "50.0 → 51.0" in text
-    assert "(+0.0 to +2.0)" in text
-    assert "the arrow is the median change, in brackets the smallest and the largest" in text
+    assert "51.0" in text
+    assert "+1.0 ± 2.5" in text
+    assert "each change from its seed's own start ± its 95 % interval" in text
 
 
 def test_a_seed_that_failed_does_not_hide_the_others_in_the_terminal(tmp_path: Path) -> None:
     text = in_terminal(with_seeds(tmp_path, error="the loss is not finite at step 3"))
-    assert "50.0 → 50.5" in text
+    assert "50.5" in text
     assert "seed 2 stopped: the loss is not finite at step 3" in " ".join(text.split())
 
 

@@ -27,6 +27,10 @@ COLOURS = tuple(f"#0{at}0{at}0{at}" for at in range(3, 9))
 _PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--rule)"} | {
     colour: f"var(--c{at})" for at, colour in enumerate(COLOURS)
 }
+# On paper: the light page's.
+_PRINTED = {INK: "#1b1f23", FAINT: "#d8dde3"} | dict(
+    zip(COLOURS, ("#009e73", "#005a9c", "#b54000", "#c0649b", "#c98500", "#2f98d6"), strict=True)
+)
 # The well-known objectives always have the same colour, the others what is left.
 _OWN_COLOURS = {"SLIME": 0, "DPO": 1, "SimPO": 2, "SFT": 3}
 _DASHES = ((5, 2), (1.2, 1.2), (6, 1.5, 1.2, 1.5), (8, 3), (3, 3))
@@ -162,6 +166,21 @@ def svg(figure: Any, salt: str, label: str, shown: bool = True) -> str:
     words = f'role="img" aria-label="{escape(label)}"' if shown else 'aria-hidden="true"'
     opening = f'<svg {points.group()} width="{width}" height="{height}" {words}>'
     return (opening + text[text.index(">") + 1 :]).strip()
+
+
+def png(figure: Any) -> bytes:
+    """The figure as a picture on white, in the colours of the light page."""
+    from matplotlib.colors import to_hex
+
+    for artist in figure.findobj():
+        for part in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
+            if hasattr(artist, f"get_{part}") and hasattr(artist, f"set_{part}"):
+                colour = getattr(artist, f"get_{part}")()
+                if isinstance(colour, str | tuple) and (printed := _PRINTED.get(to_hex(colour))):
+                    getattr(artist, f"set_{part}")(printed)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def _tag(tag: str) -> str:

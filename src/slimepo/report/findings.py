@@ -6,11 +6,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from slimepo.report.groups import Group, by_rate, count, percent
+from slimepo.means import Mean, mean_of
+from slimepo.report.groups import Group, by_rate, changes, count, percent
+from slimepo.report.map import BOTH_DOWN, moves
 from slimepo.report.records import Source, Warned
 from slimepo.report.tables import best_group, start_group, trouble
 from slimepo.words import short_number
 
+# So many runs are named in a sentence.
+_MOST_NAMED = 4
 _CONTROL = "plain SFT on the chosen answers"
 
 
@@ -52,6 +56,49 @@ def findings(groups: Sequence[Group], sources: Sequence[Source]) -> list[Finding
     return found
 
 
+def verdict(groups: Sequence[Group]) -> str:
+    """What training did, in a few sentences: to right answers, and to chosen and rejected ones."""
+    matched = [(moved, group) for group in groups if (moved := mean_of(changes(group, "exact_match"))).n]
+    sentences = []
+    if matched:
+        matched.sort(key=lambda each: -each[0].value)
+        ends = [matched[0], *matched[1:][-1:]]
+        told = " and ".join(f"{_moved_by(moved, 100, 1)} with {_plain(group)}" for moved, group in ends)
+        most = f", the most and the least of {len(matched)}" if len(matched) > 2 else ""
+        sentences.append(f"Right answers on held-out prompts: {told} points{most}.")
+    found = moves(groups)
+    for risen, words in ((True, "likelier"), (False, "less likely")):
+        named = [move for move in found if _clear(move.chosen) and (move.chosen.value > 0) is risen]
+        named.sort(key=lambda move: -abs(move.chosen.value))
+        told = ", ".join(
+            f"{_plain(move.group)} {_moved_by(move.chosen, 1, 3)}" for move in named[:_MOST_NAMED]
+        )
+        more = f" and {len(named) - _MOST_NAMED} more" * (len(named) > _MOST_NAMED)
+        if named:
+            sentences.append(f"Chosen answers became {words}, in nats a token: {told}{more}.")
+    if still := [_plain(move.group) for move in found if not _clear(move.chosen)]:
+        more = f" and {len(still) - _MOST_NAMED} more" * (len(still) > _MOST_NAMED)
+        sentences.append(f"They did not clearly move with {', '.join(still[:_MOST_NAMED])}{more}.")
+    both = [_plain(move.group) for move in found if _clear(move.chosen) and move.quadrant == BOTH_DOWN]
+    if both:
+        sentences.append(f"With {', '.join(both)} rejected answers fell too: that is unlearning.")
+    return " ".join(sentences)
+
+
+def _plain(group: Group) -> str:
+    return group.label.removesuffix(f" ({len(group.records)} seeds)")
+
+
+def _clear(change: Mean) -> bool:
+    """Whether a change is more than chance between seeds; of one seed, more than a hundredth of a nat."""
+    return abs(change.value) > (change.half if change.n > 1 else 0.01)
+
+
+def _moved_by(change: Mean, scale: int, digits: int) -> str:
+    half = f" ± {scale * change.half:.{digits}f}" if change.n > 1 else ""
+    return f"{scale * change.value:+.{digits}f}{half}"
+
+
 def _worst(warnings: Sequence[Warned]) -> str:
     """The last words on the first warning that held to the end, or on the first, and how many there are beside it."""
     found: dict[tuple[str, str], list[Warned]] = {}
@@ -67,8 +114,8 @@ def _worst(warnings: Sequence[Warned]) -> str:
 
 
 def _match(group: Group) -> str:
-    match = group.after("exact_match")
-    return percent(match.median, 1) if match else ""
+    match = group.mean("exact_match")
+    return "" if match is None else percent(match, 1)
 
 
 def _best_match(best: Group, groups: Sequence[Group], start: Group | None) -> str:

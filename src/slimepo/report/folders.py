@@ -14,6 +14,9 @@ from slimepo.report.records import Source, mapping, numbers, unique
 from slimepo.report.stages import led_to, stage_record
 from slimepo.settings import read_mapping
 
+# What a sweep keeps beside its arms: starts that they share, and worlds.
+_NO_ARMS = ("shared", "world")
+
 
 def read_sources(paths: Sequence[Path]) -> list[Source]:
     """Every folder read, one of seeds as its runs; records with the same name get their folder's as well.
@@ -23,9 +26,12 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
     """
     sources = []
     for path in paths:
-        runs = [] if (path / MARKER).exists() else [file.parent for file in path.glob(f"seed-*/{MARKER}")]
+        # A run has its recipe beside its mark; a folder of seeds, or of a sweep, has runs in it.
+        inside = () if (path / "recipe.yaml").exists() else ("seed-*", "*/seed-*")
+        found = [file.parent for place in inside for file in path.glob(f"{place}/{MARKER}")]
+        runs = [run for run in found if run.parent.name not in _NO_ARMS]
         # Seed 2 stands before seed 10.
-        runs.sort(key=lambda run: (len(run.name), run.name))
+        runs.sort(key=lambda run: (run.parent.name, len(run.name), run.name))
         sources += [read_source(each) for each in runs or [path]]
     records = [record for source in sources for record in source.records]
     begun = any(record.curve or record.state != "unfinished" for record in records)

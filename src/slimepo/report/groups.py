@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from slimepo.means import mean_of
 from slimepo.report.records import Record, number, unique
 from slimepo.words import ABSENT, short_number
 
@@ -55,6 +56,11 @@ class Group:
     def after(self, key: str) -> Spread | None:
         """A held-out figure after training."""
         return self.spread(lambda record: record.after.get(key))
+
+    def mean(self, key: str) -> float | None:
+        """The mean over the seeds of a held-out figure after training."""
+        values = [record.after[key] for record in self.records if key in record.after]
+        return statistics.fmean(values) if values else None
 
 
 class Setting(NamedTuple):
@@ -171,23 +177,25 @@ def written(value: Spread | None, form: str, scale: float = 1.0) -> str:
     return median if value.n == 1 else f"{median} ({low} to {high})"
 
 
-def change(group: Group, key: str, form: str, scale: float = 1.0) -> str:
-    """A held-out figure before and after training: `-0.41 → -0.39`.
+def changes(group: Group, key: str) -> list[float]:
+    """How far a held-out figure is from each seed's own start, a number a seed that has both."""
+    return [r.after[key] - r.before[key] for r in group.records if key in r.before and key in r.after]
 
-    With several seeds that of the seed whose change is the median (of an even number the mean of the middle two), and
-    in brackets the smallest and the largest change: `-0.41 → -0.39 (+0.01 to +0.03)`. A seed is compared with its own
-    start.
+
+def change(group: Group, key: str, form: str, scale: float = 1.0) -> str:
+    """A held-out figure after training and its change since the start: `42.8 (+4.2)`.
+
+    With several seeds both are means, and the change of each seed is from its own start: `42.8 (+4.2 ± 1.1)`, half of
+    the 95 % interval.
     """
-    both = [r for r in group.records if key in r.before and key in r.after]
-    if not both:
+    moved = mean_of([scale * each for each in changes(group, key)])
+    if not moved.n:
         return written(group.after(key), form, scale)
-    pairs = sorted(((scale * r.before[key], scale * r.after[key]) for r in both), key=lambda p: p[1] - p[0])
-    middle = pairs[(len(pairs) - 1) // 2 : len(pairs) // 2 + 1]
-    arrow = " → ".join(_rounded(statistics.fmean(ends), form) for ends in zip(*middle, strict=True))
-    if len(pairs) == 1:
-        return arrow
-    least, most = (_rounded(now - was, f"+{form}") for was, now in (pairs[0], pairs[-1]))
-    return f"{arrow} ({least} to {most})"
+    after = statistics.fmean(
+        scale * r.after[key] for r in group.records if key in r.before and key in r.after
+    )
+    half = f" ± {_rounded(moved.half, form)}" if moved.n > 1 else ""
+    return f"{_rounded(after, form)} ({_rounded(moved.value, f'+{form}')}{half})"
 
 
 def _rounded(value: float, form: str) -> str:

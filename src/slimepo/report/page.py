@@ -23,9 +23,10 @@ from slimepo.report.benchmarks import (
     score_columns,
 )
 from slimepo.report.figures import styles, swatch
-from slimepo.report.findings import findings
+from slimepo.report.findings import findings, verdict
 from slimepo.report.folders import read_sources
 from slimepo.report.groups import Group, compare_settings, count, group_records
+from slimepo.report.map import map_panel, map_picture
 from slimepo.report.records import Sample, Source, mapping
 from slimepo.words import ABSENT
 
@@ -47,7 +48,12 @@ class Report:
 
     @property
     def title(self) -> str:
-        """The run's name, or how many there are."""
+        """The model and the data, where all runs share them; else the run's name, or how many runs there are."""
+        recipes = [mapping(source.recipe) for source in self.sources if source.records]
+        models = {_last(recipe.get("model")) for recipe in recipes} - {""}
+        data = {_last(mapping(recipe.get("data")).get("path")) for recipe in recipes} - {""}
+        if len(models) == 1 and len(data) <= 1:
+            return " on ".join((*models, *data))
         if len(self.sources) == 1:
             return self.sources[0].path.resolve().name or "slimepo report"
         return f"slimepo report: {self.runs} runs" if self.runs else "slimepo report"
@@ -79,7 +85,7 @@ def read_report(paths: Sequence[Path]) -> Report:
 
 
 def write_report(paths: Sequence[Path], page: Path) -> Report:
-    """Read folders and write the page, and its tables in Markdown beside it.
+    """Read folders and write the page, beside it its tables in Markdown and its map as a picture.
 
     Raises:
         InputError: as `read_report`; the extra `report` (matplotlib) is not installed; or nothing can be written there.
@@ -89,6 +95,8 @@ def write_report(paths: Sequence[Path], page: Path) -> Report:
     try:
         for path, text in texts.items():
             write_text(path, redact(text))
+        if picture := map_picture(report.groups, redact(report.title)):
+            page.with_suffix(".png").write_bytes(picture)
     except OSError as error:
         raise InputError(
             f"report: {page} cannot be written ({error.strerror}); --out says where the page goes"
@@ -113,7 +121,9 @@ def report_command(paths: Sequence[Path], out: Path | None, console: Console) ->
     unfinished = sum(record.state != "finished" for group in report.groups for record in group.records)
     note = f", {unfinished} not to the end" if unfinished else ""
     console.print(f"{report.counted}{note}: {page}")
-    console.print(f"tables in Markdown: {page.with_suffix('.md')}")
+    beside = [f"tables in Markdown: {page.with_suffix('.md')}"]
+    beside += [f"map: {page.with_suffix('.png')}"] if page.with_suffix(".png").exists() else []
+    console.print(", ".join(beside))
 
 
 def report_page(report: Report) -> str:
@@ -126,7 +136,7 @@ def report_page(report: Report) -> str:
     environment = Environment(
         loader=PackageLoader("slimepo", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(svg=Markup, count=count, short=_short, whole=_whole)
+    environment.filters.update(svg=Markup, count=count, short=_short, whole=_whole, parted=_parted)
     differing, same = compare_settings(groups)
     columns = score_columns(sources)
     benchmarks, benchmark_notes = benchmark_table(columns)
@@ -138,6 +148,8 @@ def report_page(report: Report) -> str:
     return environment.get_template("template.html.j2").render(
         report=report,
         groups=groups,
+        map=map_panel(groups),
+        verdict=verdict(groups),
         findings=findings(groups, sources),
         results=tables.results(groups, sources),
         benchmarks=benchmarks,
@@ -251,6 +263,21 @@ def _whole(text: str) -> Markup:
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"\S*\d+e-\d+", r'<span class="whole">\g<0></span>', str(escape(text))))
+
+
+def _parted(cell: str) -> tuple[str, str]:
+    """A figure, and what stands in brackets behind it."""
+    figure, _, rest = cell.partition(" (")
+    return figure, rest.removesuffix(")")
+
+
+def _last(path: Any) -> str:
+    """What a model or a file is called, without its folders; nothing for a random model."""
+    return (
+        re.sub(r"\.(jsonl?|csv|parquet)(\.gz)?$", "", path.rstrip("/").rpartition("/")[2])
+        if isinstance(path, str)
+        else ""
+    )
 
 
 def _short(value: Any) -> str:

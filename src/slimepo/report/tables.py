@@ -48,27 +48,31 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """Headings, the first of them over the labels, and lines with as many cells as the others."""
+    """Headings, the first of them over the labels, and lines with as many cells as the others.
+
+    `same` are headings of columns that are left out, with what stands in all of their cells.
+    """
 
     heads: tuple[str, ...]
     lines: list[Line] = field(default_factory=list)
+    same: tuple[tuple[str, str], ...] = ()
 
 
 def _after(key: str, form: str, scale: float = 1) -> Callable[[Group], str]:
     return lambda group: written(group.after(key), form, scale)
 
 
+# What became better first, then what became of the chosen answers.
 RESULTS = (
     Column("exact match, %", lambda g: change(g, "exact_match", ".1f", 100), "exact, %"),
+    Column("chosen, nats/token", lambda g: change(g, "logps/chosen", ".3f"), "chosen"),
+    Column("chosen fell, %", lambda g: written(g.spread(lambda r: r.chosen_fell), ".1f", 100), "fell"),
+    Column("under floor, %", _after("rejected_below_floor", ".1f", 100), "floor"),
+    Column("rejected, nats/token", lambda g: change(g, "logps/rejected", ".3f"), "reject."),
+    Column("chosen likelier, %", lambda g: change(g, "accuracy", ".1f", 100)),
     Column("valid format, %", _after("format_valid", ".1f", 100), "valid"),
     Column("end token, %", _after("end_rate", ".1f", 100), "ends"),
     Column("repetition, %", _after("repetition", ".1f", 100), "rep."),
-    Column("chosen, nats/token", lambda g: change(g, "logps/chosen", ".2f"), "chosen"),
-    Column("rejected, nats/token", _after("logps/rejected", ".2f"), "reject."),
-    Column("margin, nats/token", _after("margin", ".2f")),
-    Column("chosen likelier, %", _after("accuracy", ".1f", 100)),
-    Column("chosen fell, %", lambda g: written(g.spread(lambda r: r.chosen_fell), ".1f", 100), "fell"),
-    Column("under floor, %", _after("rejected_below_floor", ".1f", 100), "floor"),
 )
 SPEED = (
     Column("tokens/s", lambda g: count(_median(g, "tokens_per_second"))),
@@ -82,17 +86,18 @@ SPEED = (
     Column("trained parameters", lambda g: count(g.first.trained_parameters)),
 )
 _TERMINAL_NOTES = (
-    "exact, chosen: before → after; chosen, reject.: nats per token",
+    "exact, chosen, reject.: the change since the start below; chosen, reject.: nats per token",
     "rep.: answers that loop; fell: pairs whose chosen answer became less likely",
     "floor: rejected tokens under the floor of SLIME's rejected term",
 )
-_SEEDS_NOTE = (
-    "several seeds: medians; the arrow is the median change, in brackets the smallest and the largest"
-)
+_SEEDS_NOTE = "several seeds: means, each change from its seed's own start ± its 95 % interval; else medians"
 
 
 def results(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
-    """What training did to held-out data, a line a group, under the line of what all started from."""
+    """What training did to held-out data, a line a group, under the line of what all started from.
+
+    A column in which all lines say the same is told apart.
+    """
     starts = start_groups(sources)
     shown = [*starts, *groups]
     best = best_group(groups)
@@ -106,7 +111,18 @@ def results(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
         )
         for group in shown
     ]
-    return _filled("run", [column.head for column in RESULTS], lines)
+    table = _filled("run", [column.head for column in RESULTS], lines)
+    cells = [{line.cells[at] for line in table.lines} for at in range(len(table.heads) - 1)]
+    # What has a change is what the page is about, whatever it is.
+    folded = [
+        at for at, each in enumerate(cells) if len(lines) > 1 and len(each) == 1 and "(" not in min(each)
+    ]
+    kept = [at for at in range(len(cells)) if at not in folded]
+    return Table(
+        ("run", *(table.heads[at + 1] for at in kept)),
+        [replace(line, cells=tuple(line.cells[at] for at in kept)) for line in table.lines],
+        tuple((table.heads[at + 1], min(cells[at])) for at in folded),
+    )
 
 
 def results_in_terminal(sources: Sequence[Source]) -> TerminalTable:
@@ -140,9 +156,9 @@ def results_in_terminal(sources: Sequence[Source]) -> TerminalTable:
         cells = ["stopped", *cells[1:]] if trouble(group) and cells[0] == ABSENT else cells
         row = [Text(group.label)]
         for cell in cells:
-            # A spread over seeds is left out; that of a change stands below it.
-            median, bracket, spread = cell.partition(" (")
-            row.append(Text(f"{median}\n({spread}" if bracket and "→" in median else median))
+            # A spread over seeds is left out; a change stands below.
+            figure, _, rest = cell.partition(" (")
+            row.append(Text(f"{figure}\n{rest.rstrip(')')}" if rest[:1] in "+-" and rest else figure))
         table.add_row(*row, style="bold" if group is best else None)
     return table
 
@@ -173,7 +189,7 @@ def trouble(group: Group) -> str:
 
 def best_group(groups: Sequence[Group]) -> Group | None:
     """The group with the highest exact match; None where it was not measured or there is nothing to compare."""
-    have = [(value.median, group) for group in groups if (value := group.after("exact_match"))]
+    have = [(mean, group) for group in groups if (mean := group.mean("exact_match")) is not None]
     return max(have, key=lambda each: each[0])[1] if have else None
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
 from slimepo.files import json_lines, read_json, write_text
 from slimepo.losses import find_objective, hyperparameters
+from slimepo.means import Mean, mean_of
 from slimepo.pipeline.folder import made_from
 from slimepo.settings import flat
 from slimepo.sweep.cells import Cell
@@ -22,39 +22,12 @@ from slimepo.words import ABSENT, nearest, short_number
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom.
-# fmt: off
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-      2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
-# fmt: on
 # What a table shows where nothing else is asked for, as far as it was measured.
 MEASURES = ("exact_match", "accuracy", "chosen_change", "chosen_fell", "margin", "end_rate", "repetition")
 # Settings of an arm that are its own, and no sign of another treatment.
 _OWN = ("loss", "name", "loss_options", "reference")
 # Arms that saw this much more or less than another did not see the same.
 _SAME = 0.02
-
-
-class Mean(NamedTuple):
-    """A mean over seeds, and half of its 95 % interval (Student's t); NaN with one seed."""
-
-    value: float
-    half: float
-    n: int
-
-
-def mean_of(values: Sequence[float]) -> Mean:
-    """The mean of one figure a seed.
-
-    >>> mean_of([1.0, 2.0, 3.0])
-    Mean(value=2.0, half=2.484..., n=3)
-    """
-    n = len(values)
-    if n < 2:
-        return Mean(values[0] if n else math.nan, math.nan, n)
-    # Beyond the table, the normal distribution's and the first term of the expansion in 1 / degrees: within 0.001.
-    quantile = _T[n - 2] if n - 2 < len(_T) else 1.960 + 2.4 / (n - 1)
-    return Mean(statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(n), n)
 
 
 def figures_of(cell: Cell) -> dict[str, float]:

@@ -1,0 +1,82 @@
+"""The displacement map: where chosen and rejected answers went, on the page and as a picture."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from slimepo.report.findings import verdict
+from slimepo.report.groups import Group
+from slimepo.report.map import map_panel, map_picture, moves
+from slimepo.report.records import Record
+
+
+def group(label: str, *seeds: tuple[float, float]) -> Group:
+    """A run a seed that moved chosen and rejected answers by so much."""
+    records = [
+        Record(
+            label, "run", label.lower(), seed=at,
+            before={"logps/chosen": -1.0, "logps/rejected": -2.0},
+            after={"logps/chosen": -1.0 + chosen, "logps/rejected": -2.0 + rejected},
+        )
+        for at, (chosen, rejected) in enumerate(seeds)
+    ]  # fmt: skip
+    return Group(label, tuple(records))
+
+
+GROUPS = [
+    group("SFT", (0.2, 0.1)),
+    group("SLIME", (0.1, -0.1), (0.2, -0.2), (0.15, -0.15)),
+    group("DPO", (-0.3, -0.5), (-0.4, -0.6), (-0.35, -0.55)),
+    group("odd", (-0.1, 0.1)),
+    group("still", (0.001, -0.3)),
+]
+
+
+def test_a_move_is_the_mean_of_its_seeds_in_one_of_four_quadrants() -> None:
+    found = {move.group.label: move for move in moves(GROUPS)}
+    assert found["SLIME"].chosen.value == pytest.approx(0.15)
+    assert found["SLIME"].rejected.value == pytest.approx(-0.15)
+    assert {name: move.quadrant for name, move in found.items()} == {
+        "SFT": "both up",
+        "SLIME": "chosen up, rejected down",
+        "DPO": "both down: unlearning",
+        "odd": "chosen down, rejected up",
+        "still": "chosen up, rejected down",
+    }
+
+
+def test_runs_without_figures_are_not_on_the_map() -> None:
+    nothing = Group("new", (Record("new", "run", "slime"),))
+    assert map_panel([nothing]) is None
+    assert map_picture([nothing], "title") is None
+    panel = map_panel([nothing, *GROUPS])
+    assert panel is not None
+    assert "DPO: chosen -0.350, rejected -0.550, both down: unlearning" in panel.svg
+    assert "new" not in panel.svg
+
+
+def test_the_picture_is_on_white_in_the_colours_of_the_page() -> None:
+    picture = map_picture(GROUPS, "A title")
+    assert picture is not None
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    colours = {colour for _, colour in image.getcolors(1 << 24) or []}
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+    assert {(0x00, 0x9E, 0x73), (0x00, 0x5A, 0x9C), (0xC0, 0x64, 0x9B)} <= colours
+    assert (3, 3, 3) not in colours
+
+
+def test_many_runs_are_named_in_the_legend_alone() -> None:
+    panel = map_panel([group(f"run {at}", (at / 10, -at / 10)) for at in range(1, 14)])
+    assert panel is not None
+    assert ">run 3<" not in panel.svg
+    assert ">DPO<" in (map_panel(GROUPS) or panel).svg
+
+
+def test_the_verdict_says_who_unlearnt() -> None:
+    said = verdict(GROUPS)
+    assert "became likelier, in nats a token: SFT +0.200, SLIME +0.150 ± 0.124." in said
+    assert "less likely, in nats a token: DPO -0.350 ± 0.124, odd -0.100." in said
+    assert "They did not clearly move with still." in said
+    assert "With DPO rejected answers fell too: that is unlearning." in said
+    assert verdict([]) == ""
