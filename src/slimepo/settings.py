@@ -172,7 +172,7 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
         hint = nearest(words[-1], known) or f"; known here: {', '.join(known)}"
         return f"unknown key {where!r}{hint}"
     if first["type"] == "missing":
-        return f"{where} is missing"
+        return f"{where} is missing: give {where}=VALUE, or the key in the file"
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
 

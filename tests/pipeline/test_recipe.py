@@ -50,6 +50,43 @@ def test_overrides_find_stages_by_name_or_number(recipe_file: Path) -> None:
     assert recipe.stages[1].loss_options == {"hard_margin": 2, "exponent": 2}
 
 
+HUB = "{path: hub/set, split: train_prefs, format: ultrafeedback, heldout: hub/set, heldout_split: test, limit: 9}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "split", "heldout", "heldout_split", "kind", "said"),
+    [
+        ([], "train_prefs", "hub/set", "test", "ultrafeedback", ""),
+        (
+            ["data.path=mine.jsonl"],
+            None,
+            None,
+            None,
+            "auto",
+            "split, format, heldout, heldout_split of recipe",
+        ),
+        (["data.split=x", "data.path=mine.jsonl"], "x", None, None, "auto", "format, heldout, heldout_split"),
+        (["data.heldout=held.jsonl"], "train_prefs", "held.jsonl", None, "ultrafeedback", "heldout_split"),
+    ],
+)
+def test_what_a_recipe_says_of_its_own_file_is_not_said_of_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, overrides: list[str], split: str | None,
+    heldout: str | None, heldout_split: str | None, kind: str, said: str,
+) -> None:  # fmt: skip
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"model: some/model\ndata: {HUB}\nstages: [{{loss: slime}}]\n")
+    data = load_recipe(file, overrides).data
+    assert (data.split, data.heldout, data.heldout_split, data.format) == (
+        split,
+        heldout,
+        heldout_split,
+        kind,
+    )
+    assert data.limit == 9
+    assert said in caplog.text
+    assert bool(said) is bool(caplog.text)
+
+
 def test_a_model_can_be_replaced_by_a_random_one(recipe_file: Path) -> None:
     recipe = load_recipe(
         recipe_file,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,12 @@ from slimepo.words import nearest
 RUN_FILES = (
     "recipe.yaml", "status.json", "versions.json", "data.json", "eval", "world", "log.txt", "report.html", "report.md",
 )  # fmt: skip
+# Keys of `data` that are about the file under another key.
+_OF_A_PATH = {
+    "data.path": ("split", "format", "columns", "heldout", "heldout_split", "heldout_columns"),
+    "data.heldout": ("heldout_split", "heldout_columns"),
+}
+logger = logging.getLogger(__name__)
 _Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -376,10 +383,26 @@ class Recipe(Settings):
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> Recipe:
     """Read a recipe and set the `key=value` overrides (`stages.slime.learning_rate=1e-6`).
 
+    With another `data.path`, or `data.heldout`, what the recipe says of its own is left out, and said.
+
     Raises:
         InputError: the file, a key (with the nearest valid one) or a value is wrong; nothing is loaded yet.
     """
     values = read_recipe(path)
+    given = [override.partition("=")[0] for override in overrides]
+    for key, of_it in _OF_A_PATH.items():
+        data = values.get("data")
+        if key in given and isinstance(data, dict):
+            others = [
+                name
+                for name in of_it
+                if name in data and not any(g.startswith(f"data.{name}") for g in given)
+            ]
+            values["data"] = {name: value for name, value in data.items() if name not in others}
+            if others:
+                logger.warning(
+                    "note: %s is given, so %s of recipe %s are left out", key, ", ".join(others), path
+                )
     for override in overrides:
         set_key(values, override)
     return make_recipe(values | ({"smoke": True} if smoke else {}), f"recipe {path}")
