@@ -7,6 +7,7 @@ which ones did.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 from slimepo.means import Mean, mean_of
@@ -72,9 +73,9 @@ def map_picture(groups: Sequence[Group], title: str) -> bytes | None:
     found = moves(groups)
     if not found:
         return None
-    with figure_of(_WIDTH, _HEIGHT, left=0.135, top=1 - 0.32 / _HEIGHT) as (figure, axes):
+    with figure_of(_WIDTH, _HEIGHT, left=0.135, top=1 - 0.42 / _HEIGHT) as (figure, axes):
         _draw(axes, found, groups)
-        axes.set_title(title if len(title) < 80 else f"{title[:78]} …", fontsize=9, loc="left")
+        axes.set_title("\n".join(wrap(title, 62, max_lines=2, placeholder=" …")), fontsize=8.25, loc="left")
         return png(figure)
 
 
@@ -87,7 +88,7 @@ def _draw(axes: Any, found: Sequence[Move], groups: Sequence[Group]) -> None:
         values = [point[side] for point in points]
         reach = max(map(abs, values)) or 0.01
         # The origin is never at the edge: what did not happen is seen too.
-        least, most = min(*values, -0.4 * reach) - 0.2 * reach, max(*values, 0.4 * reach) + 0.2 * reach
+        least, most = min(*values, -0.4 * reach) - 0.3 * reach, max(*values, 0.4 * reach) + 0.3 * reach
         # Names stand beyond the tips.
         room = 0.5 * (most - least) if named and side == 0 else 0.0
         limit(
