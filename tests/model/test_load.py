@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from slimepo.errors import InputError
+from slimepo.errors import BadFilesError, InputError
 from slimepo.model.load import (
     ARCHITECTURES,
     check_embeddings,
@@ -106,7 +106,7 @@ class TestWeightsThatAreNotTheConfigs:
     )  # fmt: skip
     def test_are_refused_by_name(self, saved: Any, how: Any, words: str) -> None:
         folder = saved(how)
-        with pytest.raises(InputError, match="model ") as caught:
+        with pytest.raises(BadFilesError, match="model ") as caught:
             load_model(folder)
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -123,5 +123,5 @@ class TestWeightsThatAreNotTheConfigs:
     def test_damaged_files_are_one_line(self, tmp_path: Path) -> None:
         tiny_model().save_pretrained(tmp_path)
         (tmp_path / "model.safetensors").write_bytes(b"\0" * 100)
-        with pytest.raises(InputError, match="cannot be loaded"):
+        with pytest.raises(BadFilesError, match="cannot be loaded"):
             load_model(str(tmp_path))

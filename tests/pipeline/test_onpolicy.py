@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from slimepo.cli import app
 from slimepo.data.chat import load_tokenizer
-from slimepo.errors import InputError
+from slimepo.errors import BadFilesError, InputError
 from slimepo.evaluation.judge import many
 from slimepo.files import json_lines, read_json
 from slimepo.model.generate import Completion
@@ -280,6 +280,11 @@ def reward_model(llama_folder: Path, tmp_path: Path) -> Path:
     model.save_pretrained(tmp_path / "reward")
     load_tokenizer(str(llama_folder)).save_pretrained(tmp_path / "reward")
     return tmp_path / "reward"
+
+
+def test_a_model_without_a_head_for_rewards_is_none(llama_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadFilesError, match=r"reward model .* lack 1 tensors, score\.weight"):
+        make_rewards({f"model:{llama_folder}": 1.0}, OF_RUN, tmp_path)
 
 
 def test_a_reward_model_scores_the_whole_conversation(reward_model: Path, tmp_path: Path) -> None:

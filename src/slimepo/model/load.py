@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -22,7 +23,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from slimepo.data.chat import load_tokenizer
-from slimepo.errors import InputError
+from slimepo.errors import BadFilesError, InputError
 from slimepo.hub import look_for_hub
 from slimepo.model.adapters import refuse_other_kinds, with_adapter
 from slimepo.words import first_line
@@ -49,20 +50,38 @@ def load_model(name: str, base: str | None = None, **kwargs: Any) -> nn.Module:
         base: the model an adapter belongs to; read from the adapter where it is not given.
 
     Raises:
-        InputError: there is no such model, it cannot be reached, or its weights are not those that its config asks
-            for: transformers would fill what is missing with random numbers and go on.
+        InputError: there is no such model, or it cannot be reached.
+        BadFilesError: its weights are damaged, or not those that its config asks for.
     """
     kwargs.setdefault("dtype", torch.float32)
     found = adapter_base(name)
     if found is not None:
         return _load_adapter(name, base or found, kwargs)
+    return load_whole_weights(AutoModelForCausalLM, name, "model", **kwargs)
+
+
+def load_whole_weights(kind: Any, name: str, what: str, **kwargs: Any) -> nn.Module:
+    """A model of one of transformers' classes, `kind`, with every one of its tensors from its files.
+
+    transformers would fill what is missing with random numbers and go on. What a class itself says that its files may
+    lack (a tied head, tables computed from the config) is not missing. `what`: what messages call it.
+
+    Raises:
+        InputError: there is no such model, or it cannot be reached.
+        BadFilesError: its weights are damaged, or not those that its config asks for.
+    """
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **kwargs)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise InputError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
+        model, report = kind.from_pretrained(name, output_loading_info=True, **kwargs)
+    except (SafetensorError, RuntimeError) as error:
+        if should_reduce_batch_size(error):
+            # Too little memory is no fault of the files.
+            raise
+        raise BadFilesError(f"{what} {name!r} cannot be loaded: {first_line(error)}") from error
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"{what} {name!r} cannot be loaded: {first_line(error)}") from error
     missing = sorted(report["missing_keys"])
     unexpected = sorted(key for key in report["unexpected_keys"] if not _BESIDE_THE_TEXT.search(key))
-    _refuse_other_tensors(f"model {name!r}", "its config.json", missing, unexpected)
+    refuse_other_tensors(f"{what} {name!r}", "its config.json", missing, unexpected)
     result: nn.Module = model
     return result
 
@@ -108,11 +127,11 @@ def _load_adapter(name: str, base: str, kwargs: dict[str, Any]) -> nn.Module:
             plain, name, config=PeftConfig.from_pretrained(name), is_trainable=True
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise InputError(f"adapter {name!r} does not fit {base!r}: {first_line(error)}") from error
+        raise BadFilesError(f"adapter {name!r} does not fit {base!r}: {first_line(error)}") from error
     own = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
     missing = sorted(own - weights.keys())
     unexpected = sorted(weights.keys() - own - embeddings.keys())
-    _refuse_other_tensors(f"adapter {name!r}", "its adapter_config.json", missing, unexpected)
+    refuse_other_tensors(f"adapter {name!r}", "its adapter_config.json", missing, unexpected)
     return with_adapter(model)
 
 
@@ -124,10 +143,11 @@ def _saved_embeddings(model: PreTrainedModel, weights: Mapping[str, torch.Tensor
     return {key: tensor for key, tensor in weights.items() if whole.search(key)}
 
 
-def _refuse_other_tensors(what: str, config: str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+def refuse_other_tensors(what: str, config: str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    """Nothing, where no tensor is missing and none is too many; else a BadFilesError that names the first."""
     for how, keys in (("lack", missing), ("also hold", unexpected)):
         if keys:
-            raise InputError(
+            raise BadFilesError(
                 f"{what}: its weights {how} {len(keys)} tensors, {keys[0]} among them, so they are not "
                 f"those of {config}; save the model again with save_pretrained, or mend the config"
             )

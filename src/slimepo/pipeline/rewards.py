@@ -141,9 +141,12 @@ class _RewardModel:
         from transformers import AutoModelForSequenceClassification
 
         from slimepo.data.chat import load_tokenizer
+        from slimepo.model.load import load_whole_weights
 
         self.tokenizer: Any = load_tokenizer(folder)
-        self.model: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        self.model: Any = load_whole_weights(
+            AutoModelForSequenceClassification, folder, "reward model"
+        ).eval()
         if torch.accelerator.is_available():
             self.model.to(torch.accelerator.current_accelerator())
         # By token ids, of what it was shown last.
