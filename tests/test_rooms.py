@@ -24,7 +24,7 @@ FLOORS = [
         "means",
     },
     {"losses", "kernels", "data"},
-    {"model"},
+    {"model", "checkpoints"},
     {"monitor", "onpolicy", "parallel"},
     {"training", "evaluation"},
     {"pipeline"},

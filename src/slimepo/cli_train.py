@@ -22,6 +22,13 @@ OutFolder = Annotated[Path | None, typer.Option("--out", help="The run folder (d
 Restart = Annotated[
     bool, typer.Option("--restart", help="Throw away what the run folder holds and start again.")
 ]
+Accept = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Go on although this differs from what the run was begun with, by the name in the refusal (may be given "
+        "again).",
+    ),
+]
 Ranks = Annotated[
     int | None,
     typer.Option(
@@ -47,6 +54,7 @@ def run(
         ),
     ] = False,
     restart: Restart = False,
+    accept: Accept = None,
     nproc: Ranks = None,
     no_certificate: NoCertificate = False,
 ) -> None:
@@ -55,7 +63,7 @@ def run(
 
     loaded = load_recipe(recipe, overrides or [], smoke=smoke)
     _on_ranks(nproc)
-    _run(loaded, out or _folder(recipe, smoke), restart, not no_certificate)
+    _run(loaded, out or _folder(recipe, smoke), restart, not no_certificate, accept or [])
 
 
 def certify(
@@ -100,6 +108,7 @@ def train(
     ] = "slime",
     out: OutFolder = None,
     restart: Restart = False,
+    accept: Accept = None,
     nproc: Ranks = None,
     no_certificate: NoCertificate = False,
 ) -> None:
@@ -113,6 +122,7 @@ def train(
         out or Path("runs") / f"{Path(model).name}-{recipe.stages[0].name}",
         restart,
         not no_certificate,
+        accept or [],
     )
 
 
@@ -127,7 +137,7 @@ def _on_ranks(nproc: int | None) -> None:
         raise typer.Exit(launch(nproc, sys.argv[1:]))
 
 
-def _run(recipe: Any, out: Path, restart: bool, certificate: bool) -> None:
+def _run(recipe: Any, out: Path, restart: bool, certificate: bool, accept: list[str]) -> None:
     from slimepo.pipeline.console import print_summary
     from slimepo.pipeline.run import run_recipe, runs_of
 
@@ -136,7 +146,7 @@ def _run(recipe: Any, out: Path, restart: bool, certificate: bool) -> None:
         for stage in recipe.stages:
             stage.args["certificate"] = False
     try:
-        results = run_recipe(recipe, out, console, restart=restart)
+        results = run_recipe(recipe, out, console, restart=restart, accept=accept)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on from the last checkpoint")
         raise

@@ -85,7 +85,7 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_run_folder_holds_everything(finished: Path) -> None:
-    files = {".slimepo-run", ".lock", "recipe.yaml", "versions.json", "data.json"}
+    files = {".slimepo-run", ".lock", "recipe.yaml", "versions.json", "data.json", "status.json"}
     assert {p.name for p in finished.iterdir()} == files | {"sft", "slime"}
     for stage in ("sft", "slime"):
         names = {p.name for p in (finished / stage).iterdir()}
@@ -494,6 +494,13 @@ def test_bad_arguments_stop_before_any_model(
             ),
             (["stages.slime.args.do_train=false"], "give max_steps"),
             (["stages.slime.args.resume_from_checkpoint=x"], "give --out"),
+            (["stages.slime.args.loss=dpo"], "give loss"),
+            (["stages.slime.args.seed=7"], "give the recipe's seed"),
+            (["stages.slime.args.output_dir=elsewhere"], "give --out"),
+            (["stages.slime.args.adapter=merge"], "give the recipe's adapter"),
+            (["stages.slime.args.save_only_model=true"], r"leave args\.save_only_model out.*the optimizer"),
+            (["stages.slime.args.ignore_data_skip=true"], r"leave args\.ignore_data_skip out.*other rows"),
+            (["stages.slime.args.enable_jit_checkpoint=true"], r"leave args\.enable_jit_checkpoint out"),
             (
                 ["stages.slime.args.weight_decay=abc"],
                 r"args\.weight_decay = 'abc': Input should be a valid number",

@@ -4,7 +4,6 @@ import copy
 import os
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from slimepo.model.adapters import lora_config
 from slimepo.model.logps import response_logps
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.reference import choose_reference, reference_logps
-from slimepo.training.reference_cache import _on_main
 from slimepo.training.step import output_of
 from slimepo.training.trainer import PreferenceTrainer
 from tests.tiny import VOCABULARY, random_rows, tiny_model
@@ -505,15 +503,3 @@ def test_a_batch_without_known_log_probs_is_named_where_they_had_to_be_known(tmp
     batch = StepCollator(2).batch(random_rows(2))
     with pytest.raises(InputError, match="row 0"):
         reference_logps(trainer.reference, [batch])
-
-
-def test_every_rank_learns_of_an_error_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others would wait for it for ever."""
-
-    def told(objects: list[Any]) -> None:
-        objects[:] = [None, "cache.npy is damaged; delete it"]
-
-    monkeypatch.setattr("accelerate.utils.broadcast_object_list", told)
-    other = SimpleNamespace(is_main_process=False, num_processes=2)
-    with pytest.raises(InputError, match=r"cache.npy is damaged"):
-        _on_main(lambda: None, other)

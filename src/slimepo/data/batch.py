@@ -43,10 +43,11 @@ class Batch(TypedDict):
 
 
 class Step(TypedDict):
-    """One optimizer step: its micro-batches, and batches of the answers to other prompts that its rows have."""
+    """One optimizer step: its micro-batches, batches of the answers to other prompts that it has, and its rows."""
 
     batches: list[Batch]
     mismatched: list[Batch]
+    rows: list[Row]
 
 
 Laid = TypeVar("Laid", Batch, Step)
@@ -74,7 +75,13 @@ class StepCollator:
         return Step(
             batches=[self.batch([rows[i] for i in index]) for index in self.cut(rows)],
             mismatched=[beside.batch([others[i] for i in index]) for index in beside.cut(others)],
+            rows=list(rows),
         )
+
+    def halved(self) -> StepCollator:
+        """One whose micro-batches are half as large, a row at the least."""
+        tokens = None if self.max_tokens is None else max(1, self.max_tokens // 2)
+        return replace(self, micro_batch_size=max(1, self.micro_batch_size // 2), max_tokens=tokens)
 
     def batch(self, rows: Sequence[Row], positions: tuple[int, ...] | None = None) -> Batch:
         """The given rows as one batch of the responses at `positions`, the collator's own where it is None."""

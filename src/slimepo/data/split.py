@@ -82,6 +82,11 @@ def fingerprint(rows: Iterable[Record]) -> str:
     return _digest("\n".join(sorted(row_hash(row) for row in rows)).encode())
 
 
+def order(rows: Iterable[Record]) -> str:
+    """A name for the order that a collection of rows stands in; 32 hexadecimal digits."""
+    return _digest("\n".join(map(row_hash, rows)).encode())
+
+
 def _point(prompt: list[Message], seed: int) -> float:
     """A number in [0, 1), uniform over prompts."""
     said = [{"role": turn["role"], "content": " ".join(turn["content"].split())} for turn in prompt]

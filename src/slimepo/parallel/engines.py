@@ -192,11 +192,17 @@ def refuse_whole(engine: str, model: nn.Module, optimizer: Any, ranks: int) -> N
 def held_parameters(model: nn.Module) -> tuple[int, int]:
     """How many weights this rank holds, and how many the model has."""
     parameters: list[Any] = list(model.parameters())
-    here = sum(
-        (p.to_local() if hasattr(p, "device_mesh") else p.ds_tensor if hasattr(p, "ds_id") else p).numel()
-        for p in parameters
+    return sum(held_part(p).numel() for p in parameters), sum(map(weights_of, parameters))
+
+
+def held_part(parameter: Any) -> Tensor:
+    """What of a parameter this rank holds."""
+    part: Tensor = (
+        parameter.to_local()
+        if hasattr(parameter, "device_mesh")
+        else getattr(parameter, "ds_tensor", parameter)
     )
-    return here, sum(map(weights_of, parameters))
+    return part.detach()
 
 
 def weights_of(parameter: Any) -> int:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimepo.checkpoints.identity import digest_of
 from slimepo.data.chat import load_tokenizer
 from slimepo.data.notes import row_notes
 from slimepo.data.read import Rows, read_rows
 from slimepo.data.render import ChatFormat
 from slimepo.data.rows import Row, as_preference
-from slimepo.data.split import fingerprint, row_hash, split
+from slimepo.data.split import fingerprint, order, row_hash, split
 from slimepo.data.tokenize import Tokenized, by_reason, in_words, joined, tokenize_for
 from slimepo.errors import InputError
 from slimepo.files import is_main_process, write_json
@@ -46,6 +47,14 @@ def recipe_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     if not isinstance(name, str):
         raise InputError("a random model needs a tokenizer: give tokenizer: FOLDER-or-Hub-id")
     return load_tokenizer(recipe.path(name), recipe.chat_template)
+
+
+def template_facts(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> dict[str, str]:
+    """Names for the chat template with its options, and for the tokens that it is cut into."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    tokens = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    template = repr((tokenizer.chat_template, sorted(options.items())))
+    return {"template": digest_of(template.encode()), "tokens": digest_of(tokens.encode())}
 
 
 def load_data(recipe: Recipe) -> tuple[dict[str, list[Preference]], dict[str, Any]]:
@@ -84,7 +93,8 @@ def load_data(recipe: Recipe) -> tuple[dict[str, list[Preference]], dict[str, An
     used = sum(len(part) for name, part in parts.items() if name != "heldout" or not data.heldout)
     facts["in_no_part"] = facts["rows"] - used
     facts["parts"] = {
-        name: {"rows": len(part), "fingerprint": fingerprint(part)} for name, part in parts.items()
+        name: {"rows": len(part), "fingerprint": fingerprint(part), "order": order(part)}
+        for name, part in parts.items()
     }
     return parts, facts
 

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from slimepo.checkpoints.store import MANIFEST, fault_of, newest_sound
 from slimepo.data.chat import chat_format
-from slimepo.errors import InputError, NonFiniteLossError
+from slimepo.errors import BadFilesError, InputError, NonFiniteLossError
 from slimepo.files import replace_folder, write_json
 from slimepo.model.adapters import merge
 from slimepo.model.load import load_model, savable
 from slimepo.model.logps import causal_lm
 from slimepo.model.modes import scoring
 from slimepo.pipeline.console import FIGURES
-from slimepo.pipeline.folder import last_checkpoint
 from slimepo.pipeline.recipe import Recipe, Stage
 from slimepo.settings import dump
 
@@ -103,15 +103,19 @@ def _generation_config(
 
 
 def newest(source: Path) -> Path:
-    """What to export from `source`: itself, or where it is a stage of a run its newest complete checkpoint.
+    """What to export from `source`: itself, or where it is a stage of a run its newest sound checkpoint.
 
     Raises:
         InputError: nothing there to export.
+        BadFilesError: a checkpoint that is damaged, or several that all are.
     """
     if (source / "adapter_config.json").exists() or (source / "config.json").exists():
+        fault = fault_of(source) if (source / MANIFEST).exists() else None
+        if fault is not None:
+            raise BadFilesError(f"{source} is no sound checkpoint: {fault}; export another one")
         return source
     folder = source / "checkpoints" if (source / "checkpoints").is_dir() else source
-    found = last_checkpoint(folder) if folder.is_dir() else None
+    found = newest_sound(folder).path
     if found is None:
         raise InputError(f"{source}: no checkpoint, adapter or model there")
     return found

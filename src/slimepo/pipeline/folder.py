@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimepo.checkpoints.identity import refuse_differences, source_digest
 from slimepo.errors import DONE, PREEMPTED, InputError, failure
 from slimepo.evaluation.settings import JUDGE_CALLS, LOCKS
 from slimepo.files import is_main_process, read_json, write_json, write_text
+from slimepo.imports import find_function
 from slimepo.losses import find_objective, hyperparameters
 from slimepo.monitor.settings import monitor_settings
 from slimepo.pipeline.recipe import Recipe, make_recipe
@@ -36,32 +40,12 @@ _TELLS_ONLY = (
     "logging_", "log_level", "log_on", "report_to", "run_name", "project", "trackio_", "save_", "push_to_hub", "hub_",
     "disable_tqdm", "certificate",
 )  # fmt: skip
+# package.module:function or file.py:function
+_FUNCTION = re.compile(r"[^\s:]*(\.py|\.\w+|^\w+):[A-Za-z_]\w*")
 # What a run goes on from: stages that are done, checkpoints, samples for pairs.
-_BEGUN = ("*/stage.json", "*/checkpoints/checkpoint-*", "*/samples-*.jsonl", "*/pairs.json")
+_BEGUN = ("*/stage.json", "*/checkpoints/checkpoint-[0-9]*", "*/samples-*.jsonl", "*/pairs.json")
 # Inside the run folder; what `slimepo eval --out` would be given.
 EVAL_FOLDER = "eval"
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` that was written to its end."""
-    steps = {path: step for path in folder.glob("checkpoint-*") if (step := _step(path)) is not None}
-    return max(steps, key=lambda path: steps[path]) if steps else None
-
-
-def remove_unfinished_checkpoints(folder: Path) -> None:
-    """Remove what a killed run left half-written; only the run itself may do that, before it goes on."""
-    for path in folder.glob("checkpoint-*"):
-        if _step(path) is None:
-            shutil.rmtree(path)
-
-
-def _step(checkpoint: Path) -> int | None:
-    """The step of a complete checkpoint: transformers writes trainer_state.json last."""
-    try:
-        step: int = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return step
 
 
 def is_held(out: Path) -> bool:
@@ -127,10 +111,11 @@ def held(out: Path, console: Console) -> Iterator[None]:
             out.rmdir()
 
 
-def check_folder(recipe: Recipe, out: Path, restart: bool) -> None:
+def check_folder(recipe: Recipe, out: Path, restart: bool, accept: Collection[str] = ()) -> None:
     """Refuse a folder in which something else has been done; with `restart`, clear this run's stages away.
 
-    What has been begun is compared stage by stage: what does not change a stage that is there may change.
+    What has been begun is compared stage by stage: what does not change a stage that is there may change, and what is
+    in `accept` by its name.
 
     Raises:
         InputError: a stage, or pairs, are there that another recipe made, or the folder is no run.
@@ -155,13 +140,15 @@ def check_folder(recipe: Recipe, out: Path, restart: bool) -> None:
         if not begun(out / name):
             continue
         old, new = _recorded(out, name), flat(made_from(recipe, name))
-        changed = [key for key in new | old if not _same(old.get(key), new.get(key))]
-        if changed:
-            told = f"{name}: {changed[0]} was {old.get(changed[0])!r}, is now {new.get(changed[0])!r}"
-            raise InputError(
-                f"{out} holds a run of another recipe ({told}); give another --out, delete {out / name} to make that "
-                "again, or --restart to throw the whole run away"
-            )
+        found = {
+            key: f"{name}: {key} was {old.get(key)!r}, is now {new.get(key)!r}"
+            for key in new | old
+            if not _same(old.get(key), new.get(key))
+        }
+        refuse_differences(
+            found, accept, f"{out} holds a run of another recipe",
+            f"give another --out, delete {out / name} to make that again, or --restart to throw the whole run away",
+        )  # fmt: skip
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -225,9 +212,30 @@ def made_from(recipe: Recipe, name: str) -> dict[str, Any]:
             before[needed] = {key: whole[key] for key in ("stage", "before")}
         found |= {"stage": own | made, "before": before, "export_dtype": values["export_dtype"]}
         found |= {"data": values["data"] | {"parts": recipe.parts}}
+    sources = {spec: source for spec in _own_functions(found) if (source := _source(spec))}
+    found |= {"sources": sources} if sources else {}
     # As it comes back from its file.
     plain: dict[str, Any] = json.loads(json.dumps(redacted(found), default=str))
     return plain
+
+
+def _own_functions(values: Any) -> list[str]:
+    """The paths of a user's functions in what something is made from: losses, rewards and checkers."""
+    if isinstance(values, Mapping):
+        own = [_own_functions(value) for key, value in values.items()]
+        # A reward's weight stands under its name.
+        return [*chain(*own), *(key for key in values if _FUNCTION.fullmatch(key))]
+    if isinstance(values, list):
+        return [*chain(*map(_own_functions, values))]
+    return [values] if isinstance(values, str) and _FUNCTION.fullmatch(values) else []
+
+
+def _source(spec: str) -> str | None:
+    try:
+        return source_digest(find_function(spec, "function"))
+    except InputError:
+        # Whoever needs it says what is wrong with it.
+        return None
 
 
 def mark_folder(out: Path) -> None:
@@ -235,23 +243,42 @@ def mark_folder(out: Path) -> None:
     write_text(out / MARKER, "A run of slimepo; see recipe.yaml.\n")
 
 
-def claim_folder(recipe: Recipe, out: Path, facts: dict[str, Any], console: Console) -> None:
-    """Write down what runs here: the resolved recipe, the libraries' versions, the data's facts.
+def claim_folder(
+    recipe: Recipe, out: Path, facts: dict[str, Any], console: Console, accept: Collection[str] = ()
+) -> None:
+    """Write down what runs here: the libraries' versions, the facts of the data and of what makes tokens of it.
 
     Raises:
-        InputError: the run was begun on other data, so that going on would mix the two.
+        InputError: the run was begun on other data or with another template, so that going on would mix the two; all
+            differences that are not in `accept`.
     """
     if not is_main_process():
         return
     names = [name for name in (*(stage.name for stage in recipe.stages), *recipe.pairs) if begun(out / name)]
     going_on = bool(names)
     before = (read_json(out / "data.json") if going_on else None) or facts
+    found: dict[str, str] = {}
     used = {"heldout", *(stage.part for stage in recipe.stages if stage.name in names)}
-    for key, what in (("parts", recipe.data.path), ("tasks", "a file of tasks")):
+    for key, name, what in (("parts", "data", recipe.data.path), ("tasks", "tasks", "a file of tasks")):
         was, now = before.get(key) or {}, facts.get(key) or {}
         # Of the parts those that something was trained on.
-        if any(was.get(part) != now.get(part) for part in (used if key == "parts" else was | now)):
-            raise InputError(f"{what} has changed since {out} was begun; give another --out, or --restart")
+        for part in used if key == "parts" else {*was, *now}:
+            one, other = was.get(part) or {}, now.get(part) or {}
+            # What an earlier version did not write down cannot be compared.
+            differ = {fact for fact in one.keys() & other.keys() if one[fact] != other[fact]}
+            if differ == {"order"}:
+                found["row_order"] = f"the rows of {part!r} stand in another order than when {out} was begun"
+            elif differ or bool(one) != bool(other):
+                found[name] = f"{what} has changed since {out} was begun"
+    for name, what in (("template", "the chat template is another"), ("tokens", "the tokenizer is another")):
+        if before.get(name, facts.get(name)) != facts.get(name):
+            found[name] = f"{what} than when {out} was begun"
+    refuse_differences(
+        found,
+        accept,
+        f"{out} holds a run on other data",
+        "put back what it was, give another --out, or --restart",
+    )
     old: dict[str, str] = (read_json(out / "versions.json") if going_on else None) or {}
     new = versions()
     changed = [f"{name} {old[name]} then, {new[name]} now" for name in old if old[name] != new.get(name)]

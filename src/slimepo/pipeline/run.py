@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+import signal
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from accelerate import PartialState
 
 from slimepo.data.chat import chat_format
 from slimepo.data.render import ChatFormat
@@ -13,7 +18,8 @@ from slimepo.errors import InputError, NonFiniteLossError, Preempted, failure
 from slimepo.files import is_main_process, read_json, write_json, write_text
 from slimepo.model.load import load_config
 from slimepo.onpolicy.vllm import check_server
-from slimepo.pipeline.data import load_data, recipe_tokenizer, stage_rows
+from slimepo.parallel.agree import on_main
+from slimepo.pipeline.data import load_data, recipe_tokenizer, stage_rows, template_facts
 from slimepo.pipeline.evaluate import check_evaluations, evaluate_stage
 from slimepo.pipeline.folder import check_folder, claim_folder, held, record_end, record_settings
 from slimepo.pipeline.pairs import make_pairs
@@ -30,9 +36,15 @@ from slimepo.words import nearest
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from slimepo.training.config import PreferenceConfig
 
-def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = False) -> list[dict[str, Any]]:
+
+def run_recipe(
+    recipe: Recipe, out: Path, console: Console, *, restart: bool = False, accept: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """Run every stage of every seed that is not done yet and return the figures of all of them.
+
+    accept: differences from what the folder's run was begun with that may be, each by the name that is refused.
 
     A stage whose loss stops being finite hides no other: what does not need its model runs first.
 
@@ -44,16 +56,22 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
     runs = runs_of(recipe, out)
     results: list[dict[str, Any]] = []
     failed: list[Exception] = []
-    with ExitStack() as locks:
+    with ending_on_term(), ExitStack() as locks:
+        # The ranks know each other from here on: what the first one refuses ends them all.
+        arguments = [
+            {stage.name: stage_arguments(run, stage, folder / stage.name) for stage in run.stages}
+            for run, folder in runs
+        ]
+        ranks = PartialState()
         for _, folder in runs:
-            locks.enter_context(held(folder, console))
+            on_main(partial(locks.enter_context, held(folder, console)), ranks)
         for run, folder in runs:
-            check_folder(run, folder, restart)
-        for run, folder in runs:
+            on_main(partial(check_folder, run, folder, restart, accept), ranks)
+        for (run, folder), of_stages in zip(runs, arguments, strict=True):
             if len(runs) > 1:
                 console.print(f"seed {run.seed}", style="bold")
             try:
-                of_run, failures = _run_stages(run, folder, console)
+                of_run, failures = _run_stages(run, of_stages, folder, console, accept)
             except BaseException as error:
                 record_end(folder, error)
                 raise
@@ -63,6 +81,22 @@ def run_recipe(recipe: Recipe, out: Path, console: Console, *, restart: bool = F
     if failed:
         raise failed[0]
     return results
+
+
+@contextmanager
+def ending_on_term() -> Iterator[None]:
+    """Inside, SIGTERM ends a process as Ctrl-C does: locks are given back, and how it ended is written down.
+
+    While a stage trains it has a checkpoint written first (`training.callbacks.SaveOnTerm`).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def train_loop(config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -124,9 +158,14 @@ def runs_of(recipe: Recipe, out: Path) -> list[tuple[Recipe, Path]]:
     return [(recipe.model_copy(update={"seed": [*recipe.seeds, recipe.seed][0], "seeds": []}), out)]
 
 
-def _run_stages(recipe: Recipe, out: Path, console: Console) -> tuple[list[dict[str, Any]], list[Exception]]:
+def _run_stages(
+    recipe: Recipe,
+    arguments: Mapping[str, PreferenceConfig],
+    out: Path,
+    console: Console,
+    accept: Collection[str] = (),
+) -> tuple[list[dict[str, Any]], list[Exception]]:
     """The figures of every stage, and what went wrong on the way."""
-    arguments = {stage.name: stage_arguments(recipe, stage, out / stage.name) for stage in recipe.stages}
     check_evaluations(recipe, out)
     pending = [stage for stage in recipe.stages if read_json(out / stage.name / "stage.json") is None]
     for stage in pending:
@@ -141,7 +180,9 @@ def _run_stages(recipe: Recipe, out: Path, console: Console) -> tuple[list[dict[
     if pending:
         tasks, (parts, facts) = load_tasks(recipe), load_data(recipe)
         chat = chat_format(recipe_tokenizer(recipe), recipe.template_options)
-        claim_folder(recipe, out, facts | ({"tasks": tasks.facts} if tasks else {}), console)
+        facts |= template_facts(chat.tokenizer, recipe.template_options)
+        facts |= {"tasks": tasks.facts} if tasks else {}
+        on_main(lambda: claim_folder(recipe, out, facts, console, accept), PartialState())
         _announce(recipe, chat, facts, tasks, console)
     if is_main_process():
         # What may have changed beside the stages that are done, a judge, say, is written down too.
@@ -173,7 +214,7 @@ def _run_stages(recipe: Recipe, out: Path, console: Console) -> tuple[list[dict[
                 (folder / "error.json").unlink(missing_ok=True)
             try:
                 args = arguments[stage.name]
-                results.append(run_stage(recipe, stage, args, base, rows, chat, folder, console))
+                results.append(run_stage(recipe, stage, args, base, rows, chat, folder, console, accept))
             except Preempted:
                 raise
             except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
+from slimepo.checkpoints.store import step_of
 from slimepo.data.render import ChatFormat
 from slimepo.errors import InputError, Preempted
 from slimepo.files import is_main_process, write_json, write_text
@@ -33,7 +34,6 @@ from slimepo.monitor.settings import monitor_settings
 from slimepo.parallel.engines import weights_of
 from slimepo.pipeline.data import StageRows
 from slimepo.pipeline.export import export_model, model_card
-from slimepo.pipeline.folder import last_checkpoint, remove_unfinished_checkpoints
 from slimepo.pipeline.heldout import AnswersByStep, compared, standing
 from slimepo.pipeline.recipe import RandomModel, Recipe, Stage
 from slimepo.pipeline.rewards import make_rewards, reward_weights
@@ -62,7 +62,15 @@ _HAS_A_KEY = {
     "resume_from_checkpoint": "--out, where a run goes on by itself", "do_train": "max_steps",
     "do_eval": "eval_strategy", "do_predict": "evaluate", "parallel": "the recipe's parallel",
     "fsdp": "the recipe's parallel", "fsdp_config": "the recipe's parallel", "deepspeed": "the recipe's parallel",
+    "adapter": "the recipe's adapter", "rollouts": "rollouts", "activation_checkpointing": "activation_checkpointing",
+    "local_rank": "--nproc",
 }  # fmt: skip
+# Arguments with which a run that was interrupted could not go on to the weights that it would have had.
+_NO_WAY_BACK = {
+    "save_only_model": "its checkpoints would lack the optimizer: a copy without it is in the stage's folder `model`",
+    "ignore_data_skip": "a resumed run would take other rows than the run it goes on with",
+    "enable_jit_checkpoint": "SIGTERM has a run write a checkpoint at the end of its step anyway",
+}
 
 
 def run_stage(
@@ -74,10 +82,12 @@ def run_stage(
     chat: ChatFormat,
     folder: Path,
     console: Console,
+    accept: Collection[str] = (),
 ) -> dict[str, Any]:
     """Train, export to `folder/model`, write `folder/stage.json` and return what is in it.
 
-    A stage that was interrupted goes on from its last complete checkpoint and ends in the same weights.
+    A stage that was interrupted goes on from its newest sound checkpoint and ends in the same weights; what of it is
+    another run's is refused, but for what is in `accept`.
     """
     started = time.time()
     progress = TrainingProgress(console, stage.name)
@@ -94,10 +104,7 @@ def run_stage(
         console.print(f"{stage.name}: reference {trainer.reference.source} ({trainer.reference.reason})")
     if trainer.args.activation_checkpointing:
         console.print(f"{stage.name}: activations {trainer.activations}")
-    if is_main_process():
-        remove_unfinished_checkpoints(folder / "checkpoints")
-    trainer.accelerator.wait_for_everyone()
-    checkpoint = last_checkpoint(folder / "checkpoints")
+    checkpoint = trainer.sound_checkpoint(accept)
     if checkpoint is not None:
         console.print(f"{stage.name}: going on from {checkpoint.name}")
     before = standing(trainer, rows, chat, console, "before")
@@ -115,7 +122,7 @@ def run_stage(
     try:
         # Scoring used no randomness that training needs, but the start must not depend on that.
         set_seed(recipe.seed)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, accept=accept)
     finally:
         progress.close()
         ending.restore()
@@ -143,7 +150,7 @@ def run_stage(
         "trained_parameters": sum(count for count, trains in parameters if trains),
         "peak_memory": peak_memory(),
         "seconds": round(time.time() - started, 1),
-        "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+        "resumed_from_step": step_of(checkpoint) if checkpoint else 0,
     }
     threshold = stage.loss_options.get("threshold", hyperparameters(slime)["threshold"])
     heldout = compared(rows, before, after, threshold, folder)
@@ -299,6 +306,8 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path, ranks: int | Non
         if key in TRL_NAMES:
             instead = f"give {TRL_NAMES[key].ours}" if TRL_NAMES[key].ours else TRL_NAMES[key].instead
             raise InputError(f"stage {stage.name!r}: args.{key} is a setting of TRL's: {instead}")
+        if key in _NO_WAY_BACK and stage.args[key]:
+            raise InputError(f"stage {stage.name!r}: leave args.{key} out: {_NO_WAY_BACK[key]}")
     unknown = [key for key in stage.args if key not in PreferenceConfig.__dataclass_fields__]
     if unknown:
         hint = nearest(unknown[0], list(PreferenceConfig.__dataclass_fields__))

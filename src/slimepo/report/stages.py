@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from slimepo.checkpoints.store import newest
 from slimepo.files import json_lines, read_json
-from slimepo.pipeline.folder import last_checkpoint
 from slimepo.report.records import (
     Answer,
     Distribution,
@@ -116,7 +116,7 @@ def _state(
         return "unfinished", f"nothing is logged yet; {_UNTOLD}"
     step, epoch, epochs = curve[-1]["step"], curve[-1].get("epoch"), number(stage.get("epochs"))
     where = f"step {step:.0f}"
-    checkpoint = last_checkpoint(folder / "checkpoints")
+    checkpoint = newest(folder / "checkpoints")
     state = mapping(read_json(checkpoint / "trainer_state.json")) if checkpoint else {}
     if planned := number(state.get("max_steps")):
         where += f" of {planned:.0f}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import threading
+import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from slimepo.errors import NonFiniteLossError
 from slimepo.files import json_lines, write_text
-from slimepo.parallel.engines import refuse_whole
+from slimepo.parallel.agree import any_rank, of_all_ranks
+from slimepo.parallel.engines import held_part, refuse_whole
 from slimepo.terminal import Report, counted, make_console
 
 if TYPE_CHECKING:
@@ -23,6 +27,10 @@ if TYPE_CHECKING:
     from slimepo.training.steps import StepSampler
 
 
+# A root mean square that no weight of a working model has.
+_BEYOND = 1e6
+# Signals that come within so many seconds are one.
+_SAME_SIGNAL_S = 2.0
 # SLIME's, in the order of its equation.
 _TERMS = ("chosen", "rejected", "distance")
 
@@ -51,6 +59,22 @@ class EpochOfSampler(TrainerCallback):
             self.sampler.epoch = int(state.epoch or 0)
             self.sampler.finished = state.global_step >= state.max_steps
             control.should_training_stop |= self.sampler.finished
+
+
+class FiniteWeights(TrainerCallback):
+    """Ends a run after the step that has made its weights useless, before a checkpoint can be written of them."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        name = useless_weight(given["model"])
+        found = [each for each in of_all_ranks(name) if each]
+        if found:
+            raise NonFiniteLossError(
+                f"the weights are not finite, or beyond all measure, after step {state.global_step} ({found[0]} first of "
+                "all), although its loss and gradient were finite; no checkpoint was written of them. Lower the learning "
+                "rate"
+            )
 
 
 class LogBeforeSave(TrainerCallback):
@@ -82,41 +106,45 @@ class WholeRollouts(TrainerCallback):
 
 
 class SaveOnTerm(TrainerCallback):
-    """Told to end by SIGTERM, a run writes a checkpoint at the end of the step, on all ranks the same one, and stops.
+    """Told to end by SIGTERM or SIGINT, a run writes a checkpoint at the end of the step, and stops.
 
-    `steps`: those of a whole rollout, which are taken first. Outside of training SIGTERM ends the process as ever.
+    All ranks do so at the same step, whichever was told. `steps`: those of a whole rollout, which are taken first.
+    Outside of training, and when it is told again, a signal does what it did before. (A terminal and a launcher may
+    both pass one Ctrl-C on.)
     """
 
     def __init__(self, steps: int = 1) -> None:
-        self.steps, self.told, self.stopped = steps, False, False
-        self.before: Any = None
+        self.steps, self.stopped = steps, False
+        self.told: float | None = None
+        self.before: dict[int, Any] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         # Signals come to the main thread alone; Ray trains in another one.
         if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGTERM, self._tell)
+            self.before = {each: signal.signal(each, self._tell) for each in (signal.SIGTERM, signal.SIGINT)}
 
-    def _tell(self, *_: Any) -> None:
-        self.told = True
+    def _tell(self, number: int, _: Any) -> None:
+        if self.told is not None and time.monotonic() - self.told > _SAME_SIGNAL_S:
+            self.restore()
+            signal.raise_signal(number)
+        self.told = time.monotonic()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        from accelerate.utils import reduce
-
-        told = reduce(torch.tensor(float(self.told), device=args.device), "sum") > 0
+        told = any_rank(self.told is not None)
         whole = state.global_step % self.steps == 0 or state.global_step >= state.max_steps
         if told and whole:
             control.should_log = control.should_save = control.should_training_stop = self.stopped = True
         return control
 
     def restore(self) -> None:
-        """Let SIGTERM do what it did before."""
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
-            self.before = None
+        """Let the signals do what they did before."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -237,6 +265,18 @@ class TrainingProgress(TrainerCallback):
         from rich.text import Text
 
         return Group(self.progress, *(Padding(Text(line), (0, 0, 0, 2)) for line in self.facts))
+
+
+def useless_weight(model: torch.nn.Module) -> str | None:
+    """The first trained weight, by its name, of which this rank's part is not finite, or is beyond all measure."""
+    trained = [(name, held_part(p)) for name, p in model.named_parameters() if p.requires_grad]
+    if not trained:
+        return None
+    norms = torch._foreach_norm([part for _, part in trained], 2, torch.float32)
+    limits = torch.tensor([_BEYOND * math.sqrt(part.numel()) for _, part in trained])
+    # Not "> limit", which NaN is not.
+    sound = (torch.stack([norm.to(norms[0].device) for norm in norms]).cpu() <= limits).tolist()
+    return next((name for (name, _), fine in zip(trained, sound, strict=True) if not fine), None)
 
 
 def log_lines(logs: dict[str, Any]) -> list[str]:

@@ -13,9 +13,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from slimepo.checkpoints.identity import digest_of, row_digest, rows_digest, source_digest, weights_digest
 from slimepo.data.chat import load_tokenizer
 from slimepo.errors import InputError
-from slimepo.model.adapters import keep_trained_in_float32, with_adapter
+from slimepo.losses import Objective, hyperparameters
+from slimepo.model.adapters import OF_ADAPTERS, keep_trained_in_float32, with_adapter
 from slimepo.model.load import check_embeddings, savable
 from slimepo.model.logps import causal_lm, install_logps
 from slimepo.parallel.unsupported import refuse_unsupported
@@ -158,6 +160,40 @@ def own_tokenizer(model: Any, options: Mapping[str, Any]) -> PreTrainedTokenizer
         return load_tokenizer(name, **loading) if name else None
     except InputError:
         return None
+
+
+def run_identity(
+    args: PreferenceConfig, objective: Objective, dataset: Any, model: nn.Module, functions: Iterable[Any]
+) -> dict[str, Any]:
+    """What must be the same for a run to end as the one would have that a checkpoint is of; plain data.
+
+    functions: what else decides what is learnt, rewards say; of the user's own the source counts.
+    """
+    rows = getattr(dataset, "rows", None)
+    if rows is None:
+        prompts = getattr(dataset, "prompts", ())
+        digests = [digest_of(repr((prompt.ids, prompt.row)).encode()).encode() for prompt in prompts]
+    else:
+        digests = [row_digest(row) for row in rows]
+    # Adapters and what trains are in the checkpoint. A reference may be the model as it was before.
+    weights = [
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if (args.reads_reference or not parameter.requires_grad)
+        and not any(part in name for part in OF_ADAPTERS)
+    ]
+    sources = [source for each in (objective.function, *functions) if (source := source_digest(each))]
+    options = {**hyperparameters(objective.function), **objective.preset, **args.loss_options}
+    return {
+        "objective": f"{args.loss.rpartition('/')[2]} {options}",
+        "source": sources,
+        **rows_digest(digests),
+        "seed": args.seed if args.data_seed is None else [args.seed, args.data_seed],
+        "order": args.train_sampling_strategy,
+        "rows_of_a_step": args.train_batch_size * args.world_size,
+        "world_size": args.world_size,
+        "model": weights_digest(weights),
+    }
 
 
 def settings_of(args: PreferenceConfig) -> dict[str, Any]:

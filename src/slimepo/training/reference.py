@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from slimepo.data.batch import Batch, collate, to_device
 from slimepo.data.chat import load_tokenizer
-from slimepo.errors import InputError
+from slimepo.errors import BadFilesError, InputError
 from slimepo.model.adapters import OF_ADAPTERS
 from slimepo.model.attention.interface import install, path_of
 from slimepo.model.load import load_model
@@ -157,6 +157,8 @@ def _load(name: str, options: dict[str, Any]) -> nn.Module:
     try:
         model: nn.Module = load_model(name, **options)
         return model
+    except BadFilesError:
+        raise
     except InputError as error:
         sources = f"{', '.join(REFERENCE_SOURCES)}{nearest(name, list(REFERENCE_SOURCES))}"
         raise InputError(f"reference {name!r} is none of {sources}, and as another model: {error}") from error

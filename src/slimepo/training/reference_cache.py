@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from slimepo.files import cache_folder
 from slimepo.model.adapters import OF_ADAPTERS, adapter_state
 from slimepo.model.logps import causal_lm
 from slimepo.model.score import score_rows
+from slimepo.parallel.agree import on_main
 from slimepo.terminal import Report
 from slimepo.training.reference import Reference, device_of
 from slimepo.versions import versions
@@ -31,7 +32,6 @@ from slimepo.versions import versions
 # Changes when what a cache file holds changes.
 _CACHE_VERSION = 4
 
-T = TypeVar("T")
 Known = tuple[np.ndarray, ...]
 
 
@@ -69,7 +69,7 @@ def reference_values(
             _make_folder(folder)
         return path, found
 
-    path, known = _on_main(read, accelerator)
+    path, known = on_main(read, accelerator)
     cached = known is not None
     if known is None:
         mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
@@ -94,7 +94,7 @@ def reference_values(
             _write(path, computed_now)
             _make_room(path, limit)
 
-        _on_main(keep, accelerator)
+        on_main(keep, accelerator)
         known = computed_now
     return known, cached
 
@@ -201,21 +201,3 @@ def _gather(part: dict[int, Known], accelerator: Any) -> dict[int, Known]:
     from accelerate.utils import gather_object
 
     return {index: known for of_rank in gather_object([part]) for index, known in of_rank.items()}
-
-
-def _on_main(job: Callable[[], T], accelerator: Any) -> T:
-    """What `job` gives the main process, on every rank; its error too, for which the others would wait for ever."""
-    done: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            done[0] = job()
-        except (InputError, OSError) as error:
-            done[1] = str(error)
-    if accelerator.num_processes > 1:
-        from accelerate.utils import broadcast_object_list
-
-        broadcast_object_list(done)
-    if done[1] is not None:
-        raise InputError(done[1])
-    result: T = done[0]
-    return result

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from slimepo.data.batch import Batch, Step, pair_logps, sample_logps, to_device
@@ -17,9 +18,15 @@ from slimepo.losses.dpo import log_ratios
 from slimepo.losses.table import LossFunction
 from slimepo.model.logps import policy_logps, response_logps
 from slimepo.model.modes import Forward, scoring
+from slimepo.parallel.agree import any_rank
 from slimepo.parallel.engines import precision, shards
 from slimepo.training.reference import Reference, reference_logps
 from slimepo.types import LossOutput, SampleLogps
+from slimepo.words import first_line
+
+
+class OutOfMemory(RuntimeError):
+    """A micro-batch was too large on one of the ranks; no weight has changed, and all of them raise this."""
 
 
 class Done(NamedTuple):
@@ -73,15 +80,34 @@ def train_step(
         # DDP averages gradients over ranks once, with the last micro-batch. In parts they are averaged with each: put
         # off, every rank would hold all of them meanwhile.
         accelerator.gradient_state._set_sync_gradients(last)
+        # Where ranks wait for each other in the backward pass, all of them must come as far.
+        meets = accelerator.num_processes > 1 and (last or shards(accelerator))
+        too_large = ""
         with nullcontext() if last or shards(accelerator) else accelerator.no_sync(model):
-            with precision(accelerator):
-                logps = response_logps(model, batch)
-            output = output_of(objective, loss, logps, batch, known, divergence)
-            value = step_loss(output, counts, row_weight(objective, batch)) * scale
-            accelerator.backward(value)
+            try:
+                with precision(accelerator):
+                    logps = response_logps(model, batch)
+                output = output_of(objective, loss, logps, batch, known, divergence)
+                value = step_loss(output, counts, row_weight(objective, batch)) * scale
+                if not meets:
+                    accelerator.backward(value)
+            except (RuntimeError, MemoryError) as error:
+                if shards(accelerator) or not is_out_of_memory(error):
+                    raise
+                too_large = first_line(error)
+            if (meets or too_large) and any_rank(bool(too_large)):
+                # Not within the handler: its error holds on to all that was computed.
+                raise OutOfMemory(too_large or "on another rank")
+            if meets:
+                accelerator.backward(value)
         losses.append(value.detach())
         outputs.append(output)
     return Done(torch.stack(losses).sum(), batches, outputs, counted["batches"])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a smaller batch may help: the device, or the CPU, had no room for what was asked."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
 def evened(step: Step, spare: Step, accelerator: Any) -> Step:
@@ -101,6 +127,7 @@ def evened(step: Step, spare: Step, accelerator: Any) -> Step:
     return {
         "batches": filled(step["batches"], spare["batches"], batches),
         "mismatched": filled(step["mismatched"], spare["mismatched"], mismatched),
+        "rows": step["rows"],
     }
 
 

@@ -6,25 +6,28 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import speed_metrics
 
+from slimepo.checkpoints import store
+from slimepo.checkpoints.identity import differences, refuse_differences
 from slimepo.data.batch import Step, StepCollator, to_device
 from slimepo.data.rows import Row
-from slimepo.errors import CertificateError, InputError, NonFiniteLossError
+from slimepo.errors import BadFilesError, CertificateError, InputError, NonFiniteLossError
 from slimepo.files import write_json
 from slimepo.losses import bind, find_objective, step_loss
-from slimepo.model.load import load_model
+from slimepo.model.load import load_model, refuse_other_tensors
 from slimepo.model.logps import causal_lm, response_logps
 from slimepo.model.modes import compute_dtype, scoring
 from slimepo.model.tryout import choose_layout
@@ -32,9 +35,11 @@ from slimepo.monitor.callback import DisplacementMonitor, Watched
 from slimepo.monitor.settings import monitor_settings
 from slimepo.onpolicy.prompts import PromptDataset, prompts_from
 from slimepo.onpolicy.rewards import Prompt
+from slimepo.parallel.agree import of_all_ranks, on_main
 from slimepo.parallel.engines import load_whole, settle_fsdp, skeleton, whole_model
 from slimepo.training.callbacks import (
     EpochOfSampler,
+    FiniteWeights,
     LogBeforeSave,
     Sharding,
     TrainingProgress,
@@ -53,6 +58,7 @@ from slimepo.training.prepare import (
     refuse_changes,
     refuse_no_step,
     refuse_rows,
+    run_identity,
     settings_of,
 )
 from slimepo.training.reference import Reference, choose_reference
@@ -60,6 +66,8 @@ from slimepo.training.reference_cache import reference_values
 from slimepo.training.rollouts import rollout_source, sampling_inputs
 from slimepo.training.scores import score_dataset
 from slimepo.training.step import (
+    Done,
+    OutOfMemory,
     beside_the_policy,
     non_finite_rows,
     output_of,
@@ -72,6 +80,8 @@ from slimepo.training.trl_names import in_own_arguments
 from slimepo.words import first_line
 
 logger = logging.getLogger(__name__)
+# Rows that an error names.
+_NAMED = 16
 
 
 class PreferenceTrainer(Trainer):
@@ -153,9 +163,9 @@ class PreferenceTrainer(Trainer):
         # For the card of a model that is pushed to the Hub.
         causal_lm(policy).add_model_tags(["slimepo", args.loss.partition("/")[0].rpartition(":")[2]])
         shown = [] if args.disable_tqdm else [TrainingProgress()]
-        own = [Sharding(), EpochOfSampler(), LogBeforeSave(), *shown]
+        own = [Sharding(), EpochOfSampler(), FiniteWeights(), LogBeforeSave(), *shown]
         if sampling:
-            own.insert(2, WholeRollouts(sampling.steps))
+            own.insert(3, WholeRollouts(sampling.steps))
         others_callbacks = given.get("callbacks") or []
         super().__init__(
             model=policy,
@@ -211,6 +221,9 @@ class PreferenceTrainer(Trainer):
         # What `slimepo.training.certificate` found when training began.
         self.certificate: dict[str, Any] | None = None
         self._only_certify = False
+        # Whether memory has run out, so that steps are cut smaller than they are loaded; the rows of the last one.
+        self._smaller = False
+        self._row_ids: list[str] = []
         self.monitor = next(
             (c for c in self.callback_handler.callbacks if isinstance(c, DisplacementMonitor)), None
         )
@@ -218,6 +231,15 @@ class PreferenceTrainer(Trainer):
             self._begin_watching(self.monitor, shown[0].warn if shown else None)
         # What a whole model is made of again where training has cut it into parts.
         self.bare: nn.Module | None = None
+        # What a checkpoint says of the run that it is of, and the one that has been found sound.
+        self.identity = run_identity(
+            self.args,
+            self.objective,
+            self.train_dataset,
+            self.model,
+            [reward for reward, _ in rewards.values()],
+        )
+        self._sound: Path | None = None
         self._config, self._as_given, self._as_read = config, settings_of(config), read_once(self.args)
 
     def _begin_watching(self, monitor: DisplacementMonitor, say: Callable[[str], None] | None) -> None:
@@ -242,20 +264,94 @@ class PreferenceTrainer(Trainer):
         )
         monitor.record.say = monitor.record.say or say
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' `train`, once it is sure that the settings are still those that the trainer was made with."""
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        *args: Any,
+        accept: Collection[str] = (),
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' `train`, once it is sure that the settings are still those that the trainer was made with.
+
+        resume_from_checkpoint: a checkpoint's folder, or True for the newest sound one of `output_dir`.
+        accept: differences from the run of that checkpoint that may be, by name.
+
+        Raises:
+            BadFilesError: the checkpoint, or with True every one, is damaged.
+            InputError: it is of another run; there is none.
+        """
         refuse_changes(self._config, self._as_given)
         refuse_changes(self.args, self._as_read)
+        checkpoint = None
+        if resume_from_checkpoint is True:
+            checkpoint = self.sound_checkpoint(accept)
+            if checkpoint is None:
+                raise InputError(f"there is no checkpoint in {self.args.output_dir} to go on from")
+        elif resume_from_checkpoint:
+            checkpoint = Path(resume_from_checkpoint)
+            self.refuse_other_checkpoint(checkpoint, accept)
         if self.args.parallel != "ddp" and self.bare is None:
             self.bare = skeleton(self.model)
         if self.is_fsdp_enabled:
             settle_fsdp(self.accelerator)
         try:
-            return super().train(*args, **kwargs)
+            return super().train(
+                str(resume_from_checkpoint) if resume_from_checkpoint else None, *args, **kwargs
+            )
         finally:
             load_whole(self.args.parallel)
             if self.rollouts:
                 self.rollouts.close()
+
+    def sound_checkpoint(self, accept: Collection[str] = ()) -> Path | None:
+        """The newest checkpoint of `output_dir` that is whole and of this run; None where there is none yet.
+
+        What a kill left half-written is removed. Newer ones that are damaged are told of, and put aside under another
+        name. Every rank must call this.
+
+        Raises:
+            BadFilesError: there are checkpoints, and all are damaged; they stay as they are.
+            InputError: it is of another run, in a way that is not in `accept`.
+        """
+        folder = Path(self.args.output_dir)
+
+        def find() -> Path | None:
+            store.remove_unfinished(folder)
+            sound = store.newest_sound(folder)
+            for path, fault in sound.damaged.items():
+                assert sound.path is not None
+                lost, aside = store.step_of(path) - store.step_of(sound.path), store.put_aside(path)
+                self._say(
+                    f"{path} is not sound ({fault}); it is now {aside.name}, and its last {lost} steps are taken again "
+                    f"from {sound.path.name}"
+                )
+            return sound.path
+
+        self._sound = on_main(find, self.accelerator)
+        if self._sound is not None:
+            self.refuse_other_checkpoint(self._sound, accept)
+        return self._sound
+
+    def refuse_other_checkpoint(self, checkpoint: Path, accept: Collection[str] = ()) -> None:
+        """Nothing, where a checkpoint is sound and of a run like this one, but for what is accepted.
+
+        Raises:
+            BadFilesError: a file of it is damaged or missing.
+            InputError: the differences, by name.
+        """
+
+        def look() -> None:
+            if checkpoint != self._sound and (fault := store.fault_of(checkpoint)):
+                raise BadFilesError(f"{checkpoint} is no sound checkpoint: {fault}; go on from another one")
+            found = differences(store.run_of(checkpoint), self.identity)
+            refuse_differences(
+                found,
+                accept,
+                f"{checkpoint} is of another run",
+                "give another folder, or put back what it was",
+            )
+
+        on_main(look, self.accelerator)
 
     def certify(self) -> dict[str, Any]:
         """Compare loss and gradients of the run's first rows with the plain computation's, and train nothing.
@@ -321,25 +417,65 @@ class PreferenceTrainer(Trainer):
             started = time.perf_counter()
             inputs.update(self.data_collator(made))
             self.rollouts.learn_values(made)
+        elif self._smaller:
+            # The loader cuts steps as they were cut before memory ran out.
+            inputs = self.data_collator(inputs["rows"])
         if self.is_in_train and self.certificate is None and (self.args.certificate or self._only_certify):
             first = made if self.rollouts else [self.train_dataset[i] for i in next(iter(self._sampler()))]
             self._certify(model, first)
         model.train()
-        done = train_step(
-            model, inputs, self._spare, self.objective, self.loss_function, self.reference, self.accelerator
-        )
+        while (done := self._try_step(model, inputs)) is None:
+            inputs = self.data_collator(inputs["rows"])
         if not torch.isfinite(self.accelerator.reduce(done.loss, "sum")):
-            rows = ", ".join(non_finite_rows(done)) or "of another rank"
+            rows = [row for of_rank in of_all_ranks(non_finite_rows(done)) for row in of_rank]
             raise NonFiniteLossError(
-                f"the loss is not finite at step {self.state.global_step + 1}; rows: {rows}. "
+                f"the loss is not finite at step {self.state.global_step + 1}; rows: {_some(rows) or 'all together'}. "
                 "Look at these rows, or lower the learning rate"
             )
+        self._row_ids = [row.id for row in inputs["rows"]]
         for at, (batch, output) in enumerate(zip(done.batches, done.outputs, strict=True)):
             self._window.add(batch, output, self.objective, times=int(at < done.counted))
         if self.rollouts:
             # The device is done with it: the loss has been looked at.
             self.rollouts.facts.append({"time/train": time.perf_counter() - started})
         return done.loss
+
+    def _try_step(self, model: nn.Module, inputs: Step) -> Done | None:
+        """The step, or None where memory did not suffice on a rank: micro-batches are half as large from then on.
+
+        Raises:
+            OutOfMemory: they hold one row each already.
+        """
+        try:
+            return train_step(
+                model,
+                inputs,
+                self._spare,
+                self.objective,
+                self.loss_function,
+                self.reference,
+                self.accelerator,
+            )
+        except OutOfMemory as error:
+            words = first_line(error)
+        # Plain numbers: the tensors of the failed pass are to go.
+        largest = max(of_all_ranks(max((batch["rows"] for batch in inputs["batches"]), default=1)))
+        step = self.state.global_step + 1
+        if largest == 1:
+            raise torch.OutOfMemoryError(
+                f"step {step}, a row at a time: {words}; lower max_length, or give activation_checkpointing, an "
+                "adapter, or parallel: fsdp2 on more devices"
+            )
+        collator = self.data_collator
+        collator = replace(collator, micro_batch_size=min(collator.micro_batch_size, largest)).halved()
+        self.data_collator, self._smaller = collator, True
+        model.zero_grad(set_to_none=True)
+        clear_device_cache(garbage_collection=True)
+        size = f"{collator.max_tokens} tokens" if collator.max_tokens else f"{collator.micro_batch_size} rows"
+        self._say(
+            f"out of memory at step {step} ({words}): it is taken again in micro-batches of {size} on each rank"
+        )
+        return None
 
     def compute_loss(self, model: nn.Module, inputs: Step, *_: Any, **__: Any) -> Tensor:
         """The loss of this rank's rows of a step taken alone: their weighted mean."""
@@ -423,6 +559,41 @@ class PreferenceTrainer(Trainer):
             logs = {**window.means(), **window.speed(), **measured, **logs}
         super().log(logs, start_time)
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As transformers writes it; a checkpoint once every rank has written its part, and the manifest is there."""
+        folder = Path(self._get_output_dir(trial))
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        on_main(lambda: store.begin(checkpoint), self.accelerator)
+        # Older ones are removed when this one is whole, and only those that are a run's own.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        best = [Path(self.state.best_model_checkpoint)] if self.state.best_model_checkpoint else []
+
+        def finish() -> None:
+            store.complete(checkpoint, self.identity)
+            store.keep_newest(folder, limit, also=best)
+
+        on_main(finish, self.accelerator)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse weights of a checkpoint that are not all of the model's; transformers would warn and go on."""
+        saved = set(self.model._keys_to_ignore_on_save or ()) | set(
+            getattr(self.model, "all_tied_weights_keys", {})
+        )
+        refuse_other_tensors(
+            f"the checkpoint in {self.args.output_dir}", "the model that trains",
+            sorted(set(load_result.missing_keys) - saved), sorted(load_result.unexpected_keys),
+        )  # fmt: skip
+        self.model.tie_weights()
+
+    def _say(self, words: str) -> None:
+        shown = next((c for c in self.callback_handler.callbacks if isinstance(c, TrainingProgress)), None)
+        (shown.warn if shown else logger.warning)(words)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """What the Trainer saves, checkpoints too, and what the chat template was given, which goes with the model."""
         super()._save(output_dir, state_dict)
@@ -448,9 +619,10 @@ class PreferenceTrainer(Trainer):
             # fp16: a scale that was too large; the scaler skips this step and takes a smaller one.
             return norm
         if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
+            rows = [row for of_rank in of_all_ranks(self._row_ids) for row in of_rank]
             raise NonFiniteLossError(
-                f"the gradient is not finite at step {self.state.global_step + 1}, although the loss is; "
-                "the weights are as they were. Lower the learning rate"
+                f"the gradient is not finite at step {self.state.global_step + 1}, although the loss is; rows: "
+                f"{_some(rows)}. The weights are as they were. Look at these rows, or lower the learning rate"
             )
         return norm
 
@@ -542,6 +714,11 @@ class SLIMETrainer(PreferenceTrainer):
 def _prompts_alone(prompts: Sequence[Prompt]) -> dict[str, Any]:
     """A step whose batches are made when it is taken."""
     return {"batches": [], "mismatched": [], "prompts": list(prompts)}
+
+
+def _some(rows: Sequence[str]) -> str:
+    more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+    return ", ".join(rows[:_NAMED]) + more
 
 
 def _monitors(args: PreferenceConfig, given: Sequence[TrainerCallback]) -> list[TrainerCallback]:

@@ -1,0 +1,53 @@
+"""What ranks tell each other of beside their numbers: one of them has seen something, or does a job for all."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def any_rank(here: bool) -> bool:
+    """Whether it is so on any rank; every rank must call this at the same place.
+
+    Between the CPUs, so that no device is waited for.
+    """
+    return any(of_all_ranks(here))
+
+
+def of_all_ranks(here: T) -> list[T]:
+    """What each rank has, in their order; every rank must call this at the same place. Plain data alone."""
+    of = torch.distributed
+    if not of.is_available() or not of.is_initialized() or of.get_world_size() == 1:
+        return [here]
+    found: list[Any] = [None] * of.get_world_size()
+    of.all_gather_object(found, here, group=_of_cpus(of.group.WORLD))
+    return found
+
+
+def on_main(job: Callable[[], T], accelerator: Any) -> T:
+    """What `job` gives the main process, on every rank; its error too, for which the others would wait for ever."""
+    done: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            done[0] = job()
+        except Exception as error:
+            done[1] = error
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(done)
+    if done[1] is not None:
+        raise done[1]
+    result: T = done[0]
+    return result
+
+
+@functools.lru_cache(maxsize=1)
+def _of_cpus(world: Any) -> Any:
+    """The ranks of a process group, through their CPUs; made once, by all of them together."""
+    return torch.distributed.new_group(backend="gloo")

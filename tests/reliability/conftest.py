@@ -1,0 +1,30 @@
+"""One small world and one undisturbed run of each kind for all tests of a module's process."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.reliability.harness import make_world, slimepo
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a run of this kind, on so many ranks, that nothing happened to; made once."""
+    made: dict[tuple[str, int, tuple[str, ...]], Path] = {}
+
+    def run(kind: str = "full", ranks: int = 1, *overrides: str) -> Path:
+        key = (kind, ranks, overrides)
+        if key not in made:
+            out = tmp_path_factory.mktemp("undisturbed") / "run"
+            ended = slimepo("run", world / f"{kind}.yaml", *overrides, "--out", out, ranks=ranks)
+            assert ended.codes == [0] * ranks, ended.said
+            made[key] = out
+        return made[key]
+
+    return run
