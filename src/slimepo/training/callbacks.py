@@ -71,9 +71,8 @@ class FiniteWeights(TrainerCallback):
         found = [each for each in of_all_ranks(name) if each]
         if found:
             raise NonFiniteLossError(
-                f"the weights are not finite, or beyond all measure, after step {state.global_step} ({found[0]} first of "
-                "all), although its loss and gradient were finite; no checkpoint was written of them. Lower the learning "
-                "rate"
+                f"the weights are not finite, or beyond all measure, after step {state.global_step}: {found[0]} first. "
+                "Its loss and gradient were finite, and no checkpoint was written of it. Lower the learning rate"
             )
 
 
