@@ -215,8 +215,8 @@ def export(
     folder = newest(source)
     loaded, tokenizer = load_checkpoint(folder, base)
     options = (read_json(folder / "slimepo.json") or {}).get("template_options")
-    difference = export_model(loaded, tokenizer, to, template_options=options, release=True)
-    _console().print(f"{folder} -> {to} (logits differ by at most {difference:.2g} after loading it again)")
+    made = export_model(loaded, tokenizer, to, template_options=options, release=True)
+    _console().print(f"{folder} -> {to} (logits differ by at most {made.logits:.2g} after loading it again)")
 
 
 @app.command()

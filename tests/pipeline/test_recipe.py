@@ -243,3 +243,20 @@ def test_a_run_s_own_recipe_with_all_its_defaults_is_a_recipe(loss: str) -> None
     values = {"model": "m", "tasks": {"train": "t", "checker": "c:f"}, "stages": [rollouts]}
     recipe = make_recipe(values)
     assert make_recipe(parse_value(dump(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["adapter=none"], "quantize is for a frozen base: give an adapter"),
+        (["adapter=merge"], "quantize would round what adapter: merge has just merged"),
+        (["parallel=fsdp2"], "parallel: fsdp2 would cut quantised weights into parts"),
+        (["quantize=int3"], "quantize"),
+    ],
+)
+def test_a_base_in_four_bits_is_a_frozen_and_whole_one(
+    recipe_file: Path, overrides: list[str], words: str
+) -> None:
+    assert load_recipe(recipe_file, ["quantize=nf4", "parallel=ddp"]).quantize == "nf4"
+    with pytest.raises(InputError, match=words):
+        load_recipe(recipe_file, ["quantize=nf4", *overrides])

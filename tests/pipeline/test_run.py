@@ -527,6 +527,16 @@ def test_a_word_of_yaml_is_no_flag_that_is_on(world: Path, tmp_path: Path) -> No
     assert (args.bf16, args.weight_decay, args.use_cpu) == (False, 0.01, True)
 
 
+def test_a_base_in_four_bits_needs_bitsandbytes(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slimepo.model.quantize.is_bitsandbytes_available", lambda: False)
+    recipe = load_recipe(world / "recipe.yaml", ["quantize=nf4"])
+    with pytest.raises(InputError, match=r"need bitsandbytes: pip install 'slimepo\[qlora\]'"):
+        run_recipe(recipe, tmp_path / "run", console())
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_repository_that_cannot_be_made_is_one_line(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -307,3 +307,20 @@ def test_an_optimizer_that_is_not_known_is_refused(folder: Path) -> None:
     stages = [{"loss": "slime", "args": {"optim": "adafactor"}}]
     with pytest.raises(InputError, match="optim adafactor cannot be planned"):
         plan_recipe(two_stages(folder, stages=stages), find_device("8"))
+
+
+def test_a_base_in_four_bits_takes_so_much_less() -> None:
+    config = small_config(layers=3)
+    plain = small_recipe({"r": 4}, loss="dpo", reference="copy")
+    quantized = plain.model_copy(update={"quantize": "nf4"})
+    parts = []
+    for recipe in (plain, quantized):
+        step = step_of(recipe, config)
+        parts.append(step_memory(step, largest_batch(step), accumulates=True))
+    of_layers = 3 * (64 * 64 * 2 + 64 * 32 * 2 + 64 * 160 * 3)
+    # Four bits, and of every 64 weights a byte, of every 256 bytes of these four more; policy and copy.
+    left = of_layers * (0.5 + 1 / 64 + 4 / (64 * 256))
+    assert parts[0]["weights"] - parts[1]["weights"] == pytest.approx(2 * (4 * of_layers - left), abs=4)
+    # While one is computed with it is plain.
+    assert parts[1]["activations"] - parts[0]["activations"] == 4 * 64 * 160
+    assert all(parts[0][part] == parts[1][part] for part in ("gradients", "optimizer", "head"))

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from slimepo.errors import InputError
 from slimepo.model.logps import causal_lm
+from slimepo.model.quantize import dequantized, four_bit_layers
 from slimepo.words import first_line
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")
@@ -71,6 +72,7 @@ def with_adapter(model: nn.Module, peft_config: Any = None, wanted: str | None =
     for config in [*(given or {}).values(), *([peft_config] if peft_config is not None else [])]:
         refuse_other_kinds(config)
     if given is not None and wanted == "merge":
+        refuse_quantized(model)
         model, given = merge(model), None
     if given is None:
         return model if peft_config is None else add_adapter(causal_lm(model), peft_config)
@@ -121,13 +123,22 @@ def refuse_other_kinds(peft_config: Any) -> None:
         )
 
 
-def refuse_unmergeable(model: nn.Module) -> None:
-    """Refuse, before it trains, an adapter that cannot be folded into its model afterwards."""
+def refuse_quantized(model: nn.Module) -> None:
+    """Refuse weights that are quantised, into which no adapter can be folded."""
     if (method := getattr(causal_lm(model), "quantization_method", None)) is not None:
         raise InputError(
             f"the model's weights are quantised ({getattr(method, 'value', method)}), and an adapter cannot be folded "
-            "into such for the export: start from the model that is not, or use PreferenceTrainer and save_model"
+            "into such: start from the model that is not, or use PreferenceTrainer and save_model"
         )
+
+
+def refuse_unmergeable(model: nn.Module) -> None:
+    """Refuse, before it trains, an adapter that cannot be folded into its model afterwards.
+
+    Weights in four bits are given plain weights again first (`slimepo.model.quantize.dequantized`).
+    """
+    if not four_bit_layers(model):
+        refuse_quantized(model)
     tuner: Any = getattr(model, "base_model", None) if hasattr(model, "peft_config") else None
     try:
         if tuner is not None:
@@ -235,17 +246,20 @@ def keep_trained_in_float32(model: nn.Module) -> None:
 
 
 def merge(model: nn.Module) -> PreTrainedModel:
-    """The plain transformers model with its active adapters folded in; `model` itself when it has none."""
-    plain: Any = model
+    """The plain transformers model with its active adapters folded in; `model` itself when it has none.
+
+    A base in four bits is given plain weights first, in float32 on the CPU.
+    """
+    plain: Any = dequantized(model) if four_bit_layers(model) else model
     if hasattr(plain, "peft_config"):
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        inner = causal_lm(model)
+        inner = causal_lm(plain)
         ends = (inner.get_output_embeddings(), inner.get_input_embeddings())
         if any(isinstance(end, BaseTunerLayer) for end in ends):
             # What is added to one of them, or to each, must not be added to the weight that both share.
-            untie_head(model)
-        off = any(disabled for _, _, disabled, *_ in adapter_state(model))
+            untie_head(plain)
+        off = any(disabled for _, _, disabled, *_ in adapter_state(plain))
         # What is switched off is no part of what the model computes.
         plain = plain.unload() if off else plain.merge_and_unload()
     merged = causal_lm(plain)

@@ -24,8 +24,10 @@ from transformers.utils import find_adapter_config_file
 
 from slimepo.data.chat import load_tokenizer
 from slimepo.errors import BadFilesError, InputError
+from slimepo.files import read_json
 from slimepo.hub import look_for_hub
 from slimepo.model.adapters import refuse_other_kinds, with_adapter
+from slimepo.model.quantize import noted_quantization, settle_four_bits
 from slimepo.words import first_line
 
 # What 'architecture' in a recipe stands for: transformers' model types.
@@ -82,6 +84,7 @@ def load_whole_weights(kind: Any, name: str, what: str, **kwargs: Any) -> nn.Mod
     missing = sorted(report["missing_keys"])
     unexpected = sorted(key for key in report["unexpected_keys"] if not _BESIDE_THE_TEXT.search(key))
     refuse_other_tensors(f"{what} {name!r}", "its config.json", missing, unexpected)
+    settle_four_bits(model)
     result: nn.Module = model
     return result
 
@@ -113,7 +116,9 @@ def _load_adapter(name: str, base: str, kwargs: dict[str, Any]) -> nn.Module:
         raise InputError(
             f"adapter {name!r} names no base model in its adapter_config.json: give it with --base"
         )
-    plain: Any = load_model(base, **kwargs)
+    # An adapter that was trained on a base in four bits means that base.
+    noted = noted_quantization(read_json(Path(name) / "slimepo.json"))
+    plain: Any = load_model(base, **(noted | kwargs))
     if hasattr(plain, "peft_config"):
         raise InputError(f"adapter {name!r} belongs to {base!r}, an adapter itself: export that one first")
     try:

@@ -35,6 +35,11 @@ class Critic:
     def __init__(self, policy: nn.Module, settings: ValueModel, micro_batch_size: int, device: torch.device):
         self.settings, self.micro_batch_size, self.device = settings, micro_batch_size, device
         inner = causal_lm(policy)
+        if getattr(inner, "quantization_method", None) is not None:
+            raise InputError(
+                "a value model trains a copy of the policy's weights, and these are quantised: use grpo, rloo or "
+                "reinforce_pp, which need none"
+            )
         config = copy.deepcopy(inner.config)
         config.num_labels, config.classifier_dropout = 1, 0.0
         try:

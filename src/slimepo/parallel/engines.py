@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import math
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -206,7 +207,9 @@ def held_part(parameter: Any) -> Tensor:
 
 
 def weights_of(parameter: Any) -> int:
-    """How many weights a parameter has on all ranks together."""
+    """How many weights a parameter has on all ranks together; bitsandbytes packs two into a number."""
+    if (packed := getattr(parameter, "quant_state", None)) is not None:
+        return math.prod(packed.shape)
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 

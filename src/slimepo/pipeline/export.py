@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from slimepo.checkpoints.store import MANIFEST, fault_of, newest_sound
+from slimepo.data.batch import StepCollator
 from slimepo.data.chat import chat_format
+from slimepo.data.rows import Row
 from slimepo.errors import BadFilesError, InputError, NonFiniteLossError
 from slimepo.files import replace_folder, write_json
 from slimepo.model.adapters import merge
 from slimepo.model.load import load_model, savable
-from slimepo.model.logps import causal_lm
+from slimepo.model.logps import causal_lm, install_logps
 from slimepo.model.modes import scoring
+from slimepo.model.quantize import four_bit_layers
+from slimepo.model.score import score_rows
 from slimepo.pipeline.console import FIGURES
 from slimepo.pipeline.recipe import Recipe, Stage
 from slimepo.settings import dump
@@ -28,6 +34,16 @@ from slimepo.settings import dump
 # Logits before merging and after reloading may differ by rounding, no more; relative to the largest logit above 1.
 FLOAT32_TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.1
+
+
+class Exported(NamedTuple):
+    """How far an exported model is from the trained one: of logits on a fixed input the largest difference; of the
+    log-probs of `tokens` response tokens the largest and the mean one, in nats."""
+
+    logits: float
+    tokens: int
+    largest: float
+    mean: float
 
 
 def export_model(
@@ -38,7 +54,8 @@ def export_model(
     dtype: torch.dtype = torch.float32,
     template_options: Mapping[str, Any] | None = None,
     release: bool = False,
-) -> float:
+    rows: Sequence[Row] = (),
+) -> Exported:
     """Merge adapters, save model and tokenizer to `folder`, and prove it by loading them again.
 
     The model moves to the CPU and is merged there, in float32 and in place: it is not to be trained further. A head
@@ -49,9 +66,10 @@ def export_model(
         dtype: of the saved weights; bfloat16 rounds away most of what a learning rate such as 5e-7 has changed.
         template_options: what the chat template was given in training; `slimepo generate` and `eval` read them there.
         release: the model's weights are given up before the saved ones are loaded, so that one set is in memory.
+        rows: whose log-probs by the trained model and by the one loaded from the folder are compared.
 
     Returns:
-        The largest difference of a logit between the trained model and the one loaded from the folder.
+        How far the model loaded from the folder is from the trained one.
 
     Raises:
         NonFiniteLossError: the model's own logits are not finite.
@@ -64,7 +82,8 @@ def export_model(
     half = (
         any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()) or dtype != torch.float32
     )
-    merged = merge(model.cpu().float()).to(dtype)
+    said = _logps(model, rows)
+    merged = merge(model if four_bit_layers(model) else model.cpu().float()).to(dtype)
     if end_token_ids is None:
         with suppress(InputError):  # a tokenizer without an end token has none to add
             end_token_ids = {chat_format(tokenizer, template_options).end_id}
@@ -79,13 +98,26 @@ def export_model(
         merged.to("meta")
     reloaded = load_model(str(temporary), dtype=dtype)
     difference = (probe_logits(reloaded) - trained).abs().max().item()
+    off = np.abs(_logps(reloaded, rows) - said)
     allowed = (HALF_TOLERANCE if half else FLOAT32_TOLERANCE) * max(1.0, trained.abs().max().item())
     if not difference <= allowed:
         raise RuntimeError(
             f"the model saved to {temporary} gives other logits than the trained one (up to {difference:.3g} off)"
         )
     replace_folder(temporary, folder)
-    return difference
+    largest, mean = (float(off.max()), float(off.mean())) if len(off) else (0.0, 0.0)
+    return Exported(difference, len(off), largest, mean)
+
+
+def _logps(model: nn.Module, rows: Sequence[Row]) -> NDArray[np.float32]:
+    """Log-probs of all response tokens of rows, in the precision of `scoring`."""
+    if not rows:
+        return np.zeros(0, dtype=np.float32)
+    install_logps(model)
+    sides = StepCollator(4, tuple(range(max(len(row.responses) for row in rows))))
+    with scoring(model) as forward:
+        found = score_rows(forward, rows, sides, causal_lm(model).get_input_embeddings().weight.device)
+    return np.concatenate([numbers[0] for of_row in found for numbers in of_row])
 
 
 def _generation_config(
@@ -153,6 +185,15 @@ def model_card(recipe: Recipe, stage: Stage, result: dict[str, Any]) -> str:
         f"{result['trained_parameters']:,} of {result['parameters']:,} parameters trained.",
         "",
     ]
+    if (base_in := result.get("quantized")) is not None:
+        merged = result["merged"]
+        lines += [
+            f"While it trained, {base_in['weights']:,} weights of its base were in four bits ({base_in['kind']}, "
+            "bitsandbytes). The adapter is merged onto the plain weights that these stand for; log-probs of "
+            f"{merged['tokens']:,} tokens are those of the trained model to {merged['largest']:.2g} nats "
+            f"({merged['mean']:.2g} on the mean).",
+            "",
+        ]
     if heldout is not None:
         before, after = heldout["before"], heldout["after"]
         counts = [f"{heldout[what]:,} held-out {what}" for what in ("pairs", "prompts") if what in heldout]

@@ -186,6 +186,7 @@ def made_from(recipe: Recipe, name: str) -> dict[str, Any]:
         "chat_template",
         "template_options",
         "dtype",
+        "quantize",
         "adapter",
         "smoke",
         "seed",

@@ -211,12 +211,12 @@ class Recipe(Settings):
     trains it on, and later stages train new ones of its configuration; `merge`, or `merge: true` among the settings,
     folds it into its model first. `dtype` is that of the frozen weights (auto: bfloat16 under an adapter where the
     device computes in it), `export_dtype` that of exported models: a bfloat16 export rounds away most of what a small
-    learning rate has changed. `parallel` says how several processes share the work: `ddp` (each holds the whole
-    model), `fsdp2` or `zero3` (each a part of it) or `zero2` (a part of the optimizer's states), the last three also
-    with `-offload` (parts wait in CPU memory); without it ddp, or what `accelerate launch` was set up with. `pairs`
-    are parts made by the run, by name. With `rounds: 3`, a stage that trains on `pairs` is followed by two more that
-    go on from it with pairs of its own samples. `evaluate` lists benchmarks that run after a stage. `seeds` makes a
-    run of each, in a folder of its own.
+    learning rate has changed. With `quantize: nf4` the frozen base under an adapter is in four bits (QLoRA).
+    `parallel` says how several processes share the work: `ddp` (each holds the whole model), `fsdp2` or `zero3` (each
+    a part of it) or `zero2` (a part of the optimizer's states), the last three also with `-offload` (parts wait in CPU
+    memory); without it ddp, or what `accelerate launch` was set up with. `pairs` are parts made by the run, by name.
+    With `rounds: 3`, a stage that trains on `pairs` is followed by two more that go on from it with pairs of its own
+    samples. `evaluate` lists benchmarks that run after a stage. `seeds` makes a run of each, in a folder of its own.
     """
 
     model: str | RandomModel
@@ -231,6 +231,7 @@ class Recipe(Settings):
     adapter: Annotated[Adapter | Literal["continue"] | None, BeforeValidator(_adapter_of_word)] = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     export_dtype: Literal["float32", "bfloat16"] = "float32"
+    quantize: Literal["nf4"] | None = None
     parallel: Engine | None = None
     seed: _Seed = 0
     seeds: list[_Seed] = Field(default_factory=list)
@@ -340,6 +341,30 @@ class Recipe(Settings):
             raise ValueError("give seed or seeds, not both")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one stands there twice")
+        return self
+
+    @model_validator(mode="after")
+    def _quantized_base_fits(self) -> Recipe:
+        if self.quantize is None:
+            return self
+        if self.adapter is None:
+            raise ValueError(
+                "quantize is for a frozen base: give an adapter, such as adapter: {r: 16}, or leave quantize out"
+            )
+        if isinstance(self.adapter, Adapter) and self.adapter.merge:
+            raise ValueError(
+                "quantize would round what adapter: merge has just merged: `slimepo export` it and start from that"
+            )
+        if self.parallel not in (None, "ddp"):
+            raise ValueError(
+                f"parallel: {self.parallel} would cut quantised weights into parts, which is not supported: give ddp"
+            )
+        for stage in self.stages:
+            if stage.rollouts is not None and stage.rollouts.engine != "transformers":
+                raise ValueError(
+                    f"stage {stage.name!r}: quantised weights cannot be handed to vLLM: give rollouts: "
+                    "{engine: transformers}"
+                )
         return self
 
     def before(self, stage: Stage) -> list[str]:

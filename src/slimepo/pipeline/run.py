@@ -17,6 +17,7 @@ from slimepo.data.render import ChatFormat
 from slimepo.errors import InputError, NonFiniteLossError, Preempted, failure
 from slimepo.files import is_main_process, read_json, write_json, write_text
 from slimepo.model.load import load_config
+from slimepo.model.quantize import refuse_no_bitsandbytes
 from slimepo.onpolicy.vllm import check_server
 from slimepo.parallel.agree import on_main
 from slimepo.pipeline.data import load_data, recipe_tokenizer, stage_rows, template_facts
@@ -168,6 +169,8 @@ def _run_stages(
     """The figures of every stage, and what went wrong on the way."""
     check_evaluations(recipe, out)
     pending = [stage for stage in recipe.stages if read_json(out / stage.name / "stage.json") is None]
+    if recipe.quantize is not None and pending:
+        refuse_no_bitsandbytes()
     for stage in pending:
         check_reference(recipe, stage)
         asked = recipe.pairs.get(stage.part)

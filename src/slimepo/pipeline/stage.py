@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from slimepo.checkpoints.store import step_of
 from slimepo.data.render import ChatFormat
+from slimepo.data.rows import Row
 from slimepo.errors import InputError, Preempted
 from slimepo.files import is_main_process, write_json, write_text
 from slimepo.losses import hyperparameters, slime
@@ -29,6 +31,7 @@ from slimepo.model.load import (
 )
 from slimepo.model.logps import causal_lm
 from slimepo.model.modes import computes_in_bf16
+from slimepo.model.quantize import four_bit_layers, four_bit_weights, four_bits
 from slimepo.monitor.callback import DisplacementMonitor
 from slimepo.monitor.settings import monitor_settings
 from slimepo.parallel.engines import weights_of
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
     from slimepo.training.trainer import PreferenceTrainer
 
 SMOKE_STEPS, SMOKE_BATCH = 5, 8
+# Whose log-probs tell how far a merged model is from the one that trained on a base in four bits.
+GAP_ROWS = 16
 
 # Arguments of the trainer that a recipe has keys of its own for.
 _HAS_A_KEY = {
@@ -102,6 +107,9 @@ def run_stage(
         console.print(f"{stage.name}: {args.world_size} ranks, {args.parallel}")
     if trainer.reference is not None:
         console.print(f"{stage.name}: reference {trainer.reference.source} ({trainer.reference.reason})")
+    if (quantized := four_bit_weights(trainer.model)) > 0:
+        weights = sum(map(weights_of, causal_lm(trainer.model).parameters()))
+        console.print(f"{stage.name}: base with {quantized:,} of {weights:,} weights in four bits")
     if trainer.args.activation_checkpointing:
         console.print(f"{stage.name}: activations {trainer.activations}")
     checkpoint = trainer.sound_checkpoint(accept)
@@ -160,7 +168,13 @@ def run_stage(
         trainer.monitor.conclude(before.scores, after.scores)
     of_pairs = heldout if "pairs" in heldout else None
     result["monitor"] = trainer.monitor.record.summary(of_pairs) if trainer.monitor else None
-    _export(trainer, recipe, stage, chat, folder, result)
+    _export(trainer, recipe, stage, rows, chat, folder, result)
+    if "merged" in result:
+        merged = result["merged"]
+        console.print(
+            f"{stage.name}: merged onto the plain weights of its base: log-probs of {merged['tokens']:,} tokens "
+            f"differ by at most {merged['largest']:.2g} nats, {merged['mean']:.2g} on the mean"
+        )
     return result
 
 
@@ -168,6 +182,7 @@ def _export(
     trainer: PreferenceTrainer,
     recipe: Recipe,
     stage: Stage,
+    rows: StageRows,
     chat: ChatFormat,
     folder: Path,
     result: dict[str, Any],
@@ -178,10 +193,16 @@ def _export(
         # One set of weights is enough to export: no optimizer, no reference beside it.
         trainer.optimizer = trainer.lr_scheduler = trainer.reference = None
         trainer.accelerator.free_memory()
-        result["export_difference"] = export_model(
+        quantized = four_bit_weights(model)
+        compared = [row for row in (*rows.heldout, *rows.train) if isinstance(row, Row)][:GAP_ROWS]
+        made = export_model(
             model, chat.tokenizer, folder / "model", {chat.end_id}, getattr(torch, recipe.export_dtype),
-            recipe.template_options, release=True,
+            recipe.template_options, release=True, rows=compared if quantized else (),
         )  # fmt: skip
+        result["export_difference"] = made.logits
+        if quantized:
+            result["quantized"] = {"kind": recipe.quantize or "as it was given", "weights": quantized}
+            result["merged"] = {"tokens": made.tokens, "largest": made.largest, "mean": made.mean}
         write_text(folder / "model" / "README.md", redact(model_card(recipe, stage, result)))
         # Written last: a stage with this file is done.
         write_json(folder / "stage.json", result)
@@ -247,12 +268,29 @@ def stage_model(
     recipe: Recipe, base: str | RandomModel, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel | nn.Module:
     """The model a stage starts from: loaded, or random, or shrunk for a smoke run."""
-    if isinstance(base, RandomModel):
-        config = random_config(base.architecture, base.sizes, tokenizer)
-        return random_model(smoke_config(config) if recipe.smoke else config, recipe.seed)
-    if recipe.smoke and base == recipe.model:
-        return random_model(smoke_config(load_config(base)), recipe.seed)
-    return load_model(base, dtype=base_dtype(recipe))
+    dtype = base_dtype(recipe)
+    loading: dict[str, Any] = {"dtype": dtype}
+    if recipe.quantize is not None:
+        loading["quantization_config"] = four_bits(dtype)
+    if isinstance(base, str) and not (recipe.smoke and base == recipe.model):
+        model = load_model(base, **loading)
+    else:
+        config = (
+            load_config(base)
+            if isinstance(base, str)
+            else random_config(base.architecture, base.sizes, tokenizer)
+        )
+        model = random_model(smoke_config(config) if recipe.smoke else config, recipe.seed)
+        if recipe.quantize is not None:
+            with TemporaryDirectory(prefix="slimepo-base-") as folder:
+                # transformers quantises what it loads.
+                model.save_pretrained(folder)
+                model = load_model(folder, **loading)
+    if recipe.quantize is not None and not four_bit_layers(model):
+        raise InputError(
+            f"quantize: {recipe.quantize} finds no layer to quantise in {type(causal_lm(model)).__name__}: leave it out"
+        )
+    return model
 
 
 def stage_arguments(recipe: Recipe, stage: Stage, folder: Path, ranks: int | None = None) -> PreferenceConfig:

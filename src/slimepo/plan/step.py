@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedConfig
 
 from slimepo.data.batch import Batch, Layout, StepCollator
@@ -21,6 +22,7 @@ from slimepo.data.rows import Row
 from slimepo.errors import InputError
 from slimepo.model.attention.table import PATHS
 from slimepo.model.logps import causal_lm
+from slimepo.model.quantize import NF4_BYTES
 from slimepo.pipeline.recipe import Recipe, Stage
 from slimepo.pipeline.stage import lora, stage_arguments
 from slimepo.plan.fake_step import (
@@ -56,6 +58,9 @@ class PlannedStep:
     optimizer_bytes: int  # for each parameter that trains
     reference_bytes: int  # of a reference model beside the policy
     value_bytes: int  # of a value model, with what trains it
+    quantized: tuple[
+        int, int
+    ]  # bytes that a base in four bits saves, and those of its largest matrix while it computes
     whole: FakePolicy
     depths: list[tuple[FakePolicy, int]]
 
@@ -102,14 +107,16 @@ def make_step(
     depths = _depths(whole, config, policy)
     for shallow, _ in depths:
         takes_packed_rows(shallow, path)
+    quantized = _quantized_bytes(whole) if recipe.quantize else (0, 0)
     return PlannedStep(
         setting=setting,
         collator=collator,
         pairs=args.pairs_per_step or 1,
         longest=_longest(recipe, stage),
         optimizer_bytes=OPTIMIZER_BYTES[optimizer.value],
-        reference_bytes=_reference_bytes(args, whole, recipe.adapter not in (None, "continue")),
+        reference_bytes=_reference_bytes(args, whole, recipe.adapter not in (None, "continue"), quantized[0]),
         value_bytes=_value_bytes(args, whole),
+        quantized=quantized,
         whole=whole,
         depths=depths,
     )
@@ -130,7 +137,9 @@ def step_memory(step: PlannedStep, batch: Batch, *, accumulates: bool) -> dict[s
                 moment[kind] += factor * size
     worst = max(moments, key=Counter.total)
     parts = {kind: worst[kind] for kind in ("weights", "gradients", "activations", "head")}
-    parts["weights"] += step.reference_bytes + step.value_bytes
+    saved, matrix = step.quantized
+    parts["weights"] += step.reference_bytes + step.value_bytes - saved
+    parts["activations"] += matrix
     return parts | {"optimizer": step.optimizer_bytes * step.trained_parameters}
 
 
@@ -246,14 +255,30 @@ def _arguments(recipe: Recipe, stage: Stage, gpu: bool, ranks: int) -> Preferenc
     return args
 
 
-def _reference_bytes(args: PreferenceConfig, whole: FakePolicy, new_adapter: bool) -> int:
-    """Of a second model in memory: a frozen copy, or another model, which is taken to be as large as the policy."""
+def _quantized_bytes(whole: FakePolicy) -> tuple[int, int]:
+    """Bytes that a base in four bits saves, and of its largest matrix, which is plain for as long as it computes."""
+    frozen = [
+        module.weight
+        for module in causal_lm(whole.model).base_model.modules()
+        if isinstance(module, nn.Linear) and not module.weight.requires_grad
+    ]
+    plain = sum(weight.numel() * weight.element_size() for weight in frozen)
+    largest = max((weight.numel() * weight.element_size() for weight in frozen), default=0)
+    return plain - int(NF4_BYTES * sum(weight.numel() for weight in frozen)), largest
+
+
+def _reference_bytes(args: PreferenceConfig, whole: FakePolicy, new_adapter: bool, saved: int) -> int:
+    """Of a second model in memory: a frozen copy, or another model, which is taken to be as large as the policy.
+
+    saved: what a copy takes less for being in four bits.
+    """
     sampling = args.sampling
     # Of samples nothing can be computed beforehand.
     without = ["adapters-off", "cache", *(["auto"] if sampling is None or new_adapter else [])]
     if args.reference in without or not (args.reads_reference or (sampling and sampling.watch_kl)):
         return 0
-    return sum(p.numel() * p.element_size() for p in whole.model.parameters())
+    size = sum(p.numel() * p.element_size() for p in whole.model.parameters())
+    return size - saved if args.reference in ("auto", "copy") else size
 
 
 def _value_bytes(args: PreferenceConfig, whole: FakePolicy) -> int:

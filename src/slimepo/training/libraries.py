@@ -68,7 +68,9 @@ def check_libraries(args: Any) -> None:
     if (
         quantized or loading.get("load_in_4bit") or loading.get("load_in_8bit")
     ) and not is_bitsandbytes_available():
-        raise InputError("model_init_kwargs: quantization_config needs the package bitsandbytes")
+        raise InputError(
+            "model_init_kwargs: quantization_config needs bitsandbytes: pip install 'slimepo[qlora]'"
+        )
 
 
 def _make_optimizer(args: Any) -> None:

@@ -33,6 +33,7 @@ def prepared(
     *,
     adapter: str | None = None,
     disable_dropout: bool,
+    engine: str | None = "ddp",
 ) -> nn.Module:
     """The model as it trains: fitting the tokenizer, without dropout, with its adapter, giving log-probs.
 
@@ -48,6 +49,16 @@ def prepared(
         # Or the first checkpoint would fail.
         savable(generation)
     model = with_adapter(model, peft_config, adapter)
+    if getattr(causal_lm(model), "quantization_method", None) is not None:
+        if not hasattr(model, "peft_config"):
+            raise InputError(
+                "the model's weights are quantised and do not train themselves: give an adapter (peft_config, in a "
+                "recipe adapter), or start from the model that is not quantised"
+            )
+        if engine != "ddp":
+            raise InputError(
+                f"parallel = {engine!r} would cut quantised weights into parts, which is not supported: give ddp"
+            )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(
             "no parameter of the model trains: load an adapter with "

@@ -30,6 +30,7 @@ from slimepo.losses import bind, find_objective, step_loss
 from slimepo.model.load import load_model, refuse_other_tensors
 from slimepo.model.logps import causal_lm, response_logps
 from slimepo.model.modes import compute_dtype, scoring
+from slimepo.model.quantize import quantization_note
 from slimepo.model.tryout import choose_layout
 from slimepo.monitor.callback import DisplacementMonitor, Watched
 from slimepo.monitor.settings import monitor_settings
@@ -159,6 +160,7 @@ class PreferenceTrainer(Trainer):
             given.get("peft_config"),
             adapter=args.adapter,
             disable_dropout=args.disable_dropout,
+            engine=args.parallel,
         )
         # For the card of a model that is pushed to the Hub.
         causal_lm(policy).add_model_tags(["slimepo", args.loss.partition("/")[0].rpartition(":")[2]])
@@ -595,9 +597,9 @@ class PreferenceTrainer(Trainer):
         (shown.warn if shown else logger.warning)(words)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """What the Trainer saves, checkpoints too, and what the chat template was given, which goes with the model."""
+        """What the Trainer saves, checkpoints too, with the template's options and how its base was loaded."""
         super()._save(output_dir, state_dict)
-        options = {"template_options": self.args.template_options}
+        options = {"template_options": self.args.template_options, **quantization_note(self.model)}
         folder = Path(output_dir or self.args.output_dir)
         write_json(folder / "slimepo.json", options)
         trained = getattr(self.accelerator.unwrap_model(self.model), "active_adapters", ["default"])
