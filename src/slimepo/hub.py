@@ -36,3 +36,11 @@ def _look() -> None:
         constants.HF_HUB_OFFLINE = True
         if "datasets" in sys.modules:
             sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+
+
+def offline() -> bool:
+    """Whether the Hub is not asked: it cannot be reached, or HF_HUB_OFFLINE says so."""
+    from huggingface_hub import constants
+
+    _look()
+    return bool(constants.HF_HUB_OFFLINE)

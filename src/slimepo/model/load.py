@@ -188,7 +188,7 @@ def random_config(
             f"model: {architecture} has no size {unknown[0]!r}; it has: {', '.join(sorted(known))}"
         )
     return AutoConfig.for_model(
-        model_type, **({"vocab_size": len(tokenizer)} | _special_ids(tokenizer) | dict(sizes))
+        model_type, **({"vocab_size": len(tokenizer)} | special_ids(tokenizer) | dict(sizes))
     )
 
 
@@ -248,7 +248,8 @@ def _smoke_heads(text: PreTrainedConfig) -> dict[str, Any]:
     return heads
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    """The tokenizer's special ids, as a configuration has them."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {name: getattr(tokenizer, name) for name in names}
 

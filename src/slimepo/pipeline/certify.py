@@ -13,6 +13,7 @@ from slimepo.pipeline.recipe import RandomModel, Recipe
 from slimepo.pipeline.rewards import make_rewards, reward_weights
 from slimepo.pipeline.run import check_reference
 from slimepo.pipeline.stage import exported_model, stage_arguments, stage_trainer
+from slimepo.pipeline.standin import with_stand_ins
 from slimepo.pipeline.tasks import load_tasks
 from slimepo.training.callbacks import TrainingProgress
 
@@ -30,6 +31,7 @@ def certify_recipe(recipe: Recipe, out: Path, console: Console) -> dict[str, dic
         CertificateError: of the first stage whose numbers differ.
     """
     found: dict[str, dict[str, Any]] = {}
+    recipe = with_stand_ins(recipe, console)
     tasks, (parts, _) = load_tasks(recipe), load_data(recipe)
     chat = chat_format(recipe_tokenizer(recipe), recipe.template_options)
     for stage in recipe.stages:

@@ -27,6 +27,7 @@ from slimepo.pipeline.pairs import make_pairs
 from slimepo.pipeline.recipe import RandomModel, Recipe, Stage, load_recipe
 from slimepo.pipeline.rewards import check_rewards, reward_weights
 from slimepo.pipeline.stage import exported_model, run_stage, stage_arguments
+from slimepo.pipeline.standin import with_stand_ins
 from slimepo.pipeline.tasks import RunTasks, load_tasks
 from slimepo.redaction import redact
 from slimepo.settings import dump
@@ -54,6 +55,7 @@ def run_recipe(
             is raised when all stages are done; the same command then tries it again.
         NonFiniteLossError: of the first stage that it happened to.
     """
+    recipe = with_stand_ins(recipe, console)
     runs = runs_of(recipe, out)
     results: list[dict[str, Any]] = []
     failed: list[Exception] = []
