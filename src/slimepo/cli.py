@@ -220,6 +220,22 @@ def export(
 
 
 @app.command()
+def push(
+    source: Annotated[Path, typer.Argument(help="A run, a stage of it, or a model folder.")],
+    name: Annotated[str, typer.Argument(help="The repository of the Hugging Face Hub: owner/name.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="For everybody to see; else a private one.")
+    ] = False,
+) -> None:
+    """Send an exported model and its card to the Hugging Face Hub, as the account of HF_TOKEN or `hf auth login`."""
+    from slimepo.pipeline.push import check_push, model_of, push_model
+
+    folder = model_of(source)
+    check_push(name)
+    _console().print(f"{folder} -> {push_model(folder, name, public=public)}")
+
+
+@app.command()
 def fetch(
     name: Annotated[str, typer.Argument(help=f"The model: {', '.join(MODELS)}.")],
     to: Annotated[Path | None, typer.Argument(help="The folder to put it in (default: models/NAME).")] = None,

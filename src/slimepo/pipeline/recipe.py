@@ -216,7 +216,8 @@ class Recipe(Settings):
     a part of it) or `zero2` (a part of the optimizer's states), the last three also with `-offload` (parts wait in CPU
     memory); without it ddp, or what `accelerate launch` was set up with. `pairs` are parts made by the run, by name.
     With `rounds: 3`, a stage that trains on `pairs` is followed by two more that go on from it with pairs of its own
-    samples. `evaluate` lists benchmarks that run after a stage. `seeds` makes a run of each, in a folder of its own.
+    samples. `evaluate` lists benchmarks that run after a stage. `push_to_hub: owner/name` sends the last stage's model
+    to a private repository of the Hub. `seeds` makes a run of each, in a folder of its own.
     """
 
     model: str | RandomModel
@@ -236,6 +237,7 @@ class Recipe(Settings):
     seed: _Seed = 0
     seeds: list[_Seed] = Field(default_factory=list)
     smoke: bool = False
+    push_to_hub: str | None = None
     evaluate: list[Evaluation] = Field(default_factory=list)
 
     @model_validator(mode="before")
@@ -341,6 +343,10 @@ class Recipe(Settings):
             raise ValueError("give seed or seeds, not both")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one stands there twice")
+        if len(self.seeds) > 1 and self.push_to_hub is not None and "{seed}" not in self.push_to_hub:
+            raise ValueError(
+                f"push_to_hub: several seeds would share one name: give {self.push_to_hub}-{{seed}}, say"
+            )
         return self
 
     @model_validator(mode="after")

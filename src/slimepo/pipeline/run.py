@@ -24,6 +24,7 @@ from slimepo.pipeline.data import load_data, recipe_tokenizer, stage_rows, templ
 from slimepo.pipeline.evaluate import check_evaluations, evaluate_stage
 from slimepo.pipeline.folder import check_folder, claim_folder, held, record_end, record_settings
 from slimepo.pipeline.pairs import make_pairs
+from slimepo.pipeline.push import check_push_of, push_run
 from slimepo.pipeline.recipe import RandomModel, Recipe, Stage, load_recipe
 from slimepo.pipeline.rewards import check_rewards, reward_weights
 from slimepo.pipeline.stage import exported_model, run_stage, stage_arguments
@@ -70,11 +71,13 @@ def run_recipe(
             on_main(partial(locks.enter_context, held(folder, console)), ranks)
         for run, folder in runs:
             on_main(partial(check_folder, run, folder, restart, accept), ranks)
+            on_main(partial(check_push_of, run, folder), ranks)
         for (run, folder), of_stages in zip(runs, arguments, strict=True):
             if len(runs) > 1:
                 console.print(f"seed {run.seed}", style="bold")
             try:
                 of_run, failures = _run_stages(run, of_stages, folder, console, accept)
+                failures += push_run(run, folder, console)
             except BaseException as error:
                 record_end(folder, error)
                 raise

@@ -80,6 +80,10 @@ def cell_recipe(base: Keys, compared: str | None, name: str, keys: Keys, seed: i
     place = f"sweep: arm {name!r}"
     values = copy.deepcopy({key: value for key, value in base.items() if key != "seeds"}) | {"seed": seed}
     plain = make_recipe(values, "sweep: its recipe")
+    if plain.push_to_hub is not None:
+        raise InputError(
+            "sweep: push_to_hub would send every run to one name: push the one you want, `slimepo push`"
+        )
     compared = compared or validate(Stage, values["stages"][-1], place).name
     stage = next((stage for stage in plain.stages if stage.name == compared), None)
     if stage is None:
