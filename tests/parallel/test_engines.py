@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from slimepo.errors import InputError
 from slimepo.model.adapters import lora_config
+from slimepo.parallel import engines
 from slimepo.parallel.engines import asked_engine, filled, full_weights, skeleton
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.trainer import PreferenceTrainer
@@ -159,6 +161,51 @@ class TestAskedEngine:
         with pytest.raises(InputError, match="parallel: zero2 or zero3"):
             asked_engine(None)
 
+    def test_an_engine_that_the_environment_does_not_name_is_no_ddp(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(engines._SWITCHES, "ACCELERATE_USE_FSDP", "true")
+        for wanted in (None, "ddp", "zero2"):
+            with pytest.raises(InputError, match=r"ACCELERATE_USE_FSDP in the environment.*give parallel"):
+                asked_engine(wanted)
+        assert asked_engine("fsdp2-offload") == "fsdp2-offload"
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setenv("FSDP_VERSION", "2")
+        assert asked_engine(None) == "fsdp2"
+
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            (
+                {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"},
+                "fsdp_activation_checkpointing: .* give activation_checkpointing: layers",
+            ),
+            (
+                {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"},
+                "fsdp_reshard_after_forward: false, which is not supported",
+            ),
+            (
+                {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"},
+                "offload_param_device: cpu, not supported with zero_stage 3",
+            ),
+            (
+                {
+                    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+                    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "nvme",
+                },
+                "offload_optimizer_device: nvme",
+            ),
+        ],
+    )
+    def test_what_the_launcher_asks_for_beside_is_not_dropped(
+        self, settings: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=words):
+            asked_engine(None)
+
 
 def test_one_process_cannot_share_its_work(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"fsdp2.*several processes.*--nproc"):
@@ -169,5 +216,13 @@ def test_one_process_cannot_share_its_work(tmp_path: Path) -> None:
 
 
 def test_settings_of_fsdp_and_deepspeed_are_named_otherwise(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="parallel: give one of ddp, fsdp2"):
-        PreferenceConfig(str(tmp_path), fsdp=True)
+    for given in (
+        {"fsdp": True},
+        {"fsdp_config": {"version": 2}},
+        {"fsdp_config": "fsdp.json"},
+        {"deepspeed": "zero.json"},
+    ):
+        with pytest.raises(InputError, match="parallel: give one of ddp, fsdp2"):
+            PreferenceConfig(str(tmp_path), **given)
+    plain = PreferenceConfig(str(tmp_path))
+    assert replace(plain, seed=3).seed == 3

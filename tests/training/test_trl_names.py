@@ -125,7 +125,7 @@ class TestConfig:
                 "would change nothing: .*loss_options.label_smoothing",
             ),
             ({"use_liger_kernel": True}, "would change nothing"),
-            ({"deepspeed": "zero2.json"}, "fsdp and deepspeed are set by parallel"),
+            ({"deepspeed": "zero2.json"}, "fsdp_config and deepspeed are set by parallel"),
         ],
     )
     def test_what_is_refused_says_what_stands_in_its_place(

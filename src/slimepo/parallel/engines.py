@@ -27,6 +27,9 @@ from slimepo.words import nearest
 
 # What a launcher says of an engine, where the recipe says nothing.
 _BY_ENVIRONMENT = "accelerate's configuration"
+# What this process was started with: later the libraries set these themselves.
+_SWITCHES = {name: os.environ.get(name, "") for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")}
+_YES = ("true", "1", "yes")
 
 
 def asked_engine(wanted: str | None) -> str:
@@ -40,6 +43,12 @@ def asked_engine(wanted: str | None) -> str:
             f"parallel = {wanted!r} is unknown{nearest(wanted, ENGINES)}: give one of {', '.join(ENGINES)}"
         )
     launched = _launched_engine(os.environ)
+    for switch, kind in zip(_SWITCHES, ("fsdp", "zero"), strict=True):
+        if launched is None and _SWITCHES[switch].lower() in _YES and not (wanted or "").startswith(kind):
+            raise InputError(
+                f"{switch} in the environment asks for an engine and does not say which: unset it, and give parallel, "
+                f"one of {', '.join(ENGINES)}"
+            )
     if wanted is not None and launched is not None and wanted != launched:
         raise InputError(
             f"parallel = {wanted!r}, but {_BY_ENVIRONMENT} asks for {launched}: leave one of them out"
@@ -48,15 +57,28 @@ def asked_engine(wanted: str | None) -> str:
 
 
 def _launched_engine(environment: Mapping[str, str]) -> str | None:
-    """What `accelerate launch` was configured with; the libraries set the first variable of each kind themselves."""
+    """What `accelerate launch` was configured with; the libraries set the first variable of each kind themselves.
+
+    Raises:
+        InputError: it is configured in a way that is not supported; nothing that it says is left out.
+    """
 
     def on(name: str) -> bool:
-        return environment.get(name, "").lower() in ("true", "1", "yes")
+        return environment.get(name, "").lower() in _YES
 
     if on("ACCELERATE_USE_FSDP") and "FSDP_VERSION" in environment:
         if environment["FSDP_VERSION"] != "2":
             raise InputError(
                 f"{_BY_ENVIRONMENT} asks for FSDP 1, which is not supported: set fsdp_version: 2 in it"
+            )
+        if on("FSDP_ACTIVATION_CHECKPOINTING"):
+            raise InputError(
+                f"{_BY_ENVIRONMENT} asks for fsdp_activation_checkpointing: leave it out there, and give "
+                "activation_checkpointing: layers"
+            )
+        if environment.get("FSDP_RESHARD_AFTER_FORWARD", "").lower() in ("false", "0", "no"):
+            raise InputError(
+                f"{_BY_ENVIRONMENT} has fsdp_reshard_after_forward: false, which is not supported: set it to true"
             )
         return "fsdp2-offload" if on("FSDP_OFFLOAD_PARAMS") else "fsdp2"
     own = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
@@ -67,8 +89,16 @@ def _launched_engine(environment: Mapping[str, str]) -> str | None:
                 f"{_BY_ENVIRONMENT} asks for DeepSpeed with settings of its own: give zero_stage 2 or 3 there and no "
                 "deepspeed_config_file, or leave DeepSpeed out there and give parallel: zero2 or zero3"
             )
-        moved = environment.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none") == "cpu"
-        return f"zero{stage}{'-offload' if moved else ''}"
+        offload = "ACCELERATE_DEEPSPEED_OFFLOAD_{}_DEVICE"
+        optimizer, parameters = (environment.get(offload.format(of), "none") for of in ("OPTIMIZER", "PARAM"))
+        moved = {"2": [("cpu", "none")], "3": [("cpu", "cpu")]}[stage]
+        if (optimizer, parameters) not in [("none", "none"), *moved]:
+            both = " and offload_param_device" if stage == "3" else ""
+            raise InputError(
+                f"{_BY_ENVIRONMENT} has offload_optimizer_device: {optimizer} and offload_param_device: {parameters}, "
+                f"not supported with zero_stage {stage}: set offload_optimizer_device{both} to cpu, or all to none"
+            )
+        return f"zero{stage}{'-offload' if optimizer == 'cpu' else ''}"
     return None
 
 

@@ -123,9 +123,13 @@ class PreferenceConfig(TrlFields, TrainingArguments):
     def __post_init__(self) -> None:
         for name in ("loss_options", "template_options", "model_init_kwargs", "monitor", "rollouts"):
             setattr(self, name, _from_text(name, getattr(self, name)))
-        if self.deepspeed or self.fsdp:
+        # What transformers makes of a config without one holds only what is off.
+        of_fsdp: Any = self.fsdp_config
+        if isinstance(of_fsdp, dict):
+            of_fsdp = any(of_fsdp.values())
+        if self.deepspeed or self.fsdp or of_fsdp:
             raise InputError(
-                f"fsdp and deepspeed are set by parallel: give one of {', '.join(ENGINES)} and leave them out"
+                f"fsdp, fsdp_config and deepspeed are set by parallel: give one of {', '.join(ENGINES)} instead"
             )
         self.parallel = asked_engine(self.parallel)
         for name, value in engine_arguments(self.parallel).items():
