@@ -160,7 +160,8 @@ def _trainer(values: dict[str, Any], config: dict[str, Any], folder: Path) -> An
     from benchmarks.worker import be_quiet
     from slimepo.data.rows import Row
     from slimepo.pipeline.recipe import make_recipe
-    from slimepo.pipeline.stage import lora, stage_arguments
+    from slimepo.pipeline.stage import stage_arguments
+    from slimepo.pipeline.start import lora
     from slimepo.training.trainer import PreferenceTrainer
 
     be_quiet()

@@ -15,7 +15,8 @@ from slimepo.data.rows import Row
 from slimepo.errors import InputError
 from slimepo.model.logps import causal_lm, response_logps
 from slimepo.pipeline.recipe import Recipe, make_recipe
-from slimepo.pipeline.stage import lora, stage_arguments
+from slimepo.pipeline.stage import stage_arguments
+from slimepo.pipeline.start import lora
 from slimepo.plan import step as step_plan
 from slimepo.plan.plan import GIB, StagePlan, find_device, plan_recipe, plan_rows, print_plan, verdict
 from slimepo.plan.step import PlannedStep, largest_batch, largest_budget, make_step, step_memory

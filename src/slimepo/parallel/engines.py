@@ -293,6 +293,24 @@ def whole_model(model: nn.Module, bare: nn.Module | None) -> nn.Module:
     return filled(bare, full_weights(model))
 
 
+def gathered(model: nn.Module, bare: nn.Module | None, *, keep: bool) -> nn.Module:
+    """The model with all of its weights, in CPU memory where it was in parts; `model` itself where it is whole.
+
+    Every rank must call this; those that do not `keep` get the model as it is. Only one tensor at a time is whole on a
+    device.
+
+    bare: the model's `skeleton`.
+    """
+    if bare is None or not (in_parts(model) or any(map(of_deepspeed, model.parameters()))):
+        return model
+    weights = {}
+    for name, parameter in model.named_parameters():
+        whole = whole_tensor(parameter)
+        if keep:
+            weights[name] = whole.cpu()
+    return filled(bare, weights).cpu() if keep else model
+
+
 def filled(bare: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """A copy of a skeleton with these weights in it; one that two modules share (a tied head) is shared again."""
     memo: dict[int, Any] = {

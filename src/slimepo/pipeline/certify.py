@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from slimepo.data.chat import chat_format
 from slimepo.files import read_json
 from slimepo.pipeline.data import load_data, recipe_tokenizer, stage_rows
-from slimepo.pipeline.recipe import RandomModel, Recipe
+from slimepo.pipeline.recipe import Recipe
 from slimepo.pipeline.rewards import make_rewards, reward_weights
 from slimepo.pipeline.run import check_reference
-from slimepo.pipeline.stage import exported_model, stage_arguments, stage_trainer
+from slimepo.pipeline.stage import stage_arguments, stage_trainer
 from slimepo.pipeline.standin import with_stand_ins
+from slimepo.pipeline.start import exported_model, given_adapter, stage_base
 from slimepo.pipeline.tasks import load_tasks
 from slimepo.training.callbacks import TrainingProgress
 
@@ -45,12 +46,11 @@ def certify_recipe(recipe: Recipe, out: Path, console: Console) -> dict[str, dic
             stage = stage.model_copy(update={"reference": "auto"})
         check_reference(recipe, stage)
         args = stage_arguments(recipe, stage, out / stage.name)
-        base: str | RandomModel = recipe.model
-        if (start := recipe.start_of(stage)) is not None:
-            if exported_model(out / start).exists():
-                base = str(exported_model(out / start))
-            else:
-                console.print(f"{stage.name}: from the recipe's model, for stage {start} is not done")
+        base = stage_base(recipe, stage, out)
+        if (start := recipe.start_of(stage)) is not None and not Path(str(base)).exists():
+            console.print(f"{stage.name}: from the recipe's model, for stage {start} is not done")
+            base = recipe.model
+            args.adapter = given_adapter(recipe, recipe.stages[0])
         with TemporaryDirectory(prefix="slimepo-certify-") as name:
             folder = Path(name)
             args.output_dir = str(folder / stage.name / "checkpoints")

@@ -193,6 +193,8 @@ def made_from(recipe: Recipe, name: str) -> dict[str, Any]:
         "tasks",
     )
     found: dict[str, Any] = {key: values[key] for key in common}
+    if recipe.between_stages != "merge":
+        found["between_stages"] = recipe.between_stages
     if name in recipe.pairs:
         asked = values["pairs"][name]
         found |= {"pairs": asked}

@@ -209,12 +209,14 @@ class Recipe(Settings):
     `adapter` is LoRA for a pretrained model and nothing (full fine-tuning) for a random one, unless given; the word
     `none` means full fine-tuning. Where the model is an adapter itself, `continue` (without a word in a local folder)
     trains it on, and later stages train new ones of its configuration; `merge`, or `merge: true` among the settings,
-    folds it into its model first. `dtype` is that of the frozen weights (auto: bfloat16 under an adapter where the
-    device computes in it), `export_dtype` that of exported models: a bfloat16 export rounds away most of what a small
-    learning rate has changed. With `quantize: nf4` the frozen base under an adapter is in four bits (QLoRA).
-    `parallel` says how several processes share the work: `ddp` (each holds the whole model), `fsdp2` or `zero3` (each
-    a part of it) or `zero2` (a part of the optimizer's states), the last three also with `-offload` (parts wait in CPU
-    memory); without it ddp, or what `accelerate launch` was set up with. `pairs` are parts made by the run, by name.
+    folds it into its model first. `between_stages` says what becomes of a stage's adapter in the stage that starts from
+    it: `merge` (it is part of that stage's base, under a new one) or `continue` (it trains on). `dtype` is that of the
+    frozen weights (auto: bfloat16 under an adapter where the device computes in it), `export_dtype` that of exported
+    models: a bfloat16 export rounds away most of what a small learning rate has changed. With `quantize: nf4` the
+    frozen base under an adapter is in four bits (QLoRA). `parallel` says how several processes share the work: `ddp`
+    (each holds the whole model), `fsdp2` or `zero3` (each a part of it) or `zero2` (a part of the optimizer's states),
+    the last three also with `-offload` (parts wait in CPU memory); without it ddp, or what `accelerate launch` was set
+    up with. `pairs` are parts made by the run, by name.
     With `rounds: 3`, a stage that trains on `pairs` is followed by two more that go on from it with pairs of its own
     samples. `evaluate` lists benchmarks that run after a stage. `push_to_hub: owner/name` sends the last stage's model
     to a private repository of the Hub. `seeds` makes a run of each, in a folder of its own.
@@ -233,6 +235,7 @@ class Recipe(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     export_dtype: Literal["float32", "bfloat16"] = "float32"
     quantize: Literal["nf4"] | None = None
+    between_stages: Literal["merge", "continue"] = "merge"
     parallel: Engine | None = None
     seed: _Seed = 0
     seeds: list[_Seed] = Field(default_factory=list)
@@ -346,6 +349,14 @@ class Recipe(Settings):
         if len(self.seeds) > 1 and self.push_to_hub is not None and "{seed}" not in self.push_to_hub:
             raise ValueError(
                 f"push_to_hub: several seeds would share one name: give {self.push_to_hub}-{{seed}}, say"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_go_on(self) -> Recipe:
+        if self.between_stages == "continue" and self.adapter is None:
+            raise ValueError(
+                "between_stages: continue is for an adapter, and the model trains whole: leave it out"
             )
         return self
 

@@ -25,10 +25,11 @@ from slimepo.pipeline.evaluate import check_evaluations, evaluate_stage
 from slimepo.pipeline.folder import check_folder, claim_folder, held, record_end, record_settings
 from slimepo.pipeline.pairs import make_pairs
 from slimepo.pipeline.push import check_push_of, push_run
-from slimepo.pipeline.recipe import RandomModel, Recipe, Stage, load_recipe
+from slimepo.pipeline.recipe import Recipe, Stage, load_recipe
 from slimepo.pipeline.rewards import check_rewards, reward_weights
-from slimepo.pipeline.stage import exported_model, run_stage, stage_arguments
+from slimepo.pipeline.stage import run_stage, stage_arguments
 from slimepo.pipeline.standin import with_stand_ins
+from slimepo.pipeline.start import exported_model, stage_base
 from slimepo.pipeline.tasks import RunTasks, load_tasks
 from slimepo.redaction import redact
 from slimepo.settings import dump
@@ -199,8 +200,7 @@ def _run_stages(
     broken: dict[str, Exception] = {}
     failed: list[Exception] = []
     for stage in recipe.stages:
-        folder, start = out / stage.name, recipe.start_of(stage)
-        base: str | RandomModel = str(exported_model(out / start)) if start else recipe.model
+        folder, base = out / stage.name, stage_base(recipe, stage, out)
         done = read_json(folder / "stage.json")
         missing = [name for name in recipe.needs(stage) if name in broken]
         if done is not None:

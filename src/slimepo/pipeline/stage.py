@@ -7,12 +7,10 @@ import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from slimepo.checkpoints.store import step_of
 from slimepo.data.render import ChatFormat
@@ -20,18 +18,9 @@ from slimepo.data.rows import Row
 from slimepo.errors import InputError, Preempted
 from slimepo.files import is_main_process, write_json, write_text
 from slimepo.losses import hyperparameters, slime
-from slimepo.model.adapters import PROJECTIONS, lora_config, refuse_unmergeable
-from slimepo.model.load import (
-    adapter_base,
-    load_config,
-    load_model,
-    random_config,
-    random_model,
-    smoke_config,
-)
+from slimepo.model.adapters import refuse_unmergeable
 from slimepo.model.logps import causal_lm
-from slimepo.model.modes import computes_in_bf16
-from slimepo.model.quantize import four_bit_layers, four_bit_weights, four_bits
+from slimepo.model.quantize import four_bit_weights
 from slimepo.monitor.callback import DisplacementMonitor
 from slimepo.monitor.settings import monitor_settings
 from slimepo.parallel.engines import weights_of
@@ -40,6 +29,15 @@ from slimepo.pipeline.export import export_model, model_card
 from slimepo.pipeline.heldout import AnswersByStep, compared, standing
 from slimepo.pipeline.recipe import RandomModel, Recipe, Stage
 from slimepo.pipeline.rewards import make_rewards, reward_weights
+from slimepo.pipeline.start import (
+    exported_adapter,
+    exported_model,
+    given_adapter,
+    is_made,
+    lora,
+    save_adapter,
+    stage_model,
+)
 from slimepo.pipeline.tasks import SMOKE_TOKENS
 from slimepo.redaction import REDACTED, redact, redacted
 from slimepo.training.callbacks import MetricsFile, SaveOnTerm, TrainingProgress, peak_memory
@@ -188,11 +186,12 @@ def _export(
     result: dict[str, Any],
 ) -> None:
     """The model with its card, and last of all `stage.json`; the trainer is of no use behind this."""
-    model = trainer.accelerator.unwrap_model(trainer.whole_model(), keep_fp32_wrapper=False)
+    # One set of weights is enough to export, in CPU memory: no optimizer, no reference beside it.
+    whole = trainer.model_alone()
     if is_main_process():
-        # One set of weights is enough to export: no optimizer, no reference beside it.
-        trainer.optimizer = trainer.lr_scheduler = trainer.reference = None
-        trainer.accelerator.free_memory()
+        model = trainer.accelerator.unwrap_model(whole, keep_fp32_wrapper=False)
+        if recipe.between_stages == "continue":
+            save_adapter(recipe, model, exported_adapter(folder))
         quantized = four_bit_weights(model)
         compared = [row for row in (*rows.heldout, *rows.train) if isinstance(row, Row)][:GAP_ROWS]
         made = export_model(
@@ -229,7 +228,7 @@ def stage_trainer(
             "data.heldout, or a part of data.parts named heldout"
         )
     model = stage_model(recipe, base, tokenizer)
-    if recipe.adapter is not None and not isinstance(base, str):
+    if recipe.adapter is not None and is_made(recipe, base):
         # An adapter's checkpoints are of use only beside the model they were made for.
         plain = causal_lm(model)
         plain.name_or_path = str((folder / "base").resolve())
@@ -262,35 +261,6 @@ def _form_check(rows: StageRows) -> Callable[[str, str], bool] | None:
     if not {row.id for row in rows.heldout or rows.train} <= of_id.keys():
         return None
     return lambda row_id, text: tasks.check(of_id[row_id], text).valid
-
-
-def stage_model(
-    recipe: Recipe, base: str | RandomModel, tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedModel | nn.Module:
-    """The model a stage starts from: loaded, or random, or shrunk for a smoke run."""
-    dtype = base_dtype(recipe)
-    loading: dict[str, Any] = {"dtype": dtype}
-    if recipe.quantize is not None:
-        loading["quantization_config"] = four_bits(dtype)
-    if isinstance(base, str) and not (recipe.smoke and base == recipe.model):
-        model = load_model(base, **loading)
-    else:
-        config = (
-            load_config(base)
-            if isinstance(base, str)
-            else random_config(base.architecture, base.sizes, tokenizer)
-        )
-        model = random_model(smoke_config(config) if recipe.smoke else config, recipe.seed)
-        if recipe.quantize is not None:
-            with TemporaryDirectory(prefix="slimepo-base-") as folder:
-                # transformers quantises what it loads.
-                model.save_pretrained(folder)
-                model = load_model(folder, **loading)
-    if recipe.quantize is not None and not four_bit_layers(model):
-        raise InputError(
-            f"quantize: {recipe.quantize} finds no layer to quantise in {type(causal_lm(model)).__name__}: leave it out"
-        )
-    return model
 
 
 def stage_arguments(recipe: Recipe, stage: Stage, folder: Path, ranks: int | None = None) -> PreferenceConfig:
@@ -386,52 +356,3 @@ def _without_secrets(stage: Stage) -> dict[str, Any]:
             "environment variable (HF_TOKEN, WANDB_API_KEY, ...)"
         )
     return args
-
-
-def given_adapter(recipe: Recipe, stage: Stage) -> str | None:
-    """What becomes of the adapter that the recipe's model is; None for a stage that starts from another model.
-
-    Raises:
-        InputError: the model is an adapter and `adapter` does not say, or says it of a model that is none.
-    """
-    if recipe.start_of(stage) is not None or not isinstance(recipe.model, str):
-        return None
-    adapter = recipe.adapter
-    wanted = (
-        "continue" if adapter == "continue" else "merge" if adapter is not None and adapter.merge else None
-    )
-    if (wanted is None) == (adapter_base(recipe.model) is not None):
-        raise InputError(
-            f"model {recipe.model!r} is an adapter: give adapter: continue to train it on, or adapter: merge to fold "
-            "it into its model first"
-            if wanted is None
-            else f"adapter: {wanted} is for a model that is an adapter, and {recipe.model!r} is none"
-        )
-    return None if recipe.smoke else wanted
-
-
-def exported_model(folder: Path) -> Path:
-    """Where a stage with this folder leaves its model; absolute, as adapters name their base."""
-    return (folder / "model").resolve()
-
-
-def lora(recipe: Recipe) -> Any:
-    """peft's configuration of the adapters that the recipe makes; None where its models train whole."""
-    adapter = recipe.adapter
-    if adapter == "continue":
-        from peft import PeftConfig
-
-        given = PeftConfig.from_pretrained(recipe.model)
-        given.inference_mode, given.base_model_name_or_path = False, None
-        return given
-    return adapter and lora_config(
-        adapter.r, adapter.alpha, adapter.dropout, adapter.target_modules or PROJECTIONS, adapter.train_head
-    )
-
-
-def base_dtype(recipe: Recipe) -> torch.dtype:
-    """The dtype that weights are loaded in."""
-    if recipe.dtype != "auto":
-        return getattr(torch, recipe.dtype)  # type: ignore[no-any-return]
-    # A model that trains whole keeps float32 weights: steps of 5e-7 vanish in bfloat16.
-    return torch.bfloat16 if recipe.adapter is not None and computes_in_bf16() else torch.float32

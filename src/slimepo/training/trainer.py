@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -37,7 +38,7 @@ from slimepo.monitor.settings import monitor_settings
 from slimepo.onpolicy.prompts import PromptDataset, prompts_from
 from slimepo.onpolicy.rewards import Prompt
 from slimepo.parallel.agree import of_all_ranks, on_main
-from slimepo.parallel.engines import load_whole, settle_fsdp, skeleton, whole_model
+from slimepo.parallel.engines import gathered, load_whole, settle_fsdp, skeleton, whole_model
 from slimepo.training.callbacks import (
     EpochOfSampler,
     FiniteWeights,
@@ -551,6 +552,26 @@ class PreferenceTrainer(Trainer):
     def whole_model(self) -> nn.Module:
         """The model with all of its weights on this device, to be looked at; every rank must call this."""
         return whole_model(self.model, self.bare)
+
+    def model_alone(self) -> nn.Module:
+        """The model when training is over, on the first rank whole, and nothing else; every rank must call this.
+
+        Optimizer and reference are let go, and a model in parts is put together in CPU memory. On other ranks it is
+        what they have, and of no use.
+        """
+        self.reference = None
+        keeps_weights = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        if not keeps_weights:
+            self._let_go()
+        whole = gathered(self.model, self.bare, keep=self.accelerator.is_main_process)
+        if keeps_weights:
+            # What DeepSpeed trains is in its optimizer.
+            self._let_go()
+        return whole
+
+    def _let_go(self) -> None:
+        self.optimizer = self.lr_scheduler = None
+        self.accelerator.free_memory()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the objective's metrics since the last time to what the Trainer logs."""
