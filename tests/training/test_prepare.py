@@ -1,6 +1,5 @@
 """What is done to a model before it trains."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +94,6 @@ def test_a_model_object_brings_the_tokenizer_of_its_folder(tmp_path: Path) -> No
     texts = [{"prompt": f"say {i}", "chosen": "a b", "rejected": "c"} for i in range(4)]
     made = trainer(tmp_path, model, texts)
     assert made.processing_class.get_vocab() == build_tokenizer().get_vocab()
-
-
-def test_a_balance_loss_that_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    sizes: Any = dict(num_local_experts=4, router_aux_loss_coef=0.5)
-    with caplog.at_level(logging.WARNING, "slimepo"):
-        trainer(tmp_path, tiny_model("mixtral", **sizes))
-        assert "balance loss" not in caplog.text
-        trainer(tmp_path, tiny_model("mixtral", output_router_logits=True, **sizes))
-    assert "balance loss of the model's experts (router_aux_loss_coef 0.5) is left out" in caplog.text
 
 
 def test_no_step_is_taken_where_none_is_asked_for_or_left(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from slimepo.kernels import TokenStats, linear_logps, linear_logps_stats
 from slimepo.kernels.naive import adjust, gather_logps
 from slimepo.kernels.passes import Adjustment
 from slimepo.model.attention.interface import packed_rows
+from slimepo.model.balance import WithGradientOf, balance_loss
 from slimepo.types import PairLogps
 
 _ROWS_AT_ONCE = 1024
@@ -81,10 +82,22 @@ def policy_logps(forward: Callable[..., Any], batch: Batch) -> PairLogps:
     return pair_logps(response_logps(forward, batch), batch)
 
 
-def response_logps(forward: Callable[..., Any], batch: Batch) -> Tensor:
-    """Log-probs of the batch's response tokens, flat `[N]`, in the order of `targets`."""
-    logps: Tensor = forward(**_inputs(batch))
+def response_logps(forward: Callable[..., Any], batch: Batch, balance: float | None = None) -> Tensor:
+    """Log-probs of the batch's response tokens, flat `[N]`, in the order of `targets`.
+
+    balance: what the balance loss of the model's experts is multiplied by; its gradients are those of the backward pass
+    too, and its value is left on the model (`balance_of`).
+    """
+    asked = {} if balance is None else {"balance": balance}
+    logps: Tensor = forward(**_inputs(batch), **asked)
     return logps
+
+
+def balance_of(model: nn.Module) -> Tensor:
+    """The balance loss of the last batch that was asked for it, a scalar without gradients."""
+    inner: Any = causal_lm(model)
+    found: Tensor = inner._balance
+    return found
 
 
 def token_stats(forward: Callable[..., Any], batch: Batch) -> TokenStats:
@@ -117,6 +130,7 @@ def forward_with_logps(model_class: Any) -> Callable[..., Any]:
         predict_at: Tensor | None = None,
         targets: Tensor | None = None,
         stats: bool = False,
+        balance: float | None = None,
         **kwargs: Any,
     ) -> Any:
         if predict_at is None or targets is None:
@@ -126,8 +140,17 @@ def forward_with_logps(model_class: Any) -> Callable[..., Any]:
                 f"{type(self).__name__} cannot be trained here: its backbone has no name of its own"
             )
         inputs = {name: value for name, value in kwargs.items() if value is not None}
-        with without_router_logits(self), packed_rows() if "packing" in inputs else nullcontext():
-            hidden = self.base_model(*args, **inputs, use_cache=False).last_hidden_state
+        packed = "packing" in inputs
+        with without_router_logits(self), packed_rows() if packed else nullcontext():
+            asked = {} if balance is None else {"output_router_logits": True}
+            output = self.base_model(*args, **inputs, **asked, use_cache=False)
+        hidden = output.last_hidden_state
+        if balance is not None:
+            loss = balance_loss(
+                self, output.router_logits, inputs["input_ids"], predict_at, padded=not packed
+            )
+            hidden = WithGradientOf.apply(hidden, loss, balance)
+            self._balance = loss.detach()
         selected_NH = hidden.reshape(-1, hidden.shape[-1])[predict_at]
         return (_head_stats if stats else head_logps)(self, selected_NH, targets)
 

@@ -94,6 +94,9 @@ class PreferenceConfig(TrlFields, TrainingArguments):
     # a peft_config) or merge (it is folded into the weights, for a new one or to train all of them).
     adapter: str | None = None
     disable_dropout: bool = True
+    # What the balance loss of a mixture of experts is multiplied by; None: as the model's config has it, where that
+    # asks for it (output_router_logits).
+    router_aux_loss_coef: float | None = None
     verify_model: bool = True
     # Loss and gradients of the first rows are compared with the plain computation's before anything is learnt.
     certificate: bool = True

@@ -46,6 +46,11 @@ class MetricSums:
         self.real_tokens += batch["real_tokens"] * times
         self.computed_tokens += batch["input_ids"].numel() * times
 
+    def add_value(self, name: str, value: Tensor, count: float) -> None:
+        """A value of a whole batch, a scalar, that counts so much."""
+        total = torch.stack([_wide(value) * count, torch.full_like(_wide(value), count)])
+        self.sums[name] = self.sums[name] + total if name in self.sums else total
+
     def reduced(self, accelerator: Any) -> MetricSums:
         """The sums over all ranks; every rank must call this with the same names."""
         if accelerator.num_processes == 1:

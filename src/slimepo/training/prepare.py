@@ -101,10 +101,15 @@ def refuse_rows(model: nn.Module, tokens_of: Iterable[tuple[str, int, int]]) -> 
             )
 
 
-def model_notes(model: nn.Module) -> list[str]:
-    """What the user should know of how this model trains here, in words."""
+def model_notes(model: nn.Module, balance: float) -> list[str]:
+    """What the user should know of how this model trains here, in words.
+
+    balance: what its balance loss is multiplied by.
+    """
     config = causal_lm(model).config.get_text_config()
     coefficient = getattr(config, "router_aux_loss_coef", None) or getattr(config, "aux_loss_coef", None)
+    if balance:
+        return [f"the balance loss of the model's experts is added {balance:g} times, by micro-batch"]
     if getattr(config, "output_router_logits", False) and coefficient:
         return [
             f"the balance loss of the model's experts (router_aux_loss_coef {coefficient:g}) is left out: "

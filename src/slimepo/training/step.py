@@ -16,7 +16,7 @@ from slimepo.errors import InputError
 from slimepo.losses import Counts, Objective, step_loss
 from slimepo.losses.dpo import log_ratios
 from slimepo.losses.table import LossFunction
-from slimepo.model.logps import policy_logps, response_logps
+from slimepo.model.logps import balance_of, policy_logps, response_logps
 from slimepo.model.modes import Forward, scoring
 from slimepo.parallel.agree import any_rank
 from slimepo.parallel.engines import precision, shards
@@ -32,13 +32,15 @@ class OutOfMemory(RuntimeError):
 class Done(NamedTuple):
     """A step that has been taken: its loss, and the objective's outputs by micro-batch (this rank's part).
 
-    Of the batches the first so many are `counted`; what is behind them kept other ranks company.
+    Of the batches the first so many are `counted`; what is behind them kept other ranks company. `balances` are the
+    balance losses of the model's experts, where they are a part of the loss.
     """
 
     loss: Tensor
     batches: list[Batch]
     outputs: list[LossOutput]
     counted: int
+    balances: list[Tensor]
 
 
 def train_step(
@@ -49,6 +51,7 @@ def train_step(
     loss: LossFunction,
     reference: Reference | None,
     accelerator: Any,
+    balance: float = 0.0,
 ) -> Done:
     """Forward and backward of one optimizer step.
 
@@ -61,19 +64,27 @@ def train_step(
     that how rows are shared out over micro-batches and ranks changes nothing. Ranks' gradients are averaged by DDP and
     their losses by the Trainer, so both are multiplied by the number of ranks here. What a rank does to keep others
     company counts 0 times (`evened`).
+
+    `balance`: what the balance loss of a mixture of experts is multiplied by. It is computed by micro-batch, as
+    transformers does, and a micro-batch counts by its share of the step's tokens.
     """
     counts = step_counts(step["batches"], objective, accelerator)
     if not counts.rows and accelerator.scaler is None:
         # No rank has anything to learn from. Without gradients the optimizer leaves the weights as they are; with those
         # of a loss of 0 its momentum would still move them. (fp16's scaler wants gradients.)
-        return Done(torch.zeros((), device=accelerator.device), [], [], 0)
+        return Done(torch.zeros((), device=accelerator.device), [], [], 0, [])
     counted = {what: len(step[what]) for what in ("batches", "mismatched")}
     step = to_device(evened(step, spare, accelerator), accelerator.device)
     batches = step["batches"]
     references, divergence = beside_the_policy(
         model, step, objective, reference, accelerator, counted["mismatched"]
     )
-    losses, outputs = [], []
+    losses, outputs, balances = [], [], []
+    if balance:
+        tokens = float(sum(batch["real_tokens"] for batch in batches[: counted["batches"]]))
+        balance /= max(accelerator.reduce(torch.tensor(tokens, device=accelerator.device), "sum").item(), 1.0)
+    # fp16's scaler multiplies the loss that is sent backward, which the balance loss is not a part of.
+    scaled = accelerator.scaler.get_scale() if accelerator.scaler is not None else 1.0
     for i, (batch, known) in enumerate(zip(batches, references, strict=True)):
         last = i == len(batches) - 1
         scale = accelerator.num_processes if i < counted["batches"] else 0
@@ -82,11 +93,12 @@ def train_step(
         accelerator.gradient_state._set_sync_gradients(last)
         # Where ranks wait for each other in the backward pass, all of them must come as far.
         meets = accelerator.num_processes > 1 and (last or shards(accelerator))
+        share = balance * batch["real_tokens"] * scale
         too_large = ""
         with nullcontext() if last or shards(accelerator) else accelerator.no_sync(model):
             try:
                 with precision(accelerator):
-                    logps = response_logps(model, batch)
+                    logps = response_logps(model, batch, share * scaled if balance else None)
                 output = output_of(objective, loss, logps, batch, known, divergence)
                 value = step_loss(output, counts, row_weight(objective, batch)) * scale
                 if not meets:
@@ -100,9 +112,11 @@ def train_step(
                 raise OutOfMemory(too_large or "on another rank")
             if meets:
                 accelerator.backward(value)
-        losses.append(value.detach())
+        if balance:
+            balances.append(balance_of(accelerator.unwrap_model(model)))
+        losses.append(value.detach() + (share * balances[-1] if balance else 0.0))
         outputs.append(output)
-    return Done(torch.stack(losses).sum(), batches, outputs, counted["batches"])
+    return Done(torch.stack(losses).sum(), batches, outputs, counted["batches"], balances)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -28,6 +28,7 @@ from slimepo.data.rows import Row
 from slimepo.errors import BadFilesError, CertificateError, InputError, NonFiniteLossError
 from slimepo.files import write_json
 from slimepo.losses import bind, find_objective, step_loss
+from slimepo.model.balance import balance_coefficient
 from slimepo.model.load import load_model, refuse_other_tensors
 from slimepo.model.logps import causal_lm, response_logps
 from slimepo.model.modes import compute_dtype, scoring
@@ -163,6 +164,7 @@ class PreferenceTrainer(Trainer):
             disable_dropout=args.disable_dropout,
             engine=args.parallel,
         )
+        self.balance = balance_coefficient(causal_lm(policy), args.router_aux_loss_coef)
         # For the card of a model that is pushed to the Hub.
         causal_lm(policy).add_model_tags(["slimepo", args.loss.partition("/")[0].rpartition(":")[2]])
         shown = [] if args.disable_tqdm else [TrainingProgress()]
@@ -201,7 +203,7 @@ class PreferenceTrainer(Trainer):
         )  # fmt: skip
         self.activations = args.activations
         self.data_collator = replace(self.data_collator, layout=self.layout)
-        for note in model_notes(self.model):
+        for note in model_notes(self.model, self.balance):
             logger.warning(note)
         self.reference = self._open_reference()
         self.rollouts = (
@@ -438,6 +440,10 @@ class PreferenceTrainer(Trainer):
         self._row_ids = [row.id for row in inputs["rows"]]
         for at, (batch, output) in enumerate(zip(done.batches, done.outputs, strict=True)):
             self._window.add(batch, output, self.objective, times=int(at < done.counted))
+            if done.balances:
+                self._window.add_value(
+                    "balance_loss", done.balances[at], batch["real_tokens"] * (at < done.counted)
+                )
         if self.rollouts:
             # The device is done with it: the loss has been looked at.
             self.rollouts.facts.append({"time/train": time.perf_counter() - started})
@@ -458,6 +464,7 @@ class PreferenceTrainer(Trainer):
                 self.loss_function,
                 self.reference,
                 self.accelerator,
+                self.balance,
             )
         except OutOfMemory as error:
             words = first_line(error)

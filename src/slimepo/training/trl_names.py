@@ -77,9 +77,6 @@ TRL_NAMES: Mapping[str, Name] = {
     "force_use_ref_model": Name(bool, values={False: {}}, instead="give reference = 'copy', or a ref_model"),
     # The model.
     "trust_remote_code": Name(bool, "model_init_kwargs.trust_remote_code", {False: {}}),
-    "router_aux_loss_coef": Name(
-        float, values={0.0: {}}, instead="the balance loss of a model's experts is left out here: leave this out too"
-    ),
     "use_liger_loss": Name(bool, values={False: {}}, instead=_IN_TILES),
     "use_logits_to_keep": Name(bool, values={False: {}}, instead=_IN_TILES),
     "is_encoder_decoder": Name(bool, values={False: {}}, instead=_NO_SEQ2SEQ),
