@@ -45,8 +45,8 @@ def sizes_of(model: nn.Module) -> Sizes:
 def on_a_rank(memory: Mapping[str, int], sizes: Sizes, engine: str, ranks: int) -> tuple[dict[str, int], int]:
     """The parts of a step's memory on one of `ranks` devices, and what a look at the whole model takes there.
 
-    memory: bytes by part on a device that is alone. A look: before training, for the monitor, held-out scores, samples
-    and the export, a model in parts is put together, beside its parts and the optimizer's (0 where it is whole anyway).
+    memory: bytes by part on a device that is alone. A look: before training, for the monitor, held-out scores and
+    samples, a model in parts is put together, beside its parts and the optimizer's (0 where it is whole anyway).
     """
     parts = dict(memory)
     if ranks == 1:
