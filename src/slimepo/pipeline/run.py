@@ -24,11 +24,11 @@ from slimepo.pipeline.data import load_data, recipe_tokenizer, stage_rows, templ
 from slimepo.pipeline.evaluate import check_evaluations, evaluate_stage
 from slimepo.pipeline.folder import check_folder, claim_folder, held, record_end, record_settings
 from slimepo.pipeline.pairs import make_pairs
-from slimepo.pipeline.push import check_push_of, push_run
 from slimepo.pipeline.recipe import Recipe, Stage, load_recipe
+from slimepo.pipeline.remote.push import check_push_of, push_run
+from slimepo.pipeline.remote.standin import with_stand_ins
 from slimepo.pipeline.rewards import check_rewards, reward_weights
 from slimepo.pipeline.stage import run_stage, stage_arguments
-from slimepo.pipeline.standin import with_stand_ins
 from slimepo.pipeline.start import exported_model, stage_base
 from slimepo.pipeline.tasks import RunTasks, load_tasks
 from slimepo.redaction import redact

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from slimepo.errors import InputError
-from slimepo.pipeline.push import check_push, model_of, push_model
 from slimepo.pipeline.recipe import load_recipe
+from slimepo.pipeline.remote.push import check_push, model_of, push_model
 from slimepo.pipeline.run import run_recipe
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.terminal import make_console
@@ -51,8 +51,8 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     made = Hub()
-    monkeypatch.setattr("slimepo.pipeline.push.HfApi", lambda: made)
-    monkeypatch.setattr("slimepo.pipeline.push.offline", lambda: False)
+    monkeypatch.setattr("slimepo.pipeline.remote.push.HfApi", lambda: made)
+    monkeypatch.setattr("slimepo.pipeline.remote.push.offline", lambda: False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     return made
 
@@ -117,10 +117,10 @@ def test_what_could_not_be_pushed_is_refused_before_it_trains(
     ):
         with pytest.raises(InputError, match=words):
             run(recipe(f"push_to_hub={name}"), tmp_path / "run")
-    monkeypatch.setattr("slimepo.pipeline.push.offline", lambda: True)
+    monkeypatch.setattr("slimepo.pipeline.remote.push.offline", lambda: True)
     with pytest.raises(InputError, match="the Hugging Face Hub cannot be reached"):
         check_push("lab/tiny")
-    monkeypatch.setattr("slimepo.pipeline.push.get_token", lambda: None)
+    monkeypatch.setattr("slimepo.pipeline.remote.push.get_token", lambda: None)
     with pytest.raises(InputError, match="no token of the Hugging Face Hub: set HF_TOKEN"):
         run(recipe("push_to_hub=lab/tiny"), tmp_path / "run")
     assert not (tmp_path / "run" / "slime").exists()

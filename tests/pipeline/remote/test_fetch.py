@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 from slimepo.errors import InputError
 from slimepo.model.chat import load_chat_model
 from slimepo.model.generate import generate
-from slimepo.pipeline import fetch
-from slimepo.pipeline.fetch import MODELS, Packaged, fetch_model
+from slimepo.pipeline.remote import fetch
+from slimepo.pipeline.remote.fetch import MODELS, Packaged, fetch_model
 from slimepo.pipeline.tasks import Task, prompt_ids
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.trainer import PreferenceTrainer
