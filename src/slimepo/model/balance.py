@@ -67,9 +67,13 @@ def balance_loss(
     return function(router_logits, model.num_experts, model.num_experts_per_tok, mask)
 
 
-class WithGradientOf(torch.autograd.Function):
-    """`value` unchanged, whose backward pass also sends `weight` times its gradient into `loss`, a scalar."""
+def with_gradient_of(value: Tensor, loss: Tensor, weight: float) -> Tensor:
+    """`value` unchanged, whose backward pass also sends the gradient of `weight` times `loss`, a scalar."""
+    apply: Callable[..., Tensor] = _WithGradientOf.apply
+    return apply(value, loss, weight)
 
+
+class _WithGradientOf(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, loss: Tensor, weight: float) -> Tensor:
         ctx.weight = torch.full_like(loss, weight)

@@ -23,7 +23,7 @@ from slimepo.kernels import TokenStats, linear_logps, linear_logps_stats
 from slimepo.kernels.naive import adjust, gather_logps
 from slimepo.kernels.passes import Adjustment
 from slimepo.model.attention.interface import packed_rows
-from slimepo.model.balance import WithGradientOf, balance_loss
+from slimepo.model.balance import balance_loss, with_gradient_of
 from slimepo.types import PairLogps
 
 _ROWS_AT_ONCE = 1024
@@ -149,7 +149,7 @@ def forward_with_logps(model_class: Any) -> Callable[..., Any]:
             loss = balance_loss(
                 self, output.router_logits, inputs["input_ids"], predict_at, padded=not packed
             )
-            hidden = WithGradientOf.apply(hidden, loss, balance)
+            hidden = with_gradient_of(hidden, loss, balance)
             self._balance = loss.detach()
         selected_NH = hidden.reshape(-1, hidden.shape[-1])[predict_at]
         return (_head_stats if stats else head_logps)(self, selected_NH, targets)

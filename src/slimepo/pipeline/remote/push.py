@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from slimepo.errors import InputError
 from slimepo.files import is_main_process, read_json, write_json

@@ -55,7 +55,12 @@ def with_stand_ins(recipe: Recipe, console: Console) -> Recipe:
             f"{f'a tiny {family} and ' if recipe.model in missing else ''}a tokenizer of bytes stand in"
         )
         model = folder if isinstance(recipe.model, str) else recipe.model
-        own = {"model": model, "tokenizer": folder, "chat_template": None, "template_options": {}}
+        own: dict[str, Any] = {
+            "model": model,
+            "tokenizer": folder,
+            "chat_template": None,
+            "template_options": {},
+        }
         recipe = recipe.model_copy(update=own)
     return recipe.model_copy(update={"data": _data(recipe, console)})
 
@@ -145,7 +150,7 @@ def _data(recipe: Recipe, console: Console) -> Data:
             folder = cache_folder("stand-ins") / f"{key}-{_digest(repr(rows))}"
             _written_once(folder, lambda new, rows=rows: write_json_lines(new / "pairs.jsonl", rows))
             of_file = {"path": ("split", "columns"), "heldout": ("heldout_split", "heldout_columns")}[key]
-            plain = {"format": "auto", of_file[0]: None, of_file[1]: {}}
+            plain: dict[str, Any] = {"format": "auto", of_file[0]: None, of_file[1]: {}}
             stood_in |= {key: str(folder / "pairs.jsonl"), **plain}
             console.print(f"smoke: {name} cannot be reached: {len(rows)} made-up pairs stand in")
     return data.model_copy(update=stood_in)
