@@ -72,7 +72,9 @@ def test_every_recipe_is_valid() -> None:
     told = (ROOT / "recipes" / "README.md").read_text()
     for path in (ROOT / "recipes").rglob("*.yaml"):
         assert str(path.relative_to(ROOT / "recipes")) in told
-        assert path.parent.name in ("sweeps", "distributed") or load_recipe(path).stages
+        # What it leaves to the command line.
+        given = ["model=a/model", "data.path=mine.jsonl"] if path.stem == "own-pairs" else []
+        assert path.parent.name in ("sweeps", "distributed") or load_recipe(path, given).stages
 
 
 def cells_of(path: Path, *overrides: str, world: bool = False) -> dict[str, Any]:
