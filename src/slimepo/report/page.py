@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 _MOST_CHARACTERS = 300
 _MOST_SAMPLES = 40
 _MOST_TIMELINES = 6
+_MOST_COMMANDS = 12
+# What LaTeX reads as its own.
+_LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "→": r"$\to$",
+    ABSENT: "--", "\u00a0": "~", **{letter: f"\\{letter}" for letter in "%&_#$" + "{" + "}"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ def report_page(report: Report) -> str:
     differing, same = compare_settings(groups)
     columns = score_columns(sources)
     benchmarks, benchmark_notes = benchmark_table(columns)
-    start = tables.common_start(groups)
+    results, start = tables.results(groups, sources), tables.common_start(groups)
     versions: dict[str, dict[str, None]] = {}
     for source in sources:
         for name, version in source.versions.items():
@@ -151,7 +157,7 @@ def report_page(report: Report) -> str:
         map=map_panel(groups),
         verdict=verdict(groups),
         findings=findings(groups, sources),
-        results=tables.results(groups, sources),
+        results=results,
         benchmarks=benchmarks,
         benchmark_notes=benchmark_notes,
         categories=category_sections(columns, groups),
@@ -184,6 +190,14 @@ def report_page(report: Report) -> str:
         prompts=sorted({record.prompts for record in records if record.prompts}),
         pairs=tables.pair_facts(sources),
         versions=[(name, ", ".join(found)) for name, found in sorted(versions.items())],
+        commands=[
+            f"slimepo run {source.path.name}/recipe.yaml --out again/{source.path.name}"
+            for source in sources
+            if source.records
+        ][:_MOST_COMMANDS],
+        cited=[("Markdown", _markdown_table(results)), ("LaTeX", _latex_table(results))]
+        if results.lines
+        else [],
         recipes=[(source.path.name, _yaml(source.recipe)) for source in sources if source.recipe],
     )
 
@@ -252,6 +266,19 @@ def _markdown_table(table: tables.Table) -> str:
         shown = [_markdown(cell) for cell in (line.label + note, *cells)]
         lines.append([f"**{cell}**" if line.best and at < 2 else cell for at, cell in enumerate(shown)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _latex_table(table: tables.Table) -> str:
+    """For a paper, with booktabs."""
+    rows = [table.heads, *((line.label, *line.cells) for line in table.lines)]
+    head, *lines = (
+        " & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in row) + r" \\" for row in rows
+    )
+    columns = "l" + "r" * (len(table.heads) - 1)
+    body = [head, r"\midrule", *lines]
+    return "\n".join(
+        [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"]
+    )
 
 
 def _markdown(text: str) -> str:

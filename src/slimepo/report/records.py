@@ -67,7 +67,7 @@ class Record:
     `before` and `after` are figures of held-out pairs and tasks, `heldout` and `prompts` how many these are; `start`
     is the stage that it started from; `curve` the log lines, `monitor` those of the monitor. `answered` are shares of
     the held-out tasks in percent, a line a step at which they were answered, and `over_time` prompts whose answers are
-    called after the step that they are of.
+    called after the step that they are of. `certificate` is what the run's first numbers were compared with.
     """
 
     name: str
@@ -100,6 +100,7 @@ class Record:
     peak_memory: float | None = None
     stage: str = ""
     start: str = ""
+    certificate: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ def stage_record(path: Path, recipe: dict[str, Any], at: int, several: bool) -> 
         steps=number(done.get("steps")) or (curve[-1]["step"] if curve else None),
         seconds=number(done.get("seconds")),
         peak_memory=number(done.get("peak_memory")),
+        certificate=mapping(read_json(folder / "certificate.json")),
     )
 
 

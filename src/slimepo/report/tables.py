@@ -20,7 +20,7 @@ from slimepo.report.groups import (
     told,
     written,
 )
-from slimepo.report.records import Record, Source, mapping, number
+from slimepo.report.records import Record, Source, items, mapping, number
 from slimepo.words import ABSENT, short_number
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ SPEED = (
     Column("peak memory", lambda g: size(m.high) if (m := g.spread(lambda r: r.peak_memory)) else ABSENT),
     Column("layout", lambda g: g.first.layout or ABSENT),
     Column("trained parameters", lambda g: count(g.first.trained_parameters)),
+    Column("ranks", lambda g: count(g.first.certificate.get("ranks"))),
+    Column("first numbers", lambda g: _certified(g)),
 )
 _TERMINAL_NOTES = (
     "exact, chosen, reject.: the change since the start below; chosen, reject.: nats per token",
@@ -293,6 +295,16 @@ def in_blocks(groups: Sequence[Any], width: int = 6) -> list[tuple[int, int]]:
     blocks = max(1, -(-len(groups) // width))
     each = max(1, -(-len(groups) // blocks))
     return [(at, min(at + each, len(groups))) for at in range(0, len(groups), each)]
+
+
+def _certified(group: Group) -> str:
+    """How far the gradients of a run's first step are from plainly computed ones, at the most."""
+    told = [record.certificate for record in group.records if record.certificate]
+    if any(each.get("agrees") is False for each in told):
+        return "not as computed plainly"
+    errors = [number(mapping(line).get("error")) for each in told for line in items(each.get("gradients"))]
+    known = [error for error in errors if error is not None]
+    return f"within {max(known):.0e}" if known else ABSENT
 
 
 def _median(group: Group, key: str) -> float | None:
