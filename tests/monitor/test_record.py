@@ -1,7 +1,9 @@
 """The monitor's file: when a warning is reported, what the last word changes, what a resumed run keeps."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +38,25 @@ def test_each_warning_is_reported_when_it_comes_and_when_it_goes(record: Monitor
     assert states == [(2, "on"), (4, "off"), (5, "on")]
     assert record.holding() == ["unlearning"]
     assert json_lines(record.path) == record.lines
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_trackers_of_this_process_show_it_as_an_alert(
+    record: MonitorRecord, monkeypatch: pytest.MonkeyPatch, running: bool
+) -> None:
+    shown: list[tuple[str, str, str]] = []
+
+    def alerts(name: str) -> Any:
+        return lambda title, text: shown.append((name, title, text))
+
+    current = SimpleNamespace(get=lambda: "run" if running else None)
+    trackio = SimpleNamespace(context_vars=SimpleNamespace(current_run=current), alert=alerts("trackio"))
+    wandb = SimpleNamespace(run="run" if running else None, alert=alerts("wandb"))
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    record.warn(5, [FALLEN], ["unlearning"])
+    words = f"step 5: {FALLEN.message}; the run stops here"
+    assert shown == [(name, "unlearning", words) for name in ("trackio", "wandb") if running]
 
 
 def test_each_set_has_a_state_of_its_own(record: MonitorRecord) -> None:

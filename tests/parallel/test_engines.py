@@ -22,11 +22,12 @@ from tests.parallel import worker
 from tests.tiny import random_rows, tiny_model
 
 # Of all cells those that reach what differs most: a trained head beside sharded weights, a tied one, a reference that
-# is the policy without its adapters, one of a whole step, sampling, unequal numbers of micro-batches.
+# is the policy without its adapters or at the start, one of a whole step, sampling, unequal numbers of micro-batches.
 CORE = (
     "full-tied-slime-2",
     "head-untied-slime-2",
     "lora-tied-dpo-2",
+    "full-untied-dpo-1",
     "head-tied-kto-2",
     "lora-untied-grpo-1",
 )

@@ -78,6 +78,7 @@ def train(cell: str, engine: str, ranks: int) -> dict[str, Any]:
             args=PreferenceConfig(
                 output_dir=f"{shared}/{cell}", logging_steps=1, save_strategy="no", optim="sgd", max_steps=STEPS,
                 per_device_train_batch_size=MICRO[micro], pairs_per_step=STEP // ranks, disable_tqdm=True,
+                gradient_accumulation_steps=max(1, STEP // ranks // MICRO[micro]),
                 loss=loss, parallel=None if engine == "alone" else engine,
                 monitor=False if sampled else {"every": 2, "pairs": 8},
                 **LOSSES[loss],

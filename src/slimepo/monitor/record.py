@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,4 +127,15 @@ class MonitorRecord:
                 "stops": stops,
             }
         )
-        self.tell(f"step {step}: {message}{'; the run stops here' if stops else ''}")
+        words = f"step {step}: {message}{'; the run stops here' if stops else ''}"
+        self.tell(words)
+        alert(verdict.kind, words)
+
+
+def alert(title: str, words: str) -> None:
+    """Show a warning where a tracker of this process (`report_to`) has a place for it: Trackio, Weights & Biases."""
+    trackio, wandb = (sys.modules.get(name) for name in ("trackio", "wandb"))
+    if trackio is not None and trackio.context_vars.current_run.get() is not None:
+        trackio.alert(title=title, text=words)
+    if wandb is not None and wandb.run is not None:
+        wandb.alert(title=title, text=words)

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from accelerate.state import PartialState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
@@ -169,6 +169,12 @@ def load_whole(engine: str | None) -> None:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()
+
+
+def take_settings_anew(engine: str | None) -> None:
+    """Let the next trainer of a process, a later stage's, have an accelerator with DeepSpeed's settings of its own."""
+    if engine is not None and engine.startswith("zero"):
+        AcceleratorState._reset_state()
 
 
 def shards(accelerator: Any) -> bool:

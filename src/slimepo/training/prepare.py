@@ -160,6 +160,9 @@ def arguments(config: Any, model: Any, ref_model: Any, quantization_config: Any)
         steps = args.per_device_train_batch_size * args.gradient_accumulation_steps
         args.per_device_train_batch_size = args.pairs_per_step or steps
         args.gradient_accumulation_steps = 1
+        if deepspeed := getattr(args, "hf_deepspeed_config", None):
+            # It has read the number already, and would divide every micro-batch's loss by it.
+            deepspeed.config["gradient_accumulation_steps"] = 1
     if args.n_gpu > 1:
         # torch.nn.DataParallel would split the list of micro-batches; ranks come from torchrun or accelerate.
         args._n_gpu = 1

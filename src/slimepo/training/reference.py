@@ -46,14 +46,12 @@ class Reference:
     without_adapters: bool = False
 
     def seen_by(self, policy: nn.Module) -> Reference:
-        """The same with another copy of the policy, where it is the policy without its adapters."""
-        if not self.without_adapters or policy is self.model:
+        """The same with another copy of the policy, where it is the policy itself, without adapters or at the start."""
+        if not (self.without_adapters or self.cached) or policy is self.model:
             return self
-        return replace(
-            self,
-            model=policy,
-            forward=functools.partial(scoring, policy, adapters=False, own_precision=False),
-        )
+        adapters = not self.without_adapters
+        forward = functools.partial(scoring, policy, adapters=adapters, own_precision=False)
+        return replace(self, model=policy, forward=forward)
 
 
 def choose_reference(

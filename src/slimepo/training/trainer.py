@@ -39,7 +39,14 @@ from slimepo.monitor.settings import monitor_settings
 from slimepo.onpolicy.prompts import PromptDataset, prompts_from
 from slimepo.onpolicy.rewards import Prompt
 from slimepo.parallel.agree import of_all_ranks, on_main
-from slimepo.parallel.engines import gathered, load_whole, settle_fsdp, skeleton, whole_model
+from slimepo.parallel.engines import (
+    gathered,
+    load_whole,
+    settle_fsdp,
+    skeleton,
+    take_settings_anew,
+    whole_model,
+)
 from slimepo.training.callbacks import (
     EpochOfSampler,
     FiniteWeights,
@@ -172,6 +179,7 @@ class PreferenceTrainer(Trainer):
         if sampling:
             own.insert(3, WholeRollouts(sampling.steps))
         others_callbacks = given.get("callbacks") or []
+        take_settings_anew(args.parallel)
         super().__init__(
             model=policy,
             args=args,
