@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from slimepo.types import PairLogps, SampleLogps
+from slimepo.types import LossOutput, PairLogps, SampleLogps
 
 Logps = PairLogps | SampleLogps
 AnyLogps = TypeVar("AnyLogps", PairLogps, SampleLogps)
@@ -19,6 +19,12 @@ def pairs_of(
     """Pairs from ragged lists; places without a token hold NaN, which no objective may read."""
     (c, cm), (r, rm) = _side(chosen, dtype), _side(rejected, dtype)
     return PairLogps(c.requires_grad_(), cm, r.requires_grad_(), rm)
+
+
+def slopes(output: LossOutput, policy: PairLogps) -> tuple[Tensor, Tensor]:
+    """Of the summed loss by each log-prob of the chosen and the rejected answers."""
+    chosen, rejected = torch.autograd.grad(output.loss.sum(), [policy.chosen, policy.rejected])
+    return chosen, rejected
 
 
 def ratios_of(chosen: float, rejected: float) -> tuple[PairLogps, PairLogps]:
@@ -81,3 +87,8 @@ def _side(given: list[list[float]], dtype: torch.dtype) -> tuple[Tensor, Tensor]
         values[i, : len(row)] = torch.tensor(row, dtype=dtype)
         mask[i, : len(row)] = True
     return values, mask
+
+
+# r(w) = (-1 - 2) - (-2 - 3) = 2 over two tokens, r(l) = -4 - (-1) = -3 over one.
+POLICY = pairs_of([[-1.0, -2.0]], [[-4.0]])
+REFERENCE = pairs_of([[-2.0, -3.0]], [[-1.0]])

@@ -10,8 +10,10 @@ side `[pairs, tokens]`, in nats (a `reference` with the default None is not read
 hyperparameter out of its range raises InputError.
 """
 
+from slimepo.losses.anchored import lpo, rpo
 from slimepo.losses.common import Counts, count, step_loss
-from slimepo.losses.dpo import chi_po, dpo, ipo, lpo, rpo, xpo
+from slimepo.losses.dpo import chi_po, dpo, ipo
+from slimepo.losses.informed import xpo
 from slimepo.losses.kto import kto
 from slimepo.losses.policy_gradient import grpo, nash_md, ppo, reinforce_pp, rloo
 from slimepo.losses.presets import PRESETS

@@ -146,3 +146,33 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a hyperparameter that is not one of the given words."""
     if value not in choices:
         raise InputError(f"{name} = {value!r} is unknown: give one of {', '.join(choices)}")
+
+
+class LogRatios(NamedTuple):
+    """log pi(y|x) - log pi_ref(y|x) of each response, `[pairs]`, in nats."""
+
+    chosen: Tensor
+    rejected: Tensor
+
+
+def log_ratios(policy: PairLogps, reference: PairLogps, length_normalized: bool = False) -> LogRatios:
+    """Log-ratios of both responses, summed over tokens, or averaged with `length_normalized`."""
+    chosen = sum_logps(policy.chosen, policy.chosen_mask) - sum_logps(reference.chosen, policy.chosen_mask)
+    rejected = sum_logps(policy.rejected, policy.rejected_mask) - sum_logps(
+        reference.rejected, policy.rejected_mask
+    )
+    if length_normalized:
+        chosen = chosen / token_counts(policy.chosen_mask, chosen)
+        rejected = rejected / token_counts(policy.rejected_mask, rejected)
+    return LogRatios(chosen, rejected)
+
+
+def reward_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
+    """The implicit rewards of an objective, detached, under the names that TRL gives them."""
+    chosen, rejected = chosen.detach(), rejected.detach()
+    return {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": (chosen > rejected).to(chosen.dtype),
+    }

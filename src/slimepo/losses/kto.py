@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slimepo.losses.common import check_number, pair_metrics
-from slimepo.losses.dpo import log_ratios
+from slimepo.losses.common import check_number, log_ratios, pair_metrics
 from slimepo.types import LossOutput, PairLogps
 
 

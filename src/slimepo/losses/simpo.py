@@ -6,8 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimepo.losses.common import check_number, chosen_nll, mean_logps, pair_metrics, sum_logps
-from slimepo.losses.dpo import reward_metrics
+from slimepo.losses.common import (
+    check_number,
+    chosen_nll,
+    mean_logps,
+    pair_metrics,
+    reward_metrics,
+    sum_logps,
+)
 from slimepo.types import LossOutput, PairLogps
 
 

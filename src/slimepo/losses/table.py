@@ -12,7 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from slimepo.errors import InputError
 from slimepo.imports import find_function
-from slimepo.losses.dpo import chi_po, dpo, ipo, lpo, rpo, xpo
+from slimepo.losses.anchored import lpo, rpo
+from slimepo.losses.dpo import chi_po, dpo, ipo
+from slimepo.losses.informed import xpo
 from slimepo.losses.kto import kto
 from slimepo.losses.policy_gradient import grpo, nash_md, ppo, reinforce_pp, rloo
 from slimepo.losses.presets import PRESETS

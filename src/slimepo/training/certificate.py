@@ -22,7 +22,7 @@ from slimepo.data.batch import Batch, Step, StepCollator, pair_logps, to_device
 from slimepo.data.rows import Row, length
 from slimepo.kernels.naive import gather_logps
 from slimepo.losses import Objective, step_loss
-from slimepo.losses.dpo import log_ratios
+from slimepo.losses.common import log_ratios
 from slimepo.losses.table import LossFunction
 from slimepo.model.attention.path import HALF
 from slimepo.model.logps import causal_lm, policy_logps, response_logps, without_router_logits

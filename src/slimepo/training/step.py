@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from slimepo.data.batch import Batch, Step, pair_logps, sample_logps, to_device
 from slimepo.errors import InputError
 from slimepo.losses import Counts, Objective, step_loss
-from slimepo.losses.dpo import log_ratios
+from slimepo.losses.common import log_ratios
 from slimepo.losses.table import LossFunction
 from slimepo.model.logps import balance_of, policy_logps, response_logps
 from slimepo.model.modes import Forward, scoring
