@@ -300,11 +300,11 @@ def _parted(cell: str) -> tuple[str, str]:
 
 def _last(path: Any) -> str:
     """What a model or a file is called, without its folders; nothing for a random model."""
-    return (
-        re.sub(r"\.(jsonl?|csv|parquet)(\.gz)?$", "", path.rstrip("/").rpartition("/")[2])
-        if isinstance(path, str)
-        else ""
-    )
+    if not isinstance(path, str):
+        return ""
+    *folders, name = re.sub(r"\.(jsonl?|csv|parquet)(\.gz)?$", "", path.rstrip("/")).split("/")
+    # Names that many files have say nothing by themselves.
+    return "/".join([*folders[-1:], name]) if name in ("train", "pairs", "data", "model") else name
 
 
 def _short(value: Any) -> str:
