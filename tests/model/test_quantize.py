@@ -18,6 +18,8 @@ from slimepo.model.logps import causal_lm, install_logps
 from slimepo.model.modes import scoring
 from slimepo.model.quantize import dequantized, four_bit_layers, four_bit_weights, four_bits
 from slimepo.model.score import score_rows
+from slimepo.onpolicy.critic import Critic
+from slimepo.onpolicy.settings import ValueModel
 from slimepo.parallel.engines import weights_of
 from slimepo.pipeline.export import export_model, newest
 from slimepo.pipeline.recipe import load_recipe
@@ -25,6 +27,7 @@ from slimepo.pipeline.run import run_recipe
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.terminal import make_console
 from slimepo.training.config import PreferenceConfig
+from slimepo.training.prepare import prepared
 from slimepo.training.trainer import PreferenceTrainer
 from tests.tiny import random_rows, tiny_model
 
@@ -153,6 +156,24 @@ def test_what_quantised_weights_cannot_do_is_refused(base: str, tmp_path: Path) 
         PreferenceTrainer(loaded(base), args, ROWS)
     with pytest.raises(InputError, match=r"quantised \(bitsandbytes\), and an adapter cannot be folded"):
         with_adapter(add_adapter(causal_lm(loaded(base)), lora_config(r=2)), wanted="merge")
+    with pytest.raises(InputError, match="'fsdp2' would cut quantised weights into parts"):
+        prepared(loaded(base), None, lora_config(r=2), disable_dropout=True, engine="fsdp2")
+    with pytest.raises(InputError, match="a value model trains a copy"):
+        Critic(loaded(base), ValueModel(), 4, torch.device("cpu"))
+
+
+def test_a_frozen_copy_is_a_reference_as_ever(base: str, tmp_path: Path) -> None:
+    losses = []
+    for reference in ("adapters-off", "copy"):
+        args = PreferenceConfig(
+            output_dir=str(tmp_path / reference), learning_rate=1e-2, max_steps=2, save_strategy="no", loss="dpo",
+            reference=reference, monitor=False, logging_steps=1,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        made = PreferenceTrainer(loaded(base), args, ROWS, peft_config=lora_config(r=4))
+        made.train()
+        losses.append([line["loss"] for line in made.state.log_history if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_a_recipe_trains_two_stages_on_a_base_in_four_bits(tmp_path: Path) -> None:

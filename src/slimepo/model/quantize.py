@@ -77,6 +77,11 @@ def four_bit_weights(model: nn.Module) -> int:
     return sum(math.prod(layer.weight.quant_state.shape) for layer in four_bit_layers(model).values())
 
 
+def four_bit_kind(model: nn.Module) -> str | None:
+    """What the four bits of a model's weights are: nf4 or fp4; None where no weights are in four bits."""
+    return next((layer.weight.quant_type for layer in four_bit_layers(model).values()), None)
+
+
 def settle_four_bits(model: nn.Module) -> None:
     """Let a model that was loaded in four bits compute alike in training and in evaluation.
 

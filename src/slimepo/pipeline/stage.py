@@ -20,7 +20,7 @@ from slimepo.files import is_main_process, write_json, write_text
 from slimepo.losses import hyperparameters, slime
 from slimepo.model.adapters import refuse_unmergeable
 from slimepo.model.logps import causal_lm
-from slimepo.model.quantize import four_bit_weights
+from slimepo.model.quantize import four_bit_kind, four_bit_weights
 from slimepo.monitor.callback import DisplacementMonitor
 from slimepo.monitor.settings import monitor_settings
 from slimepo.parallel.engines import weights_of
@@ -192,7 +192,7 @@ def _export(
         model = trainer.accelerator.unwrap_model(whole, keep_fp32_wrapper=False)
         if recipe.between_stages == "continue":
             save_adapter(recipe, model, exported_adapter(folder))
-        quantized = four_bit_weights(model)
+        quantized, kind = four_bit_weights(model), four_bit_kind(model)
         compared = [row for row in (*rows.heldout, *rows.train) if isinstance(row, Row)][:GAP_ROWS]
         made = export_model(
             model, chat.tokenizer, folder / "model", {chat.end_id}, getattr(torch, recipe.export_dtype),
@@ -200,7 +200,7 @@ def _export(
         )  # fmt: skip
         result["export_difference"] = made.logits
         if quantized:
-            result["quantized"] = {"kind": recipe.quantize or "as it was given", "weights": quantized}
+            result["quantized"] = {"kind": kind, "weights": quantized}
             result["merged"] = {"tokens": made.tokens, "largest": made.largest, "mean": made.mean}
         write_text(folder / "model" / "README.md", redact(model_card(recipe, stage, result)))
         # Written last: a stage with this file is done.
