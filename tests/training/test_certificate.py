@@ -91,7 +91,7 @@ def test_a_wrong_run_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: Any, words: str
 ) -> None:
     right = step.response_logps
-    monkeypatch.setattr(step, "response_logps", lambda forward, batch: wrong(right(forward, batch)))
+    monkeypatch.setattr(step, "response_logps", lambda *given: wrong(right(*given)))
     run = made(tmp_path)
     before = [p.detach().clone() for p in run.model.parameters()]
     with pytest.raises(CertificateError, match=words):
