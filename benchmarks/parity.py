@@ -6,6 +6,8 @@ Prints a table and writes it into docs/objectives.md. On both sides the trainer 
 `compute_loss`, slimepo's collator (in the layout that it takes by itself), `compute_loss` and, for the gradient,
 `training_step` in micro-batches of another size. The policy is not the reference, so that no log-ratio is 0.
 
+A step is one micro-batch on our side too where an objective ranks the pairs of a micro-batch, as TRL's does.
+
 float32 is TRL as it is. For float64 what TRL rounds to float32 by itself is kept wide: the head of its DPO, KTO,
 GRPO and RLOO trainers, and the log-probs in its ORPO loss. Nothing else of TRL is replaced.
 """
@@ -42,6 +44,7 @@ from benchmarks.parity_trl import (
     trl_kto,
     trl_orpo,
     trl_samples,
+    trl_tpo,
     wide,
     word_tokenizer,
     words,
@@ -55,12 +58,14 @@ DOCS = Path(__file__).resolve().parents[1] / "docs" / "objectives.md"
 BEGIN, END = "<!-- parity: written by python -m benchmarks.parity -->", "<!-- end of parity -->"
 
 MICRO_BATCH = 3
+# One more function of the same log-probs, which float32 has been shown on.
+WIDE = ("float64",)
 
 
 class Case(NamedTuple):
     """An objective with options, and TRL's trainer for it; `prompts` are the least and most tokens of a prompt.
 
-    `responses`: how many each prompt has.
+    `responses`: how many each prompt has. `dtypes`: in which both sides compute.
     """
 
     objective: str
@@ -69,6 +74,7 @@ class Case(NamedTuple):
     options: Mapping[str, Any] = {}
     prompts: tuple[int, int] = (2, 8)
     responses: int = 2
+    dtypes: tuple[str, ...] = ("float64", "float32")
 
 
 class Comparison(NamedTuple):
@@ -126,7 +132,7 @@ def slimepo_step(
             output_dir=str(folder),
             loss=case.objective,
             loss_options=dict(case.options),
-            per_device_train_batch_size=MICRO_BATCH,
+            per_device_train_batch_size=len(rows) if case.objective.startswith("aot") else MICRO_BATCH,
             pairs_per_step=len(rows),
             use_cpu=True,
             bf16=False,
@@ -164,9 +170,63 @@ def on_samples(
     )
 
 
+def on_pairs(
+    objective: str,
+    theirs: dict[str, Any],
+    options: Mapping[str, Any] | None = None,
+    dtypes: tuple[str, ...] = ("float64", "float32"),
+) -> Case:
+    """A case of TRL's DPOTrainer; what that is told names it."""
+    told = [str(value) if key == "loss_type" else f"{key} {value}" for key, value in theirs.items()]
+    against = ", ".join(["DPOTrainer", *told])
+    return Case(objective, against, functools.partial(trl_dpo, theirs), options or {}, dtypes=dtypes)
+
+
 CASES = (
-    Case("dpo", "DPOTrainer, sigmoid", functools.partial(trl_dpo, "sigmoid")),
-    Case("ipo", "DPOTrainer, ipo", functools.partial(trl_dpo, "ipo")),
+    on_pairs("dpo", {"loss_type": "sigmoid"}),
+    on_pairs("ipo", {"loss_type": "ipo"}),
+    *(
+        on_pairs(name, {"loss_type": name}, dtypes=WIDE)
+        for name in (
+            "sigmoid_norm",
+            "hinge",
+            "nca_pair",
+            "bco_pair",
+            "sppo_hard",
+            "apo_zero",
+            "apo_down",
+            "discopop",
+        )
+    ),
+    *(
+        on_pairs(name, {"loss_type": name, "label_smoothing": 0.1}, {"label_smoothing": 0.1}, WIDE)
+        for name in ("robust", "exo_pair", "aot", "aot_unpaired")
+    ),
+    on_pairs("dpo", {"loss_type": "sigmoid", "ld_alpha": 0.5}, {"ld_alpha": 0.5}, WIDE),
+    on_pairs(
+        "dpo",
+        {"loss_type": "sigmoid", "f_divergence_type": "forward_kl"},
+        {"f_divergence": "forward_kl"},
+        WIDE,
+    ),
+    on_pairs(
+        "hinge",
+        {"loss_type": "hinge", "f_divergence_type": "js_divergence"},
+        {"f_divergence": "js_divergence"},
+        WIDE,
+    ),
+    on_pairs(
+        "ipo",
+        {"loss_type": "ipo", "f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7},
+        {"f_divergence": "alpha_divergence", "f_alpha": 0.7},
+        ("float32",),
+    ),
+    on_pairs(
+        "0.8*dpo+0.2*bco_pair+1.0*sft",
+        {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
+        {"sft": {"average": "token"}},
+        WIDE,
+    ),
     Case(
         "simpo",
         "CPOTrainer, simpo, cpo_alpha 0",
@@ -178,7 +238,23 @@ CASES = (
         functools.partial(trl_cpo, {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.5}),
         {"nll_weight": 1.0},
     ),
+    Case(
+        "alpha_po",
+        "CPOTrainer, alphapo, alpha 0.25",
+        functools.partial(trl_cpo, {"loss_type": "alphapo", "alpha": 0.25, "beta": 2.0, "simpo_gamma": 0.5}),
+        dtypes=WIDE,
+    ),
     Case("cpo", "CPOTrainer", functools.partial(trl_cpo, {})),
+    Case("slic", "CPOTrainer, hinge", functools.partial(trl_cpo, {"loss_type": "hinge"}), dtypes=WIDE),
+    Case("tpo", "TPOTrainer", functools.partial(trl_tpo, {}), responses=3, dtypes=WIDE),
+    Case(
+        "tpo/l",
+        "TPOTrainer, tpo-l, tpo_l_gamma 0.5",
+        functools.partial(trl_tpo, {"loss_type": "tpo-l", "beta": 0.1}),
+        {"beta": 0.1},
+        responses=3,
+        dtypes=WIDE,
+    ),
     # TRL counts the prompt's tokens in ORPO's likelihood; a prompt of one token has none that is predicted.
     Case("orpo", "ORPOTrainer", trl_orpo, prompts=(1, 1)),
     Case("kto", "KTOTrainer, undesirable_weight 1.3", trl_kto, {"undesirable_weight": 1.3}),
@@ -290,7 +366,7 @@ def main(argv: Sequence[str] | None = None) -> list[Comparison]:
     parser.add_argument("--page", type=Path, default=DOCS, help="the page that holds the table")
     page = parser.parse_args(argv).page
     disable_progress_bars()
-    results = [compare(case, dtype) for case in CASES for dtype in (torch.float64, torch.float32)]
+    results = [compare(case, getattr(torch, dtype)) for case in CASES for dtype in case.dtypes]
     show(results)
     write(page, markdown(results))
     return results

@@ -35,7 +35,9 @@ class Peer(NamedTuple):
     rows: Rows
 
 
-def trl_dpo(loss_type: str, policy: nn.Module, reference: nn.Module, rows: Rows, folder: Path) -> Peer:
+def trl_dpo(
+    options: dict[str, Any], policy: nn.Module, reference: nn.Module, rows: Rows, folder: Path
+) -> Peer:
     """TRL's DPOTrainer with a reference model beside the policy."""
     from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
@@ -45,19 +47,32 @@ def trl_dpo(loss_type: str, policy: nn.Module, reference: nn.Module, rows: Rows,
         def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
             return dataset
 
-    columns = [
-        {
-            "prompt_ids": row.prompt_ids.tolist(),
-            "chosen_ids": row.responses[0].tolist(),
-            "rejected_ids": row.responses[1].tolist(),
-        }
-        for row in rows
-    ]
+    columns = [id_columns(row, "chosen", "rejected") for row in rows]
     trainer = Tokenised(
         model=policy,
         ref_model=copy.deepcopy(reference),
-        args=DPOConfig(loss_type=[loss_type], max_length=None, **arguments(folder)),
+        args=DPOConfig(max_length=None, **options, **arguments(folder)),
         train_dataset=Dataset.from_list(columns),
+        processing_class=word_tokenizer(),
+    )
+    return Peer(trainer, trainer.data_collator(list(trainer.train_dataset)), rows)
+
+
+def trl_tpo(
+    options: dict[str, Any], policy: nn.Module, reference: nn.Module, rows: Rows, folder: Path
+) -> Peer:
+    """TRL's TPOTrainer, whose `reference` is the gold answer of a row."""
+    from datasets import Dataset
+    from trl.experimental.tpo import TPOConfig, TPOTrainer
+
+    class Tokenised(TPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
+            return dataset
+
+    trainer = Tokenised(
+        model=policy,
+        args=TPOConfig(max_length=None, **options, **arguments(folder)),
+        train_dataset=Dataset.from_list([id_columns(row, "chosen", "rejected", "reference") for row in rows]),
         processing_class=word_tokenizer(),
     )
     return Peer(trainer, trainer.data_collator(list(trainer.train_dataset)), rows)
@@ -209,6 +224,12 @@ def as_judged(feature: dict[str, Any], row_id: str) -> Row:
     )
     chosen, rejected = (answer, nothing) if feature["label"] else (nothing, answer)
     return Row(prompt, (chosen, rejected, other), id=row_id)
+
+
+def id_columns(row: Row, *names: str) -> dict[str, list[int]]:
+    """The columns of TRL's DPO and TPO trainers."""
+    answers = {f"{name}_ids": ids.tolist() for name, ids in zip(names, row.responses, strict=True)}
+    return {"prompt_ids": row.prompt_ids.tolist(), **answers}
 
 
 def labelled(row: Row) -> dict[str, list[int]]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from slimepo.errors import InputError
-from slimepo.losses import dpo, ipo, lpo, rpo
+from slimepo.losses import cal_dpo, dpo, dpo_shift, dpop, ipo, lpo, rpo
 from slimepo.types import LossOutput, PairLogps
 from tests.losses.problems import POLICY, REFERENCE, ratios_of, slopes, softplus
 
@@ -34,6 +34,53 @@ class TestRPO:
     def test_the_anchor_pulls_every_chosen_token_alike(self) -> None:
         with_anchor, without = (slopes(rpo(POLICY, REFERENCE, eta=eta), POLICY)[0] for eta in (0.2, 0))
         assert (with_anchor - without)[0, :2].tolist() == pytest.approx([-0.1, -0.1], rel=1e-13)
+
+
+class TestDPOP:
+    @given(log_ratios, log_ratios, st.floats(0, 60))
+    def test_nats_that_the_chosen_answer_lost_cost_margin(self, w: float, r: float, penalty: float) -> None:
+        policy, reference = ratios_of(w, r)
+        # As the log-ratios are after rounding.
+        w, r = policy.chosen[0, 0].item() + 40, policy.rejected[0, 0].item() + 40
+        output = dpop(policy, reference, beta=0.3, penalty=penalty)
+        margin = 0.3 * (w - r - penalty * max(0.0, -w))
+        assert output.loss.item() == pytest.approx(softplus(-margin), rel=1e-12, abs=1e-12)
+        assert output.metrics["penalized"].item() == float(w < 0)
+
+    def test_its_gradient_worked_by_hand(self) -> None:
+        # Chosen lost 2 nats: h = 0.3 * (-2 + 1 - 50 * 2) = -30.3, and every lost nat pulls 51 times.
+        policy, reference = ratios_of(-2.0, -1.0)
+        chosen, rejected = slopes(dpop(policy, reference), policy)
+        assert chosen[0, 0].item() == pytest.approx(-0.3 * 51 * (1 - math.exp(-30.3)), rel=1e-12)
+        assert rejected[0, 0].item() == pytest.approx(0.3 * (1 - math.exp(-30.3)), rel=1e-12)
+
+
+class TestCalDPO:
+    def test_a_pair_worked_by_hand(self) -> None:
+        # r = 2 and -3, to be 5 and -5: softplus(-5) + 0.5 * (9 + 4).
+        output = cal_dpo(POLICY, REFERENCE)
+        assert output.loss.item() == pytest.approx(softplus(-5) + 6.5, rel=1e-14)
+        assert output.metrics["loss/calibration"].item() == pytest.approx(6.5, rel=1e-14)
+
+    @given(st.floats(0.02, 2))
+    def test_at_its_aim_the_margin_alone_is_left(self, beta: float) -> None:
+        # A margin of 1 / beta, beyond which the calibration pulls back.
+        loss = cal_dpo(*ratios_of(1 / (2 * beta), -1 / (2 * beta)), beta=beta).loss.item()
+        assert loss == pytest.approx(softplus(-1 / beta), rel=1e-9, abs=1e-12)
+
+
+class TestDPOShift:
+    def test_a_pair_worked_by_hand(self) -> None:
+        # 0.1 * (2 + 0.75 * 3) = 0.425; the rejected side has 0.75 of the slope.
+        output = dpo_shift(POLICY, REFERENCE)
+        assert output.loss.item() == pytest.approx(softplus(-0.425), rel=1e-14)
+        chosen, rejected = slopes(output, POLICY)
+        assert rejected[0, 0].item() == pytest.approx(-0.75 * chosen[0, 0].item(), rel=1e-14)
+
+    @given(log_ratios, log_ratios)
+    def test_with_a_share_of_1_it_is_dpo(self, w: float, r: float) -> None:
+        pair = ratios_of(w, r)
+        assert dpo_shift(*pair, rejected_share=1).loss.item() == dpo(*pair).loss.item()
 
 
 class TestLPO:
@@ -116,6 +163,12 @@ class TestLPO:
     [
         (rpo, {"eta": -1}, "eta.*>= 0"),
         (rpo, {"beta": math.nan}, "beta"),
+        (dpop, {"penalty": -1}, "penalty.*>= 0"),
+        (dpop, {"beta": 0}, "beta.*> 0"),
+        (cal_dpo, {"beta": 0}, "beta.*> 0"),
+        (cal_dpo, {"calibration_weight": -1}, "calibration_weight.*>= 0"),
+        (dpo_shift, {"beta": 0}, "beta.*> 0"),
+        (dpo_shift, {"rejected_share": 0}, "rejected_share.*> 0 and <= 1"),
         (lpo, {"beta": 0}, "beta.*> 0"),
         (lpo, {"chosen_rate": 0}, "chosen_rate.*> 0"),
         (lpo, {"rejected_rate": -1}, "rejected_rate.*> 0"),

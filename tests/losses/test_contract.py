@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slimepo.losses import LOSSES, PRESETS, bind, count, find_objective, step_loss
+from slimepo.losses import LOSSES, PRESETS, Counts, bind, count, find_objective, step_loss
 from slimepo.types import LossOutput, PairLogps, SampleLogps
 from tests.losses.problems import Logps, random_pairs, random_samples, rows, sides, with_logps
 
@@ -32,6 +32,16 @@ CASES = [
     Case("slime", {"hard_gate": "linear"}),
     Case("sft", {"average": "token"}),
     Case("dpo", {"label_smoothing": 0.2}),
+    Case("dpo", {"ld_alpha": 0.3}),
+    Case("dpo", {"f_divergence": "forward_kl"}),
+    Case("dpo", {"f_divergence": "js_divergence"}),
+    Case("ipo", {"f_divergence": "alpha_divergence", "f_alpha": 0.3, "ld_alpha": 0.3}),
+    Case("robust", {"label_smoothing": 0.2}),
+    Case("reward_aware_rpo", {"distance": "forward_kl"}),
+    Case("reward_aware_rpo", {"distance": "squared"}),
+    Case("alpha_po", {"alpha": -0.5}),
+    Case("tpo", {"nll_weight": 0}),
+    Case("0.5*dpo+2.0*slime+1.0*sft", {"sft": {"average": "token"}, "dpo": {"beta": 0.3}}),
     Case("ipo", {"length_normalized": False}),
     Case("simpo", {"nll_weight": 0.7}),
     Case("cpo", {"nll_weight": 0}),
@@ -58,8 +68,9 @@ CASES = [
 # Each side's gradient takes the other side for a constant, so it is not the slope of the loss: test_dpo.py proves it
 # right in another way, and `test_why_an_objective_is_exempt` that it cannot be proved here.
 STOPS_GRADIENTS = {"lpo"}
-# What the authors' code does, for comparison only: a mean over the rejected tokens of each micro-batch.
-DEPENDS_ON_THE_CUT = {"slime/authors-code"}
+# A mean over the rejected tokens of each micro-batch, as the authors' code takes it, for comparison only; and ranks
+# among the pairs of each micro-batch.
+DEPENDS_ON_THE_CUT = {"slime/authors-code", "aot", "aot_unpaired"}
 
 
 def label(case: Case) -> str:
@@ -77,7 +88,7 @@ every_case = each_case()
 
 def policy_of(case: Case, count: int = 8) -> Logps:
     """Log-probs of what the objective reads."""
-    if LOSSES[case.name.partition("/")[0]].positions is None:
+    if find_objective(case.name).positions is None:
         return random_samples(count)
     return one_sided(random_pairs(count)) if case.one_sided else random_pairs(count)
 
@@ -100,7 +111,10 @@ def beside(case: Case, count: int = 8) -> dict[str, Any]:
     return {
         "reference": random_samples(count, seed=9) if samples else random_pairs(count, seed=9),
         "behaviour": with_logps(now, now.logps + moved),
+        "gold": random_samples(count, seed=5),
         "opponent": torch.eye(2, dtype=torch.float64)[torch.arange(count) % 2],
+        "rewards": torch.randn(count, 2, generator=generator, dtype=torch.float64),
+        "weight": 1 + torch.rand(count, generator=generator, dtype=torch.float64),
         "advantages": torch.randn(shape, generator=generator, dtype=torch.float64),
         "divergence": torch.tensor(case.divergence or 0.0),
     }
@@ -115,7 +129,14 @@ def evaluate(case: Case, policy: Logps, **known: Any) -> LossOutput:
 
 def alone(case: Case, policy: Logps, **known: Any) -> Tensor:
     """The loss of a step that consists of these rows."""
-    return step_loss(evaluate(case, policy, **known), count(policy))
+    return step_loss(evaluate(case, policy, **known), counts_of(policy))
+
+
+def counts_of(policy: Logps) -> Counts:
+    """`count`, with the tokens of the gold answers of `beside`."""
+    counts = count(policy)
+    gold = random_samples(len(sides(policy)[0][0]), seed=5).mask.sum()
+    return counts._replace(tokens={**counts.tokens, "gold": float(gold)})
 
 
 def cut(known: Mapping[str, Any], index: Tensor | slice) -> dict[str, Any]:
@@ -160,6 +181,7 @@ def test_a_metric_is_nan_where_its_answer_is_absent_and_nowhere_else(case: Case)
     if case.one_sided:
         assert 0 < there[0].sum() < 8
     of_side = dict(zip(("chosen", "rejected"), there, strict=False)) if len(there) == 2 else {}
+    of_side["gold"] = torch.ones(8, dtype=torch.bool)
     for name, values in evaluate(case, policy).metrics.items():
         all_of_them = torch.stack(there).all(dim=0)
         wanted = of_side.get(name.rpartition("/")[2], all_of_them)
@@ -215,7 +237,10 @@ def test_finite_at_extreme_log_probs(case: Case, dtype: torch.dtype, tokens: int
         }
     else:
         policy = PairLogps(values[0].clone(), ones, values[1].clone(), ones)
-        known = {"reference": PairLogps(values[2], ones, values[3], ones)}
+        known = {
+            "reference": PairLogps(values[2], ones, values[3], ones),
+            "gold": SampleLogps(values[2], ones),
+        }
     logps = trained(policy)
     loss = alone(case, policy, **known)
     loss.backward()
@@ -263,7 +288,7 @@ def test_every_split_into_micro_batches_gives_the_same_step(case: Case, size: in
 def step_in_parts(case: Case, size: int) -> tuple[Tensor, Tensor]:
     """Loss and gradient of a step of 8 rows, added up over micro-batches of `size`."""
     policy, known = policy_of(case), beside(case)
-    counts, logps = count(policy), trained(policy)
+    counts, logps = counts_of(policy), trained(policy)
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, 8, size):
         part = slice(start, start + size)
@@ -280,7 +305,7 @@ def test_an_empty_response_is_not_nan(case: Case) -> None:
     logps = trained(policy)
     output = evaluate(case, policy)
     assert torch.isfinite(output.loss).all()
-    step_loss(output, count(policy)).backward()
+    step_loss(output, counts_of(policy)).backward()
     assert all(t.grad is None or torch.isfinite(t.grad).all() for t in logps)
 
 

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from slimepo.errors import InputError
-from slimepo.losses import chi_po, dpo, ipo
+from slimepo.losses import LOSSES, chi_po, discopop, dpo, exo_pair, hinge, ipo, robust
 from slimepo.types import LossOutput
-from tests.losses.problems import POLICY, REFERENCE, ratios_of, sigmoid, slopes, softplus
+from tests.losses.problems import POLICY, REFERENCE, pairs_of, ratios_of, sigmoid, slopes, softplus
 
 log_ratios = st.floats(-30, 30)
 betas = st.floats(0.01, 5)
@@ -62,6 +63,99 @@ class TestDPO:
         assert dpo(*ratios_of(w + shift, r + shift)).loss.item() == pytest.approx(
             dpo(*ratios_of(w, r)).loss.item(), rel=1e-12, abs=1e-12
         )
+
+
+class TestKin:
+    """Other losses of the same margin: with beta = 0.5, h = 0.5 * (2 - -3) = 2.5."""
+
+    H, E = 2.5, 0.25
+
+    def test_robust_worked_by_hand(self) -> None:
+        loss = robust(POLICY, REFERENCE, beta=0.5, label_smoothing=self.E).loss.item()
+        assert loss == pytest.approx((0.75 * softplus(-self.H) - 0.25 * softplus(self.H)) / 0.5, rel=1e-13)
+
+    @given(log_ratios, log_ratios, st.floats(0, 0.49))
+    def test_robust_is_dpo_on_average_over_flips(self, w: float, r: float, e: float) -> None:
+        # What it is for (arXiv 2403.00409): (1 - e) L(h) + e L(-h) = -log sigma(h).
+        right, flipped = (
+            robust(*ratios_of(*sides), label_smoothing=e).loss.item() for sides in ((w, r), (r, w))
+        )
+        assert (1 - e) * right + e * flipped == pytest.approx(dpo(*ratios_of(w, r)).loss.item(), abs=1e-10)
+
+    def test_exo_worked_by_hand(self) -> None:
+        right, wrong = sigmoid(self.H), sigmoid(-self.H)
+        kl = right * math.log(right / 0.75) + wrong * math.log(wrong / 0.25)
+        loss = exo_pair(POLICY, REFERENCE, beta=0.5, label_smoothing=self.E).loss.item()
+        assert loss == pytest.approx(kl, rel=1e-13)
+
+    @given(st.floats(0.001, 0.49))
+    def test_exo_is_0_at_its_best_margin(self, e: float) -> None:
+        pair = ratios_of(math.log((1 - e) / e), 0.0)
+        assert exo_pair(*pair, beta=1.0, label_smoothing=e).loss.item() == pytest.approx(0, abs=1e-12)
+
+    def test_hinge_worked_by_hand(self) -> None:
+        # 0.1 * 5 is inside the margin of 1, 0.5 * 5 past it, where no slope is left.
+        assert hinge(POLICY, REFERENCE).loss.item() == pytest.approx(0.5, rel=1e-13)
+        output = hinge(POLICY, REFERENCE, beta=0.5)
+        assert output.loss.item() == 0
+        assert not any(slope.any() for slope in slopes(output, POLICY))
+
+    def test_discopop_worked_by_hand(self) -> None:
+        # h = 0.1 * 5 = 0.5 and a blend as wide as that: s = sigma(1).
+        s = sigmoid(1.0)
+        loss = discopop(POLICY, REFERENCE, temperature=0.5).loss.item()
+        assert loss == pytest.approx((1 - s) * softplus(-0.5) + s * math.exp(-0.5), rel=1e-13)
+
+    def test_sigmoid_norm_is_dpo_on_means(self) -> None:
+        # 2 / 2 and -3: h = 0.1 * (1 + 3).
+        loss = LOSSES["sigmoid_norm"].function(POLICY, REFERENCE, **LOSSES["sigmoid_norm"].preset).loss
+        assert loss.item() == pytest.approx(softplus(-0.4), rel=1e-13)
+
+
+MARGINS = pytest.mark.parametrize(
+    "objective", [dpo, robust, exo_pair, hinge, discopop, ipo], ids=lambda objective: objective.__name__
+)
+
+
+class TestWhatIsCompared:
+    # f'(u) of the divergences of arXiv 2309.16240, at u = exp(2) and exp(-3).
+    F_PRIME: ClassVar = {
+        "reverse_kl": lambda u: math.log(u),
+        "forward_kl": lambda u: 1 - 1 / u,
+        "js_divergence": lambda u: math.log(2 * u / (1 + u)),
+        "alpha_divergence": lambda u: (u**-0.7 - 1) / -0.7,
+    }
+
+    @pytest.mark.parametrize("name", F_PRIME)
+    def test_an_f_divergence_worked_by_hand(self, name: str) -> None:
+        f_prime = self.F_PRIME[name]
+        options = {"f_divergence": name} | ({"f_alpha": 0.3} if name == "alpha_divergence" else {})
+        output = dpo(POLICY, REFERENCE, **options)
+        chosen, rejected = 0.1 * f_prime(math.exp(2)), 0.1 * f_prime(math.exp(-3))
+        assert output.loss.item() == pytest.approx(softplus(-(chosen - rejected)), rel=1e-12)
+        assert output.metrics["rewards/rejected"].item() == pytest.approx(rejected, rel=1e-12)
+
+    @MARGINS
+    def test_alpha_1_is_reverse_kl_and_alpha_0_forward_kl(self, objective: Callable[..., LossOutput]) -> None:
+        by_alpha = {
+            a: objective(POLICY, REFERENCE, f_divergence="alpha_divergence", f_alpha=a).loss for a in (0, 1)
+        }
+        assert by_alpha[1].item() == objective(POLICY, REFERENCE).loss.item()
+        forward = objective(POLICY, REFERENCE, f_divergence="forward_kl").loss.item()
+        assert by_alpha[0].item() == pytest.approx(forward, rel=1e-13)
+
+    def test_light_tails_worked_by_hand(self) -> None:
+        # The second chosen token stands behind the end of the rejected answer: r(w) = 1 + 0.3 * 1, r(l) = -3.
+        assert dpo(POLICY, REFERENCE, ld_alpha=0.3).loss.item() == pytest.approx(softplus(-0.43), rel=1e-13)
+        chosen, rejected = slopes(dpo(POLICY, REFERENCE, ld_alpha=0.3), POLICY)
+        pull = 0.1 * sigmoid(-0.43)
+        assert chosen[0, :2].tolist() == pytest.approx([-pull, -0.3 * pull], rel=1e-13)
+        assert rejected[0, :1].tolist() == pytest.approx([pull], rel=1e-13)
+
+    @MARGINS
+    def test_answers_of_one_length_have_no_tails(self, objective: Callable[..., LossOutput]) -> None:
+        pair = pairs_of([[-1.0, -2.0]], [[-4.0, -1.0]]), pairs_of([[-2.0, -3.0]], [[-1.0, -2.0]])
+        assert objective(*pair, ld_alpha=0.0).loss.item() == objective(*pair).loss.item()
 
 
 class TestChiPO:
@@ -130,7 +224,15 @@ class TestIPO:
     [
         (dpo, {"beta": 0}, "beta.*> 0"),
         (dpo, {"label_smoothing": -0.1}, "label_smoothing.*>= 0"),
-        (dpo, {"label_smoothing": 0.5}, "label_smoothing.*below 0.5"),
+        (dpo, {"label_smoothing": 0.5}, "label_smoothing.*>= 0 and < 0.5"),
+        (dpo, {"f_divergence": "kl"}, "f_divergence = 'kl' is unknown: give one of reverse_kl, forward_kl"),
+        (dpo, {"f_divergence": "alpha_divergence"}, "f_alpha goes with f_divergence: alpha_divergence"),
+        (hinge, {"f_alpha": 0.5}, "f_alpha goes with f_divergence: alpha_divergence"),
+        (ipo, {"ld_alpha": 1.5}, "ld_alpha.*>= 0 and <= 1"),
+        (robust, {"label_smoothing": 0.5}, "label_smoothing.*< 0.5"),
+        (exo_pair, {"label_smoothing": 0}, "label_smoothing.*> 0 and < 0.5"),
+        (hinge, {"beta": 0}, "beta.*> 0"),
+        (discopop, {"temperature": 0}, "temperature.*> 0"),
         (chi_po, {"beta": -1}, "beta.*> 0"),
         (chi_po, {"clip_low": 30}, "clip_high.*> 30"),
         (chi_po, {"clip_high": 90}, "clip_high.*80"),

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimepo.errors import InputError
-from slimepo.losses import count, cpo, orpo, simpo, step_loss
+from slimepo.losses import alpha_po, bind, bopo, count, cpo, orpo, simper, simpo, step_loss, tpo
 from slimepo.types import LossOutput, PairLogps
-from tests.losses.problems import pairs_of, sigmoid, softplus
+from tests.losses.problems import pairs_of, samples_of, sigmoid, softplus
 
 log_probs = st.floats(-30, -0.01)
 responses = st.lists(log_probs, min_size=1, max_size=7)
@@ -132,9 +132,89 @@ class TestORPO:
         assert orpo(policy).metrics["log_odds_ratio"].item() == pytest.approx(-math.log(1e-12), rel=1e-12)
 
 
+class TestAlphaPO:
+    @pytest.mark.parametrize("alpha", [0.25, -0.5])
+    def test_a_pair_worked_by_hand(self, alpha: float) -> None:
+        # Means -0.5 and -2.
+        chosen, rejected = ((1 - math.exp(-alpha * mean)) / alpha for mean in (-0.5, -2.0))
+        output = alpha_po(POLICY, alpha=alpha)
+        assert output.loss.item() == pytest.approx(softplus(-(2 * (chosen - rejected) - 0.5)), rel=1e-13)
+        assert output.metrics["rewards/chosen"].item() == pytest.approx(2 * chosen, rel=1e-13)
+
+    @given(responses, responses)
+    def test_with_a_small_alpha_it_is_simpo(self, chosen: list[float], rejected: list[float]) -> None:
+        policy = pairs_of([chosen], [rejected])
+        assert alpha_po(policy, alpha=1e-9).loss.item() == pytest.approx(simpo(policy).loss.item(), abs=1e-4)
+
+    def test_beyond_e_to_the_20_the_reward_is_a_line(self) -> None:
+        # alpha * 100 = 25, of which 20 are in the exponent: e^20 (1 + 5).
+        output = alpha_po(pairs_of([[-100.0]], [[-1.0]]), beta=1.0)
+        wanted = (1 - math.exp(20) * 6) / 0.25
+        assert output.metrics["rewards/chosen"].item() == pytest.approx(wanted, rel=1e-13)
+
+
+class TestSimPER:
+    def test_a_pair_worked_by_hand(self) -> None:
+        output = simper(POLICY)
+        assert output.loss.item() == pytest.approx(math.exp(-2) - math.exp(-0.5), rel=1e-14)
+        chosen, rejected = torch.autograd.grad(output.loss.sum(), [POLICY.chosen, POLICY.rejected])
+        assert chosen[0, :2].tolist() == pytest.approx([-math.exp(-0.5) / 2] * 2, rel=1e-14)
+        assert rejected[0, 0].item() == pytest.approx(math.exp(-2), rel=1e-14)
+
+
+class TestBOPO:
+    def test_a_pair_worked_by_hand(self) -> None:
+        # Costs 10 and 12, means -0.5 and -0.8: the logit is 1.2 * 0.3 = 0.36.
+        policy = pairs_of([[-0.25, -0.75]], [[-0.8]])
+        output = bopo(policy, torch.tensor([12 / 10], dtype=torch.float64))
+        assert output.loss.item() == pytest.approx(softplus(-0.36), rel=1e-13)
+        assert output.loss.item() == pytest.approx(0.52926, abs=5e-6)
+
+    @given(responses, responses)
+    def test_equal_costs_are_simpo_without_a_target(self, chosen: list[float], rejected: list[float]) -> None:
+        policy = pairs_of([chosen], [rejected])
+        assert bopo(policy, torch.ones(1)).loss.item() == simpo(policy, beta=1.0, gamma=0.0).loss.item()
+
+
+class TestTPO:
+    GOLD = samples_of([[-0.5, -1.0]])
+
+    def test_a_pair_and_a_gold_answer_worked_by_hand(self) -> None:
+        # Sums -1 and -2: 0.5 (-1 + 2) = 0.5, and twice the NLL of the gold answer, over its two tokens in the end.
+        output = tpo(POLICY, self.GOLD, beta=0.5, nll_weight=2.0)
+        assert output.loss.item() == pytest.approx(softplus(-0.5), rel=1e-14)
+        assert output.token_loss["gold"].item() == 3.0
+        assert output.metrics["logps/gold"].item() == -0.75
+        counts = count(POLICY)
+        counts.tokens["gold"] = 2.0  # type: ignore[index]
+        assert step_loss(output, counts).item() == pytest.approx(softplus(-0.5) + 1.5, rel=1e-14)
+
+    def test_its_form_with_means_has_a_target_margin(self) -> None:
+        # Means -0.5 and -2: 2 * 1.5 - 0.5.
+        assert bind("tpo/l", {"beta": 2})(POLICY, self.GOLD).loss.item() == pytest.approx(
+            softplus(-2.5), rel=1e-14
+        )
+
+    def test_label_smoothing(self) -> None:
+        loss = tpo(POLICY, self.GOLD, beta=0.5, label_smoothing=0.25).loss.item()
+        assert loss == pytest.approx(0.75 * softplus(-0.5) + 0.25 * softplus(0.5), rel=1e-14)
+
+
 @pytest.mark.parametrize(
     ("objective", "options", "words"),
     [
+        (alpha_po, {"alpha": 0}, "alpha = 0 is simpo"),
+        (alpha_po, {"alpha": math.nan}, "alpha"),
+        (alpha_po, {"beta": 0}, "beta.*> 0"),
+        (alpha_po, {"gamma": math.inf}, "gamma"),
+        (alpha_po, {"nll_weight": -1}, "nll_weight.*>= 0"),
+        (lambda policy, **options: tpo(policy, TestTPO.GOLD, **options), {"beta": 0}, "beta.*> 0"),
+        (lambda policy, **options: tpo(policy, TestTPO.GOLD, **options), {"label_smoothing": 1}, "< 0.5"),
+        (
+            lambda policy, **options: tpo(policy, TestTPO.GOLD, **options),
+            {"nll_weight": -1},
+            "nll_weight.*>= 0",
+        ),
         (simpo, {"beta": 0}, "beta.*> 0"),
         (simpo, {"gamma": math.inf}, "gamma"),
         (simpo, {"nll_weight": -1}, "nll_weight.*>= 0"),

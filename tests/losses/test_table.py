@@ -26,11 +26,15 @@ def test_the_names_that_help_lists_are_the_tables() -> None:
 
 def test_a_parameter_without_a_default_asks_for_what_its_name_says() -> None:
     asked = {name: objective.asks for name, objective in LOSSES.items() if objective.asks}
-    with_reference = dict.fromkeys(("dpo", "ipo", "rpo", "lpo", "chi_po"), ("reference",))
+    without = {"sft", "slime", "simpo", "alpha_po", "simper", "cpo", "slic", "orpo"}
+    with_reference = dict.fromkeys(LOSSES.keys() - without, ("reference",))
     of_samples = dict.fromkeys(("grpo", "rloo", "reinforce_pp", "ppo"), ("behaviour", "advantages"))
     others = {
         "kto": ("reference", "divergence"),
         "xpo": ("reference", "opponent"),
+        "reward_aware_rpo": ("reference", "rewards"),
+        "bopo": ("weight",),
+        "tpo": ("gold",),
         "nash_md": ("advantages", "reference"),
     }
     assert asked == with_reference | of_samples | others

@@ -42,7 +42,7 @@ def world_model(**sizes: int) -> PreTrainedModel:
 
 
 class TestConfig:
-    @pytest.mark.parametrize("loss", ["dpo", "kto", "cpo", "orpo", "sft"])
+    @pytest.mark.parametrize("loss", ["dpo", "kto", "cpo", "orpo", "tpo", "sft"])
     def test_every_field_of_trls_configs_has_an_answer(self, loss: str) -> None:
         ours = {field.name for field in dataclasses.fields(PreferenceConfig)}
         assert {field.name for field in dataclasses.fields(trl_tables.trl_configs()[loss])} <= ours
@@ -61,10 +61,26 @@ class TestConfig:
             ({"loss": "dpo", "beta": 0.3, "label_smoothing": 0.1}, "dpo", {"beta": 0.3, "label_smoothing": 0.1}),
             ({"loss": "dpo", "loss_type": "ipo", "beta": 0.3}, "ipo", {"tau": 0.3}),
             ({"loss": "dpo", "loss_type": ["sigmoid"], "loss_weights": [1.0]}, "dpo", {}),
-            ({"loss": "dpo", "loss_type": "hinge", "beta": 0.3}, "dpo", {"shape": "hinge", "beta": 0.3}),
-            ({"loss": "dpo", "loss_type": "sigmoid_norm"}, "dpo", {"length_normalized": True}),
-            ({"loss": "dpo", "loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}, "dpo",
-             {"shape": {"sigmoid": 0.8, "bco_pair": 0.2}, "nll_weight": 1.0}),
+            ({"loss": "dpo", "loss_type": "hinge", "beta": 0.3}, "hinge", {"beta": 0.3}),
+            ({"loss": "dpo", "loss_type": "aot", "label_smoothing": 0.1}, "aot", {"label_smoothing": 0.1}),
+            ({"loss": "dpo", "loss_type": "sigmoid_norm"}, "sigmoid_norm", {}),
+            ({"loss": "dpo", "loss_type": "discopop", "discopop_tau": 0.1}, "discopop", {"temperature": 0.1}),
+            ({"loss": "dpo", "loss_type": "apo_zero", "ld_alpha": 1.0, "f_divergence_type": "reverse_kl"},
+             "apo_zero", {}),
+            ({"loss": "dpo", "f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.5}, "dpo",
+             {"f_divergence": "alpha_divergence", "f_alpha": 0.5}),
+            ({"loss": "dpo", "ld_alpha": 0.5}, "dpo", {"ld_alpha": 0.5}),
+            ({"loss": "dpo", "loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
+             "0.8*dpo+0.2*bco_pair+1.0*sft", {"sft": {"average": "token"}}),
+            ({"loss": "dpo", "loss_type": ["sigmoid", "ipo"], "beta": 0.3, "ld_alpha": 0.5}, "1.0*dpo+1.0*ipo",
+             {"dpo": {"beta": 0.3, "ld_alpha": 0.5}, "ipo": {"tau": 0.3, "ld_alpha": 0.5}}),
+            ({"loss": "dpo", "loss_type": "sigmoid", "loss_weights": [0.5]}, "0.5*dpo", {}),
+            ({"loss": "cpo", "loss_type": "hinge", "cpo_alpha": 0.5}, "slic", {"nll_weight": 0.5}),
+            ({"loss": "cpo", "loss_type": "alphapo", "alpha": 0.1}, "alpha_po", {"alpha": 0.1}),
+            ({"loss": "cpo", "loss_type": "simpo", "alpha": 0.1}, "alpha_po", {"alpha": 0.1}),
+            ({"loss": "cpo", "loss_type": "simpo", "alpha": 0.0}, "simpo", {}),
+            ({"loss": "tpo", "loss_type": "tpo-l", "tpo_alpha": 0.5, "tpo_l_gamma": 1.0}, "tpo/l",
+             {"nll_weight": 0.5, "gamma": 1.0}),
             ({"loss": "dpo", "loss_type": "sft"}, "sft", {"average": "token"}),
             ({"loss": "cpo", "loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": 1.0}, "simpo",
              {"nll_weight": 0.0, "gamma": 1.0}),
@@ -102,15 +118,21 @@ class TestConfig:
         [
             ({"beta": 0.2}, "loss 'slime' has no hyperparameter 'beta'"),
             (
-                {"loss": "dpo", "loss_type": "aot"},
-                r"'aot' of loss 'dpo' \(sigmoid, sigmoid_norm, hinge, .* are here\)",
+                {"loss": "cpo", "loss_type": "ipo"},
+                r"'ipo' of loss 'cpo' \(sigmoid, simpo, hinge, alphapo are here\)",
             ),
             (
-                {"loss": "dpo", "loss_type": ["sigmoid", "ipo"]},
-                "several at once, with a weight each, are those of dpo",
+                {"loss": "dpo", "loss_type": ["sigmoid", "ipo"], "loss_weights": [1.0]},
+                "give each variant once, and a weight each",
             ),
             ({"loss_type": "sigmoid"}, "give that, loss = 'dpo' or 'kto'"),
             ({"dataset_num_proc": 4}, "dataset_num_proc = 4 is a setting of TRL's: .*leave it out"),
+            (
+                {"loss": "dpo", "loss_type": "apo_zero", "ld_alpha": 0.5},
+                "'apo_zero' has no hyperparameter 'ld_alpha'",
+            ),
+            ({"loss": "dpo", "f_divergence_type": "alpha_divergence"}, "f_alpha goes with"),
+            ({"loss": "dpo", "use_weighting": True}, "use_weighting = True is a setting of TRL's"),
             ({"loss": "dpo", "sync_ref_model": True}, "reference = FOLDER"),
             ({"truncation_mode": "keep_end"}, "cut_long_responses"),
             ({"pad_token": "<pad>"}, "processing_class"),
@@ -368,9 +390,7 @@ def test_the_page_on_trl_has_the_tables_of_the_code_and_of_the_installed_trl() -
 def test_the_losses_that_variants_stand_for_are_there() -> None:
     for kinds in LOSS_TYPES.values():
         for loss, options in kinds.values():
-            # As in TRL, this shape has to be told how much.
-            smoothed = {"label_smoothing": 0.01} if options.get("shape") == "exo_pair" else {}
-            PreferenceConfig(loss=loss, loss_options={**options, **smoothed})
+            PreferenceConfig(loss=loss, loss_options=dict(options))
 
 
 def test_a_loaded_dtype_is_the_one_asked_for(tmp_path: Path) -> None:

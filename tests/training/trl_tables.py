@@ -28,8 +28,11 @@ def trl_configs() -> dict[str, Any]:
     from trl import DPOConfig, KTOConfig, SFTConfig
     from trl.experimental.cpo import CPOConfig
     from trl.experimental.orpo import ORPOConfig
+    from trl.experimental.tpo import TPOConfig
 
-    return {"dpo": DPOConfig, "kto": KTOConfig, "cpo": CPOConfig, "orpo": ORPOConfig, "sft": SFTConfig}
+    return {
+        "dpo": DPOConfig, "kto": KTOConfig, "cpo": CPOConfig, "orpo": ORPOConfig, "tpo": TPOConfig, "sft": SFTConfig,
+    }  # fmt: skip
 
 
 def defaults(config: Any) -> dict[str, Any]:
@@ -85,7 +88,9 @@ def differing_defaults() -> str:
                 found.setdefault(repr(values[name]), []).append(loss)
         told = "; ".join(f"{value} ({', '.join(losses)})" for value, losses in found.items())
         if told and name != "model_init_kwargs":
-            rows.append(f"| `{name}` | {ours[name]!r} | {told.replace(' (dpo, kto, cpo, orpo, sft)', '')} |")
+            rows.append(
+                f"| `{name}` | {ours[name]!r} | {told.replace(' (dpo, kto, cpo, orpo, tpo, sft)', '')} |"
+            )
     for loss, values in theirs.items():
         options = hyperparameters(LOSSES[loss].function)
         for name, meant in TRL_NAMES.items():

@@ -216,6 +216,12 @@ def pair_logps(logps: Tensor, batch: Batch) -> PairLogps:
     return PairLogps(values[0], mask[0], values[1], mask[1])
 
 
+def last_response(logps: Tensor, batch: Batch) -> SampleLogps:
+    """The log-probs of the response at the last of the batch's positions, `[rows, tokens]`."""
+    flat = sample_logps(logps, batch)
+    return SampleLogps(flat.logps[-batch["rows"] :], flat.mask[-batch["rows"] :])
+
+
 def to_device(batch: Laid, device: torch.device) -> Laid:
     """The batch or step with its tensors on `device`."""
     from accelerate.utils import send_to_device

@@ -19,6 +19,8 @@ Value = float | Floats | tuple[Floats, ...]
 # What a response is to an objective is its position in the row; MISMATCHED is an answer to another prompt.
 CHOSEN, REJECTED, MISMATCHED = 0, 1, 2
 PAIR = (CHOSEN, REJECTED)
+# Of a row with three answers of its own the last is the gold one.
+SIDES = ("chosen", "rejected", "gold")
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,17 +22,9 @@ def rpo(policy: PairLogps, reference: PairLogps, *, beta: float = 0.1, eta: floa
         loss `[pairs]`; metrics: both terms, log-probs per token and the implicit rewards beta * r.
 
     Example:
-        >>> import torch
         >>> from slimepo.losses import rpo
-        >>> from slimepo.types import PairLogps
-        >>> pairs = PairLogps(
-        ...     chosen=torch.tensor([[-1.0, -3.0]]), chosen_mask=torch.tensor([[True, True]]),
-        ...     rejected=torch.tensor([[-4.0, 0.0]]), rejected_mask=torch.tensor([[True, False]]),
-        ... )
-        >>> before = PairLogps(
-        ...     torch.tensor([[-2.0, -3.0]]), pairs.chosen_mask, torch.tensor([[-3.0, 0.0]]), pairs.rejected_mask
-        ... )
-        >>> rpo(pairs, before, beta=0.5, eta=0.1).loss  # 0.3133 of dpo and the anchor 0.1 * 2
+        >>> from slimepo.losses.example import after, before
+        >>> rpo(after, before, beta=0.5, eta=0.1).loss  # 0.3133 of dpo and the anchor 0.1 * 2
         tensor([0.5133])
     """
     check_number("eta", eta, at_least=0)
@@ -40,6 +32,97 @@ def rpo(policy: PairLogps, reference: PairLogps, *, beta: float = 0.1, eta: floa
     anchor = -eta * mean_logps(policy.chosen, policy.chosen_mask)
     terms = {"loss/preference": output.loss.detach(), "loss/nll": anchor.detach()}
     return LossOutput(output.loss + anchor, {**output.metrics, **terms})
+
+
+def dpop(policy: PairLogps, reference: PairLogps, *, beta: float = 0.3, penalty: float = 50.0) -> LossOutput:
+    """DPO-Positive: L = -log sigma(beta (r_w - r_l - penalty * max(0, -r_w))).
+
+    A chosen answer that has become less likely than under the reference costs margin (arXiv 2402.13228).
+
+    Args:
+        beta: > 0, strength of the tie to the reference.
+        penalty: lambda >= 0, in margin for every nat that the chosen answer lost.
+
+    Returns:
+        loss `[pairs]`; metrics: log-probs per token, the implicit rewards beta * r, and `penalized`, 1 where the chosen
+        answer has lost.
+
+    Example:
+        >>> from slimepo.losses import dpop
+        >>> from slimepo.losses.example import after, before
+        >>> dpop(after, before, beta=0.5).loss  # the chosen answer has gained: 0.3133 of dpo
+        tensor([0.3133])
+        >>> dpop(before, after, beta=0.5, penalty=2).loss  # it has lost 1 nat: softplus(0.5 * (2 + 2))
+        tensor([2.1269])
+    """
+    check_number("beta", beta, above=0)
+    check_number("penalty", penalty, at_least=0)
+    ratios = log_ratios(policy, reference)
+    margin = ratios.chosen - ratios.rejected - penalty * F.relu(-ratios.chosen)
+    metrics = pair_metrics(policy) | reward_metrics(beta * ratios.chosen, beta * ratios.rejected)
+    metrics |= {"penalized": (ratios.chosen.detach() < 0).to(margin.dtype)}
+    return LossOutput(-F.logsigmoid(beta * margin), metrics)
+
+
+def cal_dpo(
+    policy: PairLogps, reference: PairLogps, *, beta: float = 0.1, calibration_weight: float = 0.5
+) -> LossOutput:
+    """Calibrated DPO, whose rewards are to have a given size: with c = 1 / (2 beta),
+
+    L = -log sigma(r_w - r_l) + calibration_weight * ((r_w - c)^2 + (r_l + c)^2) (arXiv 2412.14516).
+
+    Args:
+        beta: > 0; the log-ratios aimed at are c and -c, summed over tokens. Its authors run 0.002 on long answers.
+        calibration_weight: >= 0; 0.5 in the authors' code (github.com/tengxiao1/Cal-DPO at d6bf4fb).
+
+    Returns:
+        loss `[pairs]`; metrics: both terms, log-probs per token and the implicit rewards r.
+
+    Example:
+        >>> from slimepo.losses import cal_dpo
+        >>> from slimepo.losses.example import after, before
+        >>> cal_dpo(after, before, beta=0.25).loss  # softplus(-2) + 0.5 * ((1 - 2) ** 2 + (-1 + 2) ** 2)
+        tensor([1.1269])
+    """
+    check_number("beta", beta, above=0)
+    check_number("calibration_weight", calibration_weight, at_least=0)
+    chosen, rejected = log_ratios(policy, reference)
+    preference = -F.logsigmoid(chosen - rejected)
+    aim = 1 / (2 * beta)
+    calibration = calibration_weight * ((chosen - aim) ** 2 + (rejected + aim) ** 2)
+    terms = {"loss/preference": preference.detach(), "loss/calibration": calibration.detach()}
+    return LossOutput(
+        preference + calibration, pair_metrics(policy) | reward_metrics(chosen, rejected) | terms
+    )
+
+
+def dpo_shift(
+    policy: PairLogps, reference: PairLogps, *, beta: float = 0.1, rejected_share: float = 0.75
+) -> LossOutput:
+    """DPO-Shift: L = -log sigma(beta (r_w - f r_l)), the rejected answer pushed down less than the chosen one up.
+
+    arXiv 2502.07599, with a fixed f.
+
+    Args:
+        beta: > 0, strength of the tie to the reference.
+        rejected_share: 0 < f <= 1; its authors go from 0.5 to 1, where it is `dpo`.
+
+    Returns:
+        loss `[pairs]`; metrics: log-probs per token and the implicit rewards beta * r_w and beta * f * r_l.
+
+    Example:
+        >>> from slimepo.losses import dpo_shift
+        >>> from slimepo.losses.example import after, before
+        >>> dpo_shift(after, before, beta=0.5, rejected_share=0.6).loss  # softplus(-0.5 * (1 + 0.6))
+        tensor([0.3711])
+    """
+    check_number("beta", beta, above=0)
+    check_number("rejected_share", rejected_share, above=0, at_most=1)
+    ratios = log_ratios(policy, reference)
+    chosen, rejected = beta * ratios.chosen, beta * rejected_share * ratios.rejected
+    return LossOutput(
+        -F.logsigmoid(chosen - rejected), pair_metrics(policy) | reward_metrics(chosen, rejected)
+    )
 
 
 def lpo(
@@ -67,17 +150,9 @@ def lpo(
         loss `[pairs]`; metrics: both terms, log-probs per token and the implicit rewards beta * x.
 
     Example:
-        >>> import torch
         >>> from slimepo.losses import lpo
-        >>> from slimepo.types import PairLogps
-        >>> pairs = PairLogps(
-        ...     chosen=torch.tensor([[-1.0, -3.0]]), chosen_mask=torch.tensor([[True, True]]),
-        ...     rejected=torch.tensor([[-4.0, 0.0]]), rejected_mask=torch.tensor([[True, False]]),
-        ... )
-        >>> before = PairLogps(
-        ...     torch.tensor([[-2.0, -3.0]]), pairs.chosen_mask, torch.tensor([[-3.0, 0.0]]), pairs.rejected_mask
-        ... )
-        >>> lpo(pairs, before, beta=0.5, rejected_rate=1.0).loss  # x1 = 0.5, x2 = -1: |1.5 - 1| twice, no hinge
+        >>> from slimepo.losses.example import after, before
+        >>> lpo(after, before, beta=0.5, rejected_rate=1.0).loss  # x1 = 0.5, x2 = -1: |1.5 - 1| twice, no hinge
         tensor([1.])
     """
     check_number("beta", beta, above=0)

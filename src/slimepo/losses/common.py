@@ -12,6 +12,8 @@ from torch import Tensor
 from slimepo.errors import InputError
 from slimepo.types import LossOutput, PairLogps, SampleLogps
 
+_LARGEST_EXPONENT = 20.0
+
 
 class Counts(NamedTuple):
     """What the sums of a step are divided by, over all micro-batches and ranks: its rows and their response tokens.
@@ -88,6 +90,12 @@ def token_counts(mask: Tensor, like: Tensor) -> Tensor:
     return mask.sum(dim=-1).clamp(min=1).to(like.dtype)
 
 
+def exp_then_line(values: Tensor) -> Tensor:
+    """exp up to e^20 and its tangent from there on: finite for any log-probs, and still the right way downhill."""
+    held = values.clamp(max=_LARGEST_EXPONENT)
+    return held.exp() * (1 + (values - _LARGEST_EXPONENT).clamp(min=0))
+
+
 def sum_logps(logps: Tensor, mask: Tensor) -> Tensor:
     """Log-probability of each response, `[pairs]`, in nats."""
     return masked(logps, mask).sum(dim=-1)
@@ -129,17 +137,22 @@ def _present(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask.any(dim=-1), values.detach(), torch.nan)
 
 
-def check_number(name: str, value: float, *, at_least: float = -math.inf, above: float = -math.inf) -> None:
+def check_number(
+    name: str,
+    value: float,
+    *,
+    at_least: float = -math.inf,
+    above: float = -math.inf,
+    at_most: float = math.inf,
+    below: float = math.inf,
+) -> None:
     """Refuse a hyperparameter that is not a finite number in its range, naming it and the range."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if number and value >= at_least and value > above:
+    if number and at_least <= value <= at_most and above < value < below:
         return
-    bounds = [f">= {at_least:g}"] if at_least > -math.inf else []
-    bounds += [f"> {above:g}"] if above > -math.inf else []
-    raise InputError(
-        f"{name} = {value!r} is out of range: give a finite number{' ' if bounds else ''}"
-        + " and ".join(bounds)
-    )
+    bounds = ((">=", at_least), (">", above), ("<=", at_most), ("<", below))
+    told = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
+    raise InputError(f"{name} = {value!r} is out of range: give a finite number {told}".rstrip())
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -16,11 +16,8 @@ import torch
 from torch import Tensor
 
 from slimepo.errors import InputError
-from slimepo.losses.common import check_choice, check_number, masked, mean_logps, token_counts
+from slimepo.losses.common import check_choice, check_number, exp_then_line, masked, mean_logps, token_counts
 from slimepo.types import LossOutput, SampleLogps
-
-# exp is followed by its tangent from here on: finite for any log-probs, and still the right way downhill.
-_LARGEST_EXPONENT = 20.0
 
 
 def grpo(
@@ -92,11 +89,11 @@ def grpo(
     log_ratios_BT = _log_ratios(policy, behaviour)
     if level == "sequence":
         log_ratios_BT = (log_ratios_BT.sum(dim=-1) / token_counts(policy.mask, log_ratios_BT))[:, None]
-    ratios_BT = _exp(log_ratios_BT)
+    ratios_BT = exp_then_line(log_ratios_BT)
     loss_BT, metrics = _surrogate(policy, ratios_BT, _of_tokens(advantages, policy), clip_low, clip_high)
     if reference is not None:
         d_BT = _log_ratios(policy, reference)
-        penalty_BT = _exp(-d_BT) - 1 + d_BT
+        penalty_BT = exp_then_line(-d_BT) - 1 + d_BT
         metrics["kl"] = _per_response(penalty_BT.detach(), policy)
         loss_BT = loss_BT + kl * penalty_BT * (ratios_BT if kl_times_ratio else 1)
     return _aggregated(loss_BT, policy, metrics, aggregation, length)
@@ -138,7 +135,7 @@ def rloo(
         tensor([-1.4816])
     """
     weighed = _of_responses("rloo", advantages, policy)[:, None]
-    ratios = _exp(_log_ratios(policy, behaviour).sum(dim=-1))[:, None]
+    ratios = exp_then_line(_log_ratios(policy, behaviour).sum(dim=-1))[:, None]
     loss, metrics = _surrogate(policy, ratios, weighed, clip_low, clip_high)
     return LossOutput(loss.squeeze(1), metrics)
 
@@ -185,7 +182,7 @@ def reinforce_pp(
         tensor(-1.2711)
     """
     check_number("kl", kl, at_least=0)
-    ratios_BT = _exp(_log_ratios(policy, behaviour))
+    ratios_BT = exp_then_line(_log_ratios(policy, behaviour))
     loss_BT, metrics = _surrogate(policy, ratios_BT, _of_tokens(advantages, policy), clip_low, clip_high)
     if reference is not None:
         penalty_BT = _log_ratios(policy, reference) ** 2 / 2
@@ -237,7 +234,7 @@ def ppo(
     if dual_clip is not None:
         check_number("dual_clip", dual_clip, above=1)
     advantages_BT = _of_tokens(advantages, policy)
-    ratios_BT = _exp(_log_ratios(policy, behaviour))
+    ratios_BT = exp_then_line(_log_ratios(policy, behaviour))
     loss_BT, metrics = _surrogate(policy, ratios_BT, advantages_BT, clip_low, clip_high)
     if dual_clip is not None:
         loss_BT = torch.where(advantages_BT < 0, loss_BT.minimum(-dual_clip * advantages_BT), loss_BT)
@@ -295,12 +292,6 @@ def nash_md(
 def _log_ratios(policy: SampleLogps, other: SampleLogps) -> Tensor:
     """log pi - log pi_other of every token, 0 where there is none: `[responses, tokens]`."""
     return masked(policy.logps, policy.mask) - masked(other.logps, policy.mask)
-
-
-def _exp(values: Tensor) -> Tensor:
-    """exp, and its tangent beyond the largest exponent."""
-    held = values.clamp(max=_LARGEST_EXPONENT)
-    return held.exp() * (1 + (values - _LARGEST_EXPONENT).clamp(min=0))
 
 
 def _of_tokens(advantages: Tensor, policy: SampleLogps) -> Tensor:

@@ -43,6 +43,9 @@ _GRPO: dict[str, dict[str, Any]] = {
 # The form with a baseline differs in its advantages, which slimepo.onpolicy makes.
 _REINFORCE_PP: dict[str, dict[str, Any]] = {"baseline": {}}
 
+# TPO-L of its paper, as TRL has it.
+_TPO: dict[str, dict[str, Any]] = {"l": {"length_normalized": True, "gamma": 0.5}}
+
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
-    {"slime": _SLIME, "grpo": _GRPO, "reinforce_pp": _REINFORCE_PP}
+    {"slime": _SLIME, "tpo": _TPO, "grpo": _GRPO, "reinforce_pp": _REINFORCE_PP}
 )

@@ -12,15 +12,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from slimepo.errors import InputError
 from slimepo.imports import find_function
-from slimepo.losses.anchored import lpo, rpo
-from slimepo.losses.dpo import chi_po, dpo, ipo
-from slimepo.losses.informed import xpo
+from slimepo.losses.anchored import cal_dpo, dpo_shift, dpop, lpo, rpo
+from slimepo.losses.dpo import chi_po, discopop, dpo, exo_pair, hinge, ipo, robust
+from slimepo.losses.informed import aot, aot_unpaired, reward_aware_rpo, xpo
 from slimepo.losses.kto import kto
+from slimepo.losses.pointwise import apo_down, apo_zero, bco_pair, nca_pair, sppo_hard
 from slimepo.losses.policy_gradient import grpo, nash_md, ppo, reinforce_pp, rloo
 from slimepo.losses.presets import PRESETS
 from slimepo.losses.sft import sft
-from slimepo.losses.simpo import cpo, orpo, simpo
+from slimepo.losses.simpo import alpha_po, bopo, cpo, orpo, simper, simpo, slic, tpo
 from slimepo.losses.slime import slime
+from slimepo.losses.weighted_sum import Part, option_key, shares_of, sum_name, weighted_sum
 from slimepo.types import LossOutput, PairLogps, SampleLogps
 from slimepo.words import nearest
 
@@ -61,14 +63,35 @@ LOSSES: dict[str, Objective] = {
     "sft": Objective(sft, positions=(0,)),
     "slime": Objective(slime),
     "dpo": Objective(dpo),
+    "sigmoid_norm": Objective(dpo, preset={"length_normalized": True}),
+    "robust": Objective(robust),
+    "exo_pair": Objective(exo_pair),
+    "hinge": Objective(hinge),
+    "discopop": Objective(discopop),
     "ipo": Objective(ipo),
-    "simpo": Objective(simpo),
-    "cpo": Objective(cpo),
-    "orpo": Objective(orpo),
+    "chi_po": Objective(chi_po),
+    "nca_pair": Objective(nca_pair),
+    "bco_pair": Objective(bco_pair),
+    "sppo_hard": Objective(sppo_hard),
+    "apo_zero": Objective(apo_zero),
+    "apo_down": Objective(apo_down),
     "kto": Objective(kto, judged=True, asks_where={"divergence": "reference_point"}),
     "rpo": Objective(rpo),
+    "dpop": Objective(dpop),
+    "cal_dpo": Objective(cal_dpo),
+    "dpo_shift": Objective(dpo_shift),
     "lpo": Objective(lpo),
-    "chi_po": Objective(chi_po),
+    "simpo": Objective(simpo),
+    "alpha_po": Objective(alpha_po),
+    "simper": Objective(simper),
+    "cpo": Objective(cpo),
+    "slic": Objective(slic),
+    "orpo": Objective(orpo),
+    "tpo": Objective(tpo, positions=(0, 1, 2)),
+    "bopo": Objective(bopo),
+    "reward_aware_rpo": Objective(reward_aware_rpo),
+    "aot": Objective(aot),
+    "aot_unpaired": Objective(aot_unpaired),
     "xpo": Objective(xpo),
     "grpo": Objective(grpo, positions=None, asks_where={"reference": "kl"}),
     "rloo": Objective(rloo, positions=None),
@@ -78,10 +101,11 @@ LOSSES: dict[str, Objective] = {
 }
 
 
-def find_objective(name: str, options: Mapping[str, Any] | None = None) -> Objective:
+def find_objective(loss: str | Mapping[str, float], options: Mapping[str, Any] | None = None) -> Objective:
     """The objective of that name in `LOSSES`, a preset of one (`slime/without-hard`), or a user's own by import path.
 
-    `options` stand on top of the preset's; what the objective asks for may depend on them.
+    A mapping, or a name such as `0.8*dpo+1*sft`, is a weighted sum of such. `options` stand on top of the preset's, and
+    those of a sum by its parts, `{dpo: {beta: 0.2}}`; what the objective asks for may depend on them.
 
     Raises:
         InputError: no such name (with the nearest one) or nothing callable at that path.
@@ -91,6 +115,9 @@ def find_objective(name: str, options: Mapping[str, Any] | None = None) -> Objec
         >>> find_objective("slime/without-hard").preset
         {'hard_gate': 'one'}
     """
+    name = sum_name(loss)
+    if shares := shares_of(name):
+        return _sum(name, shares, options or {})
     if ":" in name:
         function = find_function(name, "loss")
         # What a function of one's own reads, the type of its first parameter says; pairs, where it has none.
@@ -100,12 +127,57 @@ def find_objective(name: str, options: Mapping[str, Any] | None = None) -> Objec
     base, slash, preset = name.partition("/")
     if base in LOSSES and (not slash or preset in PRESETS.get(base, {})):
         values = PRESETS[base][preset] if slash else {}
-        return LOSSES[base]._replace(preset={**values, **(options or {})})
+        objective = LOSSES[base]
+        return objective._replace(preset={**objective.preset, **values, **(options or {})})
     known = [*LOSSES, *(f"{base}/{preset}" for base, presets in PRESETS.items() for preset in presets)]
     raise InputError(
         f"unknown loss {name!r}{nearest(name, known)}; known: {', '.join(known)}, "
         "or your own function as package.module:function or file.py:function"
     )
+
+
+def _sum(name: str, shares: Mapping[str, float], options: Mapping[str, Any]) -> Objective:
+    """The objective that is a weighted sum: it reads and asks for what any of its parts does."""
+    keys = {option_key(part): part for part in shares}
+    if len(keys) < len(shares):
+        raise InputError(
+            f"loss {name!r}: two of its parts would share their options: sum objectives of their own"
+        )
+    for key, of_part in options.items():
+        if key not in keys:
+            parts = ", ".join(keys)
+            raise InputError(
+                f"loss {name!r} has no part {key!r}{nearest(key, keys)}; its options stand by part: {parts}"
+            )
+        if not isinstance(of_part, Mapping):
+            raise InputError(
+                f"loss {name!r}: {key} = {of_part!r}: give the options of {keys[key]}, {{option: value}}"
+            )
+    found = {key: find_objective(part, options.get(key)) for key, part in keys.items()}
+    for key, objective in found.items():
+        alone = {
+            objective.positions is None: "reads samples of the policy",
+            objective.judged: "reads answers judged one by one",
+            "weight" in objective.asks: "takes the weight of a row itself",
+        }
+        if len(found) > 1 and True in alone:
+            raise InputError(
+                f"loss {name!r}: {keys[key]} {alone[True]}, and cannot be summed with other objectives"
+            )
+    total = weighted_sum(
+        {
+            key: Part(
+                shares[part],
+                bind(part, options.get(key, {})),
+                found[key].asks,
+                {**hyperparameters(found[key].function), **found[key].preset},
+            )
+            for key, part in keys.items()
+        }
+    )
+    positions = {position for objective in found.values() for position in objective.positions or ()}
+    only = next(iter(found.values()))
+    return Objective(total, tuple(sorted(positions)) or None, only.judged, preset=dict(options))
 
 
 def hyperparameters(function: LossFunction) -> dict[str, Any]:
@@ -114,14 +186,14 @@ def hyperparameters(function: LossFunction) -> dict[str, Any]:
     Example:
         >>> from slimepo.losses import hyperparameters, simpo
         >>> hyperparameters(simpo)
-        {'beta': 2.0, 'gamma': 0.5, 'nll_weight': 0.0}
+        {'beta': 2.0, 'gamma': 0.5, 'label_smoothing': 0.0, 'nll_weight': 0.0}
     """
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
 
 
-def bind(name: str, options: Mapping[str, Any]) -> LossFunction:
-    """The objective `name` with its hyperparameters set, checked on a made-up pair before any model is loaded.
+def bind(loss: str | Mapping[str, float], options: Mapping[str, Any]) -> LossFunction:
+    """The objective of that name with its hyperparameters set, checked on made-up rows before any model is loaded.
 
     Raises:
         InputError: an unknown name, a value of the wrong type, or one that the objective refuses.
@@ -138,8 +210,11 @@ def bind(name: str, options: Mapping[str, Any]) -> LossFunction:
         >>> loss(pairs).loss  # softplus(-(2 - 0.5))
         tensor([0.2014])
     """
-    objective = find_objective(name, options)
+    name, objective = sum_name(loss), find_objective(loss, options)
     function = objective.function
+    if shares_of(name):
+        # Its parts have their options already.
+        return function
     known = hyperparameters(function)
     for key in options:
         if key not in known:
@@ -179,7 +254,8 @@ def _try_out(name: str, bound: LossFunction, objective: Objective) -> None:
     if objective.positions is None:
         known["advantages"] = torch.ones(2)
     else:
-        known["opponent"] = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        known["opponent"] = known["rewards"] = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        known["gold"] = _made_up_samples()
     if not known.keys() >= set(objective.asks):
         # Of what shape the values of a user's rows are, these rows alone can say.
         return

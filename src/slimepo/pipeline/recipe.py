@@ -181,12 +181,22 @@ class Stage(Settings):
         """SFT: 2e-4, 3 epochs, on the SFT part; preferences: 5e-7, 1 epoch, on the preference part; rollouts: 1e-6."""
         if not isinstance(values, Mapping):
             return values
+        if isinstance(values.get("loss"), Mapping):
+            from slimepo.losses.weighted_sum import sum_name
+
+            # A sum goes by its name from here on.
+            values = {**values, "loss": sum_name(values["loss"])}
         sft = values.get("loss") == "sft"
         sampled = values.get("rollouts") is not None
         rate = 2e-4 if sft else 1e-6 if sampled else 5e-7
         defaults: dict[str, Any] = {"learning_rate": rate, "epochs": 3 if sft else 1}
-        # A user's own objective, package.module:function, lends its stage the function's name; a preset both names.
-        name = str(values.get("loss", "")).rpartition(":")[2].replace("/", "-")
+        # A user's own objective, package.module:function, lends its stage the function's name; a preset both names,
+        # and a sum those of its parts.
+        loss = str(values.get("loss", ""))
+        losses = loss.split("+") if "*" in loss else [loss]
+        name = "-".join(
+            loss.strip().rpartition("*")[2].rpartition(":")[2].replace("/", "-") for loss in losses
+        )
         defaults |= {"part": "" if sampled else "sft" if sft else "preference", "name": name}
         return {**defaults, **values}
 

@@ -18,6 +18,7 @@ from slimepo.data.batch import LAYOUTS
 from slimepo.errors import InputError
 from slimepo.files import parse_json
 from slimepo.losses import bind, find_objective, hyperparameters, slime
+from slimepo.losses.weighted_sum import sum_name
 from slimepo.model.attention.table import ATTENTIONS
 from slimepo.model.modes import computes_in_bf16
 from slimepo.monitor.settings import monitor_settings
@@ -34,10 +35,12 @@ if TYPE_CHECKING:
     Switch = bool | dict[str, Any]
     Length = int
     Word = bool | str | None
+    Loss = Any
 else:
     # As transformers' argument parser has to see them, to hand on the text of a command line as it is.
     Options = Switch = dict[str, Any] | str | None
     Word = str | None
+    Loss = str
     Length = int | None
 
 CHECKPOINTING = ("none", "layers", "offload")
@@ -81,7 +84,8 @@ class PreferenceConfig(TrlFields, TrainingArguments):
     logging_nan_inf_filter: bool = False
     remove_unused_columns: bool | None = False
 
-    loss: str = "slime"
+    # A name, or the shares of a sum by name: {"dpo": 0.8, "sft": 1.0}, in one word 0.8*dpo+1*sft.
+    loss: Loss = "slime"
     loss_options: Options = field(default_factory=dict)
     # Tokens of prompt and response together; None: any number.
     max_length: Length = 2048
@@ -124,6 +128,7 @@ class PreferenceConfig(TrlFields, TrainingArguments):
     micro_batch_size: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        self.loss = sum_name(self.loss)
         for name in ("loss_options", "template_options", "model_init_kwargs", "monitor", "rollouts"):
             setattr(self, name, _from_text(name, getattr(self, name)))
         # What transformers makes of a config without one holds only what is off.

@@ -17,6 +17,7 @@ from slimepo.data.notes import row_notes
 from slimepo.data.read import rows_from_records
 from slimepo.data.rows import (
     MISMATCHED,
+    SIDES,
     Row,
     Value,
     as_preference,
@@ -117,12 +118,11 @@ def rows_for(rows: Sequence[Row], objective: Objective, seed: int) -> list[Row]:
     Raises:
         InputError: a row lacks an answer or a value that the objective reads, or its weight is no number >= 0.
     """
-    asked = set(objective.asks) - {"reference", "divergence", "weight"}
+    asked = set(objective.asks) - {"reference", "divergence", "weight", "gold"}
     for row in rows:
         absent = [i for i in objective.positions or () if not len(row.response(i))]
         if absent and not objective.judged:
-            side = ("chosen", "rejected")[absent[0]]
-            raise InputError(f"row {row.id} has no {side} answer, and this loss reads it")
+            raise InputError(f"row {row.id} has no {SIDES[absent[0]]} answer, and this loss reads it")
         if not any(len(response) for response in row.responses):
             raise InputError(f"row {row.id} has no answer at all")
         for name in sorted(asked - row.values.keys()):

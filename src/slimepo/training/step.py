@@ -11,7 +11,8 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
-from slimepo.data.batch import Batch, Step, pair_logps, sample_logps, to_device
+from slimepo.data.batch import Batch, Step, last_response, pair_logps, sample_logps, to_device
+from slimepo.data.rows import SIDES
 from slimepo.errors import InputError
 from slimepo.losses import Counts, Objective, step_loss
 from slimepo.losses.common import log_ratios
@@ -192,6 +193,8 @@ def output_of(
     for name in objective.asks:
         if name == "divergence":
             given[name] = divergence
+        elif name == "gold":
+            given[name] = last_response(logps, batch)
         elif name in tokens:
             found = view(tokens[name], batch)
             given[name] = found.logps if isinstance(found, SampleLogps) and name == "advantages" else found
@@ -225,12 +228,12 @@ def response_tokens(objective: Objective, batch: Batch) -> dict[str, list[int]]:
     of_position = batch["response_tokens"]
     if not objective.positions:
         return {"sampled": list(itertools.chain(*of_position))}
-    return dict(zip(("chosen", "rejected"), of_position, strict=False))
+    return dict(zip(SIDES, of_position, strict=False))
 
 
 def step_counts(batches: Sequence[Batch], objective: Objective, accelerator: Any = None) -> Counts:
     """What the sums of a step are divided by; over all ranks where their accelerator is given."""
-    sides = ("chosen", "rejected") if objective.positions else ("sampled",)
+    sides = SIDES if objective.positions else ("sampled",)
     local = torch.zeros(1 + len(sides), dtype=torch.float64)
     for batch in batches:
         tokens = [*response_tokens(objective, batch).values()]

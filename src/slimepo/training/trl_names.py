@@ -1,7 +1,7 @@
 """TRL's names for what is called otherwise here: the fields of its configs and the arguments of its trainers.
 
 `TRL_NAMES` and `TRL_ARGUMENTS` are the whole of it: what a name stands for, or what to do instead. Nothing else in the
-package knows these names. The fields are those of TRL 1.16's configs for DPO, KTO, CPO, ORPO and SFT, and of older
+package knows these names. The fields are those of TRL 1.16's configs for DPO, KTO, CPO, ORPO, TPO and SFT, and of older
 versions whose scripts are still about.
 """
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from slimepo.errors import InputError
 from slimepo.losses import find_objective, hyperparameters
-from slimepo.losses.shapes import SHAPES
+from slimepo.losses.weighted_sum import option_key, shares_of, sum_name
 from slimepo.words import nearest
 
 
@@ -50,7 +50,7 @@ _ADAPTERS = "adapters are switched off for the reference (reference = 'adapters-
 TRL_NAMES: Mapping[str, Name] = {
     # The objective.
     "loss_type": Name(list[str], instead="give loss"),
-    "loss_weights": Name(list[float], instead="it is for several in loss_type"),
+    "loss_weights": Name(list[float], instead="it is for those in loss_type"),
     "beta": Name(float, "loss_options.beta"),
     "label_smoothing": Name(float, "loss_options.label_smoothing", {0.0: {}}),
     "desirable_weight": Name(float, "loss_options.desirable_weight"),
@@ -58,12 +58,14 @@ TRL_NAMES: Mapping[str, Name] = {
     "cpo_alpha": Name(float, "loss_options.nll_weight"),
     "simpo_gamma": Name(float, "loss_options.gamma"),
     "rpo_alpha": Name(float, instead="give loss = 'rpo' and loss_options = {'eta': ...}"),
-    "alpha": Name(float, values={0.0: {}}, instead=_OWN),
-    "ld_alpha": Name(float, values={1.0: {}}, instead=_OWN),
-    "f_divergence_type": Name(str, values={"reverse_kl": {}}, instead=_OWN),
-    "f_alpha_divergence_coef": Name(float, instead=_OWN),
+    "tpo_alpha": Name(float, "loss_options.nll_weight"),
+    "tpo_l_gamma": Name(float, "loss_options.gamma"),
+    "alpha": Name(float, "loss_options.alpha", {0.0: {}}),
+    "ld_alpha": Name(float, "loss_options.ld_alpha", {1.0: {}}),
+    "f_divergence_type": Name(str, "loss_options.f_divergence", {"reverse_kl": {}}),
+    "f_alpha_divergence_coef": Name(float, "loss_options.f_alpha"),
     "use_weighting": Name(bool, values={False: {}}, instead=_OWN),
-    "discopop_tau": Name(float, values={0.05: {}}, instead=_OWN),
+    "discopop_tau": Name(float, "loss_options.temperature", {0.05: {}}),
     "reference_free": Name(bool, values={False: {}}, instead="simpo, cpo, orpo and slime read no reference"),
     # The reference.
     "precompute_ref_log_probs": Name(bool, values={False: {}, True: {"reference": "cache"}}),
@@ -118,15 +120,20 @@ TRL_NAMES: Mapping[str, Name] = {
 LOSS_TYPES: Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "dpo": {
         "sigmoid": ("dpo", {}),
-        "sigmoid_norm": ("dpo", {"length_normalized": True}),
-        **{shape: ("dpo", {"shape": shape}) for shape in SHAPES if shape != "sigmoid"},
-        "ipo": ("ipo", {}),
+        **{
+            name: (name, {})
+            for name in (
+                "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
+                "aot_unpaired", "apo_zero", "apo_down", "discopop",
+            )
+        },
         "sft": ("sft", {"average": "token"}),
     },
     "kto": {"kto": ("kto", {}), "apo_zero_unpaired": ("kto", {"reference_point": False})},
-    "cpo": {"sigmoid": ("cpo", {}), "simpo": ("simpo", {})},
+    "cpo": {"sigmoid": ("cpo", {}), "simpo": ("simpo", {}), "hinge": ("slic", {}), "alphapo": ("alpha_po", {})},
+    "tpo": {"sigmoid": ("tpo", {}), "tpo-l": ("tpo/l", {})},
     "sft": {"nll": ("sft", {"average": "token"}), "chunked_nll": ("sft", {"average": "token"})},
-}
+}  # fmt: skip
 
 # Arguments of TRL's trainers that are none of ours.
 TRL_ARGUMENTS: Mapping[str, str] = {
@@ -172,24 +179,48 @@ def in_own_names(args: Any) -> Any:
     """
     given = {name: value for name in TRL_NAMES if (value := getattr(args, name)) is not None}
     args = copy.copy(args)
-    args.loss_options, args.model_init_kwargs = dict(args.loss_options), dict(args.model_init_kwargs)
+    args.loss = sum_name(args.loss)
+    args.loss_options, args.model_init_kwargs = (
+        copy.deepcopy(dict(args.loss_options)),
+        dict(args.model_init_kwargs),
+    )
     if (variants := given.pop("loss_type", None)) is not None:
         args.loss, options = _variant(args.loss, variants, given.pop("loss_weights", None))
         args.loss_options = {**options, **args.loss_options}
-    hyper = hyperparameters(find_objective(args.loss).function)
+    if args.loss == "simpo" and given.get("alpha"):
+        args.loss = "alpha_po"
     for name, value in given.items():
         meant = TRL_NAMES[name]
-        ours = "loss_options.tau" if (name, args.loss) == ("beta", "ipo") else meant.ours
-        group, _, option = ours.rpartition(".")
-        if _among(value, meant.values) and not (group == "loss_options" and option in hyper):
+        group, _, option = meant.ours.rpartition(".")
+        places = (
+            _places(args.loss, name, option)
+            if group == "loss_options"
+            else [meant.ours]
+            if meant.ours
+            else []
+        )
+        if _among(value, meant.values) and not (group == "loss_options" and places):
             wanted = dict(meant.values[value])
-        elif ours:
-            wanted = {ours: value}
+        elif meant.ours:
+            # Where no option has that name, the objective says so.
+            wanted = dict.fromkeys(places or [meant.ours], value)
         else:
             raise InputError(f"{name} = {value!r} is a setting of TRL's: {meant.instead}")
         for setting, to in wanted.items():
             _set(args, setting, to, f"{name} = {value!r}")
     return args
+
+
+def _places(loss: str, name: str, option: str) -> list[str]:
+    """The options of a loss, or of the parts of a sum, that a hyperparameter of TRL's goes to."""
+    options = hyperparameters(find_objective(loss).function)
+    of_part = options if shares_of(loss) else {"": options}
+    found = []
+    for part, known in of_part.items():
+        # TRL's beta is what IPO's paper calls tau.
+        own = "tau" if name == "beta" and "tau" in known else option
+        found += [f"loss_options.{part}.{own}".replace("..", ".")] if own in known else []
+    return found
 
 
 def in_own_arguments(
@@ -245,30 +276,35 @@ def in_own_arguments(
 def _variant(
     loss: str, variants: Sequence[str] | str, weights: Sequence[float] | None
 ) -> tuple[str, Mapping[str, Any]]:
-    """The objective that `loss_type` says, and its options."""
+    """The objective that `loss_type` says, and its options; a sum where it says several, or weighs one."""
     names = [variants] if isinstance(variants, str) else [*variants]
     shares = [1.0] * len(names) if weights is None else [*weights]
-    if loss == "dpo" and len(names) == len(shares) and shares != [1.0] and {*names} <= {*SHAPES, "sft"}:
-        parts = dict(zip(names, shares, strict=True))
-        nll = parts.pop("sft", 0.0)
-        return "dpo", {"shape": parts, "nll_weight": nll}
-    if len(names) != 1 or shares != [1.0]:
+    if len(names) != len(shares) or len({*names}) != len(names):
         raise InputError(
-            f"loss_type = {names}: several at once, with a weight each, are those of dpo ({', '.join(SHAPES)}, sft)"
+            f"loss_type = {names} with loss_weights = {shares}: give each variant once, and a weight each"
         )
+    found = [_of_family(loss, name) for name in names]
+    if shares == [1.0]:
+        return found[0]
+    options = {option_key(name): dict(own) for name, own in found if own}
+    return sum_name({name: share for (name, _), share in zip(found, shares, strict=True)}), options
+
+
+def _of_family(loss: str, name: str) -> tuple[str, Mapping[str, Any]]:
+    """The objective that a variant of one of TRL's losses is, and its options."""
     families = {
-        base: kinds for base, kinds in LOSS_TYPES.items() if loss in (base, kinds.get(names[0], ("", {}))[0])
+        base: kinds for base, kinds in LOSS_TYPES.items() if loss in (base, kinds.get(name, ("", {}))[0])
     }
     if not families:
         raise InputError(
-            f"loss_type = {names[0]!r} is a variant of one of TRL's losses: give that, loss = "
+            f"loss_type = {name!r} is a variant of one of TRL's losses: give that, loss = "
             f"{' or '.join(repr(base) for base in LOSS_TYPES)}"
         )
     for kinds in families.values():
-        if names[0] in kinds:
-            return kinds[names[0]]
+        if name in kinds:
+            return kinds[name]
     known = ", ".join(kind for kinds in families.values() for kind in kinds)
-    raise InputError(f"loss_type = {names[0]!r} of loss {loss!r} ({known} are here): {_OWN}")
+    raise InputError(f"loss_type = {name!r} of loss {loss!r} ({known} are here): {_OWN}")
 
 
 def _among(value: Any, values: Mapping[Any, Any]) -> bool:
@@ -277,8 +313,10 @@ def _among(value: Any, values: Mapping[Any, Any]) -> bool:
 
 def _set(args: Any, setting: str, value: Any, because: str) -> None:
     """Give a setting its value, unless it has been given another one."""
-    group, _, key = setting.rpartition(".")
-    holder = getattr(args, group) if group else vars(args)
+    *groups, key = setting.split(".")
+    group, holder = ".".join(groups), vars(args)
+    for inner in groups:
+        holder = holder.setdefault(inner, {})
     default = None if group else args.__dataclass_fields__[key].default
     now = holder.get(key)
     if now not in (None, default, value):
