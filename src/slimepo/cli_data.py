@@ -16,7 +16,9 @@ app = typer.Typer(no_args_is_help=True, help="Look at data before training on it
 @app.command("check")
 def check_data(
     source: Annotated[str, typer.Argument(metavar="FILE", help="A file, a folder or a Hub id.")],
-    model: Annotated[str, typer.Option(help="The model (or tokenizer folder) whose tokens are counted.")],
+    model: Annotated[
+        str | None, typer.Option(help="The model (or tokenizer folder) whose tokens are counted.")
+    ] = None,
     chat_template: Annotated[
         str | None, typer.Option(help="Another model's template, or a .jinja file.")
     ] = None,
@@ -43,21 +45,43 @@ def check_data(
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Go on past malformed rows.")
     ] = False,
+    displacement: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Tell which pairs will lower their chosen answer, from the model that training starts from.",
+        ),
+    ] = None,
+    gradient_pairs: Annotated[
+        int, typer.Option(min=0, help="Pairs whose gradients are compared: two backward passes each.")
+    ] = 100,
+    keep: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the rows with the lowest CHES there, as JSONL.")
+    ] = None,
+    keep_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="The share of pairs to keep.")] = 0.9,
 ) -> None:
     """Counts, lengths, drops by reason and duplicates of a file of pairs, as training would see it."""
     from rich.progress import Progress
 
     from slimepo.data.chat import chat_format, load_tokenizer
     from slimepo.data.inspect import check, print_report, show_rows
-    from slimepo.data.read import read_rows
+    from slimepo.data.read import placed_rows, read_rows
+    from slimepo.files import refuse_folder, write_json_lines
     from slimepo.settings import parse_value
     from slimepo.terminal import make_console
 
+    if (tokens := model or displacement) is None:
+        raise InputError("data check: give --model, whose tokens are counted, or --displacement")
+    if keep is not None and displacement is None:
+        raise InputError("--keep goes with --displacement, which says what to keep")
+    if keep is not None and keep.resolve() == Path(source).resolve():
+        raise InputError(f"--keep {keep} is the file that is read: give another")
+    refuse_folder(keep, "--keep")
     options = {key: parse_value(value) for key, value in _pairs(template_option, "--template-option")}
     columns = {ours: theirs or None for ours, theirs in _pairs(column, "--column")}
     console = make_console()
     rows = read_rows(source, format=format, split=split, skip_bad_rows=skip_bad_rows, columns=columns)
-    chat = chat_format(load_tokenizer(model, chat_template), options)
+    chat = chat_format(load_tokenizer(tokens, chat_template), options)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("tokenising", total=None)
         report, kept = check(
@@ -66,6 +90,30 @@ def check_data(
         )  # fmt: skip
     print_report(report, console)
     show_rows(kept, chat, show, console)
+    if displacement is None:
+        return
+    import torch
+
+    from slimepo.model.load import load_model
+    from slimepo.plan.displacement import forecast, lowest, print_forecast
+
+    loaded = load_model(displacement)
+    if torch.accelerator.is_available():
+        loaded.to(torch.accelerator.current_accelerator())
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("gradients", total=gradient_pairs)
+        found = forecast(
+            loaded,
+            kept,
+            gradient_pairs,
+            report=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    prompts = {row.source: _text(row.prompt) for row in rows.preferences}
+    print_forecast(found, console, lambda row: f"{row}: {prompts.get(row, '')[-100:]!r}")
+    if keep is not None:
+        ids = lowest(found, keep_share)
+        write_json_lines(keep, (row for place, row in placed_rows(source, split) if place in ids))
+        console.print(f"{len(ids)} of {len(found.ids)} pairs written to {keep}", highlight=False)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from slimepo.errors import InputError
 from slimepo.losses import hyperparameters, slime
 from slimepo.model.logps import install_logps, response_logps
 from slimepo.model.score import PairScores, score_pairs
-from slimepo.plan.calibrate import calibrate, floor_pull, fragment, rate_range, separation_pull
+from slimepo.plan.calibrate import calibrate, floor_pull, fragment, rate_range, separation_pulls
 from slimepo.settings import parse_value
 from slimepo.types import PairLogps
 from tests.command import slimepo
@@ -89,8 +89,8 @@ def test_the_pulls_are_the_loss_s_own_gradients() -> None:
 
 def test_worked_pulls() -> None:
     # At Delta = 0: v = sigmoid(2.5) = 0.92414, u = 1.5: v + 2.5 u v (1 - v) = 1.18703.
-    assert separation_pull(np.zeros(3), PAPER) == pytest.approx(1.18703, abs=1e-5)
-    assert separation_pull(np.array([1.6]), PAPER) == 0
+    assert separation_pulls(np.zeros(3), PAPER) == pytest.approx([1.18703] * 3, abs=1e-5)
+    assert separation_pulls(np.array([1.6]), PAPER) == 0
     # At l = -1.25: softplus(0) = ln 2; 0.1 * 2.5 * (ln 2)^1.5 / 2 = 0.072135.
     assert floor_pull([np.array([-1.25])], PAPER) == pytest.approx(0.072135, abs=1e-6)
 

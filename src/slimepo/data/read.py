@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from slimepo.data.columns import renamed, scores_disagree, unread_columns
+from slimepo.data.columns import renamed, unread_columns
 from slimepo.data.files import SUFFIXES, BadRow, PlacedRow, data_suffix, file_rows
 from slimepo.data.formats import FORMATS, convert, known_format, recognise
 from slimepo.data.messages import MalformedRow
@@ -59,7 +59,7 @@ def read_rows(
     {"prompt": "question"}, or that one is left out, {"label": None}. Raises InputError for anything that cannot
     be read; a malformed row is one too unless `skip_bad_rows`, which collects it in `Rows.malformed`.
     """
-    rows = _placed_rows(source, split)
+    rows = placed_rows(source, split)
     return rows_from(
         rows, name=str(source), format=format, skip_bad_rows=skip_bad_rows, limit=limit, columns=columns or {}
     )
@@ -111,12 +111,12 @@ def rows_from(
             result.malformed.append((place, str(error)))
             continue
         result.unread.update(set(unread_columns(row, FORMATS[format].reads)))
-        if scores_disagree(row):
-            result.scored_against.append(place)
         if isinstance(record, Unpaired):
             result.unpaired.append(record)
-        else:
-            result.preferences.append(record)
+            continue
+        result.preferences.append(record)
+        if record.scores and record.scores[0] < record.scores[1]:
+            result.scored_against.append(place)
     if not result.preferences and not result.unpaired:
         place, reason = result.malformed[0]
         raise InputError(
@@ -153,7 +153,8 @@ def _most_fitting(
 # --- where rows come from ----------------------------------------------------------------------------
 
 
-def _placed_rows(source: str | Path, split: str | None) -> Iterator[PlacedRow]:
+def placed_rows(source: str | Path, split: str | None) -> Iterator[PlacedRow]:
+    """The rows of a source as they stand there, each with its place."""
     path = Path(source).expanduser()
     if path.is_dir():
         return _folder_rows(path, split)

@@ -99,9 +99,14 @@ def entanglement(model: nn.Module, rows: Sequence[Row]) -> list[float]:
     to the parameters that train, the ratio of a pair is <g_w, g_l> / min(|g_w|^2, |g_l|^2). Above 1, a step that raises
     the one and lowers the other by equal weights cannot do both: one gradient drags the other answer along.
     """
+    return [round(wl / max(min(ww, ll), 1e-30), 6) for ww, wl, ll in gradient_products(model, rows)]
+
+
+def gradient_products(model: nn.Module, rows: Sequence[Row]) -> list[tuple[float, float, float]]:
+    """|g_w|^2, <g_w, g_l> and |g_l|^2 of each pair, with the gradients of `entanglement`."""
     trained = [p for p in model.parameters() if p.requires_grad]
     device = trained[0].device
-    ratios = []
+    products = []
     with scoring(model) as forward, torch.enable_grad():
         for row in rows:
             gradients = []
@@ -111,8 +116,8 @@ def entanglement(model: nn.Module, rows: Sequence[Row]) -> list[float]:
                 value = mean_logps(logps.chosen, logps.chosen_mask).sum()
                 gradients.append(torch.autograd.grad(value, trained, allow_unused=True))
             w, l = gradients  # noqa: E741
-            ratios.append(round(_dot(w, l) / max(min(_dot(w, w), _dot(l, l)), 1e-30), 6))
-    return ratios
+            products.append((_dot(w, w), _dot(w, l), _dot(l, l)))
+    return products
 
 
 def greedy_answers(

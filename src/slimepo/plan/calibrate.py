@@ -89,7 +89,7 @@ def calibrate(scores: PairScores) -> Calibration:
         "soft_margin": middle + paper["soft_margin"] * spread,
         "sharpness": paper["sharpness"] / spread,
     }
-    separation = separation_pull(margin, options)
+    separation = float(separation_pulls(margin, options).mean())
     whole_floor = floor_pull(tokens, options | {"rejected_weight": 1.0})
     options["chosen_weight"] = separation
     options["rejected_weight"] = min(
@@ -129,7 +129,7 @@ def calibrate(scores: PairScores) -> Calibration:
             name: {
                 "chosen": knobs["chosen_weight"],
                 "rejected": floor_pull(tokens, knobs),
-                "distance": separation_pull(margin, knobs),
+                "distance": float(separation_pulls(margin, knobs).mean()),
             }
             for name, knobs in (("paper", paper), ("proposal", options))
         },
@@ -137,12 +137,12 @@ def calibrate(scores: PairScores) -> Calibration:
     )
 
 
-def separation_pull(margin: NDArray[np.float64], knobs: dict[str, float]) -> float:
-    """Mean of -dL_dist/dDelta over margins `[pairs]`: Appendix A's gradient of Eq. 8-10."""
+def separation_pulls(margin: NDArray[np.float64], knobs: dict[str, float]) -> NDArray[np.float64]:
+    """-dL_dist/dDelta at margins `[pairs]`: Appendix A's gradient of Eq. 8-10."""
     room = np.maximum(knobs["hard_margin"] - margin, 0)
     gate = _sigmoid(-knobs["sharpness"] * (margin - knobs["soft_margin"]))
     pull = knobs["distance_weight"] * (gate + knobs["sharpness"] * room * gate * (1 - gate))
-    return float(np.where(room > 0, pull, 0).mean())
+    return np.where(room > 0, pull, 0)
 
 
 def floor_pull(tokens: Sequence[NDArray[np.float64]], knobs: dict[str, float]) -> float:
