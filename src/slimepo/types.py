@@ -80,7 +80,8 @@ class Preference:
 
     All three are lists of messages. A demonstration (supervised data) is a Preference whose `rejected`
     is empty. `source` says where the row came from (`file:line`) and is no part of its identity.
-    `weight` is how much the row counts in the mean loss of a step, 0 or more. `template_options` are what the chat
+    `weight` is how much the row counts in the mean loss of a step, 0 or more. `scores` are what the row says the chosen
+    and the rejected answer are worth, for objectives that ask for `rewards`. `template_options` are what the chat
     template is given for this row beside its messages: `tools`, and options such as `enable_thinking`.
     """
 
@@ -90,6 +91,7 @@ class Preference:
     source: str = field(default="", compare=False)
     weight: float = 1.0
     template_options: Mapping[str, Any] = field(default_factory=dict)
+    scores: tuple[float, float] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 import pytest
 
+from slimepo.data.chat import chat_format
 from slimepo.data.columns import renamed
 from slimepo.data.formats import FORMATS, convert, recognise
 from slimepo.data.messages import MalformedRow
 from slimepo.data.notes import row_notes
 from slimepo.data.read import rows_from_records
+from slimepo.data.tokenize import tokenize
 from slimepo.errors import InputError
 from slimepo.types import Preference, Unpaired
+from tests.tiny import letter_tokenizer
 
 
 def user(text):
@@ -154,6 +157,18 @@ def test_columns_and_message_keys_that_are_not_read_are_counted():
     assert next(iter(row_notes(rows_from_records(scored, name="f")))).startswith(
         "1 rows score their rejected answer"
     )
+
+
+def test_scores_of_a_pair_are_rewards_of_its_row():
+    rated = [
+        {"prompt": "abc", "chosen": "de", "rejected": "fg", "chosen_rating": 4, "rejected_rating": 2.5},
+        {"prompt": "abc", "chosen": "de", "rejected": "fg", "chosen_rating": 4, "rejected_rating": None},
+    ]
+    records = rows_from_records(rated).preferences
+    assert [record.scores for record in records] == [(4.0, 2.5), None]
+    first, second = tokenize(records, chat_format(letter_tokenizer(), {})).rows
+    assert first.values["rewards"].tolist() == [4.0, 2.5]
+    assert second.values == {}
 
 
 def test_no_row_decides_for_a_file_against_the_others():

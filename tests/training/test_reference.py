@@ -4,7 +4,7 @@ import copy
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from peft import get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from slimepo.data.batch import StepCollator
 from slimepo.data.rows import MISMATCHED
@@ -503,3 +503,66 @@ def test_a_batch_without_known_log_probs_is_named_where_they_had_to_be_known(tmp
     batch = StepCollator(2).batch(random_rows(2))
     with pytest.raises(InputError, match="row 0"):
         reference_logps(trainer.reference, [batch])
+
+
+class TestMovingReference:
+    """TR-DPO: `sync_reference`."""
+
+    MOVES: ClassVar[Any] = dict(max_steps=4, sync_reference={"every": 2, "share": 0.25})
+
+    def test_it_moves_towards_the_policy_of_that_step(self, tmp_path: Path) -> None:
+        trainer = made(tmp_path, **self.MOVES)
+        assert trainer.reference is not None
+        start = [p.clone() for p in trainer.reference.model.parameters()]
+        seen: list[list[Tensor]] = []
+
+        class Look(TrainerCallback):
+            def on_step_end(self, *args: Any, **given: Any) -> None:
+                seen.append([p.detach().clone() for p in given["model"].parameters()])
+
+        trainer.add_callback(Look())
+        trainer.train()
+        for i, now in enumerate(trainer.reference.model.parameters()):
+            wanted = 0.25 * seen[3][i] + 0.75 * (0.25 * seen[1][i] + 0.75 * start[i])
+            torch.testing.assert_close(now, wanted, rtol=1e-6, atol=1e-7)
+            assert not now.requires_grad
+
+    @pytest.mark.parametrize("lora", [False, True])
+    def test_a_run_that_goes_on_from_a_checkpoint_has_the_reference_of_then(
+        self, tmp_path: Path, lora: bool
+    ) -> None:
+        options = self.MOVES | dict(save_strategy="steps", save_steps=3, lora=lora)
+        whole = made(tmp_path, **options)
+        whole.train()
+        again = made(tmp_path, **options)
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+        for of in (lambda t: t.model, lambda t: t.reference.model):
+            assert all(map(torch.equal, of(whole).parameters(), of(again).parameters()))
+        assert again.moving is not None
+        with pytest.raises(
+            InputError, match=r"has no reference\.pt: it is of a run whose reference stood still"
+        ):
+            again.moving.load(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"loss": "slime"}, "reads no reference model: leave sync_reference out"),
+            ({"reference": "cache"}, "reference = 'cache' has none: use 'copy'"),
+            ({"parallel": "fsdp2"}, "parallel = 'fsdp2' cuts them"),
+            ({"sync_reference": {"every": 0}}, "sync_reference: every"),
+            ({"sync_reference": {"share": 2}}, "sync_reference: share"),
+            ({"sync_reference": {"evry": 2}}, "evry.*did you mean 'every'"),
+        ],
+    )
+    def test_where_nothing_could_move_is_said(
+        self, tmp_path: Path, options: dict[str, Any], words: str
+    ) -> None:
+        with pytest.raises(InputError, match=words):
+            made(tmp_path, **(self.MOVES | options))
+
+    def test_a_reference_of_another_make_is_refused(self, tmp_path: Path) -> None:
+        other = tiny_model(hidden_size=16)
+        other.save_pretrained(tmp_path / "other")
+        with pytest.raises(InputError, match="the reference has other weights than the policy"):
+            made(tmp_path, reference=str(tmp_path / "other"), **self.MOVES).train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ SYNONYMS = {
 # Read in every format, beside what the format itself reads.
 _ALWAYS_READ = ("system", "weight", "tools", "chat_template_kwargs")
 
-# Scores of the two answers of a pair: they train nothing, but are held against the order of the answers.
+# Scores of the two answers of a pair: held against their order, and `rewards` for objectives that ask for such.
 _SCORES = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
@@ -107,13 +108,13 @@ def unread_columns(row: RawRow, format_reads: Sequence[str]) -> list[str]:
     return [str(key) for key in row if key not in reads and holds_something(row[key])] + keys
 
 
-def scores_disagree(row: RawRow) -> bool:
-    """Whether the row itself scores the rejected answer higher than the chosen one."""
+def scores_of(row: RawRow) -> tuple[float, float] | None:
+    """What the row itself says that its chosen and its rejected answer are worth; None where it does not."""
     for chosen, rejected in _SCORES:
         pair = (row.get(chosen), row.get(rejected))
-        if all(isinstance(score, int | float) for score in pair):
-            return bool(pair[0] < pair[1])  # type: ignore[operator]
-    return False
+        if all(isinstance(score, int | float) and math.isfinite(score) for score in pair):
+            return float(pair[0]), float(pair[1])  # type: ignore[arg-type]
+    return None
 
 
 def required(row: RawRow, key: str) -> Any:

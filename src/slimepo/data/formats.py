@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from slimepo.data.columns import left_out, refuse_telling, required
+from slimepo.data.columns import left_out, refuse_telling, required, scores_of
 from slimepo.data.messages import (
     MalformedRow,
     RawRow,
@@ -59,6 +59,7 @@ def convert(row: RawRow, name: str, source: str = "") -> Preference | Unpaired:
         answers = {"response": record.response}
     else:
         answers = {"chosen": record.chosen, "rejected": record.rejected}
+        record = replace(record, scores=scores_of(row))
     for side, turns in answers.items():
         _from_assistant(side, turns)
     return replace(

@@ -25,7 +25,7 @@ from slimepo.data.render import (
     render_prompt,
     render_response,
 )
-from slimepo.data.rows import Ids, Row
+from slimepo.data.rows import Ids, Row, Value
 from slimepo.data.split import row_hash
 from slimepo.errors import InputError
 from slimepo.types import Preference
@@ -220,7 +220,9 @@ def _tokenize_batch(
             result.cut.append(row_id)
         by_side = dict(zip(sides, fitted, strict=True))
         given = tuple(_ids(by_side.get(side, [])) for side in wanted.sides)
-        values = {} if row.weight == 1 else {"weight": row.weight}
+        values: dict[str, Value] = {} if row.weight == 1 else {"weight": row.weight}
+        if row.scores:
+            values["rewards"] = np.array(row.scores, dtype=np.float32)
         result.rows.append(Row(_ids(prompt), given, values, row_id))
 
 

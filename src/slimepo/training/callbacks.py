@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from slimepo.errors import NonFiniteLossError
+from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.files import json_lines, write_text
 from slimepo.parallel.agree import any_rank, of_all_ranks
 from slimepo.parallel.engines import held_part, refuse_whole
@@ -84,6 +85,52 @@ class LogBeforeSave(TrainerCallback):
     ) -> TrainerControl:
         control.should_log |= control.should_save or state.global_step >= state.max_steps
         return control
+
+
+# A moving reference's weights in a checkpoint.
+_REFERENCE = "reference.pt"
+
+
+class MovingReference(TrainerCallback):
+    """Moves the reference towards the policy every so many steps: TR-DPO (arXiv 2404.09656).
+
+    Every parameter becomes share * policy + (1 - share) * reference. A checkpoint has the reference as it was then.
+    """
+
+    def __init__(self, reference: nn.Module, every: int, share: float) -> None:
+        self.reference, self.every, self.share = reference, every, share
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        sizes = ({n: p.shape for n, p in m.named_parameters()} for m in (given["model"], self.reference))
+        if len({tuple(of_model.items()) for of_model in sizes}) > 1:
+            raise InputError(
+                "sync_reference: the reference has other weights than the policy: use reference 'copy'"
+            )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        if state.global_step % self.every == 0:
+            with torch.no_grad():
+                parameters = zip(self.reference.parameters(), given["model"].parameters(), strict=True)
+                for theirs, ours in parameters:
+                    theirs.lerp_(ours.to(theirs), self.share)
+
+    def save(self, checkpoint: Path) -> None:
+        """Put the reference into a checkpoint."""
+        torch.save(self.reference.state_dict(), checkpoint / _REFERENCE)
+
+    def load(self, checkpoint: Path) -> None:
+        """Take the reference of a checkpoint. Raises InputError where it has none."""
+        if not (checkpoint / _REFERENCE).is_file():
+            raise InputError(
+                f"sync_reference: {checkpoint} has no {_REFERENCE}: it is of a run whose reference stood still"
+            )
+        self.reference.load_state_dict(
+            torch.load(checkpoint / _REFERENCE, map_location="cpu", weights_only=True)
+        )
 
 
 class WholeRollouts(TrainerCallback):

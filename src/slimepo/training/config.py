@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from transformers import PreTrainedModel, TrainingArguments
 
@@ -25,6 +25,7 @@ from slimepo.monitor.settings import monitor_settings
 from slimepo.onpolicy.settings import BY_RESPONSE, Rollouts, rollout_settings
 from slimepo.parallel.engines import asked_engine, engine_arguments, settle_engine
 from slimepo.parallel.unsupported import refuse_unsupported
+from slimepo.settings import Settings, validate
 from slimepo.training.libraries import check_libraries
 from slimepo.training.steps import STRATEGIES
 from slimepo.training.trl_names import TrlFields, in_own_names
@@ -106,6 +107,8 @@ class PreferenceConfig(TrlFields, TrainingArguments):
     certificate: bool = True
     # Where reference log-probs come from: auto, adapters-off, copy, cache, or another model's folder or Hub id.
     reference: str = "auto"
+    # TR-DPO: every so many steps the reference moves that share of the way to the policy: {every: 512, share: 0.6}.
+    sync_reference: Options | None = None
     layout: str = "auto"
     # Of packed rows; auto: by length on a CPU, the fastest of those measured on CUDA.
     attention: str = "auto"
@@ -131,6 +134,8 @@ class PreferenceConfig(TrlFields, TrainingArguments):
         self.loss = sum_name(self.loss)
         for name in ("loss_options", "template_options", "model_init_kwargs", "monitor", "rollouts"):
             setattr(self, name, _from_text(name, getattr(self, name)))
+        if self.sync_reference is not None:
+            self.sync_reference = _from_text("sync_reference", self.sync_reference)
         # What transformers makes of a config without one holds only what is off.
         of_fsdp: Any = self.fsdp_config
         if isinstance(of_fsdp, dict):
@@ -268,6 +273,9 @@ def settled(args: PreferenceConfig) -> PreferenceConfig:
         raise InputError(
             f"loss {args.loss!r} reads no reference model: leave reference = {args.reference!r} out"
         )
+    if args.sync_reference is not None:
+        args.sync_reference = validate(SyncReference, args.sync_reference, "sync_reference").model_dump()
+        _refuse_unmoved(args)
     whole = args.loss in BY_RESPONSE or objective.preset.get("level") == "sequence"
     mode = sampled.vllm_importance_sampling_mode if sampled and sampled.corrected else ""
     if whole and mode.startswith("token"):
@@ -310,6 +318,27 @@ def settled(args: PreferenceConfig) -> PreferenceConfig:
     args._resolve_checkpointing()
     check_libraries(args)
     return args
+
+
+class SyncReference(Settings):
+    """`sync_reference`: after how many steps the reference moves, and which share of the way to the policy."""
+
+    every: int = Field(512, ge=1)
+    share: float = Field(0.6, gt=0, le=1)
+
+
+def _refuse_unmoved(args: PreferenceConfig) -> None:
+    """InputError where there is no reference that could move."""
+    if not args.reads_reference:
+        raise InputError(f"loss {args.loss!r} reads no reference model: leave sync_reference out")
+    if args.reference in ("cache", "adapters-off"):
+        raise InputError(
+            f"sync_reference moves a model of its own, and reference = {args.reference!r} has none: use 'copy'"
+        )
+    if args.parallel not in (None, "ddp"):
+        raise InputError(
+            f"sync_reference needs whole models: parallel = {args.parallel!r} cuts them, use ddp"
+        )
 
 
 def in_their_types(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ from slimepo.training.callbacks import (
     EpochOfSampler,
     FiniteWeights,
     LogBeforeSave,
+    MovingReference,
     Sharding,
     TrainingProgress,
     WholeRollouts,
@@ -214,6 +215,10 @@ class PreferenceTrainer(Trainer):
         for note in model_notes(self.model, self.balance):
             logger.warning(note)
         self.reference = self._open_reference()
+        moves = self.args.sync_reference
+        self.moving = MovingReference(self.reference.model, **moves) if self.reference and moves else None
+        if self.moving:
+            self.add_callback(self.moving)
         self.rollouts = (
             rollout_source(
                 sampling, rewards, chat, self.args, self.model, self.train_dataset,
@@ -665,15 +670,19 @@ class PreferenceTrainer(Trainer):
         return norm
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        # Before the checkpoint's last file: a value model is a part of it.
+        # Before the checkpoint's last file: a value model is a part of it, and a reference that moves.
         super()._save_optimizer_and_scheduler(output_dir)
         if self.rollouts and self.rollouts.critic and self.accelerator.is_main_process:
             self.rollouts.critic.save(Path(output_dir))
+        if self.moving and self.accelerator.is_main_process:
+            self.moving.save(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.rollouts and self.rollouts.critic and checkpoint is not None:
             self.rollouts.critic.load(Path(checkpoint))
+        if self.moving and checkpoint is not None:
+            self.moving.load(Path(checkpoint))
 
     def _track_num_input_tokens(self, inputs: Step) -> None:
         """Count the tokens of a step, over all ranks, as `include_num_input_tokens_seen` asks."""
@@ -711,6 +720,8 @@ class PreferenceTrainer(Trainer):
             return None
         options = self.args.model_init_kwargs
         wanted = self.ref_model if isinstance(self.ref_model, nn.Module) else self.args.reference
+        if wanted == "auto" and self.args.sync_reference:
+            wanted = "copy"
         reference = choose_reference(
             self.model, wanted if asked else "auto", self.layout, self.processing_class, **options
         )

@@ -35,7 +35,6 @@ class Name(NamedTuple):
 
 
 _OWN = "no objective here has it: write yours (loss = 'file.py:function', see docs/objectives.md)"
-_FIXED = "the reference stays what it is while the policy trains; for another one give reference = FOLDER"
 _LENGTHS = "give max_length, which holds prompt and response together, and max_prompt_length"
 _IN_TILES = "the head is always computed in tiles, without a tensor of all logits: leave it out"
 _TOKENIZER = "set it on the tokenizer and give that as processing_class"
@@ -70,9 +69,9 @@ TRL_NAMES: Mapping[str, Name] = {
     # The reference.
     "precompute_ref_log_probs": Name(bool, values={False: {}, True: {"reference": "cache"}}),
     "precompute_ref_batch_size": Name(int, instead=_BATCHES),
-    "sync_ref_model": Name(bool, values={False: {}}, instead=_FIXED),
-    "ref_model_mixup_alpha": Name(float, instead=_FIXED),
-    "ref_model_sync_steps": Name(int, instead=_FIXED),
+    "sync_ref_model": Name(bool, values={False: {}, True: {"sync_reference": {}}}),
+    "ref_model_mixup_alpha": Name(float, "sync_reference.share"),
+    "ref_model_sync_steps": Name(int, "sync_reference.every"),
     "ref_model_init_kwargs": Name(str, instead="model_init_kwargs holds for the reference as well"),
     "model_adapter_name": Name(str, instead=_ADAPTERS),
     "ref_adapter_name": Name(str, instead=_ADAPTERS),
@@ -184,6 +183,8 @@ def in_own_names(args: Any) -> Any:
         copy.deepcopy(dict(args.loss_options)),
         dict(args.model_init_kwargs),
     )
+    if args.sync_reference is not None or given.get("sync_ref_model"):
+        args.sync_reference = dict(args.sync_reference or {})
     if (variants := given.pop("loss_type", None)) is not None:
         args.loss, options = _variant(args.loss, variants, given.pop("loss_weights", None))
         args.loss_options = {**options, **args.loss_options}
@@ -317,10 +318,12 @@ def _set(args: Any, setting: str, value: Any, because: str) -> None:
     group, holder = ".".join(groups), vars(args)
     for inner in groups:
         holder = holder.setdefault(inner, {})
+        if holder is None:
+            raise InputError(f"{because} goes with {inner}, which is not asked for: leave it out")
     default = None if group else args.__dataclass_fields__[key].default
     now = holder.get(key)
     if now not in (None, default, value):
         raise InputError(
             f"{because} stands for {setting} = {value!r}, and that is {now!r}: leave one of them out"
         )
-    holder[key] = value
+    holder[key] = copy.copy(value)
