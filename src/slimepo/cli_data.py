@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -70,10 +71,10 @@ def check_data(
     from slimepo.settings import parse_value
     from slimepo.terminal import make_console
 
-    if (tokens := model or displacement) is None:
-        raise InputError("data check: give --model, whose tokens are counted, or --displacement")
     if keep is not None and displacement is None:
         raise InputError("--keep goes with --displacement, which says what to keep")
+    if (tokens := model or displacement) is None:
+        raise InputError("data check: give --model, whose tokens are counted, or --displacement")
     if keep is not None and keep.resolve() == Path(source).resolve():
         raise InputError(f"--keep {keep} is the file that is read: give another")
     refuse_folder(keep, "--keep")
@@ -112,7 +113,10 @@ def check_data(
     print_forecast(found, console, lambda row: f"{row}: {prompts.get(row, '')[-100:]!r}")
     if keep is not None:
         ids = lowest(found, keep_share)
-        write_json_lines(keep, (row for place, row in placed_rows(source, split) if place in ids))
+        write_json_lines(
+            keep,
+            (row for place, row in placed_rows(source, split) if place in ids and isinstance(row, Mapping)),
+        )
         console.print(f"{len(ids)} of {len(found.ids)} pairs written to {keep}", highlight=False)
 
 

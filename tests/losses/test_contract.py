@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from slimepo.losses import LOSSES, PRESETS, Counts, bind, count, find_objective, step_loss
+from slimepo.losses.table import LossFunction
 from slimepo.types import LossOutput, PairLogps, SampleLogps
 from tests.losses.problems import Logps, random_pairs, random_samples, rows, sides, with_logps
 
@@ -120,11 +121,18 @@ def beside(case: Case, count: int = 8) -> dict[str, Any]:
     }
 
 
+BOUND: dict[str, tuple[LossFunction, tuple[str, ...]]] = {}
+
+
 def evaluate(case: Case, policy: Logps, **known: Any) -> LossOutput:
     """The objective on some rows, with what it asks for: `known`, or that of `beside`."""
     known = beside(case, len(sides(policy)[0][0])) | known
-    asks = find_objective(case.name, case.options).asks
-    return bind(case.name, case.options)(policy, **{name: known[name] for name in asks})
+    key = f"{case.name} {case.options}"
+    if key not in BOUND:
+        # Once a case: trying an objective out takes longer than calling it.
+        BOUND[key] = bind(case.name, case.options), find_objective(case.name, case.options).asks
+    function, asks = BOUND[key]
+    return function(policy, **{name: known[name] for name in asks})
 
 
 def alone(case: Case, policy: Logps, **known: Any) -> Tensor:

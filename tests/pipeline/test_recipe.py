@@ -40,6 +40,20 @@ def test_defaults_are_the_papers(recipe_file: Path) -> None:
     assert recipe.parts == {"sft": 0.33, "preference": 0.66, "heldout": 0.01}
 
 
+def test_a_sum_of_objectives_is_named_by_its_parts(recipe_file: Path) -> None:
+    overrides = [
+        "stages.slime.loss_options={sft: {average: token}}",
+        "stages.slime.loss={slime: 0.8, sft: 1}",
+    ]
+    sft, both = load_recipe(recipe_file, overrides).stages
+    assert (both.loss, both.name, both.part) == ("0.8*slime+1.0*sft", "slime-sft", "preference")
+    assert (both.learning_rate, sft.name) == (5e-7, "sft")
+    with pytest.raises(InputError, match=r"loss '0.8\*slime\+1.0\*sft' has no part 'dpo'"):
+        load_recipe(recipe_file, [*overrides, "stages.1.loss_options.dpo.beta=1"])
+    with pytest.raises(InputError, match="the share of sft = 'much' is out of range"):
+        load_recipe(recipe_file, ["stages.slime.loss={sft: much}"])
+
+
 def test_overrides_find_stages_by_name_or_number(recipe_file: Path) -> None:
     overrides = ["stages.slime.learning_rate=1e-6", "stages.0.epochs=1", "data.path=more.csv", "adapter=none"]
     recipe = load_recipe(recipe_file, [*overrides, "stages.slime.loss_options.exponent=2"])

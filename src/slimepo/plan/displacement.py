@@ -114,15 +114,15 @@ def _hidden_figures(model: nn.Module, pairs: Sequence[Row], batch_size: int) -> 
             selected_NH = hidden.reshape(-1, hidden.shape[-1])[batch["predict_at"]]
             logps_N = head_logps(inner, selected_NH, batch["targets"])
             lengths = [count for of_position in batch["response_tokens"] for count in of_position]
-            means, bars = (
-                torch.stack([part.double().mean(dim=0) for part in values.split(lengths)]).unflatten(
-                    0, (2, -1)
+            # Of each response, `[2, rows, H]` and `[2, rows, 1]`.
+            (chosen, rejected), bars = (
+                torch.stack([part.double().mean(dim=0) for part in values.split(lengths)]).view(
+                    2, len(index), -1
                 )
                 for values in (selected_NH, logps_N)
             )
-            chosen, rejected = means
             figures[0, index] = ((chosen * rejected).sum(-1) - chosen.square().sum(-1)).cpu().numpy()
-            figures[1, index] = (bars[0] - bars[1]).cpu().numpy()
+            figures[1, index] = (bars[0] - bars[1])[:, 0].cpu().numpy()
     return figures[0], figures[1]
 
 

@@ -35,6 +35,7 @@ class Name(NamedTuple):
 
 
 _OWN = "no objective here has it: write yours (loss = 'file.py:function', see docs/objectives.md)"
+_SQUARES = "WPO's weights take a sum over the vocabulary for every token, which objectives are not given: leave it out"
 _LENGTHS = "give max_length, which holds prompt and response together, and max_prompt_length"
 _IN_TILES = "the head is always computed in tiles, without a tensor of all logits: leave it out"
 _TOKENIZER = "set it on the tokenizer and give that as processing_class"
@@ -63,7 +64,7 @@ TRL_NAMES: Mapping[str, Name] = {
     "ld_alpha": Name(float, "loss_options.ld_alpha", {1.0: {}}),
     "f_divergence_type": Name(str, "loss_options.f_divergence", {"reverse_kl": {}}),
     "f_alpha_divergence_coef": Name(float, "loss_options.f_alpha"),
-    "use_weighting": Name(bool, values={False: {}}, instead=_OWN),
+    "use_weighting": Name(bool, values={False: {}}, instead=_SQUARES),
     "discopop_tau": Name(float, "loss_options.temperature", {0.05: {}}),
     "reference_free": Name(bool, values={False: {}}, instead="simpo, cpo, orpo and slime read no reference"),
     # The reference.
