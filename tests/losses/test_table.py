@@ -229,3 +229,14 @@ def test_the_type_of_its_first_parameter_says_that_a_function_reads_samples(tmp_
     objective = find_objective(f"{tmp_path}/own.py:push")
     assert (objective.positions, objective.asks) == (None, ("advantages",))
     bind(f"{tmp_path}/own.py:push", {})
+
+
+def test_who_asks_for_a_gold_answer_reads_three(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from slimepo.types import LossOutput\n"
+        "def imitate(policy, gold):\n"
+        "    return LossOutput(-(gold.logps * gold.mask).sum(-1) - policy.chosen.sum(-1), {})\n"
+    )
+    objective = find_objective(f"{tmp_path}/own.py:imitate")
+    assert (objective.positions, objective.asks) == ((0, 1, 2), ("gold",))
+    bind(f"{tmp_path}/own.py:imitate", {})

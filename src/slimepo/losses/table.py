@@ -49,8 +49,8 @@ class Objective(NamedTuple):
         """What it is given beside the policy's log-probs: every further parameter without a default.
 
         `reference`: log-probs of a reference model; `behaviour`: log-probs when the response was sampled; `divergence`:
-        the mean log-ratio to the reference of answers to other prompts, over the whole step; any other name: a value
-        of the rows.
+        the mean log-ratio to the reference of answers to other prompts, over the whole step; `gold`: log-probs of the
+        last response that it reads; any other name: a value of the rows.
         """
         parameters = [*inspect.signature(self.function).parameters.values()][1:]
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -123,7 +123,8 @@ def find_objective(loss: str | Mapping[str, float], options: Mapping[str, Any] |
         # What a function of one's own reads, the type of its first parameter says; pairs, where it has none.
         first = next(iter(inspect.signature(function).parameters), "")
         positions = None if _hints(function).get(first) is SampleLogps else (0, 1)
-        return Objective(function, positions, preset=dict(options or {}))
+        own = Objective(function, positions, preset=dict(options or {}))
+        return own._replace(positions=(0, 1, 2)) if "gold" in own.asks else own
     base, slash, preset = name.partition("/")
     if base in LOSSES and (not slash or preset in PRESETS.get(base, {})):
         values = PRESETS[base][preset] if slash else {}

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from slimepo.checkpoints.identity import digest_of, row_digest, rows_digest, source_digest, weights_digest
 from slimepo.data.chat import load_tokenizer
 from slimepo.errors import InputError
-from slimepo.losses import Objective, hyperparameters
+from slimepo.losses import Objective, find_objective, hyperparameters
+from slimepo.losses.weighted_sum import shares_of
 from slimepo.model.adapters import OF_ADAPTERS, keep_trained_in_float32, with_adapter
 from slimepo.model.load import check_embeddings, savable
 from slimepo.model.logps import causal_lm, install_logps
@@ -201,7 +202,8 @@ def run_identity(
         if (args.reads_reference or not parameter.requires_grad)
         and not any(part in name for part in OF_ADAPTERS)
     ]
-    sources = [source for each in (objective.function, *functions) if (source := source_digest(each))]
+    parts = [find_objective(part).function for part in shares_of(args.loss)]
+    sources = [source for each in (objective.function, *parts, *functions) if (source := source_digest(each))]
     options = {**hyperparameters(objective.function), **objective.preset, **args.loss_options}
     return {
         "objective": f"{args.loss.rpartition('/')[2]} {options}",
@@ -209,6 +211,7 @@ def run_identity(
         **rows_digest(digests),
         "seed": args.seed if args.data_seed is None else [args.seed, args.data_seed],
         "order": args.train_sampling_strategy,
+        "sync_reference": args.sync_reference,
         "rows_of_a_step": args.train_batch_size * args.world_size,
         "world_size": args.world_size,
         "model": weights_digest(weights),
