@@ -162,7 +162,8 @@ class Stage(Settings):
     part: str = ""
     start: str | None = None
     reference: str = "auto"
-    learning_rate: float = Field(gt=0)
+    # As large as a float32 can be: what is absurd ends as what it does to the weights.
+    learning_rate: float = Field(gt=0, le=3e38)
     epochs: float = Field(gt=0)
     max_steps: int = Field(-1, ge=-1)
     batch_size: int = Field(64, ge=1)

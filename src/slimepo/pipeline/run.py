@@ -34,6 +34,7 @@ from slimepo.pipeline.tasks import RunTasks, load_tasks
 from slimepo.redaction import redact
 from slimepo.settings import dump
 from slimepo.terminal import make_console
+from slimepo.training.prepare import refuse_ranks
 from slimepo.types import REFERENCE_SOURCES
 from slimepo.words import nearest
 
@@ -67,6 +68,8 @@ def run_recipe(
             {stage.name: stage_arguments(run, stage, folder / stage.name) for stage in run.stages}
             for run, folder in runs
         ]
+        for args in [args for of_run in arguments for args in of_run.values()]:
+            refuse_ranks(args)
         ranks = PartialState()
         for _, folder in runs:
             on_main(partial(locks.enter_context, held(folder, console)), ranks)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from slimepo.data.batch import Batch, Step, last_response, pair_logps, sample_logps, to_device
 from slimepo.data.rows import SIDES
@@ -123,6 +124,18 @@ def train_step(
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a smaller batch may help: the device, or the CPU, had no room for what was asked."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+def meet_again(model: DistributedDataParallel, batch: Batch, accelerator: Any) -> None:
+    """Have DDP's ranks end a pass together, of one small batch, where they have left a step at different places.
+
+    Which numbers ranks exchange in a pass hangs on how the last one ended. The gradients are of no use.
+    """
+    model.require_forward_param_sync = True
+    accelerator.gradient_state._set_sync_gradients(True)
+    with precision(accelerator):
+        logps = response_logps(model, to_device(batch, accelerator.device))
+    accelerator.backward(0 * logps.sum())
 
 
 def evened(step: Step, spare: Step, accelerator: Any) -> Step:

@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -80,6 +81,7 @@ from slimepo.training.step import (
     Done,
     OutOfMemory,
     beside_the_policy,
+    meet_again,
     non_finite_rows,
     output_of,
     row_weight,
@@ -492,8 +494,10 @@ class PreferenceTrainer(Trainer):
         collator = self.data_collator
         collator = replace(collator, micro_batch_size=min(collator.micro_batch_size, largest)).halved()
         self.data_collator, self._smaller = collator, True
-        model.zero_grad(set_to_none=True)
         clear_device_cache(garbage_collection=True)
+        if isinstance(model, DistributedDataParallel):
+            meet_again(model, self._spare["batches"][0], self.accelerator)
+        model.zero_grad(set_to_none=True)
         size = f"{collator.max_tokens} tokens" if collator.max_tokens else f"{collator.micro_batch_size} rows"
         self._say(
             f"out of memory at step {step} ({words}): it is taken again in micro-batches of {size} on each rank"
