@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Test files side by side, in their order: the slow ones are not the last.
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart real test weights ranks check bench clean
+.PHONY: quickstart real test weights ranks soak check bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/slimepo quickstart
@@ -21,6 +21,12 @@ weights: $(VENV)/.installed-test
 ranks: $(VENV)/.installed-test
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --editable '.[test,deepspeed]'
 	$(BIN)/python -m pytest -m ranks
+
+# Runs killed at random times, and before every file operation of a claim, a save and an export; each must go on to the
+# weights that it would have had. An hour on two cores.
+KILLS ?= 200
+soak: $(VENV)/.installed-test
+	$(BIN)/python -m tests.reliability.kills --random $(KILLS) --phase claim --phase save --phase export
 
 # A real chat model, from the package registry to the page: about an hour and a half on two cores. Run again, it goes on.
 real: $(VENV)/.installed-real

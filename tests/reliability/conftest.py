@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.reliability.harness import make_world, slimepo
+from tests.reliability.kills import operations
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +23,13 @@ def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
         key = (kind, ranks, overrides)
         if key not in made:
             out = tmp_path_factory.mktemp("undisturbed") / "run"
-            ended = slimepo("run", world / f"{kind}.yaml", *overrides, "--out", out, ranks=ranks)
-            assert ended.codes == [0] * ranks, ended.said
+            command = ("run", world / f"{kind}.yaml", *overrides, "--out", out)
+            if ranks == 1:
+                # Its file operations are of use too, and are beside it.
+                operations(out, command)
+            else:
+                ended = slimepo(*command, ranks=ranks)
+                assert ended.codes == [0] * ranks, ended.said
             made[key] = out
         return made[key]
 

@@ -54,8 +54,8 @@ def counted(folder: Path, act: Callable[[int, str], None]) -> None:
 
 
 def operations(folder: Path, command: tuple[object, ...]) -> list[str]:
-    """The file operations of a command that nothing happens to, in their order."""
-    record = folder.with_name(f"{folder.name}-operations")
+    """The file operations of a command that nothing happens to, in their order; they are written beside the folder."""
+    record = operations_file(folder)
     descriptor = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def before(_: int) -> None:
@@ -65,6 +65,10 @@ def operations(folder: Path, command: tuple[object, ...]) -> list[str]:
     os.close(descriptor)
     assert ended.code == 0, ended.said
     return record.read_text().splitlines()
+
+
+def operations_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-operations")
 
 
 def phase_of(done: list[str], phase: str) -> range:

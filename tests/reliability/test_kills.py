@@ -3,13 +3,16 @@
 Every one of them, of all kinds of runs on one and two ranks, is killed in `make soak`; here a few that have gone wrong.
 """
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.reliability.harness import weights
-from tests.reliability.kills import killed_once, operations, phase_of
+from slimepo.training.trainer import PreferenceTrainer
+from tests.reliability.harness import slimepo, weights
+from tests.reliability.kills import killed_once, operations_file, phase_of
 
 
 @pytest.mark.case(
@@ -29,13 +32,14 @@ from tests.reliability.kills import killed_once, operations, phase_of
 def test_killed(
     world: Path, undisturbed: Callable[..., Path], tmp_path: Path, kind: str, phase: str, operation: str
 ) -> None:
-    done = operations(tmp_path / "counted", ("run", world / f"{kind}.yaml", "--out", tmp_path / "counted"))
+    whole = undisturbed(kind)
+    done = operations_file(whole).read_text().splitlines()
     number = next(number for number in phase_of(done, phase) if done[number - 1] == operation)
     out = tmp_path / "run"
     killed, again = killed_once(("run", world / f"{kind}.yaml", "--out", out), out, number)
     assert killed.code == -9, killed.said
     assert again.code == 0, again.said
-    assert weights(out) == weights(undisturbed(kind))
+    assert weights(out) == weights(whole)
 
 
 @pytest.mark.case(
@@ -44,14 +48,7 @@ def test_killed(
 def test_one_rank_is_killed_while_it_saves(
     world: Path, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
-    import os
-    import signal
-
-    from tests.reliability.harness import slimepo
-
     def before(rank: int) -> None:
-        from slimepo.training.trainer import PreferenceTrainer
-
         save = PreferenceTrainer._save_rng_state
 
         def killed(self: PreferenceTrainer, folder: str) -> None:

@@ -14,8 +14,12 @@ from tests.reliability.harness import make_world, slimepo, told_in_step, weights
 @pytest.mark.case(1, "stopped after 3 of 6 steps: the same command ends in the same bits")
 @pytest.mark.parametrize(
     ("kind", "ranks", "overrides"),
-    [("full", 1, ()), ("lora", 1, ()), ("full", 2, ()), ("full", 2, ("parallel=fsdp2",))],
-    ids=["one rank", "adapter", "DDP", "FSDP2"],
+    [
+        pytest.param("full", 1, (), id="one rank"),
+        pytest.param("lora", 1, (), id="adapter"),
+        pytest.param("full", 2, (), id="DDP"),
+        pytest.param("full", 2, ("parallel=fsdp2",), id="FSDP2", marks=pytest.mark.ranks),
+    ],
 )
 def test_stopped_and_resumed(
     world: Path,

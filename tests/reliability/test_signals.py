@@ -58,6 +58,7 @@ def test_one_rank_is_told(world: Path, tmp_path: Path, rank: int) -> None:
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in found.path.iterdir()}
 
 
+@pytest.mark.ranks
 @pytest.mark.case(3, "the launcher's exit code is 75 too")
 def test_the_launcher_says_so(world: Path, tmp_path: Path) -> None:
     # The ranks are processes of their own, which nothing but the signal reaches.
