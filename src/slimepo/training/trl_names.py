@@ -70,7 +70,9 @@ TRL_NAMES: Mapping[str, Name] = {
     # The reference.
     "precompute_ref_log_probs": Name(bool, values={False: {}, True: {"reference": "cache"}}),
     "precompute_ref_batch_size": Name(int, instead=_BATCHES),
-    "sync_ref_model": Name(bool, values={False: {}, True: {"sync_reference": {}}}),
+    "sync_ref_model": Name(
+        bool, values={False: {}, True: {"sync_reference": {}}}, instead="give sync_reference, {every: 512, share: 0.6}"
+    ),
     "ref_model_mixup_alpha": Name(float, "sync_reference.share"),
     "ref_model_sync_steps": Name(int, "sync_reference.every"),
     "ref_model_init_kwargs": Name(str, instead="model_init_kwargs holds for the reference as well"),
