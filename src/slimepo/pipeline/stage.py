@@ -18,7 +18,7 @@ from slimepo.data.rows import Row
 from slimepo.errors import InputError, Preempted
 from slimepo.files import is_main_process, write_json, write_text
 from slimepo.losses import hyperparameters, slime
-from slimepo.model.adapters import refuse_unmergeable
+from slimepo.model.adapters import OF_ADAPTERS, refuse_unmergeable
 from slimepo.model.logps import causal_lm
 from slimepo.model.quantize import four_bit_kind, four_bit_weights
 from slimepo.monitor.callback import DisplacementMonitor
@@ -106,7 +106,8 @@ def run_stage(
     if trainer.reference is not None:
         console.print(f"{stage.name}: reference {trainer.reference.source} ({trainer.reference.reason})")
     if (quantized := four_bit_weights(trainer.model)) > 0:
-        weights = sum(map(weights_of, causal_lm(trainer.model).parameters()))
+        named = causal_lm(trainer.model).named_parameters()
+        weights = sum(weights_of(p) for name, p in named if not any(word in name for word in OF_ADAPTERS))
         console.print(f"{stage.name}: base with {quantized:,} of {weights:,} weights in four bits")
     if trainer.args.activation_checkpointing:
         console.print(f"{stage.name}: activations {trainer.activations}")
