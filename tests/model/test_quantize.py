@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from slimepo.data.batch import StepCollator
 from slimepo.data.rows import PAIR
@@ -24,6 +24,7 @@ from slimepo.parallel.engines import weights_of
 from slimepo.pipeline.export import export_model, newest
 from slimepo.pipeline.recipe import load_recipe
 from slimepo.pipeline.run import run_recipe
+from slimepo.pipeline.start import stage_model
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.terminal import make_console
 from slimepo.training.config import PreferenceConfig
@@ -176,7 +177,9 @@ def test_a_frozen_copy_is_a_reference_as_ever(base: str, tmp_path: Path) -> None
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_a_recipe_trains_two_stages_on_a_base_in_four_bits(tmp_path: Path) -> None:
+def test_a_recipe_trains_two_stages_on_a_base_in_four_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build_tokenizer().save_pretrained(tmp_path / "tokenizer")
     rows = [{"prompt": f"Add {i} and 2.", "chosen": str(i + 2), "rejected": str(i + 3)} for i in range(40)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -193,7 +196,12 @@ stages:
   - {{loss: slime, learning_rate: 1e-3, batch_size: 8, monitor: false}}
 """
     )
-    results = run_recipe(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run", make_console(quiet=True))
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    with monkeypatch.context() as second_rank:
+        # transformers saves on the first rank alone; each needs a base.
+        second_rank.setattr(PreTrainedModel, "should_save_on_this_rank", lambda *_: False)
+        assert four_bit_layers(stage_model(recipe, recipe.model, build_tokenizer()))
+    results = run_recipe(recipe, tmp_path / "run", make_console(quiet=True))
     for result in results:
         assert result["quantized"] == {"kind": "nf4", "weights": 4 * 64 * 64 + 3 * 64 * 64}
         assert result["merged"]["tokens"] > 16

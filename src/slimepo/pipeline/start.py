@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -76,9 +77,10 @@ def stage_model(recipe: Recipe, base: str | RandomModel, tokenizer: PreTrainedTo
         made = random_model(smoke_config(config) if recipe.smoke else config, recipe.seed)
         model = made
         if recipe.quantize is not None:
+            # transformers quantises what it loads, and saves on the first of several ranks alone.
             with TemporaryDirectory(prefix="slimepo-base-") as folder:
-                # transformers quantises what it loads.
-                made.save_pretrained(folder)
+                made.config.save_pretrained(folder)
+                save_model(made, str(Path(folder) / "model.safetensors"), {"format": "pt"})
                 model = load_model(folder, **loading)
     if recipe.quantize is not None and not four_bit_layers(model):
         raise InputError(
