@@ -50,6 +50,17 @@ def test_every_kind_of_error_has_its_code(error: BaseException, code: int) -> No
     assert found.words
 
 
+def test_a_pipe_that_is_closed_is_no_fault_of_ours() -> None:
+    """rich ends the program by SystemExit(1) while it handles it."""
+    try:
+        try:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        except BrokenPipeError:
+            raise SystemExit(1)  # noqa: B904
+    except SystemExit as error:
+        assert failure(error) == (5, "nobody reads the output any more: the pipe that it goes to is closed")
+
+
 def raised(action: Any) -> BaseException:
     try:
         action()

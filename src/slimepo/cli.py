@@ -16,7 +16,7 @@ import typer
 
 from slimepo.cli_data import app as data_app
 from slimepo.cli_train import OutFolder, Overrides, Restart, certify, run, train
-from slimepo.errors import DONE, InputError, NonFiniteLossError, failure, one_line
+from slimepo.errors import DONE, InputError, NonFiniteLossError, failure, is_closed_pipe, one_line
 from slimepo.parallel.launch import leave_words
 from slimepo.pipeline.remote.fetch import MODELS
 from slimepo.redaction import redact
@@ -397,7 +397,7 @@ def main() -> NoReturn:
         # Help and version; or ranks, whose first failure has been told.
         code = done.exit_code
     except BaseException as error:
-        if isinstance(error, BrokenPipeError):
+        if is_closed_pipe(error):
             # Nobody reads on; what is left in the buffer would fail once more as the process ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code, words = failure(error)

@@ -89,6 +89,8 @@ def failure(error: BaseException) -> Failure:
     """
     number = _system_error(error)
     known = next((code for kind, code in _CODES if isinstance(error, kind)), None)
+    if is_closed_pipe(error):
+        return Failure(RESOURCES, "nobody reads the output any more: the pipe that it goes to is closed")
     if isinstance(error, KeyboardInterrupt):
         return Failure(PREEMPTED, "interrupted; the same command goes on where it can")
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("slimepo"):
@@ -118,6 +120,11 @@ def failure(error: BaseException) -> Failure:
         UNFORESEEN,
         f"{type(error).__name__}: {_line(error)}{_place(error)}; nobody foresaw this: --debug shows the traceback",
     )
+
+
+def is_closed_pipe(error: BaseException) -> bool:
+    """Whether the output can go nowhere; rich ends the program where it finds that."""
+    return isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError)
 
 
 def one_line(text: str) -> str:
