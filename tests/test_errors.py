@@ -52,13 +52,9 @@ def test_every_kind_of_error_has_its_code(error: BaseException, code: int) -> No
 
 def test_a_pipe_that_is_closed_is_no_fault_of_ours() -> None:
     """rich ends the program by SystemExit(1) while it handles it."""
-    try:
-        try:
-            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-        except BrokenPipeError:
-            raise SystemExit(1)  # noqa: B904
-    except SystemExit as error:
-        assert failure(error) == (5, "nobody reads the output any more: the pipe that it goes to is closed")
+    ended = SystemExit(1)
+    ended.__context__ = BrokenPipeError(errno.EPIPE, "Broken pipe")
+    assert failure(ended) == (5, "nobody reads the output any more: the pipe that it goes to is closed")
 
 
 def raised(action: Any) -> BaseException:
