@@ -1,12 +1,14 @@
 """Plain files survive a kill at any moment."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
+from slimepo import files
 from slimepo.errors import InputError
-from slimepo.files import append_json_lines, json_lines, read_json, replace_folder, write_json
+from slimepo.files import Kept, append_json_lines, json_lines, read_json, replace_folder, write_json
 from slimepo.versions import versions
 
 
@@ -85,3 +87,27 @@ def test_half_a_surrogate_pair_can_be_written_and_read(tmp_path: Path) -> None:
 
 def test_versions_name_the_libraries() -> None:
     assert {"python", "torch", "transformers", "slimepo"} <= versions().keys()
+
+
+class TestKept:
+    @pytest.fixture(autouse=True)
+    def little_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(files, "IN_MEMORY", 3)
+
+    def test_it_is_a_list(self) -> None:
+        values, kept = [{"a": n} for n in range(10)], Kept({"a": n} for n in range(10))
+        assert kept == values
+        assert len(kept) == 10
+        assert (kept[2], kept[3], kept[-1], kept[-8]) == (values[2], values[3], values[-1], values[-8])
+        assert kept[1:8:2] == values[1:8:2]
+        assert kept[2:9][1:3] == values[2:9][1:3]
+        with pytest.raises(IndexError):
+            _ = kept[10]
+
+    def test_what_is_set_is_read(self) -> None:
+        kept = Kept(range(6))
+        kept[1], kept[5] = 10, "longer than before"
+        assert [*kept] == [0, 10, 2, 3, 4, "longer than before"]
+
+    def test_it_goes_whole_to_another_process(self) -> None:
+        assert pickle.loads(pickle.dumps(Kept(range(6)))) == [*range(6)]

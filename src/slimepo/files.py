@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import pickle
 import shutil
-from collections.abc import Iterable, Mapping
+import tempfile
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar, overload
 
-from slimepo.errors import InputError
+from slimepo.errors import InputError, ResourceError
+from slimepo.redaction import without_known
 
+T = TypeVar("T")
+# Values of a `Kept` that are at hand at once.
+IN_MEMORY = 2000
 # Levels of a value that is read; more than any row or setting has.
 DEEPEST = 100
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a killed run leaves either the old one or the new one, never half of it."""
+    """Write a file so that a killed run leaves either the old one or the new one, never half of it; without secrets."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(without_known(text), encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)
 
 
@@ -28,11 +36,24 @@ def refuse_folder(file: Path | None, option: str = "--out") -> None:
 
     Raises:
         InputError: it is a folder, or lies in a file.
+        ResourceError: it lies where nothing may be written.
     """
-    if file is not None and file.is_dir():
+    if file is None:
+        return
+    if file.is_dir():
         raise InputError(f"{option} {file} is a folder; give a file")
-    if file is not None and any(path.is_file() for path in file.parents):
+    if any(path.is_file() for path in file.parents):
         raise InputError(f"{option} {file} cannot be written: a part of the path is a file")
+    refuse_read_only(file, option)
+
+
+def refuse_read_only(place: Path, option: str = "--out") -> None:
+    """Nothing, where files may be made at a place or in the folder that it will lie in. Raises ResourceError."""
+    there = next(path for path in (place, *place.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise ResourceError(
+            f"{option} {place} cannot be written: {there} is read-only; give a place that you may write"
+        )
 
 
 def parse_json(text: str) -> Any:
@@ -117,10 +138,104 @@ def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     content = b"".join(map(_encoded, rows))
     if not content:
         return
+    content = without_known(content.decode()).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     _mend(path)
     with path.open("ab") as file:
         file.write(content)
+
+
+class Kept(Sequence[T]):
+    """A list of any length in bounded memory: beyond the first IN_MEMORY its values wait in a file without a name.
+
+    A value is read when it is asked for; a slice is a view. What lies in the file is written and read by this process
+    and its children alone.
+    """
+
+    def __init__(self, values: Iterable[T] = ()) -> None:
+        self._first: list[T] = []
+        self._file: IO[bytes] | None = None
+        # Where each further value begins in the file, and its length.
+        self._starts, self._sizes, self._end = array("q"), array("q"), 0
+        for value in values:
+            self.append(value)
+
+    def append(self, value: T) -> None:
+        if len(self._first) < IN_MEMORY:
+            self._first.append(value)
+        else:
+            self._starts.append(0)
+            self._sizes.append(0)
+            self._write(len(self._starts) - 1, value)
+
+    def _write(self, at: int, value: T) -> None:
+        if self._file is None:
+            folder = cache_folder("rows")
+            folder.mkdir(parents=True, exist_ok=True)
+            # Not where temporary files are, which may be memory.
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (open as long as this is)
+        content = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+        written = os.pwrite(self._file.fileno(), content, self._end)
+        if written < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache_folder("rows")))
+        self._starts[at], self._sizes[at] = self._end, len(content)
+        self._end += len(content)
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return Part(self, range(*index.indices(len(self))))
+        at = range(len(self))[index] - len(self._first)
+        if at < 0 or self._file is None:
+            return self._first[at + len(self._first)]
+        value: T = pickle.loads(os.pread(self._file.fileno(), self._sizes[at], self._starts[at]))
+        return value
+
+    def __setitem__(self, index: int, value: T) -> None:
+        at = range(len(self))[index] - len(self._first)
+        if at < 0:
+            self._first[at + len(self._first)] = value
+        else:
+            self._write(at, value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and [*self] == [*other]
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> Any:
+        # To another process it goes whole.
+        return Kept, ([*self],)
+
+
+class Part(Sequence[T]):
+    """Some values of a sequence, by their places in it; they stay where they are."""
+
+    def __init__(self, whole: Sequence[T], places: Sequence[int]) -> None:
+        self.whole, self.places = whole, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return Part(self.whole, self.places[index])
+        return self.whole[self.places[index]]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and [*self] == [*other]
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def replace_folder(temporary: Path, final: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
+import ssl
 import sys
+import threading
+import urllib.error
 import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit
 
-_SECONDS = 3.0
+# For the Hub to answer; and for the name of its server to be found as well, which has no limit of its own.
+_SECONDS, _AT_MOST = 4.0, 7.0
 
 
 def look_for_hub(name: str) -> None:
@@ -19,23 +21,31 @@ def look_for_hub(name: str) -> None:
         _look()
 
 
+def without_hub() -> str:
+    """What to add to an error where the Hub cannot be reached; nothing where it can, or was not asked for."""
+    reason = _look() if _look.cache_info().currsize else ""
+    return f"; the Hub cannot be reached ({reason}), and the cache does not have it" if reason else ""
+
+
 @functools.cache
-def _look() -> None:
+def _look() -> str:
+    """Why the Hub cannot be reached, and from then on is not asked; nothing where it can."""
     from huggingface_hub import constants
 
-    address = urlsplit(constants.ENDPOINT)
-    # Behind a proxy nothing can be told without asking it.
-    if constants.HF_HUB_OFFLINE or address.scheme in urllib.request.getproxies():
-        return
-    port = address.port or (443 if address.scheme == "https" else 80)
-    try:
-        socket.create_connection((address.hostname or "", port), timeout=_SECONDS).close()
-    except OSError:
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    found = ["no answer"]
+    # As a daemon: a name server that does not answer keeps it, and nobody else.
+    asking = threading.Thread(target=lambda: found.__setitem__(0, _asked(constants.ENDPOINT)), daemon=True)
+    asking.start()
+    asking.join(_AT_MOST)
+    if found[0]:
         # Otherwise every file is tried for minutes.
         os.environ["HF_HUB_OFFLINE"] = "1"
         constants.HF_HUB_OFFLINE = True
         if "datasets" in sys.modules:
             sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+    return found[0]
 
 
 def offline() -> bool:
@@ -44,3 +54,16 @@ def offline() -> bool:
 
     _look()
     return bool(constants.HF_HUB_OFFLINE)
+
+
+def _asked(address: str) -> str:
+    """Why there is no answer of any kind, through the proxies of the environment; nothing where there is one."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_SECONDS).close()
+    except urllib.error.HTTPError:
+        return ""
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        # Whom to trust is for the Hub's own library to say, which may know other certificates.
+        return "" if isinstance(reason, ssl.SSLError) else str(reason)
+    return ""

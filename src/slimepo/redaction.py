@@ -16,6 +16,8 @@ _NAMES = re.compile(
     re.IGNORECASE,
 )
 _SHORTEST = 8  # A shorter value of the environment is a word that may stand anywhere.
+# Secrets that came by another way: a key in a variable whose name does not say so.
+_KEPT: set[str] = set()
 # What looks like a secret wherever it stands, and what is left of it.
 _FORMS = tuple(
     (re.compile(form, re.IGNORECASE), left)
@@ -33,11 +35,26 @@ _FORMS = tuple(
 )
 
 
-def redact(text: str) -> str:
-    """The text without secrets: those of the environment, and whatever has the form of one."""
+def keep_secret(value: str) -> str:
+    """The value, which is a secret from now on wherever it stands."""
+    if len(value) >= _SHORTEST:
+        _KEPT.add(value)
+    return value
+
+
+def without_known(text: str) -> str:
+    """The text without the secrets of this process: data may hold what only has the form of one."""
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and _NAMES.search(name):
             text = text.replace(value, REDACTED)
+    for value in _KEPT:
+        text = text.replace(value, REDACTED)
+    return text
+
+
+def redact(text: str) -> str:
+    """The text without secrets: those of this process, and whatever has the form of one."""
+    text = without_known(text)
     for form, left in _FORMS:
         text = form.sub(left, text)
     return text

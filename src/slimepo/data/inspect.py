@@ -72,7 +72,7 @@ def check(
     fractions: Mapping[str, float] = PAPER_SPLIT,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[DataReport, list[Row]]:
+) -> tuple[DataReport, Sequence[Row]]:
     """The report on rows that were read, and the tokenised rows.
 
     Duplicates count the rows beyond the first of their kind. `parts` counts the readable rows in each part

@@ -17,8 +17,10 @@ from slimepo.data.columns import renamed, unread_columns
 from slimepo.data.files import SUFFIXES, BadRow, PlacedRow, data_suffix, file_rows
 from slimepo.data.formats import FORMATS, convert, known_format, recognise
 from slimepo.data.messages import MalformedRow
+from slimepo.data.rows import as_preference
 from slimepo.errors import InputError
-from slimepo.hub import look_for_hub
+from slimepo.files import Kept
+from slimepo.hub import look_for_hub, without_hub
 from slimepo.types import Preference, Unpaired
 from slimepo.words import first_line, nearest
 
@@ -34,8 +36,8 @@ class Rows:
     `scored_against` are places of rows whose own scores prefer the rejected answer.
     """
 
-    preferences: list[Preference]
-    unpaired: list[Unpaired]
+    preferences: Kept[Preference]
+    unpaired: Kept[Unpaired]
     format: str
     malformed: list[tuple[str, str]]
     unread: Counter[str] = field(default_factory=Counter)
@@ -63,6 +65,13 @@ def read_rows(
     return rows_from(
         rows, name=str(source), format=format, skip_bad_rows=skip_bad_rows, limit=limit, columns=columns or {}
     )
+
+
+def all_preferences(rows: Rows) -> Sequence[Preference]:
+    """Every row that was read as a record with two sides; an answer judged by itself has one of them."""
+    if not rows.unpaired:
+        return rows.preferences
+    return Kept(itertools.chain(rows.preferences, map(as_preference, rows.unpaired)))
 
 
 def rows_from_records(
@@ -98,7 +107,7 @@ def rows_from(
     format = (
         _most_fitting([row for _, row in head], columns, name) if format == "auto" else known_format(format)
     )
-    result = Rows([], [], format, [])
+    result = Rows(Kept(), Kept(), format, [])
     for place, row in itertools.chain(head, rows):
         try:
             if isinstance(row, BadRow):
@@ -254,10 +263,12 @@ def _hub_rows(name: str, split: str | None) -> Iterator[PlacedRow]:
     look_for_hub(name)
     try:
         data = load_dataset(name)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
+        # Of whatever kind: files of many makes are read there.
         hint = _nearest(Path(name)) if Path(name).parent.is_dir() else ""
         here = f"'{name}' is no file or folder here{hint}"
-        raise InputError(f"{here}, and the Hub does not give it: {first_line(error)}") from error
+        said = f"{here}, and the Hub does not give it: {first_line(error)}"
+        raise InputError(said + without_hub()) from error
     return _dataset_rows(data, split, name)
 
 

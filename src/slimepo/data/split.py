@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from slimepo.errors import InputError
+from slimepo.files import Kept
 from slimepo.types import Message, Preference, Unpaired
 
 Record = Preference | Unpaired
@@ -22,7 +23,7 @@ _TOLERANCE = 1e-9
 
 def split(
     rows: Iterable[R], fractions: Mapping[str, float] = PAPER_SPLIT, seed: int = 0
-) -> dict[str, list[R]]:
+) -> dict[str, Kept[R]]:
     """Share out `rows` over the named parts, in expectation by `fractions` of the prompts.
 
     A row's part depends on its prompt and the seed alone: neither the order nor other rows matter, and equal
@@ -30,7 +31,7 @@ def split(
     most 1 (InputError); what they leave over is in no part. Each part keeps the order of the rows.
     """
     check_fractions(fractions)
-    parts: dict[str, list[R]] = {name: [] for name in fractions}
+    parts: dict[str, Kept[R]] = {name: Kept() for name in fractions}
     for row in rows:
         name = part_of(row.prompt, fractions, seed)
         if name is not None:

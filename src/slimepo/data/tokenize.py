@@ -28,6 +28,7 @@ from slimepo.data.render import (
 from slimepo.data.rows import Ids, Row, Value
 from slimepo.data.split import row_hash
 from slimepo.errors import InputError
+from slimepo.files import Kept
 from slimepo.types import Preference
 
 MALFORMED_ROW = "malformed row"
@@ -78,7 +79,7 @@ class Tokenized:
     `remarks` are on rows that are kept and may not be what they seem.
     """
 
-    rows: list[Row]
+    rows: Kept[Row]
     drops: list[Drop]
     cut: list[str]
     remarks: list[Drop] = field(default_factory=list)
@@ -86,8 +87,10 @@ class Tokenized:
 
 def joined(parts: Sequence[Tokenized]) -> Tokenized:
     """What was tokenised in parts, in one."""
+    if len(parts) == 1:
+        return parts[0]
     return Tokenized(
-        [row for part in parts for row in part.rows],
+        Kept(row for part in parts for row in part.rows),
         [drop for part in parts for drop in part.drops],
         [row for part in parts for row in part.cut],
         [remark for part in parts for remark in part.remarks],
@@ -166,7 +169,7 @@ def tokenize(
             f"max_length {max_length} and max_prompt_length {max_prompt_length} leave no room for a prompt and a "
             "response; they must be at least 2 and 1"
         )
-    result = Tokenized([], [], [])
+    result = Tokenized(Kept(), [], [])
     limits = _Limits(max_length, max_length - 1 if max_prompt_length is None else max_prompt_length, cut)
     wanted = _Wanted(("chosen", "rejected") if pairs else ("chosen",), one_sided)
     for start in range(0, len(preferences), _BATCH):

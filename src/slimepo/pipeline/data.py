@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from slimepo.checkpoints.identity import digest_of
 from slimepo.data.chat import load_tokenizer
 from slimepo.data.notes import row_notes
-from slimepo.data.read import Rows, read_rows
+from slimepo.data.read import Rows, all_preferences, read_rows
 from slimepo.data.render import ChatFormat
-from slimepo.data.rows import Row, as_preference
+from slimepo.data.rows import Row
 from slimepo.data.split import fingerprint, order, row_hash, split
 from slimepo.data.tokenize import Tokenized, by_reason, in_words, joined, tokenize_for
 from slimepo.errors import InputError
@@ -57,28 +58,28 @@ def template_facts(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any
     return {"template": digest_of(template.encode()), "tokens": digest_of(tokens.encode())}
 
 
-def load_data(recipe: Recipe) -> tuple[dict[str, list[Preference]], dict[str, Any]]:
+def load_data(recipe: Recipe) -> tuple[dict[str, Sequence[Preference]], dict[str, Any]]:
     """The recipe's rows by part, `heldout` among them (none without a path), and facts worth keeping about them."""
     data = recipe.data
 
     def read(
         path: str, part: str | None, columns: Mapping[str, str | None], limit: int | None = None
-    ) -> tuple[list[Preference], Rows]:
+    ) -> tuple[Sequence[Preference], Rows]:
         rows = read_rows(
             recipe.path(path), format=data.format, split=part, skip_bad_rows=data.skip_bad_rows, limit=limit,
             columns=columns,
         )  # fmt: skip
         # An answer judged by itself is a row with one side.
-        return [*rows.preferences, *map(as_preference, rows.unpaired)], rows
+        return all_preferences(rows), rows
 
     if data.path is None:
-        parts: dict[str, list[Preference]] = {}
+        parts: dict[str, Sequence[Preference]] = {}
         facts: dict[str, Any] = {"rows": 0, "malformed": 0}
     else:
         smoke = SMOKE_ROWS if recipe.smoke else None
         limit = min((each for each in (data.limit, smoke) if each is not None), default=None)
         records, rows = read(data.path, data.split, data.columns, limit)
-        parts = split(records, recipe.parts, recipe.seed)
+        parts = {**split(records, recipe.parts, recipe.seed)}
         facts = {"format": rows.format, "rows": len(records), "malformed": len(rows.malformed)}
         facts["notes"] = list(row_notes(rows))
     if data.heldout:
@@ -88,7 +89,7 @@ def load_data(recipe: Recipe) -> tuple[dict[str, list[Preference]], dict[str, An
     heldout = parts.get("heldout", [])
     if data.heldout_limit is not None and len(heldout) > data.heldout_limit:
         # By content, so that the order of the file does not matter.
-        heldout = sorted(heldout, key=row_hash)[: data.heldout_limit]
+        heldout = heapq.nsmallest(data.heldout_limit, heldout, key=row_hash)
     parts["heldout"] = heldout
     used = sum(len(part) for name, part in parts.items() if name != "heldout" or not data.heldout)
     facts["in_no_part"] = facts["rows"] - used

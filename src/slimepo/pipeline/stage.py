@@ -243,7 +243,7 @@ def stage_trainer(
     return PreferenceTrainer(
         model=model,
         args=args,
-        train_dataset=list(rows.train),
+        train_dataset=rows.train,
         eval_dataset=list(rows.heldout) if evaluates else None,
         processing_class=tokenizer,
         peft_config=None if args.adapter == "continue" else lora(recipe),

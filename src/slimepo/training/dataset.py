@@ -6,7 +6,8 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +15,19 @@ from torch.utils.data import Dataset
 
 from slimepo.data.chat import chat_format
 from slimepo.data.notes import row_notes
-from slimepo.data.read import rows_from_records
+from slimepo.data.read import all_preferences, rows_from_records
 from slimepo.data.rows import (
     MISMATCHED,
     SIDES,
     Row,
     Value,
-    as_preference,
     judged_rows,
     length,
     with_mismatched,
 )
 from slimepo.data.tokenize import in_words, joined, tokenize_for
 from slimepo.errors import InputError
+from slimepo.files import Kept
 from slimepo.losses import Objective
 from slimepo.parallel.rows import each_its_share
 from slimepo.types import Preference
@@ -47,21 +48,18 @@ class RowDataset(Dataset[Row]):
     """
 
     def __init__(self, rows: Sequence[Row], positions: tuple[int, ...]) -> None:
-        self.rows = [
-            replace(row, values={k: v for k, v in row.values.items() if k != "reference"}) for row in rows
-        ]
-        self.lengths = [length(row, positions) for row in rows]
-
-    def tokens(self) -> list[tuple[str, int, int]]:
-        """Each row by its id: how many tokens prompt and longest response have, and the highest of all."""
-        return [
-            (
-                row.id,
-                length(row, range(len(row.responses))),
-                max(int(ids.max(initial=0)) for ids in (row.prompt_ids, *row.responses)),
+        if any("reference" in row.values for row in rows) or not isinstance(rows, Kept):
+            rows = Kept(
+                replace(row, values={k: v for k, v in row.values.items() if k != "reference"}) for row in rows
             )
-            for row in self.rows
-        ]
+        self.rows: Kept[Row] = rows
+        self.lengths = array("q", (length(row, positions) for row in rows))
+
+    def tokens(self) -> Iterator[tuple[str, int, int]]:
+        """Each row by its id: how many tokens prompt and longest response have, and the highest of all."""
+        for row in self.rows:
+            highest = max(int(ids.max(initial=0)) for ids in (row.prompt_ids, *row.responses))
+            yield row.id, length(row, range(len(row.responses))), highest
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -89,7 +87,7 @@ def make_dataset(
     """
     if given is None:
         return None
-    rows = list(given)
+    rows: Sequence[Any] = given if isinstance(given, Kept) else list(given)
     if not (rows and isinstance(rows[0], Row)):
         rows = _tokenize(rows, tokenizer, args, objective)
     return RowDataset(rows_for(rows, objective, args.seed), args.positions)
@@ -112,7 +110,7 @@ def read_stream(
     return rows
 
 
-def rows_for(rows: Sequence[Row], objective: Objective, seed: int) -> list[Row]:
+def rows_for(rows: Sequence[Row], objective: Objective, seed: int) -> Sequence[Row]:
     """Tokenised rows in the form that the objective reads.
 
     Raises:
@@ -131,25 +129,25 @@ def rows_for(rows: Sequence[Row], objective: Objective, seed: int) -> list[Row]:
         if not 0 <= weight < math.inf:
             raise InputError(f"row {row.id} has the weight {weight}; it must be a finite number, 0 or more")
     if not objective.judged:
-        return list(rows)
+        return rows
     judged = judged_rows(rows)
     done = all(len(row.response(MISMATCHED)) for row in judged)
     return with_mismatched(judged, seed) if "divergence" in objective.asks and not done else judged
 
 
 def _tokenize(
-    rows: list[Any],
+    rows: Sequence[Any],
     tokenizer: PreTrainedTokenizerBase | None,
     args: PreferenceConfig,
     objective: Objective,
-) -> list[Row]:
+) -> Sequence[Row]:
     if tokenizer is None:
         raise InputError("give processing_class, the tokenizer: the rows are not tokenised yet")
     chat = chat_format(tokenizer, args.template_options)
     notes = list(chat.notes)
     if rows and isinstance(rows[0], Mapping):
         read = rows_from_records(rows)
-        rows = [*read.preferences, *map(as_preference, read.unpaired)]
+        rows = all_preferences(read)
         notes += row_notes(read)
     if rows and not isinstance(rows[0], Preference):
         raise InputError(f"a dataset of {type(rows[0]).__name__} cannot be trained on: give preference pairs")
