@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Test files side by side, in their order: the slow ones are not the last.
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart real test weights ranks soak check bench clean
+.PHONY: quickstart real test weights ranks soak check fuzz audit bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/slimepo quickstart
@@ -40,6 +40,17 @@ check: $(VENV)/.installed-test
 	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
+
+# A thousand bad inputs through the real command line: no traceback, no hang, an exit code of the contract.
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python -m tests.reliability.fuzz 1000
+
+# Known faults of the installed packages. Where their database cannot be reached it says so, and nothing fails.
+audit: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet pip-audit
+	@found=$$($(BIN)/pip-audit --local --skip-editable --progress-spinner off 2>&1) && echo "$$found" || { \
+		echo "$$found" | tail -20; echo "$$found" | grep -q 'ERROR:pip_audit\|Connection\|Max retries' \
+		&& echo 'audit: the database could not be reached; nothing is known' || exit 1; }
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.step

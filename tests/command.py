@@ -18,9 +18,9 @@ class Done(NamedTuple):
     stderr: str
 
 
-def slimepo(*arguments: object, stdin: str = "") -> Done:
-    """What `slimepo ARGUMENTS` prints, and its exit code."""
-    out, err = io.StringIO(), io.StringIO()
+def slimepo(*arguments: object, stdin: str = "", encoding: str = "utf-8") -> Done:
+    """What `slimepo ARGUMENTS` prints in a terminal of this encoding, and its exit code."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in range(2))
     with (
         patch.object(sys, "argv", ["slimepo", *map(str, arguments)]),
         patch.object(sys, "stdin", io.StringIO(stdin)),
@@ -38,4 +38,4 @@ def slimepo(*arguments: object, stdin: str = "") -> Done:
             traceback.print_exc()
             code = 1
     assert isinstance(code, int)
-    return Done(code, out.getvalue(), err.getvalue())
+    return Done(code, *(stream.buffer.getvalue().decode(encoding) for stream in (out, err)))

@@ -206,12 +206,13 @@ def export(
     ] = None,
 ) -> None:
     """Merge a checkpoint's adapter into its model and write a folder that any transformers user can load."""
-    from slimepo.files import read_json
+    from slimepo.files import read_json, refuse_read_only
     from slimepo.model.load import load_checkpoint
     from slimepo.pipeline.export import export_model, newest
 
     if to.is_file() or (to.exists() and any(to.iterdir())):
         raise InputError(f"{to} is {'a file' if to.is_file() else 'not empty'}; give a new folder")
+    refuse_read_only(to, "export to")
     folder = newest(source)
     loaded, tokenizer = load_checkpoint(folder, base)
     options = (read_json(folder / "slimepo.json") or {}).get("template_options")
@@ -405,7 +406,8 @@ def main() -> NoReturn:
         if "--debug" in sys.argv:
             sys.stderr.write(redact("".join(traceback.format_exception(error))))
         if not leave_words(words):
-            typer.secho(words, err=True, fg="red")
+            # Not by typer, which writes UTF-8 whatever the terminal reads.
+            print(f"\033[31m{words}\033[0m" if sys.stderr.isatty() else words, file=sys.stderr, flush=True)
     sys.exit(code)
 
 

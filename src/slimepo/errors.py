@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import pickle
 import re
 import traceback
 from pathlib import Path
@@ -97,6 +98,12 @@ def failure(error: BaseException) -> Failure:
         return Failure(
             INPUT, f"the package {error.name} is not installed: pip install {error.name.partition('.')[0]}"
         )
+    if isinstance(error, pickle.UnpicklingError):
+        # Not the words of torch, which advise to read it all the same.
+        return Failure(
+            FILES,
+            "a file of the checkpoint is damaged, or holds more than tensors, and is not read; delete it",
+        )
     if known is not None and not isinstance(error, ImportError | MemoryError):
         return Failure(known, _line(error))
     if number is not None:
@@ -116,10 +123,16 @@ def failure(error: BaseException) -> Failure:
         return Failure(RESOURCES, f"a file could not be written: {_line(error)[:200]}; is the disk full?")
     if known is not None or isinstance(error, OSError):
         return Failure(known or RESOURCES, f"{type(error).__name__}: {_line(error)}")
-    return Failure(
-        UNFORESEEN,
-        f"{type(error).__name__}: {_line(error)}{_place(error)}; nobody foresaw this: --debug shows the traceback",
-    )
+    said = f"{type(error).__name__}: {_line(error)[:300]}{_place(error)}"
+    return Failure(UNFORESEEN, f"{said}; nobody foresaw this: --debug shows the traceback")
+
+
+def unwritable(
+    place: str, error: Exception, way_out: str = "give another place"
+) -> InputError | ResourceError:
+    """The error of a place that could not be written: whether its name is wrong or the machine forbids it."""
+    kind = InputError if failure(error).code != RESOURCES else ResourceError
+    return kind(f"{place} cannot be written: {getattr(error, 'strerror', None) or error}; {way_out}")
 
 
 def is_closed_pipe(error: BaseException) -> bool:

@@ -1,10 +1,12 @@
-"""One small world and one undisturbed run of each kind for all tests of a module's process."""
+"""What tests break: sound files of every kind, a small world, and one undisturbed run of each kind."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.reliability.fuzz import sound_files
 from tests.reliability.harness import make_world, slimepo
 from tests.reliability.kills import operations
 
@@ -34,3 +36,20 @@ def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
         return made[key]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, pairs, a recipe, a finished run (see `fuzz.sound_files`); not to be changed."""
+    folder = tmp_path_factory.mktemp("fuzz") / "sound"
+    folder.mkdir()
+    sound_files(folder)
+    return folder
+
+
+@pytest.fixture
+def here(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the sound files, which the command is given in."""
+    shutil.copytree(sound, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"

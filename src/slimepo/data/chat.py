@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.data.render import PROBE, ChatFormat, RowRefused, divergence, encode, render, render_prompt
-from slimepo.errors import InputError
+from slimepo.errors import BadFilesError, InputError, one_line
 from slimepo.files import read_json
-from slimepo.hub import look_for_hub
+from slimepo.hub import look_for_hub, without_hub
 from slimepo.types import Message
-from slimepo.words import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,9 +94,15 @@ def _load(name: str, what: str, **options: Any) -> PreTrainedTokenizerBase:
         name = base
     look_for_hub(name)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **options)
-    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
-        raise InputError(f"no {what} can be loaded from '{name}': {first_line(error)}") from error
+        # Unless somebody asks for it by name, no code of a folder's runs: transformers would ask on standard input.
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, **{"trust_remote_code": False, **options}
+        )
+    except Exception as error:
+        # Of whatever kind: tokenizers of different makes read different files.
+        kind = BadFilesError if Path(name).is_dir() else InputError
+        said = f"no {what} can be loaded from '{name}': {one_line(str(error))}"
+        raise kind(said + without_hub()) from error
     return tokenizer
 
 
@@ -236,7 +241,7 @@ def _template_text(tokenizer: PreTrainedTokenizerBase) -> str | None:
     try:
         return str(tokenizer.get_chat_template())
     except ValueError as error:  # Several named templates and none called default.
-        raise InputError(f"the tokenizer's chat template cannot be chosen: {first_line(error)}") from error
+        raise InputError(f"the tokenizer's chat template cannot be chosen: {one_line(str(error))}") from error
 
 
 def _plain_format(tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> ChatFormat:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slimepo.errors import InputError
+from slimepo.errors import InputError, unwritable
 from slimepo.evaluation.answerers import model_name
 from slimepo.evaluation.benchmarks.base import Benchmark
 from slimepo.evaluation.judge.client import Retries
@@ -95,7 +95,8 @@ def locked(out: Path, label: str, console: Console) -> Iterator[None]:
     The files stay; what counts is the operating system's lock, which ends with its process.
 
     Raises:
-        InputError: the folder cannot be written, or its file system has no locks.
+        InputError: the folder cannot be made, or its file system has no locks.
+        ResourceError: it may not be written.
     """
     from filelock import FileLock, Timeout
 
@@ -111,8 +112,7 @@ def locked(out: Path, label: str, console: Console) -> Iterator[None]:
             lock.acquire()
     except (OSError, NotImplementedError) as error:
         # NotImplementedError: a file system without locks.
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"--out {out} cannot be written: {reason}") from error
+        raise unwritable(f"--out {out}", error) from error
     try:
         yield
     finally:

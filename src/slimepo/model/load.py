@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -23,11 +22,12 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from slimepo.data.chat import load_tokenizer
-from slimepo.errors import BadFilesError, InputError
+from slimepo.errors import RESOURCES, BadFilesError, InputError, failure, one_line
 from slimepo.files import read_json
-from slimepo.hub import look_for_hub
+from slimepo.hub import look_for_hub, without_hub
 from slimepo.model.adapters import refuse_other_kinds, with_adapter
 from slimepo.model.quantize import noted_quantization, settle_four_bits
+from slimepo.model.sizes import parameters_of, refuse_layers, refuse_numbers, refuse_too_large
 from slimepo.words import first_line
 
 # What 'architecture' in a recipe stands for: transformers' model types.
@@ -56,6 +56,7 @@ def load_model(name: str, base: str | None = None, **kwargs: Any) -> nn.Module:
         BadFilesError: its weights are damaged, or not those that its config asks for.
     """
     kwargs.setdefault("dtype", torch.float32)
+    refuse_pickles(name)
     found = adapter_base(name)
     if found is not None:
         return _load_adapter(name, base or found, kwargs)
@@ -72,21 +73,40 @@ def load_whole_weights(kind: Any, name: str, what: str, **kwargs: Any) -> nn.Mod
         InputError: there is no such model, or it cannot be reached.
         BadFilesError: its weights are damaged, or not those that its config asks for.
     """
+    # Of what a folder holds nothing is run: neither its code, unless somebody asks for it by name, nor a pickle.
+    kwargs = {"trust_remote_code": False, "use_safetensors": True, **kwargs}
+    refuse_pickles(name)
     try:
         model, report = kind.from_pretrained(name, output_loading_info=True, **kwargs)
-    except (SafetensorError, RuntimeError) as error:
-        if should_reduce_batch_size(error):
-            # Too little memory is no fault of the files.
+    except Exception as error:
+        # Too little memory or disk is no fault of the files; transformers' own OSErrors, of no number, are of the name.
+        if failure(error).code == RESOURCES and getattr(error, "errno", 0) is not None:
             raise
-        raise BadFilesError(f"{what} {name!r} cannot be loaded: {first_line(error)}") from error
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"{what} {name!r} cannot be loaded: {first_line(error)}") from error
+        of_files = BadFilesError if not isinstance(error, OSError | ValueError | ImportError) else InputError
+        raise of_files(f"{what} {name!r} cannot be loaded: {first_line(error)}{without_hub()}") from error
     missing = sorted(report["missing_keys"])
     unexpected = sorted(key for key in report["unexpected_keys"] if not _BESIDE_THE_TEXT.search(key))
     refuse_other_tensors(f"{what} {name!r}", "its config.json", missing, unexpected)
     settle_four_bits(model)
     result: nn.Module = model
     return result
+
+
+def refuse_pickles(name: str) -> None:
+    """Refuse a folder whose weights are pickles, which may run code as they are read.
+
+    Raises:
+        BadFilesError: with one of them.
+    """
+    weights = "*model*"
+    found = sorted(
+        path.name for end in ("bin", "pt", "pth", "ckpt") for path in Path(name).glob(f"{weights}.{end}")
+    )
+    if found and not any(Path(name).glob(f"{weights}.safetensors")):
+        raise BadFilesError(
+            f"model {name!r}: its weights are a pickle ({found[0]}), which may run code as it is read; save them as "
+            "safetensors (save_pretrained does)"
+        )
 
 
 def adapter_base(name: str) -> str | None:
@@ -103,7 +123,7 @@ def adapter_base(name: str) -> str | None:
             return None
         config = PeftConfig.from_pretrained(name)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
+        raise InputError(f"model {name!r} cannot be loaded: {first_line(error)}{without_hub()}") from error
     refuse_other_kinds(config)
     return config.base_model_name_or_path or ""
 
@@ -165,9 +185,15 @@ def load_config(name: str) -> PreTrainedConfig:
         InputError: there is none, or it cannot be reached.
     """
     try:
-        return AutoConfig.from_pretrained(adapter_base(name) or name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
+        config = AutoConfig.from_pretrained(adapter_base(name) or name, trust_remote_code=False)
+    except InputError:
+        raise
+    except Exception as error:
+        # Of whatever kind: each class looks at its own values.
+        kind = BadFilesError if Path(name).is_dir() else InputError
+        raise kind(f"model {name!r} cannot be loaded: {one_line(str(error))}{without_hub()}") from error
+    refuse_layers(config, f"model {name!r}")
+    return config
 
 
 def random_config(
@@ -187,13 +213,20 @@ def random_config(
         raise InputError(
             f"model: {architecture} has no size {unknown[0]!r}; it has: {', '.join(sorted(known))}"
         )
-    return AutoConfig.for_model(
-        model_type, **({"vocab_size": len(tokenizer)} | special_ids(tokenizer) | dict(sizes))
-    )
+    refuse_numbers(sizes, known)
+    try:
+        config = AutoConfig.for_model(
+            model_type, **({"vocab_size": len(tokenizer)} | special_ids(tokenizer) | dict(sizes))
+        )
+    except Exception as error:
+        raise InputError(f"model: no {architecture} of these sizes: {one_line(str(error))}") from error
+    parameters_of(config)
+    return config
 
 
 def random_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     """A model with random weights, the same for the same seed."""
+    refuse_too_large(config)
     set_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field
 
@@ -247,6 +248,11 @@ def _check_engine(settings: Rollouts) -> None:
     if engine not in ("transformers", "vllm") and not engine.startswith(("http://", "https://")):
         raise InputError(
             f"rollouts: engine = {engine!r} is unknown: give transformers, vllm, or http://host:port of a vllm serve"
+        )
+    address = urlsplit(engine)
+    if address.username or address.password or address.query:
+        raise InputError(
+            "rollouts: the engine's address holds a user, a password or a query: give http://host:port"
         )
     if engine == "vllm" and find_spec("vllm") is None:
         raise InputError("rollouts: engine = 'vllm', and vLLM is not installed: pip install vllm")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +21,7 @@ from slimepo.checkpoints.store import MANIFEST, fault_of, newest_sound
 from slimepo.data.batch import StepCollator
 from slimepo.data.chat import chat_format
 from slimepo.data.rows import Row
-from slimepo.errors import BadFilesError, InputError, NonFiniteLossError
+from slimepo.errors import BadFilesError, InputError, NonFiniteLossError, one_line
 from slimepo.files import replace_folder, write_json
 from slimepo.model.adapters import merge
 from slimepo.model.load import load_model, savable
@@ -170,18 +172,18 @@ def model_card(recipe: Recipe, stage: Stage, result: dict[str, Any]) -> str:
     lines = [
         "---",
         "library_name: transformers",
-        "tags: [slimepo, preference-optimization, " + stage.loss + "]",
+        f"tags: [slimepo, preference-optimization, {json.dumps(stage.loss)}]",
         # The Hub wants the id of a published model there, not a local folder or a made-up one.
-        *([f"base_model: {recipe.model}"] if isinstance(recipe.model, str) else []),
+        *([f"base_model: {json.dumps(recipe.model)}"] if isinstance(recipe.model, str) else []),
         "---",
         "",
-        f"# {stage.name}",
+        f"# {stage.name if re.fullmatch(r'[a-z0-9.=+-]+', stage.name) else quoted(stage.name)}",
         "",
-        f"Trained with slimepo: objective `{stage.loss}`, {result['steps']} steps of {stage.batch_size} pairs at "
-        f"learning rate {stage.learning_rate:g}, {result['rows']:,} rows of part `{stage.part}`"
-        f"{f' of `{recipe.path(recipe.data.path or str())}`' if of_data else ', made from samples'}.",
+        f"Trained with slimepo: objective {quoted(stage.loss)}, {result['steps']} steps of {stage.batch_size} pairs at "
+        f"learning rate {stage.learning_rate:g}, {result['rows']:,} rows of part {quoted(stage.part)}"
+        f"{f' of {quoted(recipe.path(recipe.data.path or str()))}' if of_data else ', made from samples'}.",
         "",
-        f"Started from {f'`{base}`' if isinstance(base, str) else 'random weights'}; "
+        f"Started from {quoted(base) if isinstance(base, str) else 'random weights'}; "
         f"{result['trained_parameters']:,} of {result['parameters']:,} parameters trained.",
         "",
     ]
@@ -207,4 +209,17 @@ def model_card(recipe: Recipe, stage: Stage, result: dict[str, Any]) -> str:
         if "chosen_fell" in heldout:
             fell = 100 * heldout["chosen_fell"]
             lines += [f"The chosen answer became less likely in {fell:.0f} % of the pairs.", ""]
-    return "\n".join([*lines, "## Recipe", "", "```yaml", dump(recipe).rstrip(), "```", ""])
+    text = dump(recipe).rstrip()
+    fence = "`" * max(3, 1 + longest_ticks(text))
+    return "\n".join([*lines, "## Recipe", "", f"{fence}yaml", text, fence, ""])
+
+
+def quoted(text: str) -> str:
+    """A text as code in a line of Markdown, in which nothing of it is Markdown or HTML."""
+    line, ticks = one_line(text), "`" * (1 + longest_ticks(text))
+    return f"{ticks}{line}{ticks}" if ticks == "`" else f"{ticks} {line} {ticks}"
+
+
+def longest_ticks(text: str) -> int:
+    """The most backticks that stand in a row."""
+    return max(map(len, re.findall("`+", text)), default=0)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.checkpoints.identity import refuse_differences, source_digest
-from slimepo.errors import DONE, PREEMPTED, InputError, failure
+from slimepo.errors import DONE, PREEMPTED, BadFilesError, InputError, failure, unwritable
 from slimepo.evaluation.settings import JUDGE_CALLS, LOCKS
-from slimepo.files import is_main_process, read_json, write_json, write_text
+from slimepo.files import is_main_process, read_json, refuse_read_only, write_json, write_text
 from slimepo.imports import find_function
 from slimepo.losses import find_objective, hyperparameters
 from slimepo.monitor.settings import monitor_settings
@@ -68,6 +68,7 @@ def refuse_other_folder(out: Path) -> None:
     file = next((path for path in (out, *out.parents) if path.is_file()), None)
     if file is not None:
         raise InputError(f"--out {out}: {file} is a file; give a folder")
+    refuse_read_only(out)
     # A kill may leave the lock, or half a file that was to be put in place, where nothing else is yet.
     others = [path for path in out.glob("*") if not path.name.endswith((LOCK, ".part"))]
     if others and not (out / MARKER).exists():
@@ -100,7 +101,7 @@ def held(out: Path, console: Console) -> Iterator[None]:
     except NotImplementedError:
         console.print(f"note: {out} is on a file system without locks; start no second process on it")
     except OSError as error:
-        raise InputError(f"--out {out} cannot be written: {error.strerror or error}") from error
+        raise unwritable(f"--out {out}", error) from error
     try:
         yield
     finally:
@@ -304,6 +305,21 @@ def record_end(out: Path, error: BaseException | None) -> None:
         write_json(
             out / STATUS, {"status": status, "code": code} | ({"error": redact(words)} if words else {})
         )
+
+
+def stage_result(folder: Path) -> dict[str, Any] | None:
+    """The figures of a stage that is done; None of one that is not.
+
+    Raises:
+        BadFilesError: its file is damaged.
+    """
+    try:
+        result = read_json(folder / "stage.json")
+        if result is None or {"name", "steps", "seconds"} <= result.keys():
+            return result  # type: ignore[no-any-return]
+    except (InputError, AttributeError):
+        pass
+    raise BadFilesError(f"{folder / 'stage.json'} is damaged; delete {folder} to make that stage again")
 
 
 def begun(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 from collections.abc import Collection, Iterator, Mapping
@@ -14,17 +15,25 @@ from accelerate import PartialState
 
 from slimepo.data.chat import chat_format
 from slimepo.data.render import ChatFormat
-from slimepo.errors import InputError, NonFiniteLossError, Preempted, failure
+from slimepo.errors import InputError, NonFiniteLossError, Preempted, ResourceError, failure
 from slimepo.files import is_main_process, read_json, write_json, write_text
-from slimepo.model.load import load_config
+from slimepo.model.load import load_config, random_config
 from slimepo.model.quantize import refuse_no_bitsandbytes
+from slimepo.model.sizes import parameters_of
 from slimepo.onpolicy.vllm import check_server
 from slimepo.parallel.agree import on_main
 from slimepo.pipeline.data import load_data, recipe_tokenizer, stage_rows, template_facts
 from slimepo.pipeline.evaluate import check_evaluations, evaluate_stage
-from slimepo.pipeline.folder import check_folder, claim_folder, held, record_end, record_settings
+from slimepo.pipeline.folder import (
+    check_folder,
+    claim_folder,
+    held,
+    record_end,
+    record_settings,
+    stage_result,
+)
 from slimepo.pipeline.pairs import make_pairs
-from slimepo.pipeline.recipe import Recipe, Stage, load_recipe
+from slimepo.pipeline.recipe import RandomModel, Recipe, Stage, load_recipe
 from slimepo.pipeline.remote.push import check_push_of, push_run
 from slimepo.pipeline.remote.standin import with_stand_ins
 from slimepo.pipeline.rewards import check_rewards, reward_weights
@@ -177,7 +186,7 @@ def _run_stages(
 ) -> tuple[list[dict[str, Any]], list[Exception]]:
     """The figures of every stage, and what went wrong on the way."""
     check_evaluations(recipe, out)
-    pending = [stage for stage in recipe.stages if read_json(out / stage.name / "stage.json") is None]
+    pending = [stage for stage in recipe.stages if stage_result(out / stage.name) is None]
     if recipe.quantize is not None and pending:
         refuse_no_bitsandbytes()
     for stage in pending:
@@ -190,6 +199,8 @@ def _run_stages(
             given = stage.reward if made is None else made
             check_rewards(reward_weights(given), bool(recipe.tasks and recipe.tasks.checker))
     if pending:
+        if not recipe.smoke:
+            on_main(lambda: check_space(recipe, len(pending), out), PartialState())
         tasks, (parts, facts) = load_tasks(recipe), load_data(recipe)
         chat = chat_format(recipe_tokenizer(recipe), recipe.template_options)
         facts |= template_facts(chat.tokenizer, recipe.template_options)
@@ -204,7 +215,7 @@ def _run_stages(
     failed: list[Exception] = []
     for stage in recipe.stages:
         folder, base = out / stage.name, stage_base(recipe, stage, out)
-        done = read_json(folder / "stage.json")
+        done = stage_result(folder)
         missing = [name for name in recipe.needs(stage) if name in broken]
         if done is not None:
             console.print(f"{stage.name}: done before, {done['steps']} steps")
@@ -240,6 +251,29 @@ def _run_stages(
                 continue
         failed += evaluate_stage(recipe, stage.name, out, console)
     return results, [*dict.fromkeys(broken.values()), *failed]
+
+
+def check_space(recipe: Recipe, stages: int, out: Path) -> None:
+    """Refuse a disk without room for the least that so many stages leave: models, and a checkpoint of all weights.
+
+    Raises:
+        ResourceError: with what is needed and what is free.
+    """
+    if isinstance(recipe.model, RandomModel):
+        config = random_config(recipe.model.architecture, recipe.model.sizes, recipe_tokenizer(recipe))
+    else:
+        config = load_config(recipe.model)
+    try:
+        size = parameters_of(config) * (2 if recipe.export_dtype == "bfloat16" else 4)
+    except InputError:
+        return  # No model comes of it here; whoever loads it will say why, or loads it in another way.
+    needed = size * (stages + (recipe.adapter is None))
+    free = shutil.disk_usage(next(path for path in (out, *out.absolute().parents) if path.exists())).free
+    if free < needed:
+        raise ResourceError(
+            f"--out {out}: the run leaves {needed / 2**30:,.2f} GiB at the least and {free / 2**30:,.2f} GiB are free; "
+            "make room, or give a folder on another disk"
+        )
 
 
 def check_reference(recipe: Recipe, stage: Stage) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimepo.errors import InputError
-from slimepo.files import write_text
+from slimepo.errors import InputError, unwritable
+from slimepo.files import refuse_folder, write_text
 from slimepo.redaction import redact
 from slimepo.report import panels, tables
 from slimepo.report.benchmarks import (
@@ -104,9 +104,7 @@ def write_report(paths: Sequence[Path], page: Path) -> Report:
         if picture := map_picture(report.groups, redact(report.title)):
             page.with_suffix(".png").write_bytes(picture)
     except OSError as error:
-        raise InputError(
-            f"report: {page} cannot be written ({error.strerror}); --out says where the page goes"
-        ) from error
+        raise unwritable(f"report: {page}", error, "--out says where the page goes") from error
     return report
 
 
@@ -119,6 +117,7 @@ def report_command(paths: Sequence[Path], out: Path | None, console: Console) ->
     page = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
     if page.is_dir():
         raise InputError(f"--out {page} is a folder; give a file, such as {page / 'report.html'}")
+    refuse_folder(page)
     if page.suffix == ".md":
         raise InputError(
             f"--out {page}: the page is HTML; give {page.with_suffix('.html')}, Markdown comes beside it"

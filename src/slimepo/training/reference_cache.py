@@ -19,7 +19,7 @@ from torch import nn
 
 from slimepo.data.batch import StepCollator
 from slimepo.data.rows import MISMATCHED, Row
-from slimepo.errors import InputError
+from slimepo.errors import InputError, unwritable
 from slimepo.files import cache_folder
 from slimepo.model.adapters import OF_ADAPTERS, adapter_state
 from slimepo.model.logps import causal_lm
@@ -156,8 +156,8 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise InputError(
-            f"the cache of reference log-probs cannot be written ({error}); set SLIMEPO_CACHE to another folder"
+        raise unwritable(
+            f"the cache of reference log-probs, {folder},", error, "set SLIMEPO_CACHE to another folder"
         ) from error
 
 

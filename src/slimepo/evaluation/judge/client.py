@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from slimepo.errors import InputError
 from slimepo.evaluation.thoughts import split_thoughts
-from slimepo.redaction import redact
+from slimepo.redaction import keep_secret, redact
 from slimepo.types import Message
 
 _OPENAI_KEY = "OPENAI_API_KEY"
@@ -149,6 +149,10 @@ def parse_endpoint(text: str, key_variable: str | None = None) -> Endpoint:
         InputError: the URL holds a password or a query, which may be a key, or is none of HTTP's; the message does
             not repeat it.
     """
+    if key_variable and not re.fullmatch(r"[A-Za-z_]\w*", key_variable, re.ASCII):
+        raise InputError(
+            "--key-variable is the name of an environment variable, such as JUDGE_KEY, not the key itself"
+        )
     match = re.fullmatch(r"(?:(.*?)@)?(https?://.*)", text)
     if match is None and re.search(r"://|(^|@)[\w.-]+:\d{4,5}(/|$)", text):
         raise InputError("an endpoint's URL begins with http:// or https://: give NAME@http://HOST:PORT/PATH")
@@ -342,7 +346,7 @@ def check_endpoint(endpoint: Endpoint) -> str:
     key = os.environ.get(endpoint.key_variable, "").strip()
     if not key and (not endpoint.base_url or endpoint.key_variable != _OPENAI_KEY):
         raise InputError(f"no key for {endpoint.name}: set the environment variable {endpoint.key_variable}")
-    return key
+    return keep_secret(key)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

