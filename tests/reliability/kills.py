@@ -109,10 +109,12 @@ def at_every_operation(
 ) -> Iterator[tuple[str, str]]:
     """Kill a run of this kind before each operation of a phase: what it was, and how that ended."""
     whole, recipe = folder / f"{kind}-whole", folder / f"{kind}.yaml"
-    done = operations(whole, ("run", recipe, "--out", whole))
-    if ranks > 1:
-        shutil.rmtree(whole)
-        assert not any(slimepo("run", recipe, "--out", whole, ranks=ranks).codes)
+    if not whole.exists():
+        operations(whole, ("run", recipe, "--out", whole))
+        if ranks > 1:
+            shutil.rmtree(whole)
+            assert not any(slimepo("run", recipe, "--out", whole, ranks=ranks).codes)
+    done = operations_file(whole).read_text().splitlines()
     numbers = phase_of(done, phase)
     for number in random.Random(0).sample(numbers, round(len(numbers) * share)) if share < 1 else numbers:
         out = folder / f"{kind}-{number}"

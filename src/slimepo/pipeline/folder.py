@@ -231,7 +231,10 @@ def _own_functions(values: Any) -> list[str]:
         return [*chain(*own), *(key for key in values if _FUNCTION.fullmatch(key))]
     if isinstance(values, list):
         return [*chain(*map(_own_functions, values))]
-    return [values] if isinstance(values, str) and _FUNCTION.fullmatch(values) else []
+    if not isinstance(values, str):
+        return []
+    # A sum of objectives names several.
+    return [name for name in map(str.strip, re.split(r"[*+]", values)) if _FUNCTION.fullmatch(name)]
 
 
 def _source(spec: str) -> str | None:

@@ -65,7 +65,7 @@ _HAS_A_KEY = {
     "resume_from_checkpoint": "--out, where a run goes on by itself", "do_train": "max_steps",
     "do_eval": "eval_strategy", "do_predict": "evaluate", "parallel": "the recipe's parallel",
     "fsdp": "the recipe's parallel", "fsdp_config": "the recipe's parallel", "deepspeed": "the recipe's parallel",
-    "adapter": "the recipe's adapter", "rollouts": "rollouts", "activation_checkpointing": "activation_checkpointing",
+    "adapter": "the recipe's adapter", "rollouts": "rollouts",
     "local_rank": "--nproc",
 }  # fmt: skip
 # Arguments with which a run that was interrupted could not go on to the weights that it would have had.
@@ -307,6 +307,10 @@ def stage_arguments(recipe: Recipe, stage: Stage, folder: Path, ranks: int | Non
         "rollouts": _rollouts(recipe, stage),
         "monitor": stage.monitor if isinstance(stage.monitor, bool) else stage.monitor.model_dump(),
     }
+    if checkpointing != "none" and "activation_checkpointing" in stage.args:
+        raise InputError(
+            f"stage {stage.name!r}: activation_checkpointing is a key and stands in args: give one"
+        )
     for key in stage.args:
         if key in _HAS_A_KEY:
             raise InputError(

@@ -626,6 +626,14 @@ class PreferenceTrainer(Trainer):
 
         on_main(finish, self.accelerator)
 
+    def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        if fault := on_main(functools.partial(store.fault_of, best), self.accelerator):
+            raise BadFilesError(
+                f"{best}, the best one by {self.args.metric_for_best_model}, is not sound: {fault}"
+            )
+        super()._load_best_model()
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Refuse weights of a checkpoint that are not all of the model's; transformers would warn and go on."""
         saved = set(self.model._keys_to_ignore_on_save or ()) | set(
