@@ -508,7 +508,7 @@ def test_bad_arguments_stop_before_any_model(
             (["stages.slime.args.gradient_checkpointing=maybe"], r"args\.gradient_checkpointing = 'maybe'"),
             (
                 ["stages.slime.args.dataloader_num_workers=-1"],
-                "dataloader_num_workers = -1: num_workers option",
+                "dataloader_num_workers = -1: it must be a number from 0",
             ),
             (["stages.slime.args.train_sampling_strategy=x"], "train_sampling_strategy = 'x' is unknown"),
             (["data.path=nowhere.jsonl"], "nowhere.jsonl"),

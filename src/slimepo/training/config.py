@@ -349,6 +349,8 @@ def in_their_types(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     kinds, typed = typing.get_type_hints(PreferenceConfig), dict(given)
     for name, value in given.items():
+        if name == "activation_checkpointing":
+            continue  # A word or a flag, which the config tells apart itself.
         try:
             read = TypeAdapter(kinds[name]).validate_python(value)
         except ValidationError as error:
