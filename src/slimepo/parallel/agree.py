@@ -1,14 +1,15 @@
-"""What ranks tell each other of beside their numbers: one of them has seen something, or does a job for all."""
+"""What ranks tell each other of beside their numbers: one has seen something, does a job for all, or a share of it."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def any_rank(here: bool) -> bool:
@@ -27,6 +28,14 @@ def of_all_ranks(here: T) -> list[T]:
     found: list[Any] = [None] * of.get_world_size()
     of.all_gather_object(found, here, group=_of_cpus(of.group.WORLD))
     return found
+
+
+def each_its_share(rows: Sequence[T], work: Callable[[Sequence[T]], R]) -> list[R]:
+    """What `work` makes of consecutive parts of `rows`, one part on each rank; all ranks get all results, in order."""
+    of = torch.distributed
+    several = of.is_available() and of.is_initialized()
+    ranks, rank = (of.get_world_size(), of.get_rank()) if several else (1, 0)
+    return of_all_ranks(work(rows[len(rows) * rank // ranks : len(rows) * (rank + 1) // ranks]))
 
 
 def on_main(job: Callable[[], T], accelerator: Any) -> T:

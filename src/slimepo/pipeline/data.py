@@ -19,7 +19,7 @@ from slimepo.data.tokenize import Tokenized, by_reason, in_words, joined, tokeni
 from slimepo.errors import InputError
 from slimepo.files import is_main_process, write_json
 from slimepo.onpolicy.rewards import Prompt
-from slimepo.parallel.rows import each_its_share
+from slimepo.parallel.agree import each_its_share
 from slimepo.pipeline.pairs import read_pairs
 from slimepo.pipeline.recipe import Data, Recipe, Stage
 from slimepo.pipeline.tasks import RunTasks, prompt_ids

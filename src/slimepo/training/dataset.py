@@ -29,7 +29,7 @@ from slimepo.data.tokenize import in_words, joined, tokenize_for
 from slimepo.errors import InputError
 from slimepo.files import Kept
 from slimepo.losses import Objective
-from slimepo.parallel.rows import each_its_share
+from slimepo.parallel.agree import each_its_share
 from slimepo.types import Preference
 
 if TYPE_CHECKING:

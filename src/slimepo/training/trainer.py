@@ -23,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import speed_metrics
 
 from slimepo.checkpoints import store
-from slimepo.checkpoints.identity import differences, refuse_differences
+from slimepo.checkpoints.resume import newest_of_run, refuse_other
 from slimepo.data.batch import Step, StepCollator, to_device
 from slimepo.data.rows import Row
 from slimepo.errors import BadFilesError, CertificateError, InputError, NonFiniteLossError
@@ -309,7 +309,8 @@ class PreferenceTrainer(Trainer):
                 raise InputError(f"there is no checkpoint in {self.args.output_dir} to go on from")
         elif resume_from_checkpoint:
             checkpoint = Path(resume_from_checkpoint)
-            self.refuse_other_checkpoint(checkpoint, accept)
+            if checkpoint != self._sound:
+                on_main(functools.partial(refuse_other, checkpoint, self.identity, accept), self.accelerator)
         if self.args.parallel != "ddp" and self.bare is None:
             self.bare = skeleton(self.model)
         if self.is_fsdp_enabled:
@@ -324,54 +325,10 @@ class PreferenceTrainer(Trainer):
                 self.rollouts.close()
 
     def sound_checkpoint(self, accept: Collection[str] = ()) -> Path | None:
-        """The newest checkpoint of `output_dir` that is whole and of this run; None where there is none yet.
-
-        What a kill left half-written is removed. Newer ones that are damaged are told of, and put aside under another
-        name. Every rank must call this.
-
-        Raises:
-            BadFilesError: there are checkpoints, and all are damaged; they stay as they are.
-            InputError: it is of another run, in a way that is not in `accept`.
-        """
-        folder = Path(self.args.output_dir)
-
-        def find() -> Path | None:
-            store.remove_unfinished(folder)
-            sound = store.newest_sound(folder)
-            for path, fault in sound.damaged.items():
-                assert sound.path is not None
-                lost, aside = store.step_of(path) - store.step_of(sound.path), store.put_aside(path)
-                self._say(
-                    f"{path} is not sound ({fault}); it is now {aside.name}, and its last {lost} steps are taken again "
-                    f"from {sound.path.name}"
-                )
-            return sound.path
-
+        """`newest_of_run` in `output_dir`; every rank must call this. Raises BadFilesError, InputError."""
+        find = functools.partial(newest_of_run, Path(self.args.output_dir), self.identity, accept, self._say)
         self._sound = on_main(find, self.accelerator)
-        if self._sound is not None:
-            self.refuse_other_checkpoint(self._sound, accept)
         return self._sound
-
-    def refuse_other_checkpoint(self, checkpoint: Path, accept: Collection[str] = ()) -> None:
-        """Nothing, where a checkpoint is sound and of a run like this one, but for what is accepted.
-
-        Raises:
-            BadFilesError: a file of it is damaged or missing.
-            InputError: the differences, by name.
-        """
-
-        def look() -> None:
-            if checkpoint != self._sound and (fault := store.fault_of(checkpoint)):
-                raise BadFilesError(f"{checkpoint} is no sound checkpoint: {fault}; go on from another one")
-            found = differences(store.run_of(checkpoint), self.identity)
-            refuse_differences(
-                found,
-                accept,
-                f"{checkpoint} is of another run",
-                "give another folder, or put back what it was",
-            )
-
-        on_main(look, self.accelerator)
 
     def certify(self) -> dict[str, Any]:
         """Compare loss and gradients of the run's first rows with the plain computation's, and train nothing.
