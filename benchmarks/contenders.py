@@ -62,7 +62,8 @@ def slimepo(
         policy.zero_grad(set_to_none=True)
         batches = [trainer.data_collator.batch(pairs) for pairs in setup.micro_batches]
         with patch.object(logps, "linear_logps", head):
-            return float(trainer.training_step(policy, {"batches": batches, "mismatched": []}))
+            rows = [row for pairs in setup.micro_batches for row in pairs]
+            return float(trainer.training_step(policy, {"batches": batches, "mismatched": [], "rows": rows}))
 
     return step
 

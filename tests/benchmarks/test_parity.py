@@ -107,7 +107,7 @@ def test_advantages_of_samples_are_trls_and_some_ratios_are_clipped(objective, t
         ("grpo/gspo", {"level": "token"}),
         ("rloo", {"clip_low": 0.15}),
         ("dpo", {"beta": 0.11}),
-        ("aot", {"label_smoothing": 0.126}),
+        ("aot", {"label_smoothing": 0.14}),
         ("tpo", {"nll_weight": 0.99}),
         ("ipo", {"length_normalized": False}),
         ("cpo", {"nll_weight": 0.99}),
