@@ -386,7 +386,7 @@ def test_so_is_a_function_that_takes_something_else(values: dict[str, Any], tmp_
         ({"answer_every": 2}, "give tasks.heldout"),
         ({"reward": []}, "names none"),
         ({"reward": ["math", "math"]}, "stands there twice: give it a weight, {math: 2}"),
-        ({"reward": {"math": float("nan")}}, "the weight of reward 'math' = nan"),
+        ({"reward": {"math": float("nan")}}, "stages.0.reward.math: Input should be a finite number"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -1,0 +1,97 @@
+"""Does a forecast made before training tell which chosen answers fall? Rank correlations over runs that are done.
+
+    python -m benchmarks.displacement RUN... [--out CSV]
+
+Each RUN is a run folder with a preference stage on pairs of its own samples. Of its held-out pairs CHES and the
+entanglement ratio are worked out with the model that the stage started from (`slimepo data check --displacement`), and
+each is set against the change of the chosen answer's log-prob per token that training made. Prints Spearman's rank
+correlation for each objective and rate, means over seeds with 95 % intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from slimepo.data.chat import chat_format, load_tokenizer
+from slimepo.data.tokenize import tokenize
+from slimepo.files import read_json
+from slimepo.means import mean_of
+from slimepo.model.load import load_model
+from slimepo.model.logps import install_logps
+from slimepo.model.score import score_pairs
+from slimepo.pipeline.pairs import read_pairs
+from slimepo.plan.displacement import forecast
+from slimepo.settings import read_mapping
+
+RESULTS = Path(__file__).parent / "results" / "displacement.csv"
+BATCH = 64
+
+
+def correlations(run: Path, known: dict[Path, Any]) -> list[dict[str, Any]]:
+    """A row for each preference stage of a run; `known` keeps what was worked out of a start for the next run."""
+    recipe = read_mapping(run / "recipe.yaml", "recipe")
+    found = []
+    for stage in recipe["stages"]:
+        if stage["loss"] == "sft" and stage["part"] not in recipe["pairs"]:
+            continue
+        done = read_json(run / stage["name"] / "stage.json")
+        # The folder may have been moved since; its parts have not.
+        start = run / Path(done["base"]).parent.name / "model"
+        file = run / stage["part"] / "heldout.jsonl"
+        key = file.resolve()
+        if key not in known:
+            model = load_model(str(start))
+            chat = chat_format(load_tokenizer(str(start)))
+            rows = tokenize(read_pairs(file), chat).rows
+            install_logps(model)
+            known[key] = rows, score_pairs(model, rows, BATCH).chosen, forecast(model, rows, batch_size=BATCH)
+        rows, before, told = known[key]
+        after_model = load_model(str(run / stage["name"] / "model"))
+        install_logps(after_model)
+        change = score_pairs(after_model, rows, BATCH).chosen - before
+        figures = {"ches": told.ches, "ratio": told.ratio, "margin": told.margin}
+        found.append(
+            {
+                "objective": stage["loss"], "learning_rate": stage["learning_rate"], "seed": recipe["seed"],
+                "pairs": len(rows), "fell": float(np.mean(change < 0)), "chosen_change": float(change.mean()),
+                **{name: float(spearmanr(values, change).statistic) for name, values in figures.items()},
+            }
+        )  # fmt: skip
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Work out every run, write them to the CSV file and print means."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.displacement", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args(arguments)
+    known: dict[Path, Any] = {}
+    rows = [row for run in args.runs for row in correlations(run, known)]
+    with args.out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    groups: dict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["objective"], row["learning_rate"]].append(row)
+    print("| | runs | fell | CHES | entanglement ratio | margin |\n|---|---:|---:|---:|---:|---:|")
+    for (objective, rate), each in groups.items():
+        told = [mean_of([row[name] for row in each]) for name in ("ches", "ratio", "margin")]
+        cells = [f"{m.value:+.2f}" + (f" ± {m.half:.2f}" if m.n > 1 else "") for m in told]
+        fell = np.mean([row["fell"] for row in each])
+        print(f"| {objective}, {rate:g} | {len(each)} | {fell:.0%} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
