@@ -11,6 +11,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# As the command line has it; read when huggingface_hub is first imported.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Tiny models run faster on one thread, and the same number of threads gives the same bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 GPU = Path("/dev/nvidia0").exists()

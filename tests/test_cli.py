@@ -103,7 +103,7 @@ def test_help_and_version() -> None:
         (["train", "--model", "m", "--data", "absent.jsonl", "los=x"], "unknown key 'los'"),
         (["train", "--model", "m", "--data", "x", "--loss", "slme"], "did you mean 'slime'"),
         (["train", "--model", "m", "--data", "x", "loss_options.exponent=0"], "exponent = 0"),
-        (["train", "--model", "m", "--data", "absent.jsonl", "--out", "TMP"], "absent.jsonl"),
+        (["train", "--model", "m", "--data", "absent.jsonl", "--out", "TMP"], "model 'm' cannot be loaded"),
         (["quickstart", "preference.epoch=1"], "did you mean 'epochs'"),
         (["quickstart", "--objective", "dpoo"], "unknown loss 'dpoo'"),
         (["export", "nowhere", "TMP"], "nowhere: no checkpoint, adapter or model there"),

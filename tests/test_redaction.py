@@ -28,7 +28,7 @@ def test_secrets_of_the_environment_go_wherever_they_stand(monkeypatch: pytest.M
     "text",
     [
         "m@http://127.0.0.1:8000/v1", "eos_token: <|im_end|>", "the task-based key-value store", "12 tokens: 5",
-        "max_tokens=5", "Basic arithmetic", "data/pairs.jsonl", "https://h/x?page=2",
+        "max_tokens=5", "Basic arithmetic", "data/pairs.jsonl", "https://h/x?page=2", "HF_HUB_OFFLINE is set",
     ],
 )  # fmt: skip
 def test_other_text_stays(text: str) -> None:

@@ -1,20 +1,20 @@
 """The quickstart at a small size: ordinary run folders, one page, and a command that goes on; wrong input."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
-from slimepo.cli import app
 from slimepo.errors import InputError
 from slimepo.files import json_lines
 from slimepo.playground.quickstart import load_quickstart, sweep_base
 from slimepo.report.folders import read_sources
 from slimepo.settings import read_mapping
+from tests.command import slimepo
 from tests.playground.conftest import SMALL, command
 
 STAGES = ["sft", "sft-on-chosen-1e-3", "slime-1e-4", "slime-1e16", "kto-3e-5"]
@@ -27,9 +27,16 @@ def stage(run: Path, name: str) -> Any:
 
 def test_it_leaves_ordinary_run_folders_and_a_page(quickstart: tuple[Path, str]) -> None:
     out, said = quickstart
-    assert {path.name for path in out.iterdir()} == {"seed-4", "seed-5", "report.html", "report.md"}
+    assert {path.name for path in out.iterdir()} == {
+        "seed-4",
+        "seed-5",
+        "report.html",
+        "report.md",
+        "report.png",
+    }
     for run in (out / "seed-4", out / "seed-5"):
-        files = {".slimepo-run", ".lock", "recipe.yaml", "versions.json", "data.json", "world", "samples"}
+        files = {".slimepo-run", ".lock", "recipe.yaml", "status.json", "versions.json", "data.json"}
+        files |= {"world", "samples"}
         assert {path.name for path in run.iterdir()} == files | set(STAGES)
         recipe = read_mapping(run / "recipe.yaml", "recipe")
         assert [each["name"] for each in recipe["stages"]] == STAGES
@@ -95,8 +102,7 @@ def test_the_same_command_goes_on_in_the_second_seed(quickstart: tuple[Path, str
     whole = load_file(out / "seed-5" / "kto-3e-5" / "model" / "model.safetensors")
     shutil.rmtree(out / "seed-5" / "kto-3e-5")
     done = {path: path.stat().st_mtime_ns for path in out.glob("*/*/stage.json")}
-    result = CliRunner().invoke(app, command(out), catch_exceptions=False)
-    assert result.exit_code == 0
+    assert slimepo(*command(out)).returncode == 4
     assert all(path.stat().st_mtime_ns == written for path, written in done.items())
     again = load_file(out / "seed-5" / "kto-3e-5" / "model" / "model.safetensors")
     assert all((again[name] == whole[name]).all() for name in whole)
@@ -112,8 +118,9 @@ def test_the_same_command_goes_on_in_the_second_seed(quickstart: tuple[Path, str
 def test_a_folder_of_another_quickstart_is_refused(
     quickstart: tuple[Path, str], change: list[str], words: str
 ) -> None:
-    with pytest.raises(InputError, match=words):
-        CliRunner().invoke(app, [*command(quickstart[0]), *change], catch_exceptions=False)
+    result = slimepo(*command(quickstart[0]), *change)
+    assert result.returncode == 2
+    assert re.search(words, result.stderr)
 
 
 def names(*arguments: Any, **options: Any) -> list[str]:

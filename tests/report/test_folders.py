@@ -95,6 +95,7 @@ def test_the_planned_steps_come_from_the_last_checkpoint(make_run: MakeRun) -> N
     folder = make_run("stopped", state="killed")
     checkpoint = folder / "slime" / "checkpoints" / "checkpoint-50"
     checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
     (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": 50, "max_steps": 188}))
     assert "step 60 of 188" in read_source(folder).records[0].note
 

@@ -301,7 +301,9 @@ def test_nothing_is_minus_zero(make_run: MakeRun) -> None:
 
 def test_a_page_that_cannot_be_written_is_named(make_run: MakeRun, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file.*--out says where the page goes"):
+    with pytest.raises(
+        InputError, match=r"--out .*page\.html cannot be written: a part of the path is a file"
+    ):
         report_command([make_run("a")], tmp_path / "file" / "page.html", make_console(quiet=True))
 
 

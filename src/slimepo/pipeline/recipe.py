@@ -21,6 +21,7 @@ from slimepo.words import nearest
 # What a run folder holds beside its stages and pairs.
 RUN_FILES = (
     "recipe.yaml", "status.json", "versions.json", "data.json", "eval", "world", "log.txt", "report.html", "report.md",
+    "report.png",
 )  # fmt: skip
 # Keys of `data` that are about the file under another key.
 _OF_A_PATH = {

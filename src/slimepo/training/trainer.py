@@ -316,9 +316,7 @@ class PreferenceTrainer(Trainer):
         if self.is_fsdp_enabled:
             settle_fsdp(self.accelerator)
         try:
-            return super().train(
-                str(resume_from_checkpoint) if resume_from_checkpoint else None, *args, **kwargs
-            )
+            return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
         finally:
             load_whole(self.args.parallel)
             if self.rollouts:
