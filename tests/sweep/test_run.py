@@ -147,10 +147,10 @@ def test_a_key_that_is_none_is_found_before_anything_runs(folder: Path, commands
 
 
 def test_an_objective_of_the_user_s_own_may_lie_beside_the_recipe(folder: Path, commands: list[Any]) -> None:
-    (folder / "own.py").write_text("from slimepo.losses import slime as mine\n")
-    arms = "arms={own: {loss: own.py:mine}, wrong: {bta: 1}}"
+    (folder / "beside_the_sweep.py").write_text("from slimepo.losses import slime as mine\n")
+    arms = "arms={own: {loss: beside_the_sweep.py:mine}, wrong: {bta: 1}}"
     done = slimepo("sweep", folder / "sweep.yaml", arms, "--out", folder / "never")
-    assert "'bta' is no key" in done.stderr, "own.py was found: it is the next arm that is wrong"
+    assert "'bta' is no key" in done.stderr, "the file was found: it is the next arm that is wrong"
 
 
 def test_a_figure_to_search_by_that_is_none_is_named(folder: Path, commands: list[Any]) -> None:

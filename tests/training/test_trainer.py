@@ -306,8 +306,9 @@ class TestFailures:
         there, here = (
             json.loads((two_ranks / f"poison-{rank}.json").read_text())["error"] for rank in (0, 1)
         )
+        # Each names the rows, also those that another rank had.
         assert re.search(r"not finite at step 1; rows: row \d+\.", here)
-        assert "rows: of another rank" in there
+        assert there == here
 
     def test_a_non_finite_gradient_stops_before_the_weights_change(self, tmp_path: Path) -> None:
         made = trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=2)
