@@ -179,7 +179,9 @@ def png(figure: Any) -> bytes:
                 if isinstance(colour, str | tuple) and (printed := _PRINTED.get(to_hex(colour))):
                     getattr(artist, f"set_{part}")(printed)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(buffer, format="png", dpi=200, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
