@@ -607,6 +607,9 @@ class PreferenceTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """What the Trainer saves, checkpoints too, with the template's options and how its base was loaded."""
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            # Every rank comes here, and two would write one file at once.
+            return
         options = {"template_options": self.args.template_options, **quantization_note(self.model)}
         folder = Path(output_dir or self.args.output_dir)
         write_json(folder / "slimepo.json", options)
