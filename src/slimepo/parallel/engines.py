@@ -234,11 +234,14 @@ def held_parameters(model: nn.Module) -> tuple[int, int]:
 
 def held_part(parameter: Any) -> Tensor:
     """What of a parameter this rank holds."""
-    part: Tensor = (
-        parameter.to_local()
-        if hasattr(parameter, "device_mesh")
-        else getattr(parameter, "ds_tensor", parameter)
-    )
+    if hasattr(parameter, "device_mesh"):
+        part: Tensor = parameter.to_local()
+    elif hasattr(parameter, "ds_tensor"):
+        # ZeRO-3's parts are all of one size: behind the end of the weight lies what was in memory.
+        part = parameter.ds_tensor.flatten()
+        part = part[: max(0, parameter.ds_numel - torch.distributed.get_rank() * part.numel())]
+    else:
+        part = parameter
     return part.detach()
 
 
