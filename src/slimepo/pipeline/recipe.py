@@ -447,11 +447,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, smoke: bool 
     for key, of_it in _OF_A_PATH.items():
         data = values.get("data")
         if key in given and isinstance(data, dict):
-            others = [
-                name
-                for name in of_it
-                if name in data and not any(g.startswith(f"data.{name}") for g in given)
-            ]
+            # `data.heldout_limit` says nothing of `heldout`.
+            here = {override.removeprefix("data.").split(".")[0] for override in given}
+            others = [name for name in of_it if name in data and name not in here]
             values["data"] = {name: value for name, value in data.items() if name not in others}
             if others:
                 logger.warning(
