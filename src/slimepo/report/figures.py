@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from importlib import resources
 from typing import Any
 
 from slimepo.errors import InputError
@@ -27,10 +28,6 @@ COLOURS = tuple(f"#0{at}0{at}0{at}" for at in range(3, 9))
 _PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--rule)"} | {
     colour: f"var(--c{at})" for at, colour in enumerate(COLOURS)
 }
-# On paper: the light page's.
-_PRINTED = {INK: "#1b1f23", FAINT: "#d8dde3"} | dict(
-    zip(COLOURS, ("#009e73", "#005a9c", "#b54000", "#c0649b", "#c98500", "#2f98d6"), strict=True)
-)
 # The well-known objectives always have the same colour, the others what is left.
 _OWN_COLOURS = {"SLIME": 0, "DPO": 1, "SimPO": 2, "SFT": 3}
 _DASHES = ((5, 2), (1.2, 1.2), (6, 1.5, 1.2, 1.5), (8, 3), (3, 3))
@@ -172,12 +169,17 @@ def png(figure: Any) -> bytes:
     """The figure as a picture on white, in the colours of the light page."""
     from matplotlib.colors import to_hex
 
+    sheet = (resources.files("slimepo.report") / "template.html.j2").read_text(encoding="utf-8")
+    # The first of each name: a dark page has others.
+    light = dict(reversed(re.findall(r"--(\w+): (#\w+)", sheet)))
+    printed = {stand_in: light[f"c{at}"] for at, stand_in in enumerate(COLOURS)}
+    printed |= {INK: light["ink"], FAINT: light["rule"]}
     for artist in figure.findobj():
         for part in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
             if hasattr(artist, f"get_{part}") and hasattr(artist, f"set_{part}"):
                 colour = getattr(artist, f"get_{part}")()
-                if isinstance(colour, str | tuple) and (printed := _PRINTED.get(to_hex(colour))):
-                    getattr(artist, f"set_{part}")(printed)
+                if isinstance(colour, str | tuple) and to_hex(colour) in printed:
+                    getattr(artist, f"set_{part}")(printed[to_hex(colour)])
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
