@@ -100,7 +100,10 @@ def test_all_cells_of_all_engines(ran: Any, alone: Any, engine: str, ranks: int)
     cells = tuple(worker.cells()) if ranks == 2 and "-" not in engine else CORE
     folder = ran(engine, ranks, cells)
     for cell in cells:
-        same(json.loads((folder / f"{cell}-0.json").read_text()), alone(cell))
+        found = json.loads((folder / f"{cell}-0.json").read_text())
+        same(found, alone(cell))
+        assert found["certificate"]["agrees"]
+        assert all(each["error"] < 1e-4 for each in found["certificate"]["gradients"])
 
 
 def test_with_fsdp2_the_certificate_is_of_weights_in_parts(ran: Any) -> None:

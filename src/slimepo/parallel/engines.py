@@ -11,8 +11,8 @@ import copy
 import importlib.util
 import math
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -282,6 +282,41 @@ def whole_tensor(tensor: Any) -> Tensor:
             return torch.clone(tensor.detach())
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "device_mesh") else tensor
     return whole.detach()
+
+
+@contextmanager
+def backward_alone(accelerator: Any, tensors: Mapping[str, Any]) -> Iterator[dict[str, Tensor | None]]:
+    """Backward passes of one step without the step: gives the whole gradients of `tensors`, by name, when it is left.
+
+    Every rank must enter. DeepSpeed takes its step within the last backward pass: here its optimizer rests, so that the
+    step changes no weight and no state, and what it counts is set back.
+    """
+    gradients: dict[str, Tensor | None] = {}
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        yield gradients
+        gradients |= {name: None if t.grad is None else whole_tensor(t.grad) for name, t in tensors.items()}
+        return
+    from deepspeed.utils import safe_get_full_grad
+
+    engine = accelerator.deepspeed_engine_wrapped.engine
+    optimizer = engine.optimizer.optimizer
+    own_step, engine_step = optimizer.step, engine.step
+    counted = {name: vars(engine)[name] for name in ("global_steps", "global_samples", "micro_steps")}
+
+    def look_and_step(*args: Any, **kwargs: Any) -> None:
+        for name, tensor in tensors.items():
+            gradient = safe_get_full_grad(tensor)
+            shape = getattr(tensor, "ds_shape", tensor.shape)
+            gradients[name] = None if gradient is None else gradient.detach().clone().view(shape)
+        engine_step(*args, **kwargs)
+
+    engine.step, optimizer.step = look_and_step, lambda *args, **kwargs: None
+    try:
+        yield gradients
+    finally:
+        optimizer.step = own_step
+        del engine.step
+        vars(engine).update(counted)
 
 
 def of_deepspeed(parameter: Any) -> bool:

@@ -27,7 +27,7 @@ from slimepo.losses.table import LossFunction
 from slimepo.model.attention.path import HALF
 from slimepo.model.logps import causal_lm, policy_logps, response_logps, without_router_logits
 from slimepo.model.modes import Forward
-from slimepo.parallel.engines import whole_model, whole_tensor
+from slimepo.parallel.engines import backward_alone, whole_model
 from slimepo.training.prepare import sources_of_noise
 from slimepo.training.reference import Reference, reference_logps
 from slimepo.training.rollouts import together
@@ -72,11 +72,9 @@ def certify(
         What was found, the same on every rank: `loss` and `gradients`, of each what the `run` and the `plain`
         computation gave (of a gradient its norm) and how far they are apart (`error`); `tolerance`, `agrees`.
     """
-    from accelerate.utils import DistributedType, gather_object
+    from accelerate.utils import gather_object
 
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return {"left_out": "DeepSpeed takes its step with the backward pass, before anyone can look"}
-    if accelerator.scaler is not None:
+    if accelerator.mixed_precision == "fp16":
         return {"left_out": "the scale of an fp16 loss is found by training alone"}
     started = time.perf_counter()
     mine = chosen_rows(rows, collator, accelerator.process_index, accelerator.num_processes)
@@ -85,9 +83,9 @@ def certify(
     found: dict[str, Any] = {}
     with undisturbed(policy):
         model.train()
-        done = train_step(model, small(mine), spare, objective, loss, reference, accelerator)
+        with backward_alone(accelerator, tensors) as run:
+            done = train_step(model, small(mine), spare, objective, loss, reference, accelerator)
         value = float(accelerator.reduce(done.loss, "sum")) / accelerator.num_processes
-        run = {name: None if t.grad is None else whole_tensor(t.grad) for name, t in tensors.items()}
         for parameter in policy.parameters():
             parameter.grad = None
         everyone = gather_object(mine)
@@ -148,7 +146,12 @@ def chosen_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
         for end in (inner.get_input_embeddings(), inner.get_output_embeddings())
         for parameter in end.parameters()
     }
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad and p.dim() > 1}
+    # ZeRO-3 keeps a matrix as a part of a row, and its shape beside it.
+    trained = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+    }
     between = [name for name, parameter in trained.items() if id(parameter) not in ends]
     middle = len(between) // 2
     left_out = {*between} - {*between[:2], *between[middle : middle + 2], *between[-2:]}
