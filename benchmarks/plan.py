@@ -116,7 +116,7 @@ def recipe_values(case: Case, model: Path) -> dict[str, Any]:
 
 def compare(case: Case, allocator: str = "exact") -> dict[str, int]:
     """Estimated bytes by part and together, and measured ones, from a process of its own."""
-    from slimepo.pipeline.recipe import make_recipe
+    from slimepo.pipeline.recipe.read import make_recipe
     from slimepo.plan.plan import PARTS, find_device, plan_recipe
 
     with tempfile.TemporaryDirectory() as folder:
@@ -159,7 +159,7 @@ def _trainer(values: dict[str, Any], config: dict[str, Any], folder: Path) -> An
 
     from benchmarks.worker import be_quiet
     from slimepo.data.rows import Row
-    from slimepo.pipeline.recipe import make_recipe
+    from slimepo.pipeline.recipe.read import make_recipe
     from slimepo.pipeline.stage import stage_arguments
     from slimepo.pipeline.start import lora
     from slimepo.training.trainer import PreferenceTrainer

@@ -24,7 +24,7 @@ from benchmarks.gpu import MODELS
 from benchmarks.record import append_csv
 from benchmarks.rows import Lengths
 from slimepo.model.load import load_config
-from slimepo.pipeline.recipe import make_recipe
+from slimepo.pipeline.recipe.read import make_recipe
 from slimepo.plan.plan import GIB
 from slimepo.plan.ranks import on_a_rank, sizes_of
 from slimepo.plan.step import PlannedStep, largest_batch, make_step, step_memory

@@ -67,7 +67,7 @@ def test_what_a_page_points_to_is_there(page: Path) -> None:
 
 
 def test_every_recipe_is_valid() -> None:
-    from slimepo.pipeline.recipe import load_recipe
+    from slimepo.pipeline.recipe.read import load_recipe
 
     told = (ROOT / "recipes" / "README.md").read_text()
     for path in (ROOT / "recipes").rglob("*.yaml"):

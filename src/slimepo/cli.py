@@ -69,7 +69,7 @@ def pairs(
     out: OutFolder = None,
 ) -> None:
     """Make a recipe's preference pairs and train nothing: samples of a model, rewarded, the best against the worst."""
-    from slimepo.pipeline.recipe import load_recipe
+    from slimepo.pipeline.recipe.read import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
     from slimepo.pipeline.run import only_pairs, runs_of
@@ -103,7 +103,7 @@ def sweep(
 
     The same command goes on where an interrupted sweep stopped.
     """
-    from slimepo.pipeline.recipe import read_recipe
+    from slimepo.pipeline.recipe.read import read_recipe
     from slimepo.settings import set_value
     from slimepo.sweep.settings import WORLDS, load_sweep
 
@@ -142,7 +142,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
 ) -> None:
     """Parameters, peak memory by part and the largest token budget of every stage; loads no weights."""
-    from slimepo.pipeline.recipe import load_recipe
+    from slimepo.pipeline.recipe.read import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], smoke=smoke)
     from slimepo.plan.plan import find_device, plan_recipe, plan_rows, print_plan
@@ -176,7 +176,7 @@ def calibrate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """SLIME's margins, floor and weights, and learning rates to try, from one pass over some pairs; trains nothing."""
-    from slimepo.pipeline.recipe import one_stage_recipe
+    from slimepo.pipeline.recipe.read import one_stage_recipe
 
     exported = Path(model) / "model"
     start = str(exported) if (exported / "config.json").is_file() else model

@@ -59,7 +59,7 @@ def run(
     no_certificate: NoCertificate = False,
 ) -> None:
     """Run a recipe: every stage in turn. The same command goes on where an interrupted run stopped."""
-    from slimepo.pipeline.recipe import load_recipe
+    from slimepo.pipeline.recipe.read import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], smoke=smoke)
     _on_ranks(nproc)
@@ -76,7 +76,7 @@ def certify(
     nproc: Ranks = None,
 ) -> None:
     """Compare each stage's first loss and gradients with plain ones, as a run does at its start; trains nothing."""
-    from slimepo.pipeline.recipe import load_recipe
+    from slimepo.pipeline.recipe.read import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], smoke=smoke)
     _on_ranks(nproc)
@@ -113,7 +113,7 @@ def train(
     no_certificate: NoCertificate = False,
 ) -> None:
     """Train one stage: one model, one file of pairs, one objective (keys of a stage, such as learning_rate=1e-6)."""
-    from slimepo.pipeline.recipe import one_stage_recipe
+    from slimepo.pipeline.recipe.read import one_stage_recipe
 
     recipe = one_stage_recipe(model, data, loss, overrides or [])
     _on_ranks(nproc)

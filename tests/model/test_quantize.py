@@ -22,7 +22,7 @@ from slimepo.onpolicy.critic import Critic
 from slimepo.onpolicy.settings import ValueModel
 from slimepo.parallel.engines import weights_of
 from slimepo.pipeline.export import export_model, newest
-from slimepo.pipeline.recipe import load_recipe
+from slimepo.pipeline.recipe.read import load_recipe
 from slimepo.pipeline.run import run_recipe
 from slimepo.pipeline.start import stage_model
 from slimepo.playground.tokenizer import build_tokenizer

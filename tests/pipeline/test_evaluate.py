@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from slimepo.errors import InputError, UnscoredError
-from slimepo.pipeline.recipe import Recipe, make_recipe
+from slimepo.pipeline.recipe.read import make_recipe
+from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.pipeline.run import run_recipe
 from slimepo.playground.tokenizer import CHAT_TEMPLATE, build_tokenizer
 from tests.evaluation.conftest import printed

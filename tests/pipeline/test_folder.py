@@ -21,7 +21,8 @@ from slimepo.pipeline.folder import (
     record_settings,
     refuse_other_folder,
 )
-from slimepo.pipeline.recipe import Recipe, make_recipe
+from slimepo.pipeline.recipe.read import make_recipe
+from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.terminal import make_console
 from slimepo.training.callbacks import MetricsFile
 

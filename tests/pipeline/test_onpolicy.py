@@ -19,7 +19,7 @@ from slimepo.model.generate import Completion
 from slimepo.onpolicy.rewards import Prompt, Rewarder
 from slimepo.pipeline.heldout import AnswersByStep
 from slimepo.pipeline.pairs import KEPT, rewarded_pairs
-from slimepo.pipeline.recipe import make_recipe
+from slimepo.pipeline.recipe.read import make_recipe
 from slimepo.pipeline.rewards import check_rewards, make_rewards, reward_weights
 from slimepo.pipeline.run import run_recipe
 from slimepo.pipeline.tasks import RunTasks, Task

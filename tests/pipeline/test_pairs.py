@@ -18,7 +18,8 @@ from slimepo.model.generate import Completion
 from slimepo.onpolicy.settings import Rollouts
 from slimepo.pipeline import pairs as module
 from slimepo.pipeline.pairs import Pair, judged_pairs
-from slimepo.pipeline.recipe import Pairs, make_recipe
+from slimepo.pipeline.recipe.read import make_recipe
+from slimepo.pipeline.recipe.sections import Pairs
 from slimepo.pipeline.run import run_recipe
 from slimepo.pipeline.tasks import RunTasks, Task
 from slimepo.playground.tasks import judge

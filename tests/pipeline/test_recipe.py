@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from slimepo.errors import InputError
-from slimepo.pipeline.recipe import RandomModel, load_recipe, make_recipe, one_stage_recipe
+from slimepo.pipeline.recipe.read import load_recipe, make_recipe, one_stage_recipe
+from slimepo.pipeline.recipe.sections import RandomModel
 from slimepo.settings import dump, parse_value
 from slimepo.types import REFERENCE_SOURCES
 

@@ -13,7 +13,7 @@ from slimepo.errors import InputError
 from slimepo.model.load import load_model
 from slimepo.pipeline.certify import certify_recipe
 from slimepo.pipeline.export import probe_logits
-from slimepo.pipeline.recipe import load_recipe
+from slimepo.pipeline.recipe.read import load_recipe
 from slimepo.pipeline.run import run_recipe
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.terminal import make_console

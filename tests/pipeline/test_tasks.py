@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimepo.errors import InputError
-from slimepo.pipeline.recipe import make_recipe
+from slimepo.pipeline.recipe.read import make_recipe
 from slimepo.pipeline.tasks import Answer, Task, load_tasks, longest_run, loops, measure, read_tasks
 from slimepo.types import Verdict
 

@@ -11,7 +11,7 @@ import pytest
 from slimepo.data.overlap import overlap
 from slimepo.errors import InputError
 from slimepo.evaluation.rows import read_rows
-from slimepo.pipeline.recipe import make_recipe
+from slimepo.pipeline.recipe.read import make_recipe
 from slimepo.pipeline.tasks import load_tasks
 from slimepo.playground.constraints import KINDS
 from slimepo.playground.instructions import TEXTS, Texts, clash, draw, make_instructions, write_instructions

@@ -272,7 +272,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_debug_shows_the_rest(
     def broken(*_: Any, **__: Any) -> None:
         raise KeyError("hidden")
 
-    monkeypatch.setattr("slimepo.pipeline.recipe.load_recipe", broken)
+    monkeypatch.setattr("slimepo.pipeline.recipe.read.load_recipe", broken)
     refused(slimepo("plan", "recipe.yaml"), 1, "KeyError: 'hidden'", "--debug shows the traceback")
     shown = slimepo("plan", "recipe.yaml", "--debug")
     assert shown.returncode == 1

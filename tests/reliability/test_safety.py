@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from transformers import AutoModelForCausalLM
 
 from slimepo.pipeline.export import model_card, quoted
-from slimepo.pipeline.recipe import load_recipe
+from slimepo.pipeline.recipe.read import load_recipe
 from tests.command import Done, slimepo
 from tests.evaluation.mock_judge import Fail, MockJudge, Say
 from tests.reliability.fuzz import read_yaml, write_yaml

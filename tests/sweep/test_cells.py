@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from slimepo.errors import InputError
-from slimepo.pipeline.recipe import make_recipe
+from slimepo.pipeline.recipe.read import make_recipe
 from slimepo.sweep.cells import (
     Cell,
     by_shared,

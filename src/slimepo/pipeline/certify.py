@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from slimepo.data.chat import chat_format
 from slimepo.files import read_json
 from slimepo.pipeline.data import load_data, recipe_tokenizer, stage_rows
-from slimepo.pipeline.recipe import Recipe
+from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.pipeline.remote.standin import with_stand_ins
 from slimepo.pipeline.rewards import make_rewards, reward_weights
 from slimepo.pipeline.run import check_reference

@@ -21,7 +21,8 @@ from slimepo.files import is_main_process, write_json
 from slimepo.onpolicy.rewards import Prompt
 from slimepo.parallel.agree import each_its_share
 from slimepo.pipeline.pairs import read_pairs
-from slimepo.pipeline.recipe import Data, Recipe, Stage
+from slimepo.pipeline.recipe.schema import Recipe
+from slimepo.pipeline.recipe.sections import Data, Stage
 from slimepo.pipeline.tasks import RunTasks, prompt_ids
 from slimepo.types import Preference
 

@@ -14,7 +14,7 @@ from slimepo.pipeline.folder import EVAL_FOLDER
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from slimepo.pipeline.recipe import Recipe
+    from slimepo.pipeline.recipe.schema import Recipe
 
 
 def evaluations_of(recipe: Recipe, stage: str) -> list[Evaluation]:

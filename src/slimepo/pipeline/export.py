@@ -30,7 +30,8 @@ from slimepo.model.modes import scoring
 from slimepo.model.quantize import four_bit_layers
 from slimepo.model.score import score_rows
 from slimepo.pipeline.console import FIGURES
-from slimepo.pipeline.recipe import Recipe, Stage
+from slimepo.pipeline.recipe.schema import Recipe
+from slimepo.pipeline.recipe.sections import Stage
 from slimepo.settings import dump
 
 # Logits before merging and after reloading may differ by rounding, no more; relative to the largest logit above 1.

@@ -18,7 +18,8 @@ from slimepo.files import is_main_process, read_json, refuse_read_only, write_js
 from slimepo.imports import find_function
 from slimepo.losses import find_objective, hyperparameters
 from slimepo.monitor.settings import monitor_settings
-from slimepo.pipeline.recipe import Recipe, make_recipe
+from slimepo.pipeline.recipe.read import make_recipe
+from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.redaction import redact, redacted
 from slimepo.settings import flat, read_mapping
 from slimepo.versions import versions

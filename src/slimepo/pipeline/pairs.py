@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from slimepo.data.render import ChatFormat
     from slimepo.model.chat import ChatModel
-    from slimepo.pipeline.recipe import Pairs, Recipe
+    from slimepo.pipeline.recipe.schema import Recipe
+    from slimepo.pipeline.recipe.sections import Pairs
 
 FACTS = "pairs.json"
 # Seconds after which a rank that waits looks whether the first one, which makes the pairs, is still there.

@@ -27,7 +27,8 @@ from slimepo.parallel.engines import weights_of
 from slimepo.pipeline.data import StageRows
 from slimepo.pipeline.export import export_model, model_card
 from slimepo.pipeline.heldout import AnswersByStep, compared, standing
-from slimepo.pipeline.recipe import RandomModel, Recipe, Stage
+from slimepo.pipeline.recipe.schema import Recipe
+from slimepo.pipeline.recipe.sections import RandomModel, Stage
 from slimepo.pipeline.rewards import make_rewards, reward_weights
 from slimepo.pipeline.start import (
     exported_adapter,

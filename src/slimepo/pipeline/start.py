@@ -25,7 +25,8 @@ from slimepo.model.load import (
 from slimepo.model.logps import causal_lm
 from slimepo.model.modes import computes_in_bf16
 from slimepo.model.quantize import four_bit_layers, four_bits, quantization_note
-from slimepo.pipeline.recipe import RandomModel, Recipe, Stage
+from slimepo.pipeline.recipe.schema import Recipe
+from slimepo.pipeline.recipe.sections import RandomModel, Stage
 
 
 def stage_base(recipe: Recipe, stage: Stage, out: Path) -> str | RandomModel:

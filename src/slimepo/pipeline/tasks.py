@@ -20,7 +20,7 @@ from slimepo.types import Message, Verdict
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from slimepo.pipeline.recipe import Recipe
+    from slimepo.pipeline.recipe.schema import Recipe
 
 SMOKE_TASKS, SMOKE_TOKENS = 24, 8
 

@@ -31,7 +31,7 @@ from slimepo.words import short_number
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from slimepo.pipeline.recipe import Recipe
+    from slimepo.pipeline.recipe.schema import Recipe
 
 # So many rejected tokens lie under the proposed floor at the start: it is for those that training pushes down.
 BELOW_FLOOR = 0.05
@@ -182,7 +182,7 @@ def rate_range(
 
 
 def calibrate_recipe(recipe: Recipe, rows_used: int, console: Console) -> Calibration:
-    """Calibrate the one stage of a recipe (`slimepo.pipeline.recipe.one_stage_recipe`) on some of its rows.
+    """Calibrate the one stage of a recipe (`slimepo.pipeline.recipe.read.one_stage_recipe`) on some of its rows.
 
     Raises:
         InputError: wrong input of any kind, or too few pairs.

@@ -13,7 +13,8 @@ from transformers import PreTrainedConfig
 from slimepo.errors import InputError
 from slimepo.model.load import load_config, random_config, smoke_config
 from slimepo.pipeline.data import recipe_tokenizer
-from slimepo.pipeline.recipe import RandomModel, Recipe
+from slimepo.pipeline.recipe.schema import Recipe
+from slimepo.pipeline.recipe.sections import RandomModel
 from slimepo.pipeline.start import base_dtype
 from slimepo.plan.ranks import on_a_rank, sizes_of
 from slimepo.plan.step import PlannedStep, largest_batch, largest_budget, make_step, step_memory

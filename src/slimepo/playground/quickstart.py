@@ -13,7 +13,8 @@ from slimepo.errors import InputError
 from slimepo.files import read_json, write_json
 from slimepo.losses import find_objective
 from slimepo.pipeline.folder import begun, mark_folder
-from slimepo.pipeline.recipe import Recipe, make_recipe
+from slimepo.pipeline.recipe.read import make_recipe
+from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.playground.world import WorldSettings, write_world
 from slimepo.settings import Settings, read_mapping, set_key, set_value, validate
 from slimepo.words import short_number

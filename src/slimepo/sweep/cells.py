@@ -17,7 +17,9 @@ from slimepo.evaluation.settings import has_option
 from slimepo.files import read_json, write_text
 from slimepo.pipeline.evaluate import evaluations_of
 from slimepo.pipeline.folder import EVAL_FOLDER, check_folder, made_from, mark_folder
-from slimepo.pipeline.recipe import Recipe, Stage, make_recipe
+from slimepo.pipeline.recipe.read import make_recipe
+from slimepo.pipeline.recipe.schema import Recipe
+from slimepo.pipeline.recipe.sections import Stage
 from slimepo.settings import dump, set_value, validate
 from slimepo.sweep.settings import Keys
 from slimepo.words import nearest

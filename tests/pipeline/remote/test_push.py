@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from slimepo.errors import InputError
-from slimepo.pipeline.recipe import load_recipe
+from slimepo.pipeline.recipe.read import load_recipe
 from slimepo.pipeline.remote.push import check_push, model_of, push_model
 from slimepo.pipeline.run import run_recipe
 from slimepo.playground.tokenizer import build_tokenizer

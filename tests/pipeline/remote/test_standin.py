@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from slimepo.data.chat import chat_format
 from slimepo.errors import InputError
 from slimepo.pipeline.certify import certify_recipe
-from slimepo.pipeline.recipe import load_recipe
+from slimepo.pipeline.recipe.read import load_recipe
 from slimepo.pipeline.remote.standin import byte_tokenizer, family_of, made_up_pairs, with_stand_ins
 from slimepo.pipeline.run import run_recipe
 from slimepo.terminal import make_console

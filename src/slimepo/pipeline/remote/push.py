@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from slimepo.errors import InputError
 from slimepo.files import is_main_process, read_json, write_json
 from slimepo.hub import offline
-from slimepo.pipeline.recipe import Recipe
+from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.settings import read_mapping
 from slimepo.words import first_line
 

@@ -20,7 +20,8 @@ from slimepo.errors import InputError
 from slimepo.files import cache_folder, write_json_lines
 from slimepo.hub import offline
 from slimepo.model.load import special_ids
-from slimepo.pipeline.recipe import Data, Recipe
+from slimepo.pipeline.recipe.schema import Recipe
+from slimepo.pipeline.recipe.sections import Data
 
 if TYPE_CHECKING:
     from rich.console import Console
