@@ -37,9 +37,7 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def test_a_light_start() -> None:
-    check = (
-        "import sys, slimepo, slimepo.cli, slimepo.pipeline.recipe.read, slimepo.data.read, slimepo.data.split; "
-    )
+    check = "import sys, slimepo, slimepo.cli, slimepo.pipeline.recipe.read, slimepo.data.read, slimepo.data.split; "
     check += "sys.exit(str({'torch', 'transformers', 'datasets'} & {*sys.modules} or ''))"
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stderr.strip() == ""
 

@@ -480,7 +480,11 @@ class TestReferenceFree:
         def forbidden(*_: Any, **__: Any) -> None:
             raise AssertionError("a reference was asked for")
 
-        for name in ("trainer.choose_reference", "trainer.reference_values", "step.reference_logps"):
+        for name in (
+            "reference.choose_reference",
+            "reference_cache.reference_values",
+            "step.reference_logps",
+        ):
             monkeypatch.setattr(f"slimepo.training.{name}", forbidden)
         model = tiny_model()
         trainer = made(tmp_path, model, loss=loss, monitor=False, certificate=False)

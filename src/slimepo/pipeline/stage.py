@@ -116,8 +116,6 @@ def run_stage(
     if checkpoint is not None:
         console.print(f"{stage.name}: going on from {checkpoint.name}")
     before = standing(trainer, rows, chat, console, "before")
-    if trainer.monitor is not None:
-        trainer.monitor.record.say = progress.warn
     by_step = None
     if stage.answer_every is not None and rows.tasks is not None:
         by_step = AnswersByStep(

@@ -26,6 +26,7 @@ from slimepo.model.load import load_model
 from slimepo.model.logps import causal_lm, install_logps, policy_logps, response_logps
 from slimepo.model.modes import Forward, scoring
 from slimepo.model.tryout import choose_layout, probe
+from slimepo.training.config import PreferenceConfig
 from slimepo.types import REFERENCE_SOURCES
 from slimepo.words import nearest
 
@@ -103,6 +104,30 @@ def choose_reference(
             "adapters-off", "the policy without its adapters", model, policy, without_adapters=True
         )
     raise InputError(f"reference 'adapters-off': {obstacle}; use reference 'copy' or 'cache'")
+
+
+def reference_for(
+    args: PreferenceConfig,
+    given: nn.Module | str | None,
+    model: nn.Module,
+    layout: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Reference | None:
+    """The reference of a run: `choose_reference` by its settings; None where nothing reads one.
+
+    given: another model, in place of the settings' `reference`.
+    """
+    sampling, asked = args.sampling, args.reads_reference
+    if not asked and not sampling:
+        return None
+    wanted = given if isinstance(given, nn.Module) else args.reference if asked else "auto"
+    if wanted == "auto" and args.sync_reference:
+        wanted = "copy"
+    reference = choose_reference(model, wanted, layout, tokenizer, **args.model_init_kwargs)
+    if sampling and reference.cached:
+        # Rows that do not exist yet are in no cache. What is but looked at is worth no second model, unless asked.
+        return choose_reference(model, "copy", layout) if asked or sampling.watch_kl else None
+    return reference
 
 
 def reference_logps(reference: Reference, batches: Sequence[Batch]) -> list[Tensor]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import tempfile
+import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +28,37 @@ from slimepo.model.logps import causal_lm
 from slimepo.model.score import score_rows
 from slimepo.parallel.agree import on_main
 from slimepo.terminal import Report
+from slimepo.training.callbacks import TrainingProgress
+from slimepo.training.dataset import RowDataset
 from slimepo.training.reference import Reference, device_of
 from slimepo.versions import versions
 
+logger = logging.getLogger(__name__)
 # Changes when what a cache file holds changes.
 _CACHE_VERSION = 4
 
 Known = tuple[np.ndarray, ...]
+
+
+def add_reference(
+    dataset: RowDataset,
+    index: Sequence[int],
+    reference: Reference,
+    model: nn.Module,
+    collator: StepCollator,
+    precision: Callable[[], AbstractContextManager[Any]],
+    accelerator: Any,
+    progress: TrainingProgress | None,
+) -> None:
+    """Give the rows at `index` of a data set their `reference_values`, and say where these came from."""
+    progress = progress if accelerator.is_main_process else None
+    started = time.monotonic()
+    with progress.counted("reference log-probs") if progress else nullcontext() as report:
+        rows = [dataset[i] for i in index]
+        known, cached = reference_values(rows, reference, model, collator, precision, accelerator, report)
+    dataset.add("reference", index, known)
+    how = "from the cache" if cached else f"computed in {time.monotonic() - started:,.0f} s"
+    (progress.say if progress else logger.info)(f"reference log-probs of {len(known):,} rows {how}")
 
 
 def reference_values(

@@ -7,10 +7,10 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import DistributedType
@@ -73,8 +73,8 @@ from slimepo.training.prepare import (
     run_identity,
     settings_of,
 )
-from slimepo.training.reference import Reference, choose_reference
-from slimepo.training.reference_cache import reference_values
+from slimepo.training.reference import reference_for
+from slimepo.training.reference_cache import add_reference
 from slimepo.training.rollouts import rollout_source, sampling_inputs
 from slimepo.training.scores import score_dataset
 from slimepo.training.step import (
@@ -95,6 +95,7 @@ from slimepo.words import first_line
 logger = logging.getLogger(__name__)
 # Rows that an error names.
 _NAMED = 16
+_Callback = TypeVar("_Callback", bound=TrainerCallback)
 
 
 class PreferenceTrainer(Trainer):
@@ -182,6 +183,9 @@ class PreferenceTrainer(Trainer):
         if sampling:
             own.insert(3, WholeRollouts(sampling.steps))
         others_callbacks = given.get("callbacks") or []
+        settings = monitor_settings(args.monitor)
+        if settings is not None and not any(isinstance(c, DisplacementMonitor) for c in others_callbacks):
+            own.append(DisplacementMonitor(settings, args.output_dir or "."))
         take_settings_anew(args.parallel)
         super().__init__(
             model=policy,
@@ -196,7 +200,7 @@ class PreferenceTrainer(Trainer):
             # As it is given; its rows are made below, when the reference is known.
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=[*own, *_monitors(args, others_callbacks), *others_callbacks],
+            callbacks=[*own, *others_callbacks],
             optimizers=given.get("optimizers", (None, None)),
         )
         load_whole(args.parallel)
@@ -216,7 +220,12 @@ class PreferenceTrainer(Trainer):
         self.data_collator = replace(self.data_collator, layout=self.layout)
         for note in model_notes(self.model, self.balance):
             logger.warning(note)
-        self.reference = self._open_reference()
+        self.reference = reference_for(
+            self.args, self.ref_model, self.model, self.layout, self.processing_class
+        )
+        if self.reference and self.reference.cached and self.train_dataset:
+            read = rows_read(self._sampler(), self.args.max_steps, self.args.num_train_epochs)
+            self._add_reference(self.train_dataset, read, self.accelerator.autocast)
         moves = self.args.sync_reference
         self.moving = MovingReference(self.reference.model, **moves) if self.reference and moves else None
         if self.moving:
@@ -244,11 +253,9 @@ class PreferenceTrainer(Trainer):
         # Whether memory has run out, so that steps are cut smaller than they are loaded; the rows of the last one.
         self._smaller = False
         self._row_ids: list[str] = []
-        self.monitor = next(
-            (c for c in self.callback_handler.callbacks if isinstance(c, DisplacementMonitor)), None
-        )
+        self.monitor = self._callback(DisplacementMonitor)
         if self.monitor is not None:
-            self._begin_watching(self.monitor, shown[0].warn if shown else None)
+            self._begin_watching(self.monitor)
         # What a whole model is made of again where training has cut it into parts.
         self.bare: nn.Module | None = None
         # What a checkpoint says of the run that it is of, and the one that has been found sound.
@@ -262,7 +269,7 @@ class PreferenceTrainer(Trainer):
         self._sound: Path | None = None
         self._config, self._as_given, self._as_read = config, settings_of(config), read_once(self.args)
 
-    def _begin_watching(self, monitor: DisplacementMonitor, say: Callable[[str], None] | None) -> None:
+    def _begin_watching(self, monitor: DisplacementMonitor) -> None:
         held_out = self.eval_dataset or []
         parts = held_out.values() if isinstance(held_out, Mapping) else [held_out]
         if self.rollouts and not any(parts) and not monitor.heldout:
@@ -282,7 +289,7 @@ class PreferenceTrainer(Trainer):
                 self.whole_model,
             )
         )
-        monitor.record.say = monitor.record.say or say
+        monitor.record.say = monitor.record.say or (self._progress.warn if self._progress else None)
 
     def train(
         self,
@@ -348,8 +355,7 @@ class PreferenceTrainer(Trainer):
         )  # fmt: skip
         if not self.certificate.get("agrees", True):
             raise CertificateError(in_words(self.certificate))
-        shown = next((c for c in self.callback_handler.callbacks if isinstance(c, TrainingProgress)), None)
-        (shown.say if shown else logger.info)(in_words(self.certificate))
+        (self._progress.say if self._progress else logger.info)(in_words(self.certificate))
         if self._only_certify:
             raise Certified
 
@@ -358,9 +364,8 @@ class PreferenceTrainer(Trainer):
         if self.train_dataset is None:
             raise InputError("there is nothing to train on: give train_dataset")
         sampler = self._sampler()
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, EpochOfSampler):
-                callback.sampler = sampler
+        if follows := self._callback(EpochOfSampler):
+            follows.sampler = sampler
         return DataLoader(
             self.train_dataset,
             batch_sampler=sampler,
@@ -601,8 +606,14 @@ class PreferenceTrainer(Trainer):
         self.model.tie_weights()
 
     def _say(self, words: str) -> None:
-        shown = next((c for c in self.callback_handler.callbacks if isinstance(c, TrainingProgress)), None)
-        (shown.warn if shown else logger.warning)(words)
+        (self._progress.warn if self._progress else logger.warning)(words)
+
+    @property
+    def _progress(self) -> TrainingProgress | None:
+        return self._callback(TrainingProgress)
+
+    def _callback(self, kind: type[_Callback]) -> _Callback | None:
+        return next((c for c in self.callback_handler.callbacks if isinstance(c, kind)), None)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """What the Trainer saves, checkpoints too, with the template's options and how its base was loaded."""
@@ -677,50 +688,17 @@ class PreferenceTrainer(Trainer):
         # Once training has begun, the model that they would have to be scored with has changed.
         begun = self.state.global_step > 0 or self.is_in_train
         if rows is not None and self.reference is not None and self.reference.cached and not begun:
-            self._add_reference(
-                rows, range(len(rows)), self.reference, functools.partial(scoring, self.model)
-            )
+            self._add_reference(rows, range(len(rows)), functools.partial(scoring, self.model))
         return rows
 
-    def _open_reference(self) -> Reference | None:
-        """Where reference log-probs come from; rows whose log-probs are computed beforehand have them then."""
-        sampling = self.args.sampling
-        asked = self.args.reads_reference
-        if not asked and not sampling:
-            return None
-        options = self.args.model_init_kwargs
-        wanted = self.ref_model if isinstance(self.ref_model, nn.Module) else self.args.reference
-        if wanted == "auto" and self.args.sync_reference:
-            wanted = "copy"
-        reference = choose_reference(
-            self.model, wanted if asked else "auto", self.layout, self.processing_class, **options
-        )
-        if sampling and reference.cached:
-            # Rows that do not exist yet are in no cache. What is but looked at is worth no second model, unless asked.
-            return choose_reference(self.model, "copy", self.layout) if asked or sampling.watch_kl else None
-        if self.train_dataset and reference.cached:
-            read = rows_read(self._sampler(), self.args.max_steps, self.args.num_train_epochs)
-            self._add_reference(self.train_dataset, read, reference, self.accelerator.autocast)
-        return reference
-
     def _add_reference(
-        self,
-        dataset: RowDataset,
-        index: Sequence[int],
-        reference: Reference,
-        precision: Callable[[], AbstractContextManager[Any]],
+        self, rows: RowDataset, index: Sequence[int], precision: Callable[[], AbstractContextManager[Any]]
     ) -> None:
-        callbacks = self.callback_handler.callbacks if self.accelerator.is_main_process else []
-        shown = next((c for c in callbacks if isinstance(c, TrainingProgress)), None)
-        started = time.monotonic()
-        with shown.counted("reference log-probs") if shown else nullcontext() as report:
-            known, cached = reference_values(
-                [dataset[i] for i in index],
-                reference, self.model, self.data_collator, precision, self.accelerator, report,
-            )  # fmt: skip
-        dataset.add("reference", index, known)
-        how = "from the cache" if cached else f"computed in {time.monotonic() - started:,.0f} s"
-        (shown.say if shown else logger.info)(f"reference log-probs of {len(known):,} rows {how}")
+        assert self.reference is not None
+        add_reference(
+            rows, index, self.reference, self.model, self.data_collator, precision, self.accelerator,
+            self._progress,
+        )  # fmt: skip
 
 
 class SLIMETrainer(PreferenceTrainer):
@@ -738,11 +716,3 @@ def _prompts_alone(prompts: Sequence[Prompt]) -> dict[str, Any]:
 def _some(rows: Sequence[str]) -> str:
     more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
     return ", ".join(rows[:_NAMED]) + more
-
-
-def _monitors(args: PreferenceConfig, given: Sequence[TrainerCallback]) -> list[TrainerCallback]:
-    """The displacement monitor that the config asks for, unless the caller brings one."""
-    settings = monitor_settings(args.monitor)
-    if settings is None or any(isinstance(callback, DisplacementMonitor) for callback in given):
-        return []
-    return [DisplacementMonitor(settings, args.output_dir or ".")]
