@@ -8,7 +8,7 @@ import torch
 
 from slimepo.errors import BadFilesError
 from slimepo.parallel import agree
-from slimepo.parallel.agree import any_rank, each_its_share, on_main
+from slimepo.parallel.agree import any_rank, each_its_share, on_main, together
 
 
 def test_alone_a_rank_agrees_with_itself() -> None:
@@ -27,6 +27,15 @@ def test_every_rank_learns_of_an_error_of_the_first(monkeypatch: pytest.MonkeyPa
     other = SimpleNamespace(is_main_process=False, num_processes=2)
     with pytest.raises(BadFilesError, match=r"cache.npy is damaged"):
         on_main(lambda: None, other)
+
+
+def test_what_another_rank_raises_is_raised_here_with_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere: list[Any] = [None, (RuntimeError, "OutOfMemoryError: no room")]
+    monkeypatch.setattr(agree, "of_all_ranks", lambda own: [own, *elsewhere])
+    with pytest.raises(RuntimeError, match=r"OutOfMemoryError: no room \(on rank 2\)"), together():
+        pass
+    with pytest.raises(KeyError, match="mine"), together():
+        raise KeyError("mine")
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])

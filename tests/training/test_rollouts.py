@@ -20,7 +20,7 @@ from slimepo.model.generate import completion_text, generate
 from slimepo.onpolicy.rollouts import sample_seed
 from slimepo.onpolicy.vllm import VLLM
 from slimepo.training.config import PreferenceConfig
-from slimepo.training.rollouts import sampled, together
+from slimepo.training.rollouts import sampled
 from slimepo.training.step import output_of
 from slimepo.training.trainer import PreferenceTrainer
 from slimepo.types import LossOutput, SampleLogps
@@ -638,16 +638,6 @@ class TestFailures:
             made = trainer(tmp_path, reward=leaving, rollouts={"timeout": timeout})
             with pytest.raises(InputError, match=r"reward 'leaving' fails on row p\d: SystemExit: 3"):
                 made.train()
-
-    def test_what_another_rank_raises_is_raised_here_with_its_words(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        elsewhere: list[Any] = [None, (RuntimeError, "OutOfMemoryError: no room")]
-        monkeypatch.setattr("accelerate.utils.gather_object", lambda own: own + elsewhere)
-        with pytest.raises(RuntimeError, match=r"OutOfMemoryError: no room \(on rank 2\)"), together():
-            pass
-        with pytest.raises(KeyError, match="mine"), together():
-            raise KeyError("mine")
 
     def test_or_the_row_is_left_out_and_its_line_says_why(self, tmp_path: Path) -> None:
         def picky(prompt: Any, texts: Sequence[str], row: dict[str, Any]) -> list[float]:

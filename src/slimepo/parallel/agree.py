@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+
+from slimepo.errors import InputError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,6 +39,29 @@ def each_its_share(rows: Sequence[T], work: Callable[[Sequence[T]], R]) -> list[
     several = of.is_available() and of.is_initialized()
     ranks, rank = (of.get_world_size(), of.get_rank()) if several else (1, 0)
     return of_all_ranks(work(rows[len(rows) * rank // ranks : len(rows) * (rank + 1) // ranks]))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What one rank raises in here all ranks raise behind it, so that none of them waits for one that has left.
+
+    Every rank must come here, and none may wait for another inside. The rank that failed raises its own error, the
+    others an InputError where that is one, else a RuntimeError, with its words.
+    """
+    failed: BaseException | None = None
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        failed = error
+    kind = InputError if isinstance(failed, InputError) else RuntimeError
+    words = str(failed) if kind is InputError else f"{type(failed).__name__}: {failed}"
+    told = of_all_ranks(None if failed is None else (kind, words))
+    if failed is not None:
+        raise failed
+    for rank, found in enumerate(told):
+        if found is not None:
+            kind, words = found
+            raise kind(f"{words} (on rank {rank})")
 
 
 def on_main(job: Callable[[], T], accelerator: Any) -> T:

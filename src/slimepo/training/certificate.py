@@ -27,10 +27,10 @@ from slimepo.losses.table import LossFunction
 from slimepo.model.attention.path import HALF
 from slimepo.model.logps import causal_lm, policy_logps, response_logps, without_router_logits
 from slimepo.model.modes import Forward
+from slimepo.parallel.agree import of_all_ranks, together
 from slimepo.parallel.engines import backward_alone, whole_model
 from slimepo.training.prepare import sources_of_noise
 from slimepo.training.reference import Reference, reference_logps
-from slimepo.training.rollouts import together
 from slimepo.training.step import output_of, row_weight, step_counts, train_step
 
 # Rows of each rank: two in one micro-batch, and one more to accumulate.
@@ -72,8 +72,6 @@ def certify(
         What was found, the same on every rank: `loss` and `gradients`, of each what the `run` and the `plain`
         computation gave (of a gradient its norm) and how far they are apart (`error`); `tolerance`, `agrees`.
     """
-    from accelerate.utils import gather_object
-
     if accelerator.mixed_precision == "fp16":
         return {"left_out": "the scale of an fp16 loss is found by training alone"}
     started = time.perf_counter()
@@ -88,8 +86,8 @@ def certify(
         value = float(accelerator.reduce(done.loss, "sum")) / accelerator.num_processes
         for parameter in policy.parameters():
             parameter.grad = None
-        everyone = gather_object(mine)
-        norms = gather_object([{name: _norm(gradient) for name, gradient in run.items()}])
+        everyone = [row for of_rank in of_all_ranks(mine) for row in of_rank]
+        norms = of_all_ranks({name: _norm(gradient) for name, gradient in run.items()})
         whole = whole_model(policy, bare)
         # The others wait: what one rank has lost, one process has not.
         with together():
@@ -101,7 +99,7 @@ def certify(
                 )
                 with _own_precision(whole):
                     found = beside(plain, whole, (value, run), norms, _precision(policy, accelerator))
-    (found,) = (each for each in gather_object([found]) if each)
+    (found,) = (each for each in of_all_ranks(found) if each)
     about = {"rows": len(everyone), "ranks": accelerator.num_processes, "layout": collator.layout}
     return {**found, **about, "seconds": round(time.perf_counter() - started, 2)}
 

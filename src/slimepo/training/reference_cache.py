@@ -26,7 +26,7 @@ from slimepo.files import cache_folder
 from slimepo.model.adapters import OF_ADAPTERS, adapter_state
 from slimepo.model.logps import causal_lm
 from slimepo.model.score import score_rows
-from slimepo.parallel.agree import on_main
+from slimepo.parallel.agree import of_all_ranks, on_main
 from slimepo.terminal import Report
 from slimepo.training.callbacks import TrainingProgress
 from slimepo.training.dataset import RowDataset
@@ -113,7 +113,7 @@ def reference_values(
                 by_position[p][0] if p in by_position else np.full(len(response), np.nan, np.float32)
                 for p, response in enumerate(row.responses)
             )
-        everyone = _gather(computed, accelerator)
+        everyone = {i: values for of_rank in of_all_ranks(computed) for i, values in of_rank.items()}
         computed_now = [everyone[i] for i in range(len(rows))]
 
         def keep() -> None:
@@ -219,11 +219,3 @@ def _limit() -> float:
     if not gib >= 0:
         raise InputError(f"SLIMEPO_REFERENCE_CACHE_GIB is {given!r}: give a number of GiB")
     return gib * 2**30
-
-
-def _gather(part: dict[int, Known], accelerator: Any) -> dict[int, Known]:
-    if accelerator.num_processes == 1:
-        return part
-    from accelerate.utils import gather_object
-
-    return {index: known for of_rank in gather_object([part]) for index, known in of_rank.items()}

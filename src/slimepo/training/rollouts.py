@@ -6,8 +6,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +43,7 @@ from slimepo.onpolicy.rollouts import (
 )
 from slimepo.onpolicy.settings import BY_TOKEN, Rollouts
 from slimepo.onpolicy.vllm import VLLM, VLLMServer, check_server, open_engine
+from slimepo.parallel.agree import of_all_ranks, together
 from slimepo.training.reference import Reference
 from slimepo.training.steps import StepSampler
 
@@ -273,10 +273,8 @@ class RolloutSource:
         return self.engine.sample(self.end_ids, prompts, seeds)
 
     def _keep(self, part: Rollout, step: int, rows: int) -> None:
-        from accelerate.utils import gather_object
-
-        lines = gather_object(records(part, step + 1))
-        made = sum(gather_object([rows]))
+        lines = [line for of_rank in of_all_ranks(records(part, step + 1)) for line in of_rank]
+        made = sum(of_all_ranks(rows))
         self.tokens += sum(map(_tokens_of, lines))
         with together():
             if self.accelerator.is_main_process:
@@ -296,9 +294,8 @@ class RolloutSource:
 
         Of what ends in `/max`, the largest; and all tokens that were sampled since the run began.
         """
-        from accelerate.utils import gather_object
-
-        given, self.facts = gather_object(self.facts), []
+        given = [facts for of_rank in of_all_ranks(self.facts) for facts in of_rank]
+        self.facts = []
         means = {}
         for name in dict.fromkeys(key for facts in given for key in facts):
             values = np.array([facts[name] for facts in given if name in facts])
@@ -360,31 +357,6 @@ def prompts_of(sampler: StepSampler, batch: int) -> list[int]:
     once = replace(sampler, repeats=1)
     epoch, place = divmod(batch, len(once))
     return next(itertools.islice(replace(once, epoch=epoch), place, None))
-
-
-@contextmanager
-def together() -> Iterator[None]:
-    """What one rank raises in here all ranks raise behind it, so that none of them waits for one that has left.
-
-    Every rank must come here, and none may wait for another inside. The rank that failed raises its own error, the
-    others an InputError where that is one, else a RuntimeError, with its words.
-    """
-    from accelerate.utils import gather_object
-
-    failed: BaseException | None = None
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        failed = error
-    kind = InputError if isinstance(failed, InputError) else RuntimeError
-    words = str(failed) if kind is InputError else f"{type(failed).__name__}: {failed}"
-    told = gather_object([None if failed is None else (kind, words)])
-    if failed is not None:
-        raise failed
-    for rank, found in enumerate(told):
-        if found is not None:
-            kind, words = found
-            raise kind(f"{words} (on rank {rank})")
 
 
 def _score(
