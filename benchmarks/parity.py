@@ -227,6 +227,8 @@ CASES = (
         {"f_divergence": "alpha_divergence", "f_alpha": 0.7},
         ("float32",),
     ),
+    on_pairs("wpo(dpo)", {"loss_type": "sigmoid", "use_weighting": True}),
+    on_pairs("wpo(ipo)", {"loss_type": "ipo", "use_weighting": True}, dtypes=WIDE),
     on_pairs(
         "0.8*dpo+0.2*bco_pair+1.0*sft",
         {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},

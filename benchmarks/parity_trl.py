@@ -285,7 +285,8 @@ class WideHead:
         logps = logits.log_softmax(dim=-1)
         entropy = -(logps.exp() * logps).sum(dim=-1)
         chosen = logps.gather(1, labels[:, None])[:, 0]
-        return chosen, entropy, torch.zeros_like(chosen), logits.mean(dim=-1), logits.argmax(dim=-1) == labels
+        squared = (2 * logps).logsumexp(dim=-1)
+        return chosen, entropy, squared, logits.mean(dim=-1), logits.argmax(dim=-1) == labels
 
 
 @contextmanager

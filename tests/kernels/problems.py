@@ -69,4 +69,4 @@ def gradients(
     hidden, weight, bias = leaves
     stats = linear_logps_stats(hidden, weight, given.targets, bias, impl=impl, **settings)  # type: ignore[arg-type]
     stats.logps.backward(given.upstream.to(stats.logps.dtype))
-    return TokenStats(stats.logps.detach(), stats.entropy, stats.top1), [t.grad for t in leaves]
+    return stats._replace(logps=stats.logps.detach()), [t.grad for t in leaves]

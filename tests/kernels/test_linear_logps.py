@@ -48,6 +48,9 @@ def test_the_specification_is_log_softmax() -> None:
         actual.entropy, -(distribution.exp() * distribution).sum(dim=-1), rtol=1e-12, atol=1e-12
     )
     assert torch.equal(actual.top1, distribution.argmax(dim=-1) == targets)
+    torch.testing.assert_close(
+        actual.collision, distribution.exp().square().sum(dim=-1).log(), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_the_grid_holds_every_pair_of_values() -> None:
@@ -101,8 +104,8 @@ def check(
     actual, actual_gradients = gradients(given, impl, trained, softcap=softcap, scale=scale)
     assert torch.equal(actual.top1, expected.top1)
     for ours, theirs in zip(
-        (actual.logps, actual.entropy, *actual_gradients),
-        (expected.logps, expected.entropy, *expected_gradients),
+        (actual.logps, actual.entropy, actual.collision, *actual_gradients),
+        (expected.logps, expected.entropy, expected.collision, *expected_gradients),
         strict=True,
     ):
         assert (ours is None) == (theirs is None)
@@ -133,7 +136,7 @@ def test_no_row_gives_no_log_prob_and_no_gradient(impl: str, device: str) -> Non
     given = problem(1, 4, 6, torch.float32, device)
     hidden, weight = given.hidden[:0].requires_grad_(), given.weight.requires_grad_()
     stats = linear_logps_stats(hidden, weight, given.targets[:0], impl=impl)  # type: ignore[arg-type]
-    assert [t.shape for t in stats] == [(0,)] * 3
+    assert [t.shape for t in stats] == [(0,)] * 4
     stats.logps.sum().backward()
     assert weight.grad is not None
     assert not weight.grad.any()

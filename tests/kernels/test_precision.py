@@ -25,18 +25,18 @@ def obeys_the_rule(
     truth, true_gradients = gradients(given, "naive", trained, torch.float64, softcap=softcap)
     plain, plain_gradients = gradients(given, "naive", trained, softcap=softcap)
     ours, our_gradients = gradients(given, impl, trained, softcap=softcap)
-    names = ("logps", "entropy", "hidden", "weight", "bias")
+    names = ("logps", "entropy", "collision", "hidden", "weight", "bias")
     columns = zip(
         names,
-        (truth.logps, truth.entropy, *true_gradients),
-        (plain.logps, plain.entropy, *plain_gradients),
-        (ours.logps, ours.entropy, *our_gradients),
+        (truth.logps, truth.entropy, truth.collision, *true_gradients),
+        (plain.logps, plain.entropy, plain.collision, *plain_gradients),
+        (ours.logps, ours.entropy, ours.collision, *our_gradients),
         strict=True,
     )
     for name, exact, usual, fused in columns:
         if exact is None or usual is None or fused is None:
             continue
-        assert fused.dtype == (torch.float32 if name in ("logps", "entropy") else dtype)
+        assert fused.dtype == (torch.float32 if name in ("logps", "entropy", "collision") else dtype)
         allowed = FACTOR * largest_error(usual, exact) + FLOOR * exact.abs().max().item()
         assert largest_error(fused, exact) <= allowed, name
 
@@ -80,7 +80,7 @@ def test_extreme_logits_stay_finite() -> None:
     given = problem(40, 16, 300, torch.float32, spread=1e4)
     for trained in ((True, False, False), (True, True, True)):
         stats, found = gradients(given, "chunked", trained)
-        for tensor in (stats.logps, stats.entropy, *found):
+        for tensor in (stats.logps, stats.entropy, stats.collision, *found):
             assert tensor is None or tensor.isfinite().all()
         assert (stats.logps <= 0).all()
 

@@ -40,6 +40,7 @@ def made(
         {"loss": "dpo", "reference": "copy", "layout": "packed"},
         {"loss": "dpo", "reference": "cache"},
         {"loss": "kto"},
+        {"loss": "wpo(dpo)", "layout": "shared"},
         {"loss": "sft", "architecture": "gemma2", "layout": "padded"},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
@@ -89,8 +90,8 @@ def test_it_leaves_no_trace(tmp_path: Path) -> None:
 def test_a_wrong_run_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: Any, words: str
 ) -> None:
-    right = step.response_logps
-    monkeypatch.setattr(step, "response_logps", lambda *given: wrong(right(*given)))
+    right = step.policy_tokens
+    monkeypatch.setattr(step, "policy_tokens", lambda *given: wrong(right(*given)))
     run = made(tmp_path)
     before = [p.detach().clone() for p in run.model.parameters()]
     with pytest.raises(CertificateError, match=words):

@@ -139,7 +139,7 @@ class TestConfig:
                 "'apo_zero' has no hyperparameter 'ld_alpha'",
             ),
             ({"loss": "dpo", "f_divergence_type": "alpha_divergence"}, "f_alpha goes with"),
-            ({"loss": "dpo", "use_weighting": True}, "use_weighting = True is a setting of TRL's"),
+            ({"loss": "aot", "use_weighting": True}, r"'wpo\(aot\)': aot sorts answers"),
             ({"loss": "dpo", "ref_model_sync_steps": 64}, "goes with sync_reference, which is not asked for"),
             ({"truncation_mode": "keep_end"}, "cut_long_responses"),
             ({"pad_token": "<pad>"}, "processing_class"),

@@ -22,11 +22,13 @@ log = logging.getLogger(__name__)
 
 
 class TokenStats(NamedTuple):
-    """Per token: log-prob (with gradients); entropy in nats and `top1`, whether no token is likelier (both without)."""
+    """Per token: log-prob (with gradients); without, entropy in nats, `top1`, whether no token is likelier, and
+    `collision`, the log-probability that two draws are the same token, log sum p^2."""
 
     logps: Tensor
     entropy: Tensor
     top1: Tensor
+    collision: Tensor
 
 
 def linear_logps(
@@ -88,8 +90,9 @@ def linear_logps_stats(
     """`linear_logps`, and from the same sweep over the logits what metrics want to know about each token.
 
     Returns:
-        TokenStats: `logps [N]` as from `linear_logps`; `entropy [N]` of the token's distribution in nats, and
-        `top1 [N]`, whether no token is likelier than the target (ties count). No gradient flows through the two.
+        TokenStats: `logps [N]` as from `linear_logps`; `entropy [N]` of the token's distribution in nats;
+        `top1 [N]`, whether no token is likelier than the target (ties count); `collision [N]`, the log of the sum of
+        its squared probabilities. No gradient flows through the three.
 
     Example:
         >>> import math, torch
@@ -99,15 +102,18 @@ def linear_logps_stats(
         >>> stats = linear_logps_stats(hidden, weight, torch.tensor([1]))
         >>> stats.logps, stats.entropy, stats.top1  # log(1/4), 1.5 * log(2), and token 0 is likelier
         (tensor([-1.3863]), tensor([1.0397]), tensor([False]))
+        >>> stats.collision  # log(1/4 + 1/16 + 1/16)
+        tensor([-0.9808])
     """
     if _checked(impl, hidden, weight, targets, scale) == "naive":
         inputs = (hidden, weight, targets, bias, softcap, scale)
         return TokenStats(linear_logps_naive(*inputs), *token_stats_naive(*inputs))
     job = _job(impl, hidden, softcap, scale, stats=True)
-    logps, entropy, top1 = linear_logps_chunked(hidden, weight, targets, bias, job)
+    logps, entropy, top1, collision = linear_logps_chunked(hidden, weight, targets, bias, job)
     assert entropy is not None
     assert top1 is not None
-    return TokenStats(logps, entropy, top1)
+    assert collision is not None
+    return TokenStats(logps, entropy, top1, collision)
 
 
 def _checked(

@@ -24,13 +24,13 @@ from slimepo.kernels.sweep import Head, Job, KeptLogits, RowBlock, Tiling, locat
 CPU_TILING = Tiling(rows=512, columns=1024, keep=2**24)
 GPU_TILING = Tiling(rows=4096, columns=16384, keep=2**26)
 
-Result = tuple[Tensor, Tensor | None, Tensor | None]
+Result = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 def linear_logps_chunked(
     hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, bias_V: Tensor | None, job: Job
 ) -> Result:
-    """Log-probs `[N]` as `linear_logps_naive`, and entropy and top1 `[N]` where `job.stats` asks for them.
+    """Log-probs `[N]` as `linear_logps_naive`, and entropy, top1 and collision `[N]` where `job.stats` asks for them.
 
     Matrix products run in `job.dtype`, everything after them in float32 or wider.
     """
@@ -49,14 +49,15 @@ class _ChunkedLogps(torch.autograd.Function):
         wants_hidden_grad = ctx.needs_input_grad[0] and not trains_head
         head = Head(weight, bias, job.dtype)
         kept = KeptLogits(job.tiling.keep if trains_head else 0)
-        logps, lse, pull, entropy = (
-            hidden.new_empty(len(hidden), dtype=wide_dtype(job.dtype)) for _ in range(4)
+        logps, lse, pull, entropy, collision = (
+            hidden.new_empty(len(hidden), dtype=wide_dtype(job.dtype)) for _ in range(5)
         )
         top1 = hidden.new_empty(len(hidden), dtype=torch.bool)
         hidden_grad = hidden.new_empty(hidden.shape, dtype=job.dtype) if wants_hidden_grad else None
         whole = RowBlock(
-            logps, lse, pull, entropy if job.stats else None, top1 if job.stats else None, hidden_grad
-        )
+            logps, lse, pull, entropy if job.stats else None, top1 if job.stats else None,
+            collision if job.stats else None, hidden_grad,
+        )  # fmt: skip
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in parts(len(hidden), job.tiling.rows):
                 inputs = hidden[rows].to(job.dtype)
@@ -69,8 +70,10 @@ class _ChunkedLogps(torch.autograd.Function):
             ctx.save_for_backward(whole.hidden_grad)
         else:
             ctx.save_for_backward(hidden, weight, bias, targets, whole.lse, whole.pull)
-        ctx.mark_non_differentiable(*(t for t in (whole.entropy, whole.top1) if t is not None))
-        return whole.logps, whole.entropy, whole.top1
+        ctx.mark_non_differentiable(
+            *(t for t in (whole.entropy, whole.top1, whole.collision) if t is not None)
+        )
+        return whole.logps, whole.entropy, whole.top1, whole.collision
 
     @staticmethod
     @once_differentiable

@@ -40,8 +40,18 @@ def token_stats_naive(
     bias_V: Tensor | None,
     softcap: float | None,
     scale: float,
-) -> tuple[Tensor, Tensor]:
-    """Entropy of each row's distribution `[N]` in nats, and whether no logit is above the target's `[N]`."""
-    raw_NV = F.linear(hidden_NH, weight_VH, bias_V)
-    entropy_N = torch.special.entr(adjust(raw_NV, softcap, scale).softmax(dim=-1)).sum(dim=-1)
-    return entropy_N, raw_NV.gather(1, targets_N[:, None]).squeeze(1) == raw_NV.amax(dim=-1)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`stats_of_logits` of every row projected onto the vocabulary."""
+    return stats_of_logits(F.linear(hidden_NH, weight_VH, bias_V), targets_N, softcap, scale)
+
+
+@torch.no_grad()
+def stats_of_logits(
+    raw_NV: Tensor, targets_N: Tensor, softcap: float | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row's entropy `[N]` in nats, whether no logit is above the target's, and the log of the sum of p squared."""
+    logps_NV = adjust(raw_NV, softcap, scale).log_softmax(dim=-1)
+    entropy_N = torch.special.entr(logps_NV.exp()).sum(dim=-1)
+    # From the raw logits: a soft cap makes large ones equal.
+    top1_N = raw_NV.gather(1, targets_N[:, None]).squeeze(1) == raw_NV.amax(dim=-1)
+    return entropy_N, top1_N, (2 * logps_NV).logsumexp(dim=-1)

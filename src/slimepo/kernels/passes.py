@@ -32,6 +32,7 @@ class TileSums(NamedTuple):
     maximum: Tensor  # [n] largest raw logit, in the tile's dtype
     total: Tensor  # [n] sum over the tile of exp(logit - largest logit)
     weighted: Tensor | None  # [n] sum of exp(d) * d, with d = logit - largest logit
+    squared: Tensor | None  # [n] sum of exp(2 d)
 
 
 class Passes(NamedTuple):
@@ -70,14 +71,15 @@ def _sums(raw: Tensor, adjustment: Adjustment, write: bool, stats: bool) -> Tile
     exponent, slope = _exponent(raw, adjusted(maximum, adjustment), adjustment, in_place)
     exps = torch.exp2(exponent) if stats else exponent.exp2_()
     total = exps.sum(dim=1)
-    weighted = None
+    weighted = squared = None
     if stats:
+        squared = torch.linalg.vecdot(exps, exps)
         # A logit of -inf adds nothing, and 0 * -inf would be NaN.
         exponent.clamp_min_(torch.finfo(exponent.dtype).min).mul_(exps)
         weighted = exponent.sum(dim=1) / LOG2_E
     if write:
         _store(raw, exps, slope)
-    return TileSums(maximum, total, weighted)
+    return TileSums(maximum, total, weighted, squared)
 
 
 def _exponentials(raw: Tensor, shift_n: Tensor, adjustment: Adjustment) -> None:

@@ -72,6 +72,7 @@ class RowBlock(NamedTuple):
     pull: Tensor  # d logp / d (scale * raw target logit): 1 - p, times the soft cap's slope
     entropy: Tensor | None
     top1: Tensor | None
+    collision: Tensor | None
     hidden_grad: Tensor | None  # [n, H] d logp / d hidden
 
 
@@ -135,18 +136,20 @@ def _merged(old: _Running, new: _Running, adjustment: Adjustment) -> _Running:
     down_new = adjusted(new.sums.maximum, adjustment) - top
     factor_old, factor_new = down_old.exp(), down_new.exp()
     total = old.sums.total * factor_old + new.sums.total * factor_new
-    weighted = None
+    weighted = squared = None
+    if old.sums.squared is not None and new.sums.squared is not None:
+        squared = old.sums.squared * factor_old.square() + new.sums.squared * factor_new.square()
     if old.sums.weighted is not None and new.sums.weighted is not None:
         weighted = (old.sums.weighted + old.sums.total * down_old) * factor_old
         weighted += (new.sums.weighted + new.sums.total * down_new) * factor_new
     mixture = old.mixture
     if mixture is not None and new.mixture is not None:
         mixture.mul_(factor_old[:, None]).addcmul_(new.mixture, factor_new[:, None])
-    return _Running(TileSums(maximum, total, weighted), mixture)
+    return _Running(TileSums(maximum, total, weighted, squared), mixture)
 
 
 def _finished(running: _Running, target: Tensor, targets: Tensor, head: Head, job: Job) -> RowBlock:
-    (maximum, total, weighted), mixture = running
+    (maximum, total, weighted, squared), mixture = running
     softcap, scale = job.adjustment
     logit = adjusted(target, job.adjustment)
     lse = adjusted(maximum, job.adjustment) + total.log()
@@ -160,4 +163,7 @@ def _finished(running: _Running, target: Tensor, targets: Tensor, head: Head, jo
         hidden_grad = own.mul_(scale).to(job.dtype)
     # -sum p log p with log p = d - log(total); rounding may put a certain token's below 0.
     entropy = None if weighted is None else (total.log() - weighted / total).clamp_min_(0)
-    return RowBlock(logps, lse, pull, entropy, target == maximum if job.stats else None, hidden_grad)
+    # log sum p^2 with p = exp(d) / total.
+    collision = None if squared is None else (squared.log() - 2 * total.log()).clamp_max_(0)
+    top1 = target == maximum if job.stats else None
+    return RowBlock(logps, lse, pull, entropy, top1, collision, hidden_grad)

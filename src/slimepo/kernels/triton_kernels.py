@@ -35,6 +35,7 @@ def sums_kernel(
     maximum_ptr,
     total_ptr,
     weighted_ptr,
+    squared_ptr,
     columns,
     stride,
     SCALE: tl.constexpr,
@@ -52,6 +53,7 @@ def sums_kernel(
     top = finite(maximum)
     total = tl.zeros((), wide)
     weighted = tl.zeros((), wide)
+    squared = tl.zeros((), wide)
     for start in range(0, columns, BLOCK):
         there = start + lane < columns
         raw = tl.load(row_ptr + start + lane, mask=there, other=float("-inf")).to(wide)
@@ -62,12 +64,14 @@ def sums_kernel(
         exps = tl.where(there, tl.exp(difference), 0.0)
         if STATS:
             weighted = (weighted + total * down) * tl.exp(down) + tl.sum(exps * finite(difference), axis=0)
+            squared = squared * tl.exp(2 * down) + tl.sum(exps * exps, axis=0)
         total = total * tl.exp(down) + tl.sum(exps, axis=0)
         top = new_top
     tl.store(maximum_ptr + row, maximum)
     tl.store(total_ptr + row, total)
     if STATS:
         tl.store(weighted_ptr + row, weighted)
+        tl.store(squared_ptr + row, squared)
     if WRITE:
         for start in range(0, columns, BLOCK):
             there = start + lane < columns

@@ -40,12 +40,13 @@ def _sums(raw: Tensor, adjustment: Adjustment, write: bool, stats: bool) -> Tile
     rows, columns = raw.shape
     maximum = torch.empty(rows, dtype=raw.dtype, device=raw.device)
     total = torch.empty(rows, dtype=wide_dtype(raw.dtype), device=raw.device)
-    weighted = torch.empty_like(total) if stats else None
+    weighted, squared = (torch.empty_like(total) if stats else None for _ in range(2))
     sums_kernel[(rows,)](
         raw,
         maximum,
         total,
         total if weighted is None else weighted,
+        total if squared is None else squared,
         columns,
         raw.stride(0),
         **_constants(adjustment, columns),
@@ -53,7 +54,7 @@ def _sums(raw: Tensor, adjustment: Adjustment, write: bool, stats: bool) -> Tile
         STATS=stats,
         num_warps=WARPS,
     )
-    return TileSums(maximum, total, weighted)
+    return TileSums(maximum, total, weighted, squared)
 
 
 def _exponentials(raw: Tensor, shift_n: Tensor, adjustment: Adjustment) -> None:

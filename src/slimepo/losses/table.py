@@ -13,6 +13,15 @@ from pydantic import TypeAdapter, ValidationError
 from slimepo.errors import InputError
 from slimepo.imports import find_function
 from slimepo.losses.anchored import cal_dpo, dpo_shift, dpop, lpo, rpo
+from slimepo.losses.composed import (
+    Part,
+    option_key,
+    shares_of,
+    sum_name,
+    weighted_by_wpo,
+    weighted_sum,
+    with_wpo_weights,
+)
 from slimepo.losses.dpo import chi_po, discopop, dpo, exo_pair, hinge, ipo, robust
 from slimepo.losses.informed import aot, aot_unpaired, reward_aware_rpo, xpo
 from slimepo.losses.kto import kto
@@ -22,7 +31,6 @@ from slimepo.losses.presets import PRESETS
 from slimepo.losses.sft import sft
 from slimepo.losses.simpo import alpha_po, bopo, cpo, orpo, simper, simpo, slic, tpo
 from slimepo.losses.slime import slime
-from slimepo.losses.weighted_sum import Part, option_key, shares_of, sum_name, weighted_sum
 from slimepo.types import LossOutput, PairLogps, SampleLogps
 from slimepo.words import nearest
 
@@ -50,7 +58,8 @@ class Objective(NamedTuple):
 
         `reference`: log-probs of a reference model; `behaviour`: log-probs when the response was sampled; `divergence`:
         the mean log-ratio to the reference of answers to other prompts, over the whole step; `gold`: log-probs of the
-        last response that it reads; any other name: a value of the rows.
+        last response that it reads; `collision`: the log of the sum of the policy's squared probabilities, at each
+        token; any other name: a value of the rows.
         """
         parameters = [*inspect.signature(self.function).parameters.values()][1:]
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -104,8 +113,9 @@ LOSSES: dict[str, Objective] = {
 def find_objective(loss: str | Mapping[str, float], options: Mapping[str, Any] | None = None) -> Objective:
     """The objective of that name in `LOSSES`, a preset of one (`slime/without-hard`), or a user's own by import path.
 
-    A mapping, or a name such as `0.8*dpo+1*sft`, is a weighted sum of such. `options` stand on top of the preset's, and
-    those of a sum by its parts, `{dpo: {beta: 0.2}}`; what the objective asks for may depend on them.
+    A mapping, or a name such as `0.8*dpo+1*sft`, is a weighted sum of such; `wpo(dpo)` has WPO's weights on its pairs.
+    `options` stand on top of the preset's, and those of a sum by its parts, `{dpo: {beta: 0.2}}`; what the objective
+    asks for may depend on them.
 
     Raises:
         InputError: no such name (with the nearest one) or nothing callable at that path.
@@ -118,6 +128,8 @@ def find_objective(loss: str | Mapping[str, float], options: Mapping[str, Any] |
     name = sum_name(loss)
     if shares := shares_of(name):
         return _sum(name, shares, options or {})
+    if weighted := weighted_by_wpo(name):
+        return _with_wpo_weights(weighted, options or {})
     if ":" in name:
         function = find_function(name, "loss")
         # What a function of one's own reads, the type of its first parameter says; pairs, where it has none.
@@ -135,6 +147,22 @@ def find_objective(loss: str | Mapping[str, float], options: Mapping[str, Any] |
         f"unknown loss {name!r}{nearest(name, known)}; known: {', '.join(known)}, "
         "or your own function as package.module:function or file.py:function"
     )
+
+
+def _with_wpo_weights(name: str, options: Mapping[str, Any]) -> Objective:
+    """The objective `name` with WPO's weights on its pairs."""
+    if shares_of(name):
+        raise InputError(f"loss 'wpo({name})': weigh the parts of a sum, as in 0.8*wpo(dpo)+1*sft")
+    objective = find_objective(name, options)
+    why_not = {
+        objective.positions != (0, 1)
+        or objective.judged: "does not compare a chosen answer with a rejected one",
+        objective.function in (aot, aot_unpaired): "sorts answers, whose weights would go to others",
+        "weight" in objective.asks: "takes the weight of a row itself",
+    }
+    if True in why_not:
+        raise InputError(f"loss 'wpo({name})': {name} {why_not[True]}; leave wpo( ) out")
+    return objective._replace(function=with_wpo_weights(objective.function))
 
 
 def _sum(name: str, shares: Mapping[str, float], options: Mapping[str, Any]) -> Objective:
@@ -251,6 +279,7 @@ def _try_out(name: str, bound: LossFunction, objective: Objective) -> None:
         "behaviour": made_up(),
         "divergence": torch.zeros(()),
         "weight": torch.ones(2),
+        "collision": made_up(),
     }
     if objective.positions is None:
         known["advantages"] = torch.ones(2)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from slimepo.data.batch import Batch, pair_logps
 from slimepo.errors import InputError
 from slimepo.kernels import TokenStats, linear_logps, linear_logps_stats
-from slimepo.kernels.naive import adjust, gather_logps
+from slimepo.kernels.naive import adjust, gather_logps, stats_of_logits
 from slimepo.kernels.passes import Adjustment
 from slimepo.model.attention.interface import packed_rows
 from slimepo.model.balance import balance_loss, with_gradient_of
@@ -64,7 +64,7 @@ def without_router_logits(model: PreTrainedModel) -> Iterator[None]:
 def install_logps(model: nn.Module) -> None:
     """Let `model(input_ids, predict_at=..., targets=...)` return log-probs `[N]`; other calls stay as they are.
 
-    With `stats=True` it returns `slimepo.kernels.TokenStats`, which has the entropy and the top1 of each token too.
+    With `stats=True` it returns `slimepo.kernels.TokenStats`, which says more of each token.
 
     Doing it again changes nothing, so that what accelerate has put around the forward meanwhile stays.
     """
@@ -100,9 +100,10 @@ def balance_of(model: nn.Module) -> Tensor:
     return found
 
 
-def token_stats(forward: Callable[..., Any], batch: Batch) -> TokenStats:
-    """Log-probs, entropies and top1 of the batch's response tokens, flat `[N]`, in the order of `targets`."""
-    stats: TokenStats = forward(**_inputs(batch), stats=True)
+def token_stats(forward: Callable[..., Any], batch: Batch, balance: float | None = None) -> TokenStats:
+    """`response_logps` with what the kernels say beside of each token, all flat `[N]`, in the order of `targets`."""
+    asked = {} if balance is None else {"balance": balance}
+    stats: TokenStats = forward(**_inputs(batch), stats=True, **asked)
     return stats
 
 
@@ -185,18 +186,15 @@ def head_logps(
 
 
 def _head_stats(model: PreTrainedModel, hidden_NH: Tensor, targets_N: Tensor) -> TokenStats:
-    """What `head_logps` gives, with the entropy and the top1 of each token."""
+    """What `head_logps` gives, with what else there is to say of each token."""
     outer = model.get_output_embeddings()
     head, after = _active(outer), _adjustment(model)
     if _one_matrix(head):
         stats: TokenStats = _inside(outer, head, linear_logps_stats, after, hidden_NH, targets_N)
         return stats
     raw_NV = outer(hidden_NH)
-    logits_NV = adjust(raw_NV, after.softcap, after.scale)
-    entropy_N = torch.special.entr(logits_NV.detach().softmax(dim=-1)).sum(dim=-1)
-    # From the raw logits: a soft cap makes large ones equal.
-    top1_N = raw_NV.gather(1, targets_N[:, None]).squeeze(1) == raw_NV.amax(dim=-1)
-    return TokenStats(gather_logps(logits_NV, targets_N), entropy_N, top1_N)
+    logps_N = gather_logps(adjust(raw_NV, after.softcap, after.scale), targets_N)
+    return TokenStats(logps_N, *stats_of_logits(raw_NV, targets_N, after.softcap, after.scale))
 
 
 def _one_matrix(head: nn.Module) -> bool:

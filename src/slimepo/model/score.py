@@ -73,7 +73,7 @@ def score_rows(
     for index in scoring_batches([rows[i] for i in there], collator):
         of_batch = [there[i] for i in index]
         batch = to_device(collator.batch([rows[i] for i in of_batch]), device)
-        numbers = token_stats(forward, batch) if stats else [response_logps(forward, batch)]
+        numbers = token_stats(forward, batch)[:3] if stats else [response_logps(forward, batch)]
         table = torch.stack([each.float() for each in numbers]).cpu().numpy()
         lengths = [count for of_position in batch["response_tokens"] for count in of_position]
         pieces = iter(np.split(table, np.cumsum(lengths)[:-1], axis=1))

@@ -20,18 +20,19 @@ from torch import Tensor, nn
 
 from slimepo.data.batch import Batch, Step, StepCollator, pair_logps, to_device
 from slimepo.data.rows import Row, length
-from slimepo.kernels.naive import gather_logps
+from slimepo.kernels import TokenStats
+from slimepo.kernels.naive import gather_logps, stats_of_logits
 from slimepo.losses import Objective, step_loss
 from slimepo.losses.common import log_ratios
 from slimepo.losses.table import LossFunction
 from slimepo.model.attention.path import HALF
-from slimepo.model.logps import causal_lm, policy_logps, response_logps, without_router_logits
+from slimepo.model.logps import causal_lm, policy_logps, without_router_logits
 from slimepo.model.modes import Forward
 from slimepo.parallel.agree import of_all_ranks, together
 from slimepo.parallel.engines import backward_alone, whole_model
 from slimepo.training.prepare import sources_of_noise
 from slimepo.training.reference import Reference, reference_logps
-from slimepo.training.step import output_of, row_weight, step_counts, train_step
+from slimepo.training.step import output_of, policy_tokens, row_weight, step_counts, train_step
 
 # Rows of each rank: two in one micro-batch, and one more to accumulate.
 ROWS = 3
@@ -185,7 +186,9 @@ def plain_step(
             divergence = _divergence(forward, reference, step["mismatched"])
     total, gradients = 0.0, {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     for batch, known in zip(step["batches"], references, strict=True):
-        output = output_of(objective, loss, response_logps(forward, batch), batch, known, divergence)
+        output = output_of(
+            objective, loss, policy_tokens(forward, batch, objective), batch, known, divergence
+        )
         value = step_loss(output, counts, row_weight(objective, batch))
         found = torch.autograd.grad(value, [*tensors.values()], allow_unused=True)
         for gradient, part in zip(gradients.values(), found, strict=True):
@@ -195,13 +198,17 @@ def plain_step(
     return total, gradients
 
 
-def own_logps(model: nn.Module, *, input_ids: Tensor, predict_at: Tensor, targets: Tensor) -> Tensor:
+def own_logps(
+    model: nn.Module, *, input_ids: Tensor, predict_at: Tensor, targets: Tensor, stats: bool = False
+) -> Tensor | TokenStats:
     """Log-probs `[N]` of the targets from the model's own forward and all of its logits, without anything of ours."""
     inner: Any = causal_lm(model)
     with without_router_logits(inner):
         logits = type(inner).forward(inner, input_ids=input_ids, use_cache=False).logits
     selected_NV = logits.flatten(0, 1)[predict_at]
-    return gather_logps(selected_NV if selected_NV.dtype == torch.float64 else selected_NV.float(), targets)
+    selected_NV = selected_NV if selected_NV.dtype == torch.float64 else selected_NV.float()
+    logps_N = gather_logps(selected_NV, targets)
+    return TokenStats(logps_N, *stats_of_logits(selected_NV, targets, None, 1.0)) if stats else logps_N
 
 
 def compared(

@@ -18,7 +18,7 @@ from slimepo.data.batch import LAYOUTS
 from slimepo.errors import InputError
 from slimepo.files import parse_json
 from slimepo.losses import bind, find_objective, hyperparameters, slime
-from slimepo.losses.weighted_sum import sum_name
+from slimepo.losses.composed import sum_name
 from slimepo.model.attention.table import ATTENTIONS
 from slimepo.model.modes import computes_in_bf16
 from slimepo.monitor.settings import monitor_settings

@@ -116,7 +116,7 @@ def rows_for(rows: Sequence[Row], objective: Objective, seed: int) -> Sequence[R
     Raises:
         InputError: a row lacks an answer or a value that the objective reads, or its weight is no number >= 0.
     """
-    asked = set(objective.asks) - {"reference", "divergence", "weight", "gold"}
+    asked = set(objective.asks) - {"reference", "divergence", "weight", "gold", "collision"}
     for row in rows:
         absent = [i for i in objective.positions or () if not len(row.response(i))]
         if absent and not objective.judged:

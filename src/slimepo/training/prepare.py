@@ -17,7 +17,7 @@ from slimepo.checkpoints.identity import digest_of, row_digest, rows_digest, sou
 from slimepo.data.chat import load_tokenizer
 from slimepo.errors import InputError
 from slimepo.losses import Objective, find_objective, hyperparameters
-from slimepo.losses.weighted_sum import shares_of
+from slimepo.losses.composed import shares_of
 from slimepo.model.adapters import OF_ADAPTERS, keep_trained_in_float32, with_adapter
 from slimepo.model.load import check_embeddings, savable
 from slimepo.model.logps import causal_lm, install_logps

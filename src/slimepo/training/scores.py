@@ -11,13 +11,12 @@ from slimepo.data.batch import StepCollator, to_device
 from slimepo.data.rows import MISMATCHED
 from slimepo.losses import Objective
 from slimepo.losses.table import LossFunction
-from slimepo.model.logps import response_logps
 from slimepo.model.modes import scoring
 from slimepo.model.score import scoring_batches
 from slimepo.training.dataset import RowDataset
 from slimepo.training.metrics import MetricSums
 from slimepo.training.reference import Reference, reference_logps
-from slimepo.training.step import mean_log_ratio, output_of
+from slimepo.training.step import mean_log_ratio, output_of, policy_tokens
 from slimepo.training.steps import shares
 
 
@@ -47,6 +46,6 @@ def score_dataset(
         for index, times in shares(scoring_batches(rows.rows, collator), rank, ranks):
             batch = to_device(collator.batch([rows[i] for i in index]), device)
             known = reference_logps(reference, [batch])[0] if reference else None
-            logps = response_logps(forward, batch)
+            logps = policy_tokens(forward, batch, objective)
             sums.add(batch, output_of(objective, loss, logps, batch, known, divergence), objective, times)
     return sums.reduced(accelerator).means()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -15,10 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 from slimepo.data.batch import Batch, Step, last_response, pair_logps, sample_logps, to_device
 from slimepo.data.rows import SIDES
 from slimepo.errors import InputError
+from slimepo.kernels import TokenStats
 from slimepo.losses import Counts, Objective, step_loss
 from slimepo.losses.common import log_ratios
 from slimepo.losses.table import LossFunction
-from slimepo.model.logps import balance_of, policy_logps, response_logps
+from slimepo.model.logps import balance_of, policy_logps, response_logps, token_stats
 from slimepo.model.modes import Forward, scoring
 from slimepo.parallel.agree import any_rank
 from slimepo.parallel.engines import precision, shards
@@ -100,7 +101,7 @@ def train_step(
         with nullcontext() if last or shards(accelerator) else accelerator.no_sync(model):
             try:
                 with precision(accelerator):
-                    logps = response_logps(model, batch, share * scaled if balance else None)
+                    logps = policy_tokens(model, batch, objective, share * scaled if balance else None)
                 output = output_of(objective, loss, logps, batch, known, divergence)
                 value = step_loss(output, counts, row_weight(objective, batch)) * scale
                 if not meets:
@@ -183,15 +184,22 @@ def beside_the_policy(
         return reference_logps(reference, step["batches"]), divergence
 
 
+def policy_tokens(
+    forward: Callable[..., Any], batch: Batch, objective: Objective, balance: float | None = None
+) -> Tensor | TokenStats:
+    """What the policy says of the batch's response tokens: their log-probs `[N]`, or more where the objective asks."""
+    return (token_stats if "collision" in objective.asks else response_logps)(forward, batch, balance)
+
+
 def output_of(
     objective: Objective,
     loss: LossFunction,
-    logps: Tensor,
+    policy: Tensor | TokenStats,
     batch: Batch,
     reference: Tensor | None,
     divergence: Tensor | None,
 ) -> LossOutput:
-    """The objective on a batch whose response tokens have the log-probs `logps` `[N]`, with all that it asks for.
+    """The objective on a batch of whose response tokens this is what `policy_tokens` gives, with all that it asks for.
 
     Log-probs of `behaviour` that the rows do not bring are those of the policy: it is what has sampled them.
 
@@ -199,9 +207,12 @@ def output_of(
         InputError: the rows lack a value that the objective asks for.
     """
     view = pair_logps if objective.positions else sample_logps
+    logps = policy.logps if isinstance(policy, TokenStats) else policy
     tokens = {"behaviour": logps.detach(), **batch["token_values"]}
     if reference is not None:
         tokens["reference"] = reference
+    if isinstance(policy, TokenStats):
+        tokens["collision"] = policy.collision
     given: dict[str, Any] = {}
     for name in objective.asks:
         if name == "divergence":

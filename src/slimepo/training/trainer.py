@@ -31,7 +31,7 @@ from slimepo.files import write_json
 from slimepo.losses import bind, find_objective, step_loss
 from slimepo.model.balance import balance_coefficient
 from slimepo.model.load import load_model, refuse_other_tensors
-from slimepo.model.logps import causal_lm, response_logps
+from slimepo.model.logps import causal_lm
 from slimepo.model.modes import compute_dtype, scoring
 from slimepo.model.quantize import quantization_note
 from slimepo.model.tryout import choose_layout
@@ -84,6 +84,7 @@ from slimepo.training.step import (
     meet_again,
     non_finite_rows,
     output_of,
+    policy_tokens,
     row_weight,
     step_counts,
     train_step,
@@ -473,7 +474,7 @@ class PreferenceTrainer(Trainer):
         )
         losses = []
         for batch, known in zip(step["batches"], references, strict=True):
-            logps = response_logps(model, batch)
+            logps = policy_tokens(model, batch, self.objective)
             output = output_of(self.objective, self.loss_function, logps, batch, known, divergence)
             losses.append(step_loss(output, counts, row_weight(self.objective, batch)))
         return torch.stack(losses).sum()

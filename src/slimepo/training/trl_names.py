@@ -16,7 +16,7 @@ from torch import nn
 
 from slimepo.errors import InputError
 from slimepo.losses import find_objective, hyperparameters
-from slimepo.losses.weighted_sum import option_key, shares_of, sum_name
+from slimepo.losses.composed import option_key, shares_of, sum_name
 from slimepo.words import nearest
 
 
@@ -35,7 +35,6 @@ class Name(NamedTuple):
 
 
 _OWN = "no objective here has it: write yours (loss = 'file.py:function', see docs/objectives.md)"
-_SQUARES = "WPO's weights take a sum over the vocabulary for every token, which objectives are not given: leave it out"
 _LENGTHS = "give max_length, which holds prompt and response together, and max_prompt_length"
 _IN_TILES = "the head is always computed in tiles, without a tensor of all logits: leave it out"
 _TOKENIZER = "set it on the tokenizer and give that as processing_class"
@@ -64,7 +63,7 @@ TRL_NAMES: Mapping[str, Name] = {
     "ld_alpha": Name(float, "loss_options.ld_alpha", {1.0: {}}),
     "f_divergence_type": Name(str, "loss_options.f_divergence", {"reverse_kl": {}}),
     "f_alpha_divergence_coef": Name(float, "loss_options.f_alpha"),
-    "use_weighting": Name(bool, values={False: {}}, instead=_SQUARES),
+    "use_weighting": Name(bool, values={False: {}}, instead="give loss = 'wpo(dpo)', or 'wpo( )' around another one"),
     "discopop_tau": Name(float, "loss_options.temperature", {0.05: {}}),
     "reference_free": Name(bool, values={False: {}}, instead="simpo, cpo, orpo and slime read no reference"),
     # The reference.
@@ -191,6 +190,10 @@ def in_own_names(args: Any) -> Any:
     if (variants := given.pop("loss_type", None)) is not None:
         args.loss, options = _variant(args.loss, variants, given.pop("loss_weights", None))
         args.loss_options = {**options, **args.loss_options}
+    if given.get("use_weighting") is True:
+        del given["use_weighting"]
+        shares = shares_of(args.loss)
+        args.loss = sum_name({f"wpo({part})": share for part, share in shares.items()} or f"wpo({args.loss})")
     if args.loss == "simpo" and given.get("alpha"):
         args.loss = "alpha_po"
     for name, value in given.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -171,7 +172,7 @@ class Stage(Settings):
         if not isinstance(values, Mapping):
             return values
         if isinstance(values.get("loss"), Mapping):
-            from slimepo.losses.weighted_sum import sum_name
+            from slimepo.losses.composed import sum_name
 
             # A sum goes by its name from here on.
             values = {**values, "loss": sum_name(values["loss"])}
@@ -184,7 +185,8 @@ class Stage(Settings):
         loss = str(values.get("loss", ""))
         losses = loss.split("+") if "*" in loss else [loss]
         name = "-".join(
-            loss.strip().rpartition("*")[2].rpartition(":")[2].replace("/", "-") for loss in losses
+            re.sub(r"[/(]", "-", loss.strip().rpartition("*")[2].rpartition(":")[2]).strip(")")
+            for loss in losses
         )
         defaults |= {"part": "" if sampled else "sft" if sft else "preference", "name": name}
         return {**defaults, **values}

@@ -1,7 +1,8 @@
-"""A weighted sum of objectives, as an objective: `0.8*dpo+1.0*sft`."""
+"""Objectives made of others: a weighted sum, `0.8*dpo+1.0*sft`, and one with WPO's weights, `wpo(dpo)`."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from slimepo.errors import InputError
-from slimepo.losses.common import check_number, pair_metrics
+from slimepo.losses.common import check_number, mean_logps, pair_metrics
 from slimepo.types import LossOutput, PairLogps
 
 
@@ -29,7 +30,7 @@ def sum_name(loss: str | Mapping[str, float]) -> str:
         InputError: no objective, or a share that is no number >= 0.
 
     Example:
-        >>> from slimepo.losses.weighted_sum import sum_name
+        >>> from slimepo.losses.composed import sum_name
         >>> sum_name({"dpo": 0.8, "sft": 1})
         '0.8*dpo+1.0*sft'
     """
@@ -49,11 +50,11 @@ def shares_of(name: str) -> dict[str, float]:
         InputError: a summand that is not SHARE*NAME, or stands there twice.
 
     Example:
-        >>> from slimepo.losses.weighted_sum import shares_of
+        >>> from slimepo.losses.composed import shares_of
         >>> shares_of("0.8*dpo + 1*sft"), shares_of("dpo")
         ({'dpo': 0.8, 'sft': 1.0}, {})
     """
-    if "*" not in name:
+    if "*" not in name or weighted_by_wpo(name):
         return {}
     shares: dict[str, float] = {}
     for summand in name.split("+"):
@@ -74,7 +75,19 @@ def shares_of(name: str) -> dict[str, float]:
 
 def option_key(name: str) -> str:
     """Under which key the options of an objective of a sum stand: without its preset, a user's own by its function."""
-    return name.rpartition(":")[2].partition("/")[0]
+    return (weighted_by_wpo(name) or name).rpartition(":")[2].partition("/")[0]
+
+
+def weighted_by_wpo(name: str) -> str:
+    """The name within `wpo(NAME)`; nothing where the name is none such.
+
+    Example:
+        >>> from slimepo.losses.composed import weighted_by_wpo
+        >>> weighted_by_wpo("wpo(dpo)"), weighted_by_wpo("dpo")
+        ('dpo', '')
+    """
+    name = name.strip()
+    return name[len("wpo(") : -1].strip() if name.startswith("wpo(") and name.endswith(")") else ""
 
 
 def weighted_sum(parts: Mapping[str, Part]) -> Callable[..., LossOutput]:
@@ -86,7 +99,7 @@ def weighted_sum(parts: Mapping[str, Part]) -> Callable[..., LossOutput]:
     Example:
         >>> from slimepo.losses import dpo, sft
         >>> from slimepo.losses.example import after, before
-        >>> from slimepo.losses.weighted_sum import Part, weighted_sum
+        >>> from slimepo.losses.composed import Part, weighted_sum
         >>> both = weighted_sum({"dpo": Part(0.5, dpo, ("reference",), {}), "sft": Part(1.0, sft, (), {})})
         >>> both(after, reference=before).loss  # half of softplus(-0.1 * 2), and (1 + 3) / 2
         tensor([2.2991])
@@ -116,3 +129,43 @@ def weighted_sum(parts: Mapping[str, Part]) -> Callable[..., LossOutput]:
         + [parameter(key, parameter.KEYWORD_ONLY, default=part.options) for key, part in parts.items()]
     )
     return total
+
+
+def with_wpo_weights(function: Callable[..., LossOutput]) -> Callable[..., LossOutput]:
+    """An objective whose pairs weigh as much as their answers are like the policy's own: WPO (arXiv 2406.11827, eq. 2).
+
+    Each loss is multiplied by w_w * w_l, with w = exp(mean over an answer's tokens of log p(y_t) - log sum_v p(v)^2): 1
+    for an answer of which every token is as likely as a draw from the policy is on average. No gradient flows through
+    the weights, and they are not divided out again. `collision` has log sum_v p(v)^2 at each token, `[pairs, T]`.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> import torch
+        >>> from slimepo.losses import dpo
+        >>> from slimepo.losses.composed import with_wpo_weights
+        >>> from slimepo.losses.example import after, before
+        >>> even = replace(after, chosen=torch.full((1, 2), -2.0), rejected=torch.full((1, 2), -2.0))
+        >>> weighted = with_wpo_weights(dpo)(after, reference=before, collision=even)
+        >>> plain = dpo(after, reference=before)
+        >>> weighted.loss / plain.loss  # exp((-2 + 2) + (-4 + 2))
+        tensor([0.1353])
+    """
+
+    @functools.wraps(function)
+    def weighted(policy: PairLogps, *, collision: PairLogps, **given: Any) -> LossOutput:
+        output = function(policy, **given)
+        likeness = mean_logps(policy.chosen, policy.chosen_mask) - mean_logps(
+            collision.chosen, policy.chosen_mask
+        )
+        likeness = likeness + mean_logps(policy.rejected, policy.rejected_mask)
+        likeness = likeness - mean_logps(collision.rejected, policy.rejected_mask)
+        weight = likeness.detach().exp()
+        token_loss = {side: weight * sums for side, sums in output.token_loss.items()}
+        return LossOutput(weight * output.loss, {**output.metrics, "wpo/weight": weight}, token_loss)
+
+    own = inspect.signature(function)
+    collision = inspect.Parameter("collision", inspect.Parameter.KEYWORD_ONLY)
+    weighted.__signature__ = own.replace(  # type: ignore[attr-defined]
+        parameters=[*own.parameters.values(), collision]
+    )
+    return weighted

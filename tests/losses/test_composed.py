@@ -1,6 +1,7 @@
 """Weighted sums of objectives: their value, what they read, and what cannot be summed."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from slimepo.errors import InputError
 from slimepo.losses import bind, count, dpo, find_objective, hyperparameters, sft, slime, step_loss
-from slimepo.losses.weighted_sum import shares_of, sum_name
+from slimepo.losses.composed import option_key, shares_of, sum_name
 from tests.losses.problems import POLICY, REFERENCE, slopes, softplus
 
 NAME = "0.8*dpo+2.0*sft"
@@ -97,3 +98,58 @@ def test_a_share_of_0_leaves_no_slope() -> None:
     output = bind("0*dpo+1*sft", {})(POLICY, reference=REFERENCE)
     assert math.isclose(output.loss.item(), 1.5)
     assert not slopes(output, POLICY)[1].any()
+
+
+class TestWpo:
+    """A pair weighs as much as its answers are like the policy's own."""
+
+    def test_a_weight_worked_by_hand(self) -> None:
+        # Chosen: mean -1.5, against -1 for draws from the policy.
+        even = replace(
+            POLICY,
+            chosen=torch.full_like(POLICY.chosen, -1.0),
+            rejected=torch.full_like(POLICY.rejected, -1.0),
+        )
+        output = bind("wpo(dpo)", {"beta": 0.2})(POLICY, reference=REFERENCE, collision=even)
+        plain = dpo(POLICY, REFERENCE, beta=0.2)
+        means = [
+            logps[mask].mean()
+            for logps, mask in ((POLICY.chosen, POLICY.chosen_mask), (POLICY.rejected, POLICY.rejected_mask))
+        ]
+        weight = math.exp(means[0].item() + means[1].item() + 2.0)
+        assert output.loss.item() == pytest.approx(weight * plain.loss.item(), rel=1e-12)
+        assert output.metrics["wpo/weight"].item() == pytest.approx(weight, rel=1e-12)
+        for ours, theirs in zip(slopes(output, POLICY), slopes(plain, POLICY), strict=True):
+            torch.testing.assert_close(ours, weight * theirs)
+
+    def test_it_asks_for_the_policys_squared_probabilities_and_has_the_options_of_what_it_weighs(
+        self,
+    ) -> None:
+        assert find_objective("wpo(dpo)").asks == ("reference", "collision")
+        assert find_objective(" wpo( simpo ) ").asks == ("collision",)
+        assert hyperparameters(find_objective("wpo(simpo)").function)["gamma"] == 0.5
+        assert option_key("wpo(slime/without-hard)") == "slime"
+
+    def test_a_part_of_a_sum_has_them_alone(self) -> None:
+        objective = find_objective({"wpo(dpo)": 0.8, "sft": 1})
+        assert objective.asks == ("reference", "collision")
+        unlike = replace(POLICY, chosen=torch.full_like(POLICY.chosen, 50.0))
+        output = bind("0.8*wpo(dpo)+1*sft", {})(POLICY, reference=REFERENCE, collision=unlike)
+        assert output.metrics["loss/dpo"].item() == pytest.approx(0.0, abs=1e-15)
+        assert output.metrics["loss/sft"].item() == sft(POLICY).loss.item()
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("wpo(kto)", "kto does not compare a chosen answer with a rejected one"),
+            ("wpo(sft)", "sft does not compare"),
+            ("wpo(aot_unpaired)", "aot_unpaired sorts answers"),
+            ("wpo(grpo)", "grpo does not compare"),
+            ("wpo(0.5*dpo+1*sft)", r"weigh the parts of a sum, as in 0.8\*wpo\(dpo\)"),
+            ("wpo(dpoo)", "unknown loss 'dpoo'.*did you mean 'dpo'"),
+            ("1*wpo(dpo)+1*dpo", "two of its parts would share their options"),
+        ],
+    )
+    def test_what_cannot_be_weighted_is_refused(self, name: str, words: str) -> None:
+        with pytest.raises(InputError, match=words):
+            bind(name, {})
