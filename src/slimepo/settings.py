@@ -22,9 +22,9 @@ LONGEST, MOST = 1_000_000, 100_000
 
 
 class Settings(BaseModel):
-    """Base of every group of settings: no unknown keys, not changed once made."""
+    """Base of every group of settings: no unknown keys, no empty words, not changed once made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_min_length=1)
 
 
 S = TypeVar("S", bound=Settings)
@@ -165,7 +165,8 @@ def _refuse_boundless(value: Any, place: str) -> None:
 
 def _explain(model: type[BaseModel], error: ValidationError) -> str:
     # A union reports every branch; the branch that got furthest is the one that was meant.
-    first = max(error.errors(), key=lambda e: (e["type"] == "extra_forbidden", len(e["loc"])))
+    plain = ("extra_forbidden", "string_too_short")
+    first = max(error.errors(), key=lambda e: (e["type"] in plain, len(e["loc"])))
     known, words = _walk(model, first["loc"])
     where = ".".join(words)
     if first["type"] == "extra_forbidden":
@@ -173,6 +174,8 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
         return f"unknown key {where!r}{hint}"
     if first["type"] == "missing":
         return f"{where} is missing: give {where}=VALUE, or the key in the file"
+    if first["type"] == "string_too_short":
+        return f"{where.removesuffix('.constrained-str')} is empty: give a value, or leave it out"
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
 

@@ -41,6 +41,21 @@ def test_defaults_are_the_papers(recipe_file: Path) -> None:
     assert recipe.parts == {"sft": 0.33, "preference": 0.66, "heldout": 0.01}
 
 
+@pytest.mark.parametrize(
+    "key", ["model", "tokenizer", "data.path", "data.split", "tasks.heldout", "stages.slime.reference"]
+)
+def test_a_key_without_a_value_is_no_key_that_is_left_out(recipe_file: Path, key: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"{key.replace('slime', '1')} is empty: give a value, or leave it out"
+    ):
+        load_recipe(recipe_file, [f"{key}="])
+
+
+def test_weights_of_wpo_are_a_part_of_a_stages_name(recipe_file: Path) -> None:
+    stage = load_recipe(recipe_file, ["stages.slime.loss_options={}", "stages.slime.loss=wpo(dpo)"]).stages[1]
+    assert (stage.loss, stage.name) == ("wpo(dpo)", "wpo-dpo")
+
+
 def test_a_sum_of_objectives_is_named_by_its_parts(recipe_file: Path) -> None:
     overrides = [
         "stages.slime.loss_options={sft: {average: token}}",

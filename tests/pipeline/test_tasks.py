@@ -88,6 +88,7 @@ def test_a_row_has_a_prompt_as_text_or_messages_and_an_id_or_its_place(tmp_path:
         ('{"prompt": "a"}\n{"answer": "b"}\n', r"tasks\.jsonl:2: a task needs a prompt"),
         ('{"prompt": [{"role": "user"}]}\n', r"tasks\.jsonl:1: a task needs .* turn 1 of 'prompt' must have"),
         ('{"prompt": []}\n', "is an empty list"),
+        ("\n\n", "there is no row in"),
         ('{"prompt": "a", "id": 1}\n{"prompt": "b", "id": "1"}\n', "another task has the id '1' too"),
         ("{broken\n", r"tasks\.jsonl:1: "),
         (None, "there is no file"),

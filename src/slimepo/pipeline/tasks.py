@@ -90,7 +90,8 @@ def load_tasks(recipe: Recipe) -> RunTasks | None:
         return None
     limit = SMOKE_TASKS if recipe.smoke else None
     train, heldout = (
-        read_tasks(recipe.path(name), limit) if name else [] for name in (asked.train, asked.heldout)
+        read_tasks(recipe.path(name), limit) if name is not None else []
+        for name in (asked.train, asked.heldout)
     )
     check = _checker(asked.checker) if asked.checker else _unchecked
     first = next(iter([*train, *heldout]))
@@ -120,6 +121,8 @@ def read_tasks(path: str, limit: int | None = None) -> list[Task]:
         if task.id in tasks:
             raise InputError(f"{place}: another task has the id {task.id!r} too")
         tasks[task.id] = task
+    if not tasks:
+        raise InputError(f"tasks: there is no row in {path}")
     return list(tasks.values())
 
 

@@ -145,12 +145,15 @@ class Stage(Settings):
     TrainingArguments.
     """
 
-    loss: str
+    # A stage whose rows are sampled has no part; a name that cannot be is refused with those that can.
+    model_config = ConfigDict(str_min_length=0)
+
+    loss: str = Field(min_length=1)
     name: str = ""
     loss_options: dict[str, Any] = Field(default_factory=dict)
     part: str = ""
     start: str | None = None
-    reference: str = "auto"
+    reference: str = Field("auto", min_length=1)
     # As large as a float32 can be: what is absurd ends as what it does to the weights.
     learning_rate: float = Field(gt=0, le=3e38)
     epochs: float = Field(gt=0)
