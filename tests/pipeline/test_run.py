@@ -339,7 +339,11 @@ OF_DEEPSPEED = [pytest.mark.ranks, pytest.mark.skipif(find_spec("deepspeed") is 
 
 @pytest.mark.parametrize(
     "engine",
-    ["ddp", "fsdp2", *(pytest.param(name, marks=OF_DEEPSPEED) for name in ("zero2", "zero3"))],
+    [
+        "ddp",
+        pytest.param("fsdp2", marks=pytest.mark.ranks),
+        *(pytest.param(name, marks=OF_DEEPSPEED) for name in ("zero2", "zero3")),
+    ],
 )
 def test_the_guides_own_command_takes_the_same_steps_on_two_ranks(
     world: Path, finished: Path, tmp_path: Path, engine: str
