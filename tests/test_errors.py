@@ -18,6 +18,7 @@ from slimepo.errors import (
     NonFiniteLossError,
     Preempted,
     ResourceError,
+    RunsFailed,
     UnscoredError,
     failure,
 )
@@ -102,3 +103,8 @@ def test_what_nobody_foresaw_names_its_type_and_the_place_it_came_through() -> N
     assert found.words.startswith("ValueError: Unknown format code")
     assert "(in slimepo/words.py:" in found.words
     assert "--debug shows the traceback" in found.words
+
+
+def test_runs_that_can_all_go_on_end_as_one_that_can() -> None:
+    assert failure(RunsFailed("2 of 3 runs failed", [75, 4, 5])) == (4, "2 of 3 runs failed")
+    assert failure(RunsFailed("2 of 3 runs failed", [75, 75])).code == 75

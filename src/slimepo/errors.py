@@ -6,6 +6,7 @@ import errno
 import pickle
 import re
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +49,14 @@ class Failure(NamedTuple):
     words: str
 
 
+class RunsFailed(RuntimeError):
+    """Of several runs some failed: ends with the code of the first, and with 75 only where all can simply go on."""
+
+    def __init__(self, words: str, codes: Collection[int]) -> None:
+        super().__init__(words)
+        self.code = next((code for code in codes if code != PREEMPTED), PREEMPTED)
+
+
 # The first that an error is an instance of counts.
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (CertificateError, NUMBERS),
@@ -88,6 +97,8 @@ def failure(error: BaseException) -> Failure:
 
     An error that nobody foresaw has code 1, its type, and the place in slimepo that it came through.
     """
+    if isinstance(error, RunsFailed):
+        return Failure(error.code, _line(error))
     number = _system_error(error)
     known = next((code for kind, code in _CODES if isinstance(error, kind)), None)
     if is_closed_pipe(error):

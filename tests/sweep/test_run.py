@@ -131,7 +131,7 @@ def test_another_sweep_does_not_go_on_in_its_folder(folder: Path, commands: list
 def test_an_arm_that_fails_hides_no_other(folder: Path, commands: list[Any]) -> None:
     arms = "arms={slime: {}, broken: {learning_rate: 1e16}}"
     done = slimepo("sweep", folder / "sweep.yaml", "search=null", arms, "--out", folder / "broken")
-    assert done.returncode == 2
+    assert done.returncode == 4, "the code that the run ended with"
     assert "1 of 2 runs failed; broken seed 0" in done.stderr
     assert "not finite" in done.stderr
     rows = {row["arm"]: row for row in csv.DictReader((folder / "broken" / "runs.csv").open())}
@@ -251,4 +251,5 @@ def test_processes_run_side_by_side_and_one_waits_for_a_folder_that_is_held(tmp_
     assert run_processes(processes, 2, make_console(quiet=True)) == {}
     assert all((tmp_path / name / "log.txt").read_text().startswith("slimepo ") for name in ("a", "b"))
     failed = run_processes([Process("c", tmp_path / "a", [["nothing"]])], 1, make_console(quiet=True))
-    assert "No such command" in failed["c"], sys.executable
+    assert "No such command" in failed["c"].words, sys.executable
+    assert failed["c"].code == 2

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from slimepo.errors import InputError
+from slimepo.errors import PREEMPTED, RESOURCES, Failure, InputError, RunsFailed
 from slimepo.files import write_json
 from slimepo.pipeline.folder import check_folder, held, is_held, mark_folder
 from slimepo.sweep.cells import (
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 EVERY = 2.0
 
 # Runs cells; what became of those that failed, by name.
-Runner = Callable[[Sequence[Cell]], dict[str, str]]
+Runner = Callable[[Sequence[Cell]], Mapping[str, Failure]]
 
 
 class Process(NamedTuple):
@@ -64,7 +64,8 @@ def run_sweep(
     base: the keys of the recipe. prepare: called with a seed before anything of it runs.
 
     Raises:
-        InputError: wrong input, found before anything runs where it can be; or a run failed, which hides no other.
+        InputError: wrong input, found before anything runs where it can be.
+        RunsFailed: a run failed, which hides no other.
     """
     # Every key is looked at before the first run starts.
     tried = [*points_of(sweep.search.grid), *ends_of(sweep.search)] if sweep.search else [{}]
@@ -91,8 +92,11 @@ def run_sweep(
             f"sweep: no point of the search came to its end for {', '.join(lost)}; see {out / SEARCH}"
         )
     if failed:
-        name, why = next(iter(failed.items()))
-        raise InputError(f"sweep: {len(failed)} of {len(cells)} runs failed; {name}: {why}")
+        name, first = next(iter(failed.items()))
+        raise RunsFailed(
+            f"sweep: {len(failed)} of {len(cells)} runs failed; {name}: {first.words}",
+            [each.code for each in failed.values()],
+        )
 
 
 def _cell(sweep: Sweep, base: Keys, arm: str, point: Keys, seed: int, folder: Path) -> Cell:
@@ -197,8 +201,8 @@ def _failed() -> Any:
 
 def run_cells(
     cells: Sequence[Cell], *, out: Path, jobs: int, prepare: Callable[[int], None], console: Console
-) -> dict[str, str]:
-    """Run the cells that are not done, first what they share; why each that failed did, by name.
+) -> dict[str, Failure]:
+    """Run the cells that are not done, first what they share; what each that failed ended with, by name.
 
     Raises:
         InputError: a cell's folder holds something else.
@@ -224,7 +228,9 @@ def run_cells(
             shared.append(Process(f"{SHARED} {folder.name}", folder, commands))
     broken = run_processes(shared, jobs, console)
     failed = {
-        cell.name: f"{process.folder}, which it starts from, failed: {broken[process.name]}"
+        cell.name: broken[process.name]._replace(
+            words=f"{process.folder}, which it starts from, failed: {broken[process.name].words}"
+        )
         for process in shared
         if process.name in broken
         for cell in together[process.folder]
@@ -243,8 +249,8 @@ def run_cells(
     return failed | run_processes(processes, jobs, console)
 
 
-def run_processes(processes: Sequence[Process], jobs: int, console: Console) -> dict[str, str]:
-    """Run them, `jobs` at a time, each with its share of the processors, and why each that failed did, by name.
+def run_processes(processes: Sequence[Process], jobs: int, console: Console) -> dict[str, Failure]:
+    """Run them, `jobs` at a time, each with its share of the processors; what each that failed ended with, by name.
 
     What they print is in log.txt of their folders. With several GPUs each place has one of them.
     """
@@ -253,18 +259,18 @@ def run_processes(processes: Sequence[Process], jobs: int, console: Console) -> 
     places: queue.Queue[dict[str, str]] = queue.Queue()
     for environment in _places(jobs):
         places.put(environment)
-    failed: dict[str, str] = {}
+    failed: dict[str, Failure] = {}
     states = {process.name: "waiting" for process in processes}
     started, stopped = time.monotonic(), threading.Event()
 
-    def run(process: Process) -> str | None:
+    def run(process: Process) -> Failure | None:
         environment = places.get()
         try:
             while process.folder.exists() and is_held(process.folder):
                 # A process that outlived a sweep which was killed.
                 states[process.name] = "at work in another process"
                 if stopped.wait(EVERY):
-                    return "stopped"
+                    return Failure(PREEMPTED, "stopped")
             states[process.name] = "running"
             file, python = process.folder / "log.txt", [sys.executable, "-m", "slimepo.cli"]
             code = 0
@@ -274,7 +280,10 @@ def run_processes(processes: Sequence[Process], jobs: int, console: Console) -> 
                     code = subprocess.run([*python, *command], stdout=log, stderr=log, env=env).returncode
                     if code:
                         break
-            return (_last_line(file) or f"exit code {code}") if code else None
+            if code < 0:
+                # As the system does where memory has run out.
+                return Failure(RESOURCES, f"killed by signal {-code}; see {file}")
+            return Failure(code, _last_line(file) or f"exit code {code}") if code else None
         finally:
             places.put(environment)
 
@@ -283,7 +292,7 @@ def run_processes(processes: Sequence[Process], jobs: int, console: Console) -> 
         try:
             for done in as_completed(waiting):
                 name, why = waiting[done].name, done.result()
-                states[name] = f"failed: {why}" if why else "done"
+                states[name] = f"failed: {why.words}" if why else "done"
                 ended = sum(state == "done" or state.startswith("failed") for state in states.values())
                 told = (
                     f"[{ended}/{len(processes)}] {name}: {states[name]}, {time.monotonic() - started:.0f} s"
