@@ -67,3 +67,15 @@ def _asked(address: str) -> str:
         # Whom to trust is for the Hub's own library to say, which may know other certificates.
         return "" if isinstance(reason, ssl.SSLError) else str(reason)
     return ""
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be that of a repository of the Hub and is no folder here."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).exists()

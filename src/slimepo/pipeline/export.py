@@ -23,6 +23,7 @@ from slimepo.data.chat import chat_format
 from slimepo.data.rows import Row
 from slimepo.errors import BadFilesError, InputError, NonFiniteLossError, one_line
 from slimepo.files import replace_folder, write_json
+from slimepo.hub import is_hub_id
 from slimepo.model.adapters import merge
 from slimepo.model.load import load_model, savable
 from slimepo.model.logps import causal_lm, install_logps
@@ -174,8 +175,12 @@ def model_card(recipe: Recipe, stage: Stage, result: dict[str, Any]) -> str:
         "---",
         "library_name: transformers",
         f"tags: [slimepo, preference-optimization, {json.dumps(stage.loss)}]",
-        # The Hub wants the id of a published model there, not a local folder or a made-up one.
-        *([f"base_model: {json.dumps(recipe.model)}"] if isinstance(recipe.model, str) else []),
+        # The Hub refuses a card that names a local folder there.
+        *(
+            [f"base_model: {json.dumps(recipe.model)}"]
+            if isinstance(recipe.model, str) and is_hub_id(recipe.model)
+            else []
+        ),
         "---",
         "",
         f"# {stage.name if re.fullmatch(r'[a-z0-9.=+-]+', stage.name) else quoted(stage.name)}",
