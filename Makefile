@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Test files side by side, in their order: the slow ones are not the last.
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart real test weights ranks soak check fuzz audit bench clean
+.PHONY: quickstart real docs test weights ranks soak check fuzz audit bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/slimepo quickstart
@@ -35,6 +35,18 @@ real: $(VENV)/.installed-real
 	$(BIN)/slimepo eval ifeval --model models/smollm2-135m --max-new-tokens 200 --limit 256 --out runs/smollm2-ifeval-laptop-before
 	$(BIN)/slimepo run recipes/smollm2-ifeval-laptop.yaml
 	$(BIN)/slimepo report runs/smollm2-ifeval-laptop runs/smollm2-ifeval-laptop-before --out runs/smollm2-ifeval-laptop.html
+
+# The documentation as a site, build/site/index.html; a broken link fails. The example report is the quickstart's, made
+# where there is none yet.
+docs: $(VENV)/.installed-docs runs/quickstart/report.html
+	rm -rf build/docs && mkdir -p build && cp -r docs build/docs
+	sed 's|](docs/|](|g' README.md > build/docs/index.md
+	sed 's|](../docs/|](|g' recipes/README.md > build/docs/recipes.md
+	cp runs/quickstart/report.html build/docs/quickstart.html
+	$(BIN)/zensical build --strict --clean
+
+runs/quickstart/report.html:
+	$(MAKE) quickstart
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check src tests benchmarks docs
@@ -67,6 +79,10 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml
 
 $(VENV)/.installed-real: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[report,fetch,ifeval]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[docs,report]'
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-test: $(BIN)/python pyproject.toml
