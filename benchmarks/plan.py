@@ -159,8 +159,8 @@ def _trainer(values: dict[str, Any], config: dict[str, Any], folder: Path) -> An
 
     from benchmarks.worker import be_quiet
     from slimepo.data.rows import Row
+    from slimepo.pipeline.recipe.arguments import stage_arguments
     from slimepo.pipeline.recipe.read import make_recipe
-    from slimepo.pipeline.stage import stage_arguments
     from slimepo.pipeline.start import lora
     from slimepo.training.trainer import PreferenceTrainer
 

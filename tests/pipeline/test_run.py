@@ -23,10 +23,11 @@ from slimepo.files import json_lines
 from slimepo.model.score import PairScores
 from slimepo.monitor.callback import DisplacementMonitor
 from slimepo.pipeline.console import print_summary
+from slimepo.pipeline.recipe.arguments import stage_arguments
 from slimepo.pipeline.recipe.read import load_recipe
 from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.pipeline.run import run_recipe, runs_of
-from slimepo.pipeline.stage import StageRows, stage_arguments, stage_trainer
+from slimepo.pipeline.stage import StageRows, stage_trainer
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.playground.world import demonstrations, make_tasks
 from slimepo.report.folders import read_source

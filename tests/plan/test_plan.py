@@ -14,9 +14,9 @@ from benchmarks.plan import Case, compare
 from slimepo.data.rows import Row
 from slimepo.errors import InputError
 from slimepo.model.logps import causal_lm, response_logps
+from slimepo.pipeline.recipe.arguments import stage_arguments
 from slimepo.pipeline.recipe.read import make_recipe
 from slimepo.pipeline.recipe.schema import Recipe
-from slimepo.pipeline.stage import stage_arguments
 from slimepo.pipeline.start import lora
 from slimepo.plan import step as step_plan
 from slimepo.plan.plan import GIB, StagePlan, find_device, plan_recipe, plan_rows, print_plan, verdict

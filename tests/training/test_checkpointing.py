@@ -13,8 +13,8 @@ from slimepo.errors import InputError
 from slimepo.model.adapters import add_adapter, lora_config
 from slimepo.model.attention.interface import install
 from slimepo.model.logps import causal_lm, install_logps
+from slimepo.pipeline.recipe.arguments import stage_arguments
 from slimepo.pipeline.recipe.read import make_recipe
-from slimepo.pipeline.stage import stage_arguments
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.trainer import PreferenceTrainer
 from tests.model.attention.test_interface import in_float64, logps_and_gradients

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from slimepo.data.chat import chat_format
 from slimepo.files import read_json
 from slimepo.pipeline.data import load_data, recipe_tokenizer, stage_rows
+from slimepo.pipeline.recipe.arguments import stage_arguments
 from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.pipeline.remote.standin import with_stand_ins
 from slimepo.pipeline.rewards import make_rewards, reward_weights
 from slimepo.pipeline.run import check_reference
-from slimepo.pipeline.stage import stage_arguments, stage_trainer
+from slimepo.pipeline.stage import stage_trainer
 from slimepo.pipeline.start import exported_model, given_adapter, stage_base
 from slimepo.pipeline.tasks import load_tasks
 from slimepo.training.callbacks import TrainingProgress

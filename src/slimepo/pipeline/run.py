@@ -33,13 +33,14 @@ from slimepo.pipeline.folder import (
     stage_result,
 )
 from slimepo.pipeline.pairs import make_pairs
+from slimepo.pipeline.recipe.arguments import stage_arguments
 from slimepo.pipeline.recipe.read import load_recipe
 from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.pipeline.recipe.sections import RandomModel, Stage
 from slimepo.pipeline.remote.push import check_push_of, push_run
 from slimepo.pipeline.remote.standin import with_stand_ins
 from slimepo.pipeline.rewards import check_rewards, reward_weights
-from slimepo.pipeline.stage import run_stage, stage_arguments
+from slimepo.pipeline.stage import run_stage
 from slimepo.pipeline.start import exported_model, stage_base
 from slimepo.pipeline.tasks import RunTasks, load_tasks
 from slimepo.redaction import redact

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -32,49 +30,22 @@ from slimepo.pipeline.recipe.sections import RandomModel, Stage
 from slimepo.pipeline.rewards import make_rewards, reward_weights
 from slimepo.pipeline.start import (
     exported_adapter,
-    exported_model,
-    given_adapter,
     is_made,
     lora,
     save_adapter,
     stage_model,
 )
-from slimepo.pipeline.tasks import SMOKE_TOKENS
-from slimepo.redaction import REDACTED, redact, redacted
+from slimepo.redaction import redact
 from slimepo.training.callbacks import MetricsFile, SaveOnTerm, TrainingProgress, peak_memory
-from slimepo.training.config import PreferenceConfig, in_their_types
-from slimepo.training.trl_names import TRL_NAMES
-from slimepo.words import first_line, nearest
+from slimepo.training.config import PreferenceConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from slimepo.training.trainer import PreferenceTrainer
 
-SMOKE_STEPS, SMOKE_BATCH = 5, 8
 # Whose log-probs tell how far a merged model is from the one that trained on a base in four bits.
 GAP_ROWS = 16
-
-# Arguments of the trainer that a recipe has keys of its own for.
-_HAS_A_KEY = {
-    "loss": "loss", "loss_options": "loss_options", "reference": "reference", "learning_rate": "learning_rate",
-    "num_train_epochs": "epochs", "max_steps": "max_steps", "per_device_train_batch_size": "micro_batch_size",
-    "gradient_accumulation_steps": "batch_size", "pairs_per_step": "batch_size", "save_steps": "save_every",
-    "monitor": "monitor", "seed": "the recipe's seed", "output_dir": "--out", "max_length": "data.max_length",
-    "max_prompt_length": "data.max_prompt_length", "cut_long_responses": "data.cut_long_responses",
-    "template_options": "the recipe's template_options", "model_init_kwargs": "the recipe's dtype",
-    "resume_from_checkpoint": "--out, where a run goes on by itself", "do_train": "max_steps",
-    "do_eval": "eval_strategy", "do_predict": "evaluate", "parallel": "the recipe's parallel",
-    "fsdp": "the recipe's parallel", "fsdp_config": "the recipe's parallel", "deepspeed": "the recipe's parallel",
-    "adapter": "the recipe's adapter", "rollouts": "rollouts",
-    "local_rank": "--nproc",
-}  # fmt: skip
-# Arguments with which a run that was interrupted could not go on to the weights that it would have had.
-_NO_WAY_BACK = {
-    "save_only_model": "its checkpoints would lack the optimizer: a copy without it is in the stage's folder `model`",
-    "ignore_data_skip": "a resumed run would take other rows than the run it goes on with",
-    "enable_jit_checkpoint": "SIGTERM has a run write a checkpoint at the end of its step anyway",
-}
 
 
 def run_stage(
@@ -101,17 +72,8 @@ def run_stage(
     trainer = stage_trainer(recipe, args, base, rows, chat.tokenizer, folder, [progress], reward)
     # What could not be exported is better known before it trains.
     refuse_unmergeable(trainer.model)
-    console.print(f"{stage.name}: layout {trainer.layout} ({trainer.layout_reason})")
-    if args.world_size > 1:
-        console.print(f"{stage.name}: {args.world_size} ranks, {args.parallel}")
-    if trainer.reference is not None:
-        console.print(f"{stage.name}: reference {trainer.reference.source} ({trainer.reference.reason})")
-    if (quantized := four_bit_weights(trainer.model)) > 0:
-        named = causal_lm(trainer.model).named_parameters()
-        weights = sum(weights_of(p) for name, p in named if not any(word in name for word in OF_ADAPTERS))
-        console.print(f"{stage.name}: base with {quantized:,} of {weights:,} weights in four bits")
-    if trainer.args.activation_checkpointing:
-        console.print(f"{stage.name}: activations {trainer.activations}")
+    for words in how_it_trains(trainer):
+        console.print(f"{stage.name}: {words}")
     checkpoint = trainer.sound_checkpoint(accept)
     if checkpoint is not None:
         console.print(f"{stage.name}: going on from {checkpoint.name}")
@@ -174,6 +136,23 @@ def run_stage(
             f"differ by at most {merged['largest']:.2g} nats, {merged['mean']:.2g} on the mean"
         )
     return result
+
+
+def how_it_trains(trainer: PreferenceTrainer) -> list[str]:
+    """What a trainer has chosen by itself, or was asked for, and is worth saying before it begins; a line each."""
+    args = trainer.args
+    said = [f"layout {trainer.layout} ({trainer.layout_reason})"]
+    if args.world_size > 1:
+        said.append(f"{args.world_size} ranks, {args.parallel}")
+    if trainer.reference is not None:
+        said.append(f"reference {trainer.reference.source} ({trainer.reference.reason})")
+    if (quantized := four_bit_weights(trainer.model)) > 0:
+        named = causal_lm(trainer.model).named_parameters()
+        weights = sum(weights_of(p) for name, p in named if not any(word in name for word in OF_ADAPTERS))
+        said.append(f"base with {quantized:,} of {weights:,} weights in four bits")
+    if args.activation_checkpointing:
+        said.append(f"activations {trainer.activations}")
+    return said
 
 
 def _export(
@@ -261,102 +240,3 @@ def _form_check(rows: StageRows) -> Callable[[str, str], bool] | None:
     if not {row.id for row in rows.heldout or rows.train} <= of_id.keys():
         return None
     return lambda row_id, text: tasks.check(of_id[row_id], text).valid
-
-
-def stage_arguments(recipe: Recipe, stage: Stage, folder: Path, ranks: int | None = None) -> PreferenceConfig:
-    """transformers' training arguments for a stage, on each of `ranks` devices; those that were launched unless given.
-
-    Raises:
-        InputError: an argument that does not exist or does not fit, a batch that devices cannot share evenly.
-    """
-    ranks = ranks or int(os.environ.get("WORLD_SIZE", "1"))
-    # A smoke run on many ranks has a pair for each at the least.
-    smoke = max(SMOKE_BATCH - SMOKE_BATCH % ranks, ranks)
-    batch = min(stage.batch_size, smoke) if recipe.smoke else stage.batch_size
-    if batch % ranks:
-        raise InputError(
-            f"stage {stage.name!r}: batch_size {batch} cannot be shared out over {ranks} devices"
-        )
-    share = batch // ranks
-    of_stage = stage.reference in recipe.before(stage)
-    micro = min(stage.micro_batch_size, share)
-    checkpointing = stage.activation_checkpointing
-    values: dict[str, Any] = {
-        "output_dir": str(folder / "checkpoints"),
-        "loss": stage.loss,
-        "loss_options": stage.loss_options,
-        "reference": str(exported_model(folder.parent / stage.reference)) if of_stage else stage.reference,
-        "learning_rate": stage.learning_rate,
-        "num_train_epochs": stage.epochs,
-        "max_steps": SMOKE_STEPS if recipe.smoke else stage.max_steps,
-        "per_device_train_batch_size": micro,
-        "per_device_eval_batch_size": micro,
-        "gradient_accumulation_steps": math.ceil(share / micro),
-        "pairs_per_step": share,
-        "disable_tqdm": True,
-        # The key's default must not overrule transformers' and TRL's names for the same in `args`.
-        "activation_checkpointing": None if checkpointing == "none" else checkpointing,
-        "save_steps": stage.save_every,
-        "save_total_limit": 2,
-        "seed": recipe.seed,
-        "adapter": given_adapter(recipe, stage),
-        "template_options": recipe.template_options,
-        "parallel": recipe.parallel,
-        "report_to": "none",
-        "rollouts": _rollouts(recipe, stage),
-        "monitor": stage.monitor if isinstance(stage.monitor, bool) else stage.monitor.model_dump(),
-    }
-    if checkpointing != "none" and "activation_checkpointing" in stage.args:
-        raise InputError(
-            f"stage {stage.name!r}: activation_checkpointing is a key and stands in args: give one"
-        )
-    for key in stage.args:
-        if key in _HAS_A_KEY:
-            raise InputError(
-                f"stage {stage.name!r}: args.{key} is another name of a key: give {_HAS_A_KEY[key]}"
-            )
-        if key in TRL_NAMES:
-            instead = f"give {TRL_NAMES[key].ours}" if TRL_NAMES[key].ours else TRL_NAMES[key].instead
-            raise InputError(f"stage {stage.name!r}: args.{key} is a setting of TRL's: {instead}")
-        if key in _NO_WAY_BACK and stage.args[key]:
-            raise InputError(f"stage {stage.name!r}: leave args.{key} out: {_NO_WAY_BACK[key]}")
-    unknown = [key for key in stage.args if key not in PreferenceConfig.__dataclass_fields__]
-    if unknown:
-        hint = nearest(unknown[0], list(PreferenceConfig.__dataclass_fields__))
-        raise InputError(
-            f"stage {stage.name!r}: transformers' TrainingArguments have no {unknown[0]!r}{hint}"
-        )
-    own = _without_secrets(stage)
-    try:
-        return PreferenceConfig(**(values | in_their_types(own)))
-    except Exception as error:
-        # transformers looks at some values only by working with them.
-        kind = "" if isinstance(error, InputError) else f"args: {type(error).__name__}: "
-        raise InputError(f"stage {stage.name!r}: {kind}{first_line(error)}") from error
-
-
-def _rollouts(recipe: Recipe, stage: Stage) -> dict[str, Any] | None:
-    """What was set of a stage's rollouts, their answers short in a smoke run."""
-    if stage.rollouts is None:
-        return None
-    short = {"max_new_tokens": min(stage.rollouts.max_new_tokens, SMOKE_TOKENS)} if recipe.smoke else {}
-    return {**stage.rollouts.model_dump(exclude_unset=True), **short}
-
-
-def _without_secrets(stage: Stage) -> dict[str, Any]:
-    """The stage's `args`; its Hub token goes into the environment instead, for checkpoints keep the arguments they had.
-
-    Raises:
-        InputError: another secret stands in them.
-    """
-    args = dict(stage.args)
-    token = args.pop("hub_token", None)
-    if token and token != REDACTED:
-        os.environ["HF_TOKEN"] = str(token)
-    secret = next((key for key, value in args.items() if redacted({key: value}) != {key: value}), None)
-    if secret:
-        raise InputError(
-            f"stage {stage.name!r}: args.{secret} holds a secret, which would end up in files: give it by its "
-            "environment variable (HF_TOKEN, WANDB_API_KEY, ...)"
-        )
-    return args

@@ -193,7 +193,8 @@ def calibrate_recipe(recipe: Recipe, rows_used: int, console: Console) -> Calibr
     from slimepo.data.split import row_hash
     from slimepo.data.tokenize import tokenize_for
     from slimepo.pipeline.data import StageRows, load_data, recipe_tokenizer
-    from slimepo.pipeline.stage import stage_arguments, stage_trainer
+    from slimepo.pipeline.recipe.arguments import stage_arguments
+    from slimepo.pipeline.stage import stage_trainer
 
     stage = recipe.stages[0]
     if stage.loss != "slime" or stage.loss_options or stage.rollouts is not None:

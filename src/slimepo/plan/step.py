@@ -23,9 +23,9 @@ from slimepo.errors import InputError
 from slimepo.model.attention.table import PATHS
 from slimepo.model.logps import causal_lm
 from slimepo.model.quantize import NF4_BYTES
+from slimepo.pipeline.recipe.arguments import stage_arguments
 from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.pipeline.recipe.sections import Stage
-from slimepo.pipeline.stage import stage_arguments
 from slimepo.pipeline.start import lora
 from slimepo.plan.fake_step import (
     Checkpointing,
