@@ -137,7 +137,7 @@ def test_data_whose_order_has_to_be_made_first_is_no_format():
         {"prompt": "q", "response": "a", "helpfulness": 4},
         {"instruction": "q", "completions": [{"response": "a", "overall_score": 3}]},
     ):
-        with pytest.raises(InputError, match=r"no format fits .*columns: \{prompt: THEIR-NAME\}"):
+        with pytest.raises(InputError, match=r"no format fits .*data\.columns=\{prompt: THEIR-NAME, "):
             recognise(renamed(row, {}))
 
 

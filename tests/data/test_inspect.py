@@ -67,7 +67,15 @@ def test_judged_answers_are_reported_as_responses(chat):
 def test_the_printed_report_names_counts_drops_lengths_and_notes(rows, make_tokenizer):
     report, _ = check(rows, chat_format(make_tokenizer(None)), name="my [file]")
     text = printed(lambda console: print_report(report, console))
-    for part in ("my [file]", "duplicate prompts", "split: sft", "empty response", "f:row 5", "median", "#"):
+    for part in (
+        "my [file]",
+        "duplicate prompts",
+        "SFT first, split: sft",
+        "empty response",
+        "f:row 5",
+        "median",
+        "#",
+    ):
         assert part in text
     assert "note: there is no chat template" in text
 

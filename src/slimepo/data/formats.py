@@ -88,8 +88,9 @@ def recognise(row: RawRow, found: Iterable[str] | None = None) -> str:
     elif "input_ids" in row:
         hint = ": rows of your own token ids are given in Python, as slimepo.data.rows.Row"
     raise InputError(
-        f"no format fits the columns found ({columns}){hint}. Accepted are {accepted}. Columns with other names: "
-        "columns: {prompt: THEIR-NAME} in a recipe's data, --column prompt=THEIR-NAME for data check"
+        f"no format fits the columns found ({columns}){hint}. If yours have other names, say which is which: "
+        "--column prompt=THEIR-NAME --column chosen=THEIR-NAME ... with data check, data.columns={prompt: THEIR-NAME, "
+        f"chosen: THEIR-NAME, ...}} in a recipe. Accepted are {accepted}"
     )
 
 

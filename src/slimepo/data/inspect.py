@@ -181,7 +181,7 @@ def _summary_table(report: DataReport) -> Table:
         "duplicate rows": f"{report.duplicate_rows:,}",
         "duplicate prompts": f"{report.duplicate_prompts:,}",
         "trained tokens": f"{report.trained_tokens:,}" if report.lengths else "",
-        **{f"split: {name}": f"{count:,}" for name, count in report.parts.items()},
+        **{f"with SFT first, split: {name}": f"{count:,}" for name, count in report.parts.items()},
         "fingerprint": report.fingerprint,
     }
     for what, value in shown.items():

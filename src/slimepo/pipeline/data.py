@@ -92,6 +92,11 @@ def load_data(recipe: Recipe) -> tuple[dict[str, Sequence[Preference]], dict[str
         # By content, so that the order of the file does not matter.
         heldout = heapq.nsmallest(data.heldout_limit, heldout, key=row_hash)
     parts["heldout"] = heldout
+    if data.path and not heldout and recipe.parts.get("heldout"):
+        facts["notes"].append(
+            f"none of the {facts['rows']} rows is held out, so no pair is scored before and after: give heldout a "
+            "larger share in data.parts, such as {preference: 0.9, heldout: 0.1}"
+        )
     used = sum(len(part) for name, part in parts.items() if name != "heldout" or not data.heldout)
     facts["in_no_part"] = facts["rows"] - used
     facts["parts"] = {
