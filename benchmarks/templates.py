@@ -81,24 +81,26 @@ ROWS: dict[str, dict[str, Any]] = {
 WORDS = {LEFT_OUT: "left out", NOT_PREFIX_SAFE: "rewritten", TEMPLATE_REFUSES: "refused"}
 INTRODUCTION = """# Chat templates
 
-Which rows can be trained with which template. The tables are made by `python -m benchmarks.templates`. Every row that is kept
-was compared with what transformers makes of its messages: the prompt has the ids that generation is given, there is one begin
-token (none if the template writes none), and what is trained is the answer as the template writes it and one end token.
+Which rows can be trained with which template. The tables are made by `python -m benchmarks.templates`. Every row that
+is kept was compared with what transformers makes of its messages: the prompt has the ids that generation is given,
+there is one begin token (none if the template writes none), and what is trained is the answer as the template writes
+it and one end token.
 
 The rows: `plain`, one question and its answer; `system`, with a system message; `turns`, with an earlier exchange;
 `think`, an answer that begins with a `<think>` block in its text; `reasoning`, with its thoughts in
-`reasoning_content`; `call`, an answer that calls a tool from `tools`; `called`, an answer after a call and its result.
+`reasoning_content`; `call`, an answer that calls a tool from `tools`; `called`, an answer after a call and its
+result.
 
-What happens to them: **yes**, the row is trained. **moved**, the row is trained after the prompt that generation is given, although the
-template writes that prompt differently once it is answered. All others are dropped and counted: **left out**, the
-template does not write something in the row (the thoughts, the tools, the call); **rewritten**, the rendered
-prompt is not the beginning of the rendered whole, and nothing else identifies the answer; **refused**, the template itself
-says no; **no**, no answer at all can be trained with it. The last column names options of the template that help
-(`template_options`), each of which was tried.
+What happens to them: **yes**, the row is trained. **moved**, the row is trained after the prompt that generation is
+given, although the template writes that prompt differently once it is answered. All others are dropped and counted:
+**left out**, the template does not write something in the row (the thoughts, the tools, the call); **rewritten**, the
+rendered prompt is not the beginning of the rendered whole, and nothing else identifies the answer; **refused**, the
+template itself says no; **no**, no answer at all can be trained with it. The last column names options of the
+template that help (`template_options`), each of which was tried.
 
-The tokenizers are stand-ins with one token a byte and the special tokens that a template names, so the end token may be
-a different one if the template writes none. The text of these templates could not be obtained when the tables were made: Mistral v7,
-OLMo, Phi-4, Granite 3.3, and Gemma 2 (which is said to be Gemma's).
+The tokenizers are stand-ins with one token a byte and the special tokens that a template names, so the end token may
+be a different one if the template writes none. The text of these templates could not be obtained when the tables were
+made: Mistral v7, OLMo, Phi-4, Granite 3.3, and Gemma 2 (which is said to be Gemma's).
 
 """
 
