@@ -1,13 +1,14 @@
-"""The table of docs/scale.md: how far every engine is from one rank, `python -m tests.parallel.table [RANKS]`.
+"""The table of docs/scale.md: how far every engine is from one rank; `python -m tests.parallel.table` writes it there.
 
-Every cell of `worker` is trained alone and under each engine; printed are the largest relative differences.
+Every cell of `worker` is trained alone and under each engine on two ranks; what is written are the largest relative
+differences.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,15 @@ import torch
 from tests.parallel import worker
 
 ENGINES = ("ddp", "fsdp2", "zero2", "zero3")
+TRAINED = {"full": "all weights", "lora": "LoRA", "head": "LoRA and head"}
+PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
+BEGIN, END = "<!-- engines -->", "<!-- end -->"
 
 
-def run(engine: str, ranks: int, folder: Path) -> dict[str, Any]:
-    """What the first rank tells of each cell."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+def run(engine: str, folder: Path) -> dict[str, Any]:
+    """What the first of two ranks tells of each cell."""
+    folder.mkdir()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*launch, worker.__file__, str(folder), engine, *worker.cells()]
     subprocess.run(command, check=True, capture_output=True)
     return {cell: json.loads((folder / f"{cell}-0.json").read_text()) for cell in worker.cells()}
@@ -37,25 +42,25 @@ def differences(found: Mapping[str, Any], alone: Mapping[str, Any]) -> tuple[flo
 
 
 def table(found: Mapping[str, Mapping[str, Any]], alone: Mapping[str, Any]) -> list[str]:
-    """A line for each kind of training, a column an engine: the worse of one and several micro-batches a step."""
-    kinds = list(dict.fromkeys(cell.rpartition("-")[0] for cell in alone))
-    lines = [f"| {' | '.join(['', *found])} |", "|---|" + "---:|" * len(found)]
-    for kind in kinds:
-        cells: Sequence[str] = [cell for cell in alone if cell.rpartition("-")[0] == kind]
-        columns = []
-        for of_engine in found.values():
-            worst = [
-                max(pair) for pair in zip(*(differences(of_engine[c], alone[c]) for c in cells), strict=True)
-            ]
-            columns.append(f"{worst[0]:.0e}, {worst[1]:.0e}")
-        lines.append(f"| {' | '.join([kind.replace('-', ', '), *columns])} |")
+    """A line for each kind of training and objective, a column an engine: the worst of its cells."""
+    lines = [f"| {' | '.join(['', *found.keys()])} |", "|---|" + "---:|" * len(found)]
+    for adapter, trained in TRAINED.items():
+        for loss in worker.LOSSES:
+            cells = [cell for cell in alone if cell.startswith(f"{adapter}-") and f"-{loss}-" in cell]
+            columns = []
+            for of_engine in found.values():
+                apart = zip(*(differences(of_engine[c], alone[c]) for c in cells), strict=True)
+                columns.append(", ".join(f"{max(each):.0e}" for each in apart))
+            lines.append(f"| {' | '.join([f'{trained}, {loss}', *columns])} |")
     return lines
 
 
 if __name__ == "__main__":
-    ranks = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     with tempfile.TemporaryDirectory() as folder:
-        for engine in ENGINES:
-            (Path(folder) / engine).mkdir()
-        found = {engine: run(engine, ranks, Path(folder) / engine) for engine in ENGINES}
-    print("\n".join(table(found, {cell: worker.train(cell, "alone", 1) for cell in worker.cells()})))
+        found = {engine: run(engine, Path(folder) / engine) for engine in ENGINES}
+    lines = table(found, {cell: worker.train(cell, "alone", 1) for cell in worker.cells()})
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    PAGE.write_text(
+        f"{before}{BEGIN}\n\n{chr(10).join(lines)}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8"
+    )
