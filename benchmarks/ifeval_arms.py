@@ -1,0 +1,104 @@
+"""What the arms of a sweep did to a real model's IFEval answers, beside those of the model that they started from.
+
+    python -m benchmarks.ifeval_arms SWEEP START [--out CSV]
+
+SWEEP is a folder of `slimepo sweep recipes/sweeps/smollm2-ifeval.yaml`, START the `--out` of `slimepo eval ifeval` on
+the model that all arms start from. Of each: the four scores with their intervals, their differences to the start,
+paired by prompt; tokens of an answer, answers that end, the share of an answer's 4-grams of words that stand in it
+further ahead; and what became of the held-out pairs. Arms without scores are named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from slimepo.evaluation.benchmarks.bootstrap import paired_difference
+from slimepo.evaluation.benchmarks.ifeval import FIGURES
+from slimepo.files import json_lines, read_json
+
+RESULTS = Path(__file__).parents[1] / "docs" / "study" / "smollm2-ifeval.csv"
+GRAM = 4
+
+
+def repeated(text: str) -> float:
+    """The share of a text's 4-grams of words that stand in it further ahead; 0 of fewer than four words."""
+    words = text.split()
+    grams = [tuple(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def line(
+    arm: str, evaluation: Path, keys: set[int], start: dict[str, Any] | None = None, stage: Path | None = None
+) -> dict[str, Any]:
+    """The figures of one evaluated model; of its answers those to the prompts `keys`."""
+    score = scores_of(evaluation)
+    found: dict[str, Any] = {"arm": arm}
+    for name in FIGURES:
+        measure = score["measures"][name]
+        found |= {name: measure["value"], f"{name}_low": measure["lower"], f"{name}_high": measure["upper"]}
+        if start is not None:
+            apart = paired_difference(score["items"][name], start["items"][name], seed=0)
+            ends = ("to_start", "to_start_low", "to_start_high")
+            found |= {f"{name}_{end}": 100 * value for end, value in zip(ends, apart, strict=True)}
+    answers = [row for row in answers_of(evaluation) if row["key"] in keys]
+    turns = [row["slimepo"]["turns"][-1] for row in answers]
+    found["tokens"] = mean([turn["tokens"] for turn in turns])
+    found["ended"] = sum(turn["stop"] == "stop" for turn in turns)
+    found["repeated_4_grams"] = mean([repeated(row["response"]) for row in answers])
+    if stage is not None:
+        heldout = read_json(stage)["heldout"]
+        for side in ("chosen", "rejected"):
+            key = f"logps/{side}"
+            found[f"{side}_change"] = heldout["after"][key] - heldout["before"][key]
+        found |= {"chosen_fell": heldout["chosen_fell"], "accuracy": heldout["after"]["accuracy"]}
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
+
+
+def scores_of(evaluation: Path) -> dict[str, Any]:
+    """The scores of the one model that an evaluation's folder has."""
+    (file,) = (evaluation / "scores").glob("ifeval--*.json")
+    found: dict[str, Any] = read_json(file)["scores"][0]
+    return found
+
+
+def answers_of(evaluation: Path) -> list[dict[str, Any]]:
+    """The answers of that model."""
+    (file,) = (evaluation / "ifeval").glob("*.jsonl")
+    return json_lines(file)
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweep", type=Path)
+    parser.add_argument("start", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args(argv)
+    # Of one model more prompts may have been answered.
+    seeds = [folder.parents[1] for folder in sorted(given.sweep.glob("*/seed-*/eval/scores"))]
+    for other in sorted({*given.sweep.glob("*/seed-*")} - {*seeds}):
+        print(f"left out, not evaluated yet: {other}")
+    evaluations = [given.start, *(seed / "eval" for seed in seeds)]
+    keys = set.intersection(*({row["key"] for row in answers_of(each)} for each in evaluations))
+    start = scores_of(given.start)
+    lines = [line("base", given.start, keys)]
+    for seed in seeds:
+        (stage,) = seed.glob("*/stage.json")
+        lines.append(line(f"{seed.parent.name}, {seed.name}", seed / "eval", keys, start, stage))
+    with given.out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=[*dict.fromkeys(name for each in lines for name in each)])
+        writer.writeheader()
+        writer.writerows(lines)
+    for each in lines:
+        print({name: each[name] for name in each if "loose" not in name})
+    return lines
+
+
+if __name__ == "__main__":
+    main()
