@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from slimepo.report.curves import band, logged
 from slimepo.report.figures import COLOURS, styles
 from slimepo.report.groups import Group, change, group_records
-from slimepo.report.panels import band, logged
 from slimepo.report.records import Record, Source
 from slimepo.report.tables import start_group, start_groups
 

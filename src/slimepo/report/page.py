@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from slimepo.errors import InputError, unwritable
 from slimepo.files import refuse_folder, write_text
 from slimepo.redaction import redact
-from slimepo.report import panels, tables
+from slimepo.report import curves, panels, tables
 from slimepo.report.benchmarks import (
     benchmark_table,
     canary_table,
@@ -165,15 +165,15 @@ def report_page(report: Report) -> str:
         data=tables.data_facts(groups, sources),
         figures={
             "rate": panels.rate_panels(groups, start),
-            "curves": panels.curve_panels(groups, panels.logged, panels.MAIN, start),
-            "sampled": panels.curve_panels(groups, panels.logged, panels.SAMPLED),
-            "answered": panels.curve_panels(groups, panels.answered, panels.ANSWERED),
-            "watched": panels.curve_panels(groups, panels.watched, panels.WATCHED),
-            "others": panels.curve_panels(groups, panels.logged, panels.other_metrics(groups)),
+            "curves": curves.curve_panels(groups, curves.logged, curves.MAIN, start),
+            "sampled": curves.curve_panels(groups, curves.logged, curves.SAMPLED),
+            "answered": curves.curve_panels(groups, curves.answered, curves.ANSWERED),
+            "watched": curves.curve_panels(groups, curves.watched, curves.WATCHED),
+            "others": curves.curve_panels(groups, curves.logged, curves.other_metrics(groups)),
             "shapes": panels.distribution_panels(groups),
             "families": panels.family_panels(groups),
             "start": bool(start),
-            "pairs_start": any(key in start for key, _ in panels.MAIN),
+            "pairs_start": any(key in start for key, _ in curves.MAIN),
         },
         keys={label: swatch(style) for label, style in styles(groups).items()},
         start_key=swatch(),
