@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, set_seed
 
+from slimepo.data.batch import StepCollator
 from slimepo.data.chat import chat_format
 from slimepo.data.rows import Row
 from slimepo.data.tokenize import tokenize
@@ -18,6 +19,7 @@ from slimepo.files import json_lines
 from slimepo.model.load import random_config, random_model
 from slimepo.model.score import PairScores, score_pairs
 from slimepo.monitor.callback import DisplacementMonitor
+from slimepo.monitor.probe import score_sample
 from slimepo.monitor.settings import MonitorSettings
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.playground.world import demonstrations, make_tasks
@@ -202,7 +204,10 @@ class TestFile:
     def test_it_holds_start_probes_answers_and_end(self, healthy: PreferenceTrainer) -> None:
         assert healthy.monitor is not None
         lines = json_lines(healthy.monitor.record.path)
-        assert [line["kind"] for line in lines] == ["start", *["probe", "generation"] * 6, "end"]
+        looks = ["probe", "generation"] * 5
+        assert [line["kind"] for line in lines] == [
+            *("start", "probe", "tokens", "generation"), *looks, "fallen", "end"
+        ]  # fmt: skip
         start, end, probes = lines[0], lines[-1], of_kind(healthy, "probe")
         assert [len(ids) for ids in start["rows"].values()] == [64, 64]
         assert (start["threshold"], start["margins"], start["steps"]) == (1.25, [1.0, 1.5], 24)
@@ -227,6 +232,24 @@ class TestFile:
         assert last["chosen"] == pytest.approx(after.chosen.mean(), abs=1e-5)
         assert last["chosen_change"] == pytest.approx((after.chosen - before.chosen).mean(), abs=1e-5)
         assert last["chosen_fell"] == pytest.approx((after.chosen < before.chosen).mean(), abs=1e-5)
+
+    def test_the_answers_that_fell_most_stand_there_token_by_token(
+        self, world: World, unlearning: PreferenceTrainer
+    ) -> None:
+        """As the untrained and the trained model score them when asked for these rows alone."""
+        (line,) = of_kind(unlearning, "fallen")
+        assert (line["set"], line["step"], len(line["answers"])) == ("heldout", 24, 4)
+        by_id = {row.id: row for row in world[2]}
+        sample = [by_id[name] for name in of_kind(unlearning, "start")[0]["rows"]["heldout"]]
+        change = score_pairs(unlearning.model, sample).chosen - score_pairs(world[0], sample).chosen
+        for answer, fall in zip(line["answers"], sorted(change), strict=False):
+            assert answer["mean"][1] - answer["mean"][0] == pytest.approx(fall, abs=1e-4)
+            row = by_id[answer["row_id"]]
+            assert "".join(answer["tokens"]) == str(build_tokenizer().decode(row.responses[0].tolist()))
+            assert answer["length"] == len(answer["tokens"]) == len(row.responses[0])
+            for model, when in ((world[0], "before"), (unlearning.model, "after")):
+                (scores,) = score_sample(model, [row], StepCollator(1))[0].logps
+                assert answer[when] == pytest.approx(scores, abs=1e-3)
 
     def test_trackers_get_the_same_figures(self, healthy: PreferenceTrainer) -> None:
         line = next(x for x in reversed(healthy.state.log_history) if "loss" in x)
@@ -290,7 +313,7 @@ class TestResume:
         kinds = [line["kind"] for line in lines]
         assert (kinds.count("start"), kinds.count("resume"), kinds.count("end")) == (1, 1, 1)
         assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
-        for kind in ("probe", "generation"):
+        for kind in ("probe", "tokens", "generation", "fallen"):
             one, two = ([line | {"seconds": 0} for line in of_kind(made, kind)] for made in (resumed, whole))
             assert one == two
         assert same_weights(resumed, whole)

@@ -109,6 +109,7 @@ class TestLastWord:
 
 def test_a_resumed_run_drops_what_is_behind_its_checkpoint_and_the_end(record: MonitorRecord) -> None:
     record.warn(4, [FALLEN], ())
+    record.append({"kind": "fallen", "step": 4, "answers": []})
     record.append(END | {"step": 4})
     record.warn(8, [RECOVERED], ())
     again = MonitorRecord(record.path)

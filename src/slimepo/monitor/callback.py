@@ -23,7 +23,8 @@ from slimepo.data.rows import PAIR, Row
 from slimepo.errors import InputError
 from slimepo.losses import find_objective, hyperparameters, slime
 from slimepo.model.score import PairScores
-from slimepo.monitor.displacement import BINS, figures, flat, of_scores
+from slimepo.monitor.displacement import BINS, SideScores, figures, flat, of_scores
+from slimepo.monitor.fallen import fell_most, first_tokens
 from slimepo.monitor.probe import (
     end_token,
     entanglement,
@@ -111,6 +112,8 @@ class DisplacementMonitor(TrainerCallback):
                 "DisplacementMonitor has nothing to watch: give it to a PreferenceTrainer, or call watch"
             )
         self._stopping = False
+        # The chosen answers as they were at the last look.
+        self._chosen: SideScores | None = None
         self._steps = look_steps(state.max_steps, settings.every)
         self._decode: Callable[[list[int]], str | None] = lambda ids: (
             str(tokenizer.decode(ids)) if tokenizer else None
@@ -120,6 +123,8 @@ class DisplacementMonitor(TrainerCallback):
             "train": sample(watched.train, settings.pairs, args.seed),
             "heldout": sample(heldout, settings.pairs, args.seed),
         }
+        # Whose answers are kept token by token.
+        self._shown = "heldout" if self._rows["heldout"] else "train"
         rows = [row for of in self._rows.values() for row in of]
         self._end = end_token(rows)
         self._prompts = prompts_for(heldout or watched.train, settings.prompts, args.seed)
@@ -165,6 +170,7 @@ class DisplacementMonitor(TrainerCallback):
             if record.of_kind("probe")[-1]["step"] < step:
                 self._look(model, args, state)
             reason = "stopped" if record.stopped else "finished"
+            self._keep_fallen(step)
             record.append({"kind": "end", "step": step, "reason": reason, "warnings": record.holding()})
 
     def _take_up_or_begin(self, model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
@@ -229,6 +235,10 @@ class DisplacementMonitor(TrainerCallback):
             **found,
         }
         record.append(line)
+        if before is None and self._chosen is not None:
+            record.append(
+                {"kind": "tokens", "step": step, "set": self._shown, "chosen": first_tokens(self._chosen)}
+            )
         self._unlogged |= flat(line)
         record.warn(step, judge_pairs(line, before or line, record.on), stop_on)
         if self._end is None or not self._prompts:
@@ -249,6 +259,14 @@ class DisplacementMonitor(TrainerCallback):
         self._unlogged |= flat(line)
         record.warn(step, [judge_answers(line, record.of_kind("generation")[0], record.on)], stop_on)
 
+    def _keep_fallen(self, step: int) -> None:
+        """Write down the chosen answers that fell most, where their tokens were scored at the start and now."""
+        started, probes = self.record.of_kind("tokens"), self.record.of_kind("probe")
+        if started and self._chosen is not None and step > started[0]["step"]:
+            rows, means = self._rows[self._shown], probes[0][self._shown]["per_pair"]["chosen"]
+            fallen = fell_most(rows, started[0]["chosen"], self._chosen, means, self._decode)
+            self.record.append({"kind": "fallen", "step": step, "set": self._shown, "answers": fallen})
+
     def _figures(self, model: nn.Module, before: Mapping[str, Any] | None) -> dict[str, Any]:
         """What is measured of both sets of pairs; `before` is the line of step 0, None if this is it."""
         assert self._watched is not None
@@ -265,6 +283,8 @@ class DisplacementMonitor(TrainerCallback):
                 sides = chosen.part(part), rejected.part(part)
                 start = before[name]["per_pair"] if before else None
                 found[name] = figures(*sides, start, self._options)
+                if name == self._shown:
+                    self._chosen = sides[0]
                 if name == "train" and self._slime is not None:
                     found["gradient_share"] = gradient_share(self._slime, *sides)
         pairs = [row for row in self._rows["train"] if all(len(row.response(i)) for i in PAIR)]

@@ -41,7 +41,8 @@ class MonitorRecord:
 
     def up_to(self, step: int) -> list[dict[str, Any]]:
         """The lines on disk that a run which goes on behind `step` keeps: it has not ended, whatever they say."""
-        return [line for line in json_lines(self.path) if line["step"] <= step and line["kind"] != "end"]
+        lines = json_lines(self.path)
+        return [line for line in lines if line["step"] <= step and line["kind"] not in ("fallen", "end")]
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """The lines of one kind, in their order."""
