@@ -2,14 +2,14 @@
 
 import itertools
 import re
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import pytest
 
-from slimepo.report.curves import band, logged
 from slimepo.report.figures import COLOURS, styles
-from slimepo.report.groups import Group, change, group_records
+from slimepo.report.groups import Cell, Group, change, group_records, short_names
 from slimepo.report.records import Record, Source
 from slimepo.report.tables import start_group, start_groups
 
@@ -96,49 +96,6 @@ def test_twelve_runs_have_twelve_styles(objectives: int) -> None:
         assert len({style.colour for style in look.values()}) == len(COLOURS)
 
 
-def group_of(*curves: dict[float, float], states: tuple[str, ...] = ()) -> Group:
-    """A group of a seed a curve, given as step: loss."""
-    lines = [[{"step": step, "loss": value} for step, value in curve.items()] for curve in curves]
-    found = [states[at] if states else "finished" for at in range(len(curves))]
-    records = [
-        run("a", seed=at, curve=each, state=state)
-        for at, (each, state) in enumerate(zip(lines, found, strict=True))
-    ]
-    return Group("g", tuple(records))
-
-
-def test_a_band_is_the_median_the_lowest_and_the_highest_of_the_seeds() -> None:
-    points = band(group_of({1: 3.0, 2: 1.0}, {1: 5.0, 2: 1.0}, {1: 9.0, 2: 4.0}), logged, "loss")
-    assert points == [(1, (5.0, 3.0, 9.0, 3)), (2, (1.0, 1.0, 4.0, 3))]
-
-
-def test_seeds_that_log_at_different_steps_are_read_between_their_points() -> None:
-    points = band(group_of({0: 0.0, 10: 10.0}, {0: 4.0, 4: 8.0, 8: 0.0}), logged, "loss")
-    # At step 4 the first seed is at 4; step 10 is past the end of the second.
-    assert points == [(0, (2.0, 0.0, 4.0, 2)), (4, (6.0, 4.0, 8.0, 2)), (8, (4.0, 0.0, 8.0, 2))]
-
-
-def test_a_seed_that_stopped_does_not_cut_the_others_short() -> None:
-    points = band(group_of({1: 2.0, 9: 2.0}, {1: 4.0, 2: 4.0}, states=("finished", "failed")), logged, "loss")
-    assert points == [(1, (3.0, 2.0, 4.0, 2)), (2, (3.0, 2.0, 4.0, 2)), (9, (2.0, 2.0, 2.0, 1))]
-
-
-def test_long_curves_keep_their_last_point() -> None:
-    curve = [{"step": float(step), "loss": float(-step)} for step in range(1, 1000)]
-    group = Group("g", (run("a", curve=curve),))
-    points = band(group, logged, "loss")
-    assert len(points) < 310
-    assert points[-1][1].median == -999
-
-
-def test_a_long_curve_keeps_its_spikes() -> None:
-    curve = {float(step): 1.0 for step in range(1, 10_001)}
-    points = band(group_of(curve | {5003.0: 9.0}, curve | {7001.0: -9.0}), logged, "loss")
-    assert len(points) < 310
-    assert (5003, (5.0, 1.0, 9.0, 2)) in points
-    assert (7001, (-4.0, -9.0, 1.0, 2)) in points
-
-
 def seeds(*ends: tuple[float, float]) -> Group:
     """A seed each, with its figure before and after training."""
     records = (run("a", seed=at, before={"x": was}, after={"x": now}) for at, (was, now) in enumerate(ends))
@@ -147,9 +104,9 @@ def seeds(*ends: tuple[float, float]) -> Group:
 
 def test_a_change_is_the_mean_of_each_seeds_own() -> None:
     # Changes of 4, 1 and 1 points: 4.303 * sqrt(3) / sqrt(3).
-    assert change(seeds((1, 5), (2, 3), (3, 4)), "x", ".1f") == "4.0 (+2.0 ± 4.3)"
-    assert change(seeds((1, 5)), "x", ".1f") == "5.0 (+4.0)"
-    assert change(Group("g", (run("a", after={"x": 2}),)), "x", ".1f") == "2.0"
+    assert change(seeds((1, 5), (2, 3), (3, 4)), "x", ".1f") == Cell("4.0", "+2.0 ± 4.3")
+    assert change(seeds((1, 5)), "x", ".1f") == Cell("5.0", "+4.0")
+    assert change(Group("g", (run("a", after={"x": 2}),)), "x", ".1f") == Cell("2.0")
 
 
 def test_runs_that_started_from_different_stages_have_a_line_a_start() -> None:
@@ -165,3 +122,25 @@ def test_runs_that_started_from_different_stages_have_a_line_a_start() -> None:
     alike = start_group([Source(Path("r"), (of("sft", 0.2), of("sft", 0.2)))])
     assert alike is not None
     assert alike.label == "start: sft"
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("slime-s", "slime (2 seeds)"),
+        ("slime-seed-", "slime (2 seeds)"),
+        ("calibrated/seed-", "calibrated (2 seeds)"),
+        ("seed-", "SLIME (2 seeds)"),
+    ],
+    ids=["short", "long", "the arm of a sweep", "nothing but a seed"],
+)
+def test_seeds_are_called_what_their_names_have_in_common(name: str, label: str) -> None:
+    groups = group_records([replace(run(f"{name}{n}"), seed=n, settings={"loss": "slime"}) for n in (0, 1)])
+    assert [group.label for group in groups] == [label]
+
+
+def test_beside_its_line_a_group_is_called_by_its_objective_where_that_tells_it_apart() -> None:
+    one = group_records([run("my-run"), run("other", "dpo")])
+    assert list(short_names(one).values()) == ["SLIME", "DPO"]
+    two = group_records([run("low"), run("high", rate=1e-3)])
+    assert list(short_names(two).values()) == ["low", "high"]

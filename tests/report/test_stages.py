@@ -3,14 +3,14 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from slimepo.report.findings import findings
 from slimepo.report.page import read_report, report_page
 from slimepo.report.stages import warnings_of
-from tests.report.conftest import write_on_policy, write_run
+from tests.report.conftest import HOSTILE, Tags, write_on_policy, write_run
 
 
 def line(step: int, state: str, rows: str = "heldout") -> dict[str, Any]:
@@ -106,3 +106,70 @@ class TestOnPolicy:
             (run / "grpo" / file).write_text(broken + "\n")
         ((record,),) = (source.records for source in read_report([run]).sources)
         assert record.over_time == ()
+
+
+class TestFallen:
+    """Chosen answers that became less likely, in the colours of their tokens."""
+
+    ANSWER: ClassVar[dict[str, Any]] = {
+        "row_id": "a", "prompt": f"Why? {HOSTILE}", "length": 5, "mean": [-0.5, -1.75],
+        "tokens": [HOSTILE, " so", " be", " it"], "before": [-0.1, -0.5, -1.0, -1.0],
+        "after": [-0.15, -0.75, -0.5, -6.0],
+    }  # fmt: skip
+
+    def page(self, folder: Path, *answers: Any) -> str:
+        run = write_run(folder / "run", watched=True)
+        fallen = {"kind": "fallen", "step": 60, "set": "heldout", "answers": list(answers)}
+        whole = (run / "slime" / "monitor.jsonl").read_text().rpartition("\n")[0]
+        (run / "slime" / "monitor.jsonl").write_text(whole + "\n" + json.dumps(fallen) + "\n")
+        return report_page(read_report([run]))
+
+    def test_each_token_has_the_shade_of_its_change(self, tmp_path: Path) -> None:
+        page = self.page(tmp_path, self.ANSWER)
+        assert "-0.50 → -1.75 nats a token" in page
+        assert "(-1.25; the first 4 of 5 tokens)" in page
+        for token in (
+            '<span class="d1" title="-0.50 → -0.75"> so</span>',
+            '<span class="u2" title="-1.00 → -0.50"> be</span>',
+            '<span class="d4" title="-1.00 → -6.00"> it</span>',
+        ):
+            assert token in page
+        # What hardly moved has none, and is text whatever it says.
+        assert '<span title="-0.10 → -0.15">&lt;script&gt;' in page
+        assert not {"script", "img"} & {tag for tag, _ in Tags(page).seen}
+
+    @pytest.mark.parametrize(
+        "broken",
+        [None, 3, {}, ANSWER | {"tokens": []}, ANSWER | {"after": [-1.0]}, ANSWER | {"mean": None}],
+        ids=["null", "a number", "empty", "no tokens", "cut short", "no mean"],
+    )
+    def test_what_is_not_whole_is_left_out(self, tmp_path: Path, broken: Any) -> None:
+        assert "The answers that fell most" not in self.page(tmp_path, broken)
+
+    def test_a_run_that_kept_none_has_no_such_part(self, tmp_path: Path) -> None:
+        assert "The answers that fell most" not in report_page(
+            read_report([write_run(tmp_path / "run", watched=True)])
+        )
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "words"),
+    [
+        ({"status": "failed", "code": 5, "error": "no memory is left"}, "failed", "no memory is left"),
+        (
+            {"status": "preempted", "code": 75},
+            "unfinished",
+            "it was told to end, and the same command goes on",
+        ),
+        ({"status": "running"}, "unfinished", "still running, or killed"),
+        ({}, "unfinished", "still running, or killed"),
+    ],
+)
+def test_a_run_that_has_no_end_says_how_it_ended(
+    tmp_path: Path, status: dict[str, Any], state: str, words: str
+) -> None:
+    run = write_run(tmp_path / "run", state="killed")
+    (run / "status.json").write_text(json.dumps(status))
+    ((record,),) = (source.records for source in read_report([run]).sources)
+    assert record.state == state
+    assert words in record.note

@@ -9,8 +9,21 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from slimepo.report.figures import INK, WIDE, Panel, Style, figure_of, start_line, styles, svg
-from slimepo.report.groups import Group, Spread
+from slimepo.report.figures import (
+    INK,
+    MOST_NAMED,
+    WIDE,
+    End,
+    Panel,
+    Style,
+    figure_of,
+    label_ends,
+    start_line,
+    styles,
+    svg,
+    toggled,
+)
+from slimepo.report.groups import Group, Spread, short_names
 from slimepo.report.records import Record
 
 # Metric, title. Those of an objective's own that are not here are drawn under their names.
@@ -58,8 +71,9 @@ ANSWERED = (
     ("end_rate", "Answers that end, %"),
 )
 WATCHED = (
-    ("heldout/chosen_change", "Change of chosen answers since the start, nats per token"),
-    ("heldout/rejected_change", "Change of rejected answers since the start, nats per token"),
+    ("heldout/chosen", "Chosen answers, nats per token"),
+    ("heldout/rejected", "Rejected answers, nats per token"),
+    ("heldout/margin", "Margin, nats per token"),
     ("heldout/chosen_fell", "Pairs whose chosen answer is less likely than at the start"),
     ("heldout/rejected_below_floor", "Rejected tokens under the floor"),
     ("heldout/past_soft_margin", "Pairs past SLIME's soft margin"),
@@ -74,6 +88,8 @@ WATCHED = (
     ("generation/finished", "Probe's answers that end"),
     ("generation/repeated", "Probe's answers: repeated 4-grams"),
 )
+# What a run costs, of which a change since its start says nothing.
+_COSTS = ("tokens_per_second", "sampled/total", "time/")
 _NO_CURVES = ("step", "epoch", "learning_rate", "total_flos", "num_input_tokens_seen")
 # Parts that a long curve is cut into; of each, three points are drawn.
 _PARTS = 100
@@ -114,25 +130,59 @@ def curve_panels(
 ) -> list[Panel]:
     """Metrics over the steps, a line a group: the median of its seeds with a band from lowest to highest.
 
-    A metric that no run has is left out; `starts` are levels of the common start, dashed.
+    Where runs start from different levels, a panel has a second drawing, of changes since each run's own start. A
+    metric that no run has is left out; `starts` are levels of the common start, dashed.
     """
-    look, panels = styles(groups), []
+    panels = []
     for key, title in metrics:
         drawn = {group.label: points for group in groups if (points := band(group, lines, key))}
         if not drawn:
             continue
-        with figure_of(WIDE, 2.3) as (figure, axes):
-            for group in groups:
-                if group.label in drawn:
-                    # Where runs stop that did not come to their end.
-                    stopped = [_points(r, lines, key) for r in group.records if r.state != "finished"]
-                    _line(axes, drawn[group.label], look[group.label], [each[-1] for each in stopped if each])
-            start_line(axes, (starts or {}).get(key))
-            axes.set_xlabel("step")
-            axes.margins(x=0.03, y=0.08)
-            ends = "; ".join(f"{label} ends at {points[-1][1].median:.3g}" for label, points in drawn.items())
-            panels.append(Panel(title, svg(figure, f"curve-{key}", f"{title}, over the steps: {ends}")))
+        firsts = [points[0][1] for g in groups for r in g.records if (points := _points(r, lines, key))]
+        differ = max(firsts) - min(firsts) > 1e-6 and not key.startswith(_COSTS)
+        ends = "; ".join(f"{label} ends at {points[-1][1].median:.3g}" for label, points in drawn.items())
+        level = _drawing(groups, lines, key, (starts or {}).get(key), f"{title}, over the steps: {ends}")
+        change = ""
+        if differ:
+            moved = {g.label: points[-1][1].median for g in groups if (points := band(g, lines, key, True))}
+            ends = "; ".join(f"{label} ends at {value:+.3g}" for label, value in moved.items())
+            words = f"{title}, change since the start, over the steps: {ends}"
+            change = _drawing(groups, lines, key, 0.0, words, since_start=True)
+        panels.append(Panel(title, level, change))
     return panels
+
+
+def _drawing(
+    groups: Sequence[Group],
+    lines: Lines,
+    key: str,
+    start: float | None,
+    words: str,
+    since_start: bool = False,
+) -> str:
+    look, names = styles(groups), short_names(groups)
+    drawn = {g.label: points for g in groups if (points := band(g, lines, key, since_start))}
+    named = 1 < len(drawn) <= MOST_NAMED
+    with figure_of(WIDE, 2.3, right=0.76 if named else 0.975) as (figure, axes):
+        for at, group in enumerate(groups):
+            if group.label in drawn:
+                with toggled(axes, at):
+                    # Where runs stop that did not come to their end.
+                    ended = [
+                        _points(r, lines, key, since_start) for r in group.records if r.state != "finished"
+                    ]
+                    _line(axes, drawn[group.label], look[group.label], [each[-1] for each in ended if each])
+        start_line(axes, start)
+        axes.set_xlabel("step")
+        axes.margins(x=0.03, y=0.08)
+        if named:
+            ends = [
+                End(points[-1][0], points[-1][1].median, names[label], look[label].colour, at)
+                for at, label in enumerate(group.label for group in groups)
+                if (points := drawn.get(label))
+            ]
+            label_ends(axes, ends)
+        return svg(figure, f"curve-{key}-{since_start}", words)
 
 
 def _line(
@@ -148,13 +198,13 @@ def _line(
         axes.plot([x], [y], "x", color=INK, markersize=7, markeredgewidth=1.6)
 
 
-def band(group: Group, lines: Lines, key: str) -> list[tuple[float, Spread]]:
-    """Step, and the metric over the seeds that came so far.
+def band(group: Group, lines: Lines, key: str, since_start: bool = False) -> list[tuple[float, Spread]]:
+    """Step, and the metric over the seeds that came so far, or its change since each seed's first line.
 
     Seeds log at different steps: each is read off its own line between two points, and none is carried on past its
     last. The band ends where the first of the seeds that came to their end does.
     """
-    seeds = [_points(record, lines, key) for record in group.records]
+    seeds = [_points(record, lines, key, since_start) for record in group.records]
     ended = zip(seeds, group.records, strict=True)
     ends = [points[-1][0] for points, record in ended if points and record.state == "finished"]
     last = min(ends, default=math.inf)
@@ -164,11 +214,11 @@ def band(group: Group, lines: Lines, key: str) -> list[tuple[float, Spread]]:
     return [(step, Spread(statistics.median(v), min(v), max(v), len(v))) for step, v in found if v]
 
 
-def _points(record: Record, lines: Lines, key: str) -> list[tuple[float, float]]:
+def _points(record: Record, lines: Lines, key: str, since_start: bool = False) -> list[tuple[float, float]]:
     """Steps and values in rising order; of two lines at one step the later."""
-    return sorted(
-        {line["step"]: line[key] for line in lines(record) if key in line and "step" in line}.items()
-    )
+    found = {line["step"]: line[key] for line in lines(record) if key in line and "step" in line}
+    points = sorted(found.items())
+    return [(step, value - points[0][1]) for step, value in points] if since_start else points
 
 
 def _at(points: Sequence[tuple[float, float]], step: float) -> float | None:

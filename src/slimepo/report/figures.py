@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from slimepo.errors import InputError
 from slimepo.report.groups import Group, by_series
@@ -48,6 +48,11 @@ _HOUSE_STYLE: dict[str, Any] = {
     "grid.linewidth": 0.6,
     **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
 }
+# With more lines than these, names at their ends would lie on each other: the legend has them.
+MOST_NAMED = 8
+_LONGEST_NAME = 14
+# From so far to the right on a line has its name at its end.
+_LATE = 0.75
 # In inches: three wide or four narrow panels stand beside each other on a desktop, one on a phone.
 WIDE, NARROW = 3.75, 2.9
 
@@ -63,10 +68,24 @@ class Style:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture: a title for its caption, and SVG that is safe to put into a page."""
+    """One picture: a title for its caption, and SVG that is safe to put into a page.
+
+    `change` is a second drawing, of changes since the start, where levels start apart; empty where they do not.
+    """
 
     title: str
     svg: str
+    change: str = ""
+
+
+class End(NamedTuple):
+    """The end of a line that is to have its name beside it; `group` is the place of what hides with a group."""
+
+    x: float
+    y: float
+    name: str
+    colour: str
+    group: int | None = None
 
 
 def styles(groups: Sequence[Group]) -> dict[str, Style]:
@@ -154,6 +173,8 @@ def svg(figure: Any, salt: str, label: str, shown: bool = True) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
+    # What belongs to a group of runs keeps its mark, by which the page shows and hides it.
+    text = re.sub(r"<g id=\"(g\d+)\"", r'<g class="\1"', text)
     text = re.sub(r"<g id=\"[^\"]*\"", "<g", text)
     text = text.replace("xlink:href", "href")
     text = re.sub(r"<[^>]*>", lambda tag: _tag(tag[0]), text)
@@ -194,6 +215,47 @@ def _tag(tag: str) -> str:
     for colour, page_colour in _PAGE_COLOURS.items():
         tag = tag.replace(colour, page_colour)
     return tag
+
+
+@contextmanager
+def toggled(axes: Any, group: int | None) -> Iterator[None]:
+    """What is drawn inside belongs to the group at this place of the page, and hides with it."""
+    there = set(axes.get_children())
+    yield
+    for artist in axes.get_children():
+        if group is not None and artist not in there:
+            artist.set_gid(f"g{group}")
+            if thread := getattr(artist, "arrow_patch", None):
+                thread.set_gid(f"g{group}")
+
+
+def label_ends(axes: Any, ends: Sequence[End]) -> None:
+    """Names right of the lines' ends, pushed apart until none covers another, each with a thread to its line.
+
+    A line that ends early has none: a thread from there would look like a line of its own.
+    """
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    across = axes.transData + axes.transAxes.inverted()
+    ends = [end for end in ends if across.transform((min(end.x, right), end.y))[0] > _LATE]
+    gap = (high - low) * 0.157 / (axes.figure.get_figheight() - 0.54)
+    rising = sorted(ends, key=lambda end: end.y)
+    places: list[float] = []
+    for end in rising:
+        places.append(max(end.y, places[-1] + gap) if places else end.y)
+    # Half of what the topmost was pushed up is taken back from all that were pushed with it.
+    for at in range(len(places) - 1, -1, -1):
+        ceiling = places[at + 1] - gap if at + 1 < len(places) else max(high, rising[-1].y)
+        places[at] = min(places[at], ceiling)
+    for end, place in zip(rising, places, strict=True):
+        name = end.name if len(end.name) <= _LONGEST_NAME else end.name[: _LONGEST_NAME - 1] + "…"
+        with toggled(axes, end.group):
+            axes.annotate(
+                name, xy=(min(end.x, right), end.y), xytext=(1.02, place), annotation_clip=False, va="center",
+                textcoords=axes.get_yaxis_transform(),
+                arrowprops={"arrowstyle": "-", "color": end.colour, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0},
+            )  # fmt: skip
+    axes.set_xlim(left, right)
+    axes.set_ylim(low, high)
 
 
 def start_line(axes: Any, level: float | None) -> None:

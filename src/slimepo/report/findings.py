@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from slimepo.means import Mean, mean_of
-from slimepo.report.groups import Group, by_rate, changes, count, percent
+from slimepo.report.groups import Group, by_rate, changes, count, percent, plain_label
 from slimepo.report.map import BOTH_DOWN, moves
 from slimepo.report.records import Source, Warned
 from slimepo.report.tables import best_group, start_group, trouble
@@ -63,30 +63,29 @@ def verdict(groups: Sequence[Group]) -> str:
     if matched:
         matched.sort(key=lambda each: -each[0].value)
         ends = [matched[0], *matched[1:][-1:]]
-        told = " and ".join(f"{_moved_by(moved, 100, 1)} with {_plain(group)}" for moved, group in ends)
+        told = " and ".join(
+            f"{_moved_by(moved, 100, 1)}{' points' if moved is ends[0][0] else ''} with {plain_label(group)}"
+            for moved, group in ends
+        )
         most = f", the most and the least of {len(matched)}" if len(matched) > 2 else ""
-        sentences.append(f"Right answers on held-out prompts: {told} points{most}.")
+        sentences.append(f"Right answers on held-out prompts: {told}{most}.")
     found = moves(groups)
     for risen, words in ((True, "likelier"), (False, "less likely")):
         named = [move for move in found if _clear(move.chosen) and (move.chosen.value > 0) is risen]
         named.sort(key=lambda move: -abs(move.chosen.value))
         told = ", ".join(
-            f"{_plain(move.group)} {_moved_by(move.chosen, 1, 3)}" for move in named[:_MOST_NAMED]
+            f"{plain_label(move.group)} {_moved_by(move.chosen, 1, 3)}" for move in named[:_MOST_NAMED]
         )
         more = f" and {len(named) - _MOST_NAMED} more" * (len(named) > _MOST_NAMED)
         if named:
             sentences.append(f"Chosen answers became {words}, in nats a token: {told}{more}.")
-    if still := [_plain(move.group) for move in found if not _clear(move.chosen)]:
+    if still := [plain_label(move.group) for move in found if not _clear(move.chosen)]:
         more = f" and {len(still) - _MOST_NAMED} more" * (len(still) > _MOST_NAMED)
         sentences.append(f"They did not clearly move with {', '.join(still[:_MOST_NAMED])}{more}.")
-    both = [_plain(move.group) for move in found if _clear(move.chosen) and move.quadrant == BOTH_DOWN]
+    both = [plain_label(move.group) for move in found if _clear(move.chosen) and move.quadrant == BOTH_DOWN]
     if both:
         sentences.append(f"With {', '.join(both)} rejected answers fell too: that is unlearning.")
     return " ".join(sentences)
-
-
-def _plain(group: Group) -> str:
-    return group.label.removesuffix(f" ({len(group.records)} seeds)")
 
 
 def _clear(change: Mean) -> bool:

@@ -1,21 +1,87 @@
-"""Folders to records: what runs and evaluations have left behind, also half-way."""
+"""Folders to a report: what runs and evaluations have left behind, also half-way, and what a page is made from."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from slimepo.errors import InputError
 from slimepo.evaluation.score_files import read_scores
 from slimepo.files import read_json
 from slimepo.pipeline.folder import MARKER
+from slimepo.report import tables
+from slimepo.report.benchmarks import ScoreColumn, score_columns
+from slimepo.report.groups import Group, group_records
 from slimepo.report.records import Source, mapping, numbers, unique
 from slimepo.report.stages import led_to, stage_record
 from slimepo.settings import read_mapping
 
 # What a sweep keeps beside its arms: starts that they share, and worlds.
 _NO_ARMS = ("shared", "world")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a page is made from: the folders as they were given, and their runs grouped over seeds.
+
+    `searches` are what sweeps tried before their seeds, by the folder's name.
+    """
+
+    sources: tuple[Source, ...]
+    groups: tuple[Group, ...]
+    searches: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The model and the data, where all runs share them; else the run's name, or how many runs there are."""
+        recipes = [mapping(source.recipe) for source in self.sources if source.records]
+        models = {_last(recipe.get("model")) for recipe in recipes} - {""}
+        data = {_last(mapping(recipe.get("data")).get("path")) for recipe in recipes} - {""}
+        if len(models) == 1 and len(data) <= 1:
+            return " on ".join((*models, *data))
+        if len(self.sources) == 1:
+            return self.sources[0].path.resolve().name or "slimepo report"
+        return f"slimepo report: {self.runs} runs" if self.runs else "slimepo report"
+
+    @property
+    def runs(self) -> int:
+        """Runs on the page, each seed counted."""
+        return sum(len(group.records) for group in self.groups)
+
+    @property
+    def counted(self) -> str:
+        """How many runs are on the page; where there is none, how many scores of how many models."""
+        models = [score.model for column in self.scores for score in column.scores]
+        told = {"score": len(models), "model": len(set(models))}
+        if self.runs or not models:
+            told = {"run": self.runs}
+        return " of ".join(f"{number} {what}{'' if number == 1 else 's'}" for what, number in told.items())
+
+    @cached_property
+    def results(self) -> tables.Table:
+        """What training did to held-out data."""
+        return tables.results(self.groups, self.sources)
+
+    @cached_property
+    def scores(self) -> list[ScoreColumn]:
+        """The benchmarks' columns."""
+        return score_columns(self.sources)
+
+
+def read_report(paths: Sequence[Path]) -> Report:
+    """Read every folder.
+
+    Raises:
+        InputError: one is no folder of slimepo's, or there is nothing in any of them.
+    """
+    sources = read_sources(paths)
+    groups = group_records([record for source in sources for record in source.records])
+    found = {path.resolve().name: mapping(read_json(path / "search.json")) for path in paths if path.is_dir()}
+    return Report(tuple(sources), tuple(groups), {name: search for name, search in found.items() if search})
 
 
 def read_sources(paths: Sequence[Path]) -> list[Source]:
@@ -97,3 +163,12 @@ def _read_run(path: Path) -> Source:
         pairs={name: facts for name, facts in pairs.items() if facts},
         seconds=numbers(times),
     )
+
+
+def _last(path: Any) -> str:
+    """What a model or a file is called, without its folders; nothing for a random model."""
+    if not isinstance(path, str):
+        return ""
+    *folders, name = re.sub(r"\.(jsonl?|csv|parquet)(\.gz)?$", "", path.rstrip("/")).split("/")
+    # Names that many files have say nothing by themselves.
+    return "/".join([*folders[-1:], name]) if name in ("train", "pairs", "data", "model") else name

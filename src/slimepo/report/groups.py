@@ -63,6 +63,21 @@ class Group:
         return statistics.fmean(values) if values else None
 
 
+class Cell(NamedTuple):
+    """A figure in a table, and in small print its change since the start or its spread over seeds."""
+
+    figure: str
+    change: str = ""
+    spread: str = ""
+
+    @property
+    def small(self) -> str:
+        return self.change or self.spread
+
+    def __str__(self) -> str:
+        return f"{self.figure} ({self.small})" if self.small else self.figure
+
+
 class Setting(NamedTuple):
     """A setting that the groups do not share: its value in each, and whether most have another."""
 
@@ -155,26 +170,40 @@ def told(value: Any) -> str:
     return str(value)
 
 
+def short_names(groups: Sequence[Group]) -> dict[str, str]:
+    """What groups are called beside their lines, by label: the objective where that alone tells all of them apart."""
+    together = by_series(groups)
+    if len(together) == len(groups):
+        return {group.label: group.series for group in groups}
+    return {group.label: plain_label(group) for group in groups}
+
+
+def plain_label(group: Group) -> str:
+    """A group's label without the number of its seeds."""
+    return group.label.replace(f" ({len(group.records)} seeds)", "")
+
+
 def _label(group: Sequence[Record]) -> str:
     """A record's own name; of several seeds what their names have in common, and how many they are."""
     if len(group) == 1:
         return group[0].name
-    # A folder's name before a stage's is only there to tell seeds apart.
-    names = [record.name.rpartition("/")[2] for record in group]
+    # A folder's name before a stage's is only there to tell seeds apart; before a seed's it is the arm of a sweep.
+    folders, names = zip(*(record.name.rpartition("/")[::2] for record in group), strict=True)
     alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
     stem = "".join(letters[0] for letters in alike)
     if len(set(names)) > 1:
-        # `slime-s`, `slime-seed` and `slime_` are all `slime`.
-        stem = re.sub(r"([\s_.,:(-]+(seed|s)?|[\s_.,:(-]*seed)[\s_.,:(=-]*$", "", stem)
-    return f"{stem or series_label(group[0].loss)} ({len(group)} seeds)"
+        # `slime-s`, `slime-seed` and `slime_` are all `slime`; of `seed-` nothing is left.
+        stem = re.sub(r"((^|[\s_.,:(-]+)(seed|s)?|seed)[\s_.,:(=-]*$", "", stem)
+    arm = folders[0] if len(set(folders)) == 1 else ""
+    return f"{stem or arm or series_label(group[0].loss)} ({len(group)} seeds)"
 
 
-def written(value: Spread | None, form: str, scale: float = 1.0) -> str:
-    """A figure; with several seeds the median, and the lowest and the highest in brackets."""
+def written(value: Spread | None, form: str, scale: float = 1.0) -> Cell:
+    """A figure; with several seeds the median, with the lowest and the highest."""
     if value is None:
-        return ABSENT
+        return Cell(ABSENT)
     median, low, high = (_rounded(scale * each, form) for each in value[:3])
-    return median if value.n == 1 else f"{median} ({low} to {high})"
+    return Cell(median, spread="" if value.n == 1 else f"{low} to {high}")
 
 
 def changes(group: Group, key: str) -> list[float]:
@@ -182,10 +211,10 @@ def changes(group: Group, key: str) -> list[float]:
     return [r.after[key] - r.before[key] for r in group.records if key in r.before and key in r.after]
 
 
-def change(group: Group, key: str, form: str, scale: float = 1.0) -> str:
-    """A held-out figure after training and its change since the start: `42.8 (+4.2)`.
+def change(group: Group, key: str, form: str, scale: float = 1.0) -> Cell:
+    """A held-out figure after training and its change since the start: 42.8, +4.2.
 
-    With several seeds both are means, and the change of each seed is from its own start: `42.8 (+4.2 ± 1.1)`, half of
+    With several seeds both are means, and the change of each seed is from its own start: 42.8, +4.2 ± 1.1, half of
     the 95 % interval.
     """
     moved = mean_of([scale * each for each in changes(group, key)])
@@ -195,7 +224,7 @@ def change(group: Group, key: str, form: str, scale: float = 1.0) -> str:
         scale * r.after[key] for r in group.records if key in r.before and key in r.after
     )
     half = f" ± {_rounded(moved.half, form)}" if moved.n > 1 else ""
-    return f"{_rounded(after, form)} ({_rounded(moved.value, f'+{form}')}{half})"
+    return Cell(_rounded(after, form), f"{_rounded(moved.value, f'+{form}')}{half}")
 
 
 def _rounded(value: float, form: str) -> str:

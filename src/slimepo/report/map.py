@@ -6,18 +6,16 @@ which ones did.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any, NamedTuple
 
 from slimepo.means import Mean, mean_of
-from slimepo.report.figures import INK, Panel, figure_of, png, styles, svg
-from slimepo.report.groups import Group, changes
+from slimepo.report.figures import INK, MOST_NAMED, Panel, figure_of, png, styles, svg, toggled
+from slimepo.report.groups import Group, changes, short_names
 
 # In inches. On a phone it is shrunk to four fifths, and its text stays readable.
 _WIDTH, _HEIGHT = 4.7, 3.7
-# With more arrows, their names would lie on each other: the legend has them.
-_MOST_NAMED = 8
 _LONGEST_NAME = 22
 # Whether chosen and rejected answers became likelier, and what that is called.
 BOTH_DOWN = "both down: unlearning"
@@ -80,7 +78,7 @@ def map_picture(groups: Sequence[Group], title: str) -> bytes | None:
 
 
 def _draw(axes: Any, found: Sequence[Move], groups: Sequence[Group]) -> None:
-    named = len(found) <= _MOST_NAMED
+    named = len(found) <= MOST_NAMED
     points = [(0.0, 0.0), *(point for move in found for point in move.seeds)]
     for side, (limit, label) in enumerate(
         ((axes.set_xlim, axes.set_xlabel), (axes.set_ylim, axes.set_ylabel))
@@ -107,18 +105,20 @@ def _draw(axes: Any, found: Sequence[Move], groups: Sequence[Group]) -> None:
             va="top" if top else "bottom", weight="normal" if right or top else "bold",
         )  # fmt: skip
     drawn = styles(groups)
+    places = {group.label: at for at, group in enumerate(groups)}
     for move in found:
         style, tip = drawn[move.group.label], (move.chosen.value, move.rejected.value)
-        axes.plot([0, tip[0]], [0, tip[1]], color=style.colour, linewidth=1.8, linestyle=style.line)
-        if len(move.seeds) > 1:
-            cloud = zip(*move.seeds, strict=True)
-            axes.plot(*cloud, ".", color=style.colour, alpha=0.6, markersize=5, markeredgewidth=0)
-        axes.plot(*tip, style.marker, color=style.colour, markersize=6.5)
+        with toggled(axes, places[move.group.label]):
+            axes.plot([0, tip[0]], [0, tip[1]], color=style.colour, linewidth=1.8, linestyle=style.line)
+            if len(move.seeds) > 1:
+                cloud = zip(*move.seeds, strict=True)
+                axes.plot(*cloud, ".", color=style.colour, alpha=0.6, markersize=5, markeredgewidth=0)
+            axes.plot(*tip, style.marker, color=style.colour, markersize=6.5)
     if named:
-        _name(axes, found)
+        _name(axes, found, places, short_names(groups))
 
 
-def _name(axes: Any, found: Sequence[Move]) -> None:
+def _name(axes: Any, found: Sequence[Move], places: Mapping[str, int], names: Mapping[str, str]) -> None:
     """Names beside the tips, pushed apart from the lowest upwards so that none lies on another."""
     low, high = axes.get_ylim()
     left, right = axes.get_xlim()
@@ -126,9 +126,10 @@ def _name(axes: Any, found: Sequence[Move]) -> None:
     last = low - height
     for move in sorted(found, key=lambda each: each.rejected.value):
         last = max(move.rejected.value, last + height)
-        label, outwards = move.group.label, 1 if move.chosen.value >= 0 else -1
-        axes.text(
-            move.chosen.value + outwards * 0.025 * (right - left), last,
-            label if len(label) <= _LONGEST_NAME else f"{label[: _LONGEST_NAME - 2]} …",
-            ha="left" if outwards > 0 else "right", va="center", fontsize=8,
-        )  # fmt: skip
+        label, outwards = names[move.group.label], 1 if move.chosen.value >= 0 else -1
+        with toggled(axes, places[move.group.label]):
+            axes.text(
+                move.chosen.value + outwards * 0.025 * (right - left), last,
+                label if len(label) <= _LONGEST_NAME else f"{label[: _LONGEST_NAME - 2]} …",
+                ha="left" if outwards > 0 else "right", va="center", fontsize=8,
+            )  # fmt: skip

@@ -2,92 +2,39 @@
 
 from __future__ import annotations
 
+import bisect
 import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError, unwritable
 from slimepo.files import refuse_folder, write_text
 from slimepo.redaction import redact
-from slimepo.report import curves, panels, tables
-from slimepo.report.benchmarks import (
-    benchmark_table,
-    canary_table,
-    category_sections,
-    category_tables,
-    paired_tables,
-    score_columns,
-)
+from slimepo.report import curves, facts, panels, tables
+from slimepo.report.benchmarks import benchmark_table, canary_table, category_sections
 from slimepo.report.figures import styles, swatch
 from slimepo.report.findings import findings, verdict
-from slimepo.report.folders import read_sources
-from slimepo.report.groups import Group, compare_settings, count, group_records
+from slimepo.report.folders import Report, read_report
+from slimepo.report.groups import Group, compare_settings, count
 from slimepo.report.map import map_panel, map_picture
-from slimepo.report.records import Sample, Source, mapping
-from slimepo.words import ABSENT
+from slimepo.report.markdown import latex_table, markdown_table, report_markdown
+from slimepo.report.records import Fallen, Sample, Source, mapping
 
 if TYPE_CHECKING:
     from markupsafe import Markup
     from rich.console import Console
 
 _MOST_CHARACTERS = 300
-_MOST_SAMPLES = 40
-_MOST_TIMELINES = 6
+_MOST_SAMPLES = 24
+# Answers a group that fell most.
+_MOST_FALLEN = 3
 _MOST_COMMANDS = 12
-# What LaTeX reads as its own.
-_LATEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "→": r"$\to$",
-    ABSENT: "--", "\u00a0": "~", **{letter: f"\\{letter}" for letter in "%&_#$" + "{" + "}"},
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a page is made from: the folders as they were given, and their runs grouped over seeds."""
-
-    sources: tuple[Source, ...]
-    groups: tuple[Group, ...]
-
-    @property
-    def title(self) -> str:
-        """The model and the data, where all runs share them; else the run's name, or how many runs there are."""
-        recipes = [mapping(source.recipe) for source in self.sources if source.records]
-        models = {_last(recipe.get("model")) for recipe in recipes} - {""}
-        data = {_last(mapping(recipe.get("data")).get("path")) for recipe in recipes} - {""}
-        if len(models) == 1 and len(data) <= 1:
-            return " on ".join((*models, *data))
-        if len(self.sources) == 1:
-            return self.sources[0].path.resolve().name or "slimepo report"
-        return f"slimepo report: {self.runs} runs" if self.runs else "slimepo report"
-
-    @property
-    def runs(self) -> int:
-        """Runs on the page, each seed counted."""
-        return sum(len(group.records) for group in self.groups)
-
-    @property
-    def counted(self) -> str:
-        """How many runs are on the page; where there is none, how many scores of how many models."""
-        models = [score.model for column in score_columns(self.sources) for score in column.scores]
-        told = {"score": len(models), "model": len(set(models))}
-        if self.runs or not models:
-            told = {"run": self.runs}
-        return " of ".join(f"{number} {what}{'' if number == 1 else 's'}" for what, number in told.items())
-
-
-def read_report(paths: Sequence[Path]) -> Report:
-    """Read every folder.
-
-    Raises:
-        InputError: one is no folder of slimepo's, or there is nothing in any of them.
-    """
-    sources = read_sources(paths)
-    groups = group_records([record for source in sources for record in source.records])
-    return Report(tuple(sources), tuple(groups))
+# In nats: from each on, a token that became so much likelier or less likely has a deeper shade.
+_SHADES = (0.1, 0.3, 1.0, 3.0)
 
 
 def write_report(paths: Sequence[Path], page: Path) -> Report:
@@ -136,106 +83,92 @@ def report_page(report: Report) -> str:
     from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
 
-    groups, sources = report.groups, report.sources
-    records = [record for group in groups for record in group.records]
     environment = Environment(
         loader=PackageLoader("slimepo", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(svg=Markup, count=count, short=_short, whole=_whole, parted=_parted)
+    environment.filters.update(svg=Markup, count=count, short=_short, whole=_whole, shade=_shade, nats=_nats)
+    groups, sources = report.groups, report.sources
     differing, same = compare_settings(groups)
-    columns = score_columns(sources)
-    benchmarks, benchmark_notes = benchmark_table(columns)
-    results, start = tables.results(groups, sources), tables.common_start(groups)
-    versions: dict[str, dict[str, None]] = {}
-    for source in sources:
-        for name, version in source.versions.items():
-            versions.setdefault(name, {})[version] = None
     return environment.get_template("template.html.j2").render(
         report=report,
         groups=groups,
+        keys={label: swatch(style) for label, style in styles(groups).items()},
+        start_key=swatch(),
+        records=[record for group in groups for record in group.records],
+        start=tables.start_group(sources),
         map=map_panel(groups),
         verdict=verdict(groups),
         findings=findings(groups, sources),
-        results=results,
-        benchmarks=benchmarks,
-        benchmark_notes=benchmark_notes,
-        categories=category_sections(columns, groups),
+        figures=_figures(groups),
+        differences=tables.differences(groups),
+        benchmarks=benchmark_table(report.scores),
+        categories=category_sections(report.scores, groups),
         canaries=canary_table(sources),
-        speed=tables.speed(groups, sources),
-        data=tables.data_facts(groups, sources),
-        figures={
-            "rate": panels.rate_panels(groups, start),
-            "curves": curves.curve_panels(groups, curves.logged, curves.MAIN, start),
-            "sampled": curves.curve_panels(groups, curves.logged, curves.SAMPLED),
-            "answered": curves.curve_panels(groups, curves.answered, curves.ANSWERED),
-            "watched": curves.curve_panels(groups, curves.watched, curves.WATCHED),
-            "others": curves.curve_panels(groups, curves.logged, curves.other_metrics(groups)),
-            "shapes": panels.distribution_panels(groups),
-            "families": panels.family_panels(groups),
-            "start": bool(start),
-            "pairs_start": any(key in start for key, _ in curves.MAIN),
-        },
-        keys={label: swatch(style) for label, style in styles(groups).items()},
-        start_key=swatch(),
+        fallen=shown_fallen(groups),
+        samples=shown_samples(groups),
         differing=differing,
         same=same,
         blocks=tables.in_blocks(groups),
-        samples=shown_samples(sources)[:_MOST_SAMPLES],
-        over_time=[record for record in records if record.over_time][:_MOST_TIMELINES],
-        warned=[record for record in records if record.warnings],
-        monitor_facts=[(record.name, fact) for record in records for fact in record.monitor_facts],
-        start=tables.start_group(sources),
-        seeds=sorted({record.seed for record in records if record.seed is not None}),
-        prompts=sorted({record.prompts for record in records if record.prompts}),
-        pairs=tables.pair_facts(sources),
-        versions=[(name, ", ".join(found)) for name, found in sorted(versions.items())],
+        searches=facts.searched(report.searches),
+        certificates=facts.certificates(groups),
+        speed=facts.speed(groups, sources),
+        data=facts.data_facts(groups, sources),
+        pairs=facts.pair_facts(sources),
+        versions=_versions(sources),
         commands=[
             f"slimepo run {source.path.name}/recipe.yaml --out again/{source.path.name}"
             for source in sources
             if source.records
         ][:_MOST_COMMANDS],
-        cited=[("Markdown", _markdown_table(results)), ("LaTeX", _latex_table(results))]
-        if results.lines
-        else [],
+        cited=[("Markdown", markdown_table(report.results)), ("LaTeX", latex_table(report.results))],
         recipes=[(source.path.name, _yaml(source.recipe)) for source in sources if source.recipe],
     )
 
 
-def report_markdown(report: Report) -> str:
-    """Results, benchmarks, canaries, differing settings and warnings in Markdown."""
-    groups, sources = report.groups, report.sources
-    results = tables.results(groups, sources)
-    parts = [_markdown_table(results)] if results.lines else []
-    columns = score_columns(sources)
-    scores, notes = benchmark_table(columns)
-    if scores.lines:
-        parts += [_markdown_table(scores), "\n".join(f"- {_markdown(note)}" for note in notes) + "\n"]
-    by_category = [(title, table) for _, title, table in category_tables(columns)]
-    for title, table in (*by_category, *paired_tables(columns)):
-        parts += [f"{_markdown(title)}:\n", _markdown_table(table)]
-    canaries = canary_table(sources)
-    if canaries.lines:
-        parts += ["What judges gave the canaries:\n", _markdown_table(canaries)]
-    differing, _ = compare_settings(groups)
-    if differing:
-        heads = ("setting", *(group.label for group in groups))
-        lines = [tables.Line(setting.key, setting.values) for setting in differing]
-        parts.append(_markdown_table(tables.Table(heads, lines)))
-    warned = []
-    for record in (record for group in groups for record in group.records):
-        for each in record.warnings:
-            step = "" if each.step is None else f", step {each.step:.0f}"
-            gone = "" if each.gone is None else f" (gone at step {each.gone:.0f})"
-            warned.append(f"- {_markdown(f'{record.name}{step}: {each.text}{gone}')}")
-    if warned:
-        parts.append("\n".join(warned) + "\n")
-    return "\n".join(parts)
+def _figures(groups: Sequence[Group]) -> dict[str, Any]:
+    """The page's pictures, by the section in which they stand."""
+    start = tables.common_start(groups)
+    drawn = {
+        "rate": panels.rate_panels(groups, start),
+        "watched": curves.curve_panels(groups, curves.watched, curves.WATCHED),
+        "answered": curves.curve_panels(groups, curves.answered, curves.ANSWERED),
+        "curves": curves.curve_panels(groups, curves.logged, curves.MAIN, start),
+        "sampled": curves.curve_panels(groups, curves.logged, curves.SAMPLED),
+        "others": curves.curve_panels(groups, curves.logged, curves.other_metrics(groups)),
+        "shapes": panels.distribution_panels(groups),
+        "families": panels.family_panels(groups),
+    }
+    return drawn | {"start": bool(start), "pairs_start": any(key in start for key, _ in curves.MAIN)}
 
 
-def shown_samples(sources: Sequence[Source]) -> list[Sample]:
-    """The prompts that runs answered, each with everybody's answer."""
+def _versions(sources: Sequence[Source]) -> list[tuple[str, str]]:
+    found: dict[str, dict[str, None]] = {}
+    for source in sources:
+        for name, version in source.versions.items():
+            found.setdefault(name, {})[version] = None
+    return [(name, ", ".join(versions)) for name, versions in sorted(found.items())]
+
+
+def shown_fallen(groups: Sequence[Group]) -> list[tuple[str, list[Fallen]]]:
+    """The chosen answers that fell most, by group, the worst over its seeds first."""
+    found = []
+    for group in groups:
+        of_group = sorted(
+            (each for record in group.records for each in record.fallen),
+            key=lambda each: each.mean[1] - each.mean[0],
+        )
+        # Seeds of one data set may have lost the same answer.
+        worst = list({each.prompt: each for each in reversed(of_group)}.values())[::-1][:_MOST_FALLEN]
+        if worst:
+            found.append((group.label, worst))
+    return found
+
+
+def shown_samples(groups: Sequence[Group]) -> list[Sample]:
+    """The prompts that runs answered, those first of which they answered differently; a seed stands for its group."""
     found: dict[str, Sample] = {}
-    for record in (record for source in sources for record in source.records):
+    for group in groups:
+        record = next((record for record in group.records if record.samples), group.first)
         names = {"before": "before training", "after": record.name}
         for sample in record.samples:
             old = found.setdefault(sample.prompt, replace(sample, answers=()))
@@ -243,7 +176,8 @@ def shown_samples(sources: Sequence[Source]) -> list[Sample]:
             # Runs that started alike gave the same answer before: it is shown once.
             new = tuple(answer for answer in told if answer not in old.answers)
             found[sample.prompt] = replace(old, answers=(*old.answers, *new))
-    return list(found.values())
+    several = sorted(found.values(), key=lambda sample: -len({answer.text for answer in sample.answers}))
+    return several[:_MOST_SAMPLES]
 
 
 def _yaml(recipe: Any) -> str:
@@ -255,35 +189,6 @@ def _yaml(recipe: Any) -> str:
     return text.getvalue()
 
 
-def _markdown_table(table: tables.Table) -> str:
-    lines = [[_markdown(head) for head in table.heads], ["---"] + ["---:"] * (len(table.heads) - 1)]
-    for line in table.lines:
-        note = f" ({line.note})" if line.note and line.note != line.label else ""
-        cells = list(line.cells)
-        if line.error and cells:
-            cells[0] = line.error if cells[0] == ABSENT else f"{cells[0]} ({line.error})"
-        shown = [_markdown(cell) for cell in (line.label + note, *cells)]
-        lines.append([f"**{cell}**" if line.best and at < 2 else cell for at, cell in enumerate(shown)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def _latex_table(table: tables.Table) -> str:
-    """For a paper, with booktabs."""
-    rows = [table.heads, *((line.label, *line.cells) for line in table.lines)]
-    head, *lines = (
-        " & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in row) + r" \\" for row in rows
-    )
-    columns = "l" + "r" * (len(table.heads) - 1)
-    body = [head, r"\midrule", *lines]
-    return "\n".join(
-        [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"]
-    )
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"\s*\n\s*", " ", text).replace("|", "\\|").replace("<", "&lt;")
-
-
 def _whole(text: str) -> Markup:
     """The text, escaped, with numbers such as 1e-3 kept on one line (browsers break at the hyphen)."""
     from markupsafe import Markup, escape
@@ -291,21 +196,16 @@ def _whole(text: str) -> Markup:
     return Markup(re.sub(r"\S*\d+e-\d+", r'<span class="whole">\g<0></span>', str(escape(text))))
 
 
-def _parted(cell: str) -> tuple[str, str]:
-    """A figure, and what stands in brackets behind it."""
-    figure, _, rest = cell.partition(" (")
-    return figure, rest.removesuffix(")")
-
-
-def _last(path: Any) -> str:
-    """What a model or a file is called, without its folders; nothing for a random model."""
-    if not isinstance(path, str):
-        return ""
-    *folders, name = re.sub(r"\.(jsonl?|csv|parquet)(\.gz)?$", "", path.rstrip("/")).split("/")
-    # Names that many files have say nothing by themselves.
-    return "/".join([*folders[-1:], name]) if name in ("train", "pairs", "data", "model") else name
-
-
-def _short(value: Any) -> str:
+def _short(value: Any, most: int = _MOST_CHARACTERS) -> str:
     text = "" if value is None else str(value)
-    return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + " …"
+    return text if len(text) <= most else text[:most] + " …"
+
+
+def _shade(change: float) -> str:
+    """The style of a token whose log-prob changed by so many nats: `d` less likely, `u` likelier; 1 to 4 how far."""
+    far = bisect.bisect_right(_SHADES, abs(change))
+    return f"{'d' if change < 0 else 'u'}{far}" if far else ""
+
+
+def _nats(value: float, sign: str = "") -> str:
+    return format(value, f"{sign or '-'}z.2f")

@@ -7,7 +7,21 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slimepo.report.figures import FAINT, INK, NARROW, WIDE, Panel, Style, figure_of, start_line, styles, svg
+from slimepo.report.figures import (
+    FAINT,
+    INK,
+    NARROW,
+    WIDE,
+    End,
+    Panel,
+    Style,
+    figure_of,
+    label_ends,
+    start_line,
+    styles,
+    svg,
+    toggled,
+)
 from slimepo.report.groups import Group, Spread, by_rate, by_series
 from slimepo.report.records import Distribution
 from slimepo.words import short_number
@@ -54,39 +68,22 @@ def rate_panels(groups: Sequence[Group], starts: Mapping[str, float]) -> list[Pa
                     axes.plot([x], [y.median], look[group.label].marker, color=colour, markersize=5.5)
                     if y.n > 1:
                         axes.plot([x, x], [y.low, y.high], color=colour, linewidth=1.2)
-            ends = [(points[-1][2].median, name) for name, points in lines.items()]
+            ends = [
+                End(points[-1][1], points[-1][2].median, name, look[points[0][0].label].colour)
+                for name, points in lines.items()
+            ]
             if key in starts:
                 start_line(axes, starts[key] * scale)
-                ends.append((starts[key] * scale, "start"))
+                ends.append(End(math.inf, starts[key] * scale, "start", INK))
             rates = sorted({x for points in lines.values() for _, x, _ in points})
             axes.set_xticks(rates, [short_number(rate) for rate in rates])
             axes.minorticks_off()
             axes.set_xlim(rates[0] / 1.5, rates[-1] * 1.35)
             axes.set_xlabel("learning rate")
             axes.margins(y=0.08)
-            _label_ends(axes, ends)
+            label_ends(axes, ends)
             panels.append(Panel(title, svg(figure, f"rate-{key}", f"{title}, over the learning rate")))
     return panels
-
-
-def _label_ends(axes: Any, ends: Sequence[tuple[float, str]]) -> None:
-    """Names right of the lines' ends, pushed apart until none covers another."""
-    low, high = axes.get_ylim()
-    gap = (high - low) * 0.068
-    rising = sorted(ends)
-    places: list[float] = []
-    for y, _ in rising:
-        places.append(max(y, places[-1] + gap) if places else y)
-    # Half of what the topmost was pushed up is taken back from all that were pushed with it.
-    for at in range(len(places) - 1, -1, -1):
-        ceiling = places[at + 1] - gap if at + 1 < len(places) else max(high, rising[-1][0])
-        places[at] = min(places[at], ceiling)
-    right = axes.get_xlim()[1]
-    for (_, name), place in zip(rising, places, strict=True):
-        text = name if len(name) <= 14 else name[:13] + "…"
-        axes.annotate(
-            text, (right, place), (3, 0), textcoords="offset points", va="center", annotation_clip=False
-        )
 
 
 def distribution_panels(groups: Sequence[Group]) -> list[Panel]:
@@ -154,6 +151,7 @@ def family_panels(groups: Sequence[Group]) -> list[Panel]:
     The families stand in the same order everywhere: the ones that were hardest before at the bottom.
     """
     records = [record for group in groups for record in group.records]
+    places = {group.label: at for at, group in enumerate(groups)}
     before = {key: value for record in records for key, value in record.before.items()}
     found = {key for record in records for key in (*record.before, *record.after) if key.startswith(FAMILY)}
     keys = sorted(found, key=lambda key: (before.get(key, 0.0), key))
@@ -165,7 +163,7 @@ def family_panels(groups: Sequence[Group]) -> list[Panel]:
         with figure_of(NARROW, 0.6 + 0.22 * len(keys), left=0.24) as (figure, axes):
             for row, key in enumerate(keys):
                 axes.axhline(row, color=FAINT, linewidth=0.6, zorder=0)
-                _family(axes, row, key, shown, look)
+                _family(axes, row, key, shown, look, places)
             axes.set_yticks(range(len(keys)), [key.removeprefix(FAMILY) for key in keys])
             axes.set_ylim(-0.7, len(keys) - 0.3)
             axes.set_xlim(-3, 103)
@@ -175,17 +173,25 @@ def family_panels(groups: Sequence[Group]) -> list[Panel]:
     return panels
 
 
-def _family(axes: Any, row: int, key: str, groups: Sequence[Group], look: Mapping[str, Style]) -> None:
+def _family(
+    axes: Any,
+    row: int,
+    key: str,
+    groups: Sequence[Group],
+    look: Mapping[str, Style],
+    places: Mapping[str, int],
+) -> None:
     """A family's row: where the first group that knows it started, and where each of the groups came to."""
     start = None
     for place, group in enumerate(groups):
         y = row + 0.3 * ((len(groups) - 1) / 2 - place) / max(1, len(groups) - 1) * 1.4
         was, now, style = group.spread(lambda r: r.before.get(key)), group.after(key), look[group.label]
         start = start or was
-        if was is not None and now is not None:
-            xs = [100 * was.median, 100 * now.median]
-            axes.plot(xs, [y, y], color=style.colour, linewidth=1, alpha=0.6)
-        if now is not None:
-            axes.plot([100 * now.median], [y], style.marker, color=style.colour, markersize=4.2)
+        with toggled(axes, places[group.label]):
+            if was is not None and now is not None:
+                xs = [100 * was.median, 100 * now.median]
+                axes.plot(xs, [y, y], color=style.colour, linewidth=1, alpha=0.6)
+            if now is not None:
+                axes.plot([100 * now.median], [y], style.marker, color=style.colour, markersize=4.2)
     if start is not None:
         axes.plot([100 * start.median] * 2, [row - 0.36, row + 0.36], color=INK, linewidth=1.6)

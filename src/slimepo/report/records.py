@@ -60,14 +60,33 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Fallen:
+    """A chosen answer that became less likely: its tokens, their log-probs in nats before and after training.
+
+    `mean` are log-probs per token of the whole answer before and after; `length` its tokens, of which the first stand
+    here.
+    """
+
+    run: str
+    prompt: str
+    tokens: tuple[str, ...]
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    mean: tuple[float, float]
+    length: int
+    part: str = "heldout"
+
+
+@dataclass(frozen=True)
 class Record:
     """One training run, cleaned: every number in it is finite, and what was absent is None or empty.
 
     `settings` are flat (`loss_options.beta`) and without the seed: records with the same settings differ only in it.
-    `before` and `after` are figures of held-out pairs and tasks, `heldout` and `prompts` how many these are; `start`
-    is the stage that it started from; `curve` the log lines, `monitor` those of the monitor. `answered` are shares of
-    the held-out tasks in percent, a line a step at which they were answered, and `over_time` prompts whose answers are
-    called after the step that they are of. `certificate` is what the run's first numbers were compared with.
+    `before` and `after` are figures of held-out pairs and tasks, `heldout` and `prompts` how many these are;
+    `start` is the stage that it started from; `curve` the log lines, `monitor` those of the monitor. `answered` are
+    shares of the held-out tasks in percent, a line a step at which they were answered, and `over_time` prompts
+    whose answers are called after the step that they are of; `fallen` are chosen answers that became less likely.
+    `certificate` is what the run's first numbers were compared with.
     """
 
     name: str
@@ -90,6 +109,7 @@ class Record:
     samples: tuple[Sample, ...] = ()
     answered: list[dict[str, float]] = field(default_factory=list)
     over_time: tuple[Sample, ...] = ()
+    fallen: tuple[Fallen, ...] = ()
     monitor_facts: tuple[str, ...] = ()
     layout: str = ""
     trained_parameters: float | None = None

@@ -8,9 +8,11 @@ from typing import Any
 
 from slimepo.checkpoints.store import newest
 from slimepo.files import json_lines, read_json
+from slimepo.pipeline.folder import STATUS
 from slimepo.report.records import (
     Answer,
     Distribution,
+    Fallen,
     Record,
     Sample,
     State,
@@ -79,6 +81,7 @@ def stage_record(path: Path, recipe: dict[str, Any], at: int, several: bool) -> 
             for line in by_step
             if (step := number(line.get("step"))) is not None
         ],
+        fallen=fallen_answers(watched, label),
         over_time=answers_over_time(by_step) or samples_over_time(folder / "checkpoints" / "rollouts.jsonl"),
         layout=str(done.get("layout") or ""),
         trained_parameters=number(done.get("trained_parameters")),
@@ -113,8 +116,14 @@ def _state(
         return "finished", ""
     if error := mapping(read_json(folder / "error.json")):
         return "failed", str(error.get("error") or "no reason is recorded")
+    ended = mapping(read_json(folder.parent / STATUS))
+    if ended.get("status") == "failed":
+        return "failed", str(ended.get("error") or "no reason is recorded")
+    untold = _UNTOLD
+    if ended.get("status") == "preempted":
+        untold = "it was told to end, and the same command goes on from there"
     if not curve:
-        return "unfinished", f"nothing is logged yet; {_UNTOLD}"
+        return "unfinished", f"nothing is logged yet; {untold}"
     step, epoch, epochs = curve[-1]["step"], curve[-1].get("epoch"), number(stage.get("epochs"))
     where = f"step {step:.0f}"
     checkpoint = newest(folder / "checkpoints")
@@ -123,7 +132,7 @@ def _state(
         where += f" of {planned:.0f}"
     elif epoch is not None and epochs:
         where += f", {epoch:.2f} of {epochs:g} epochs"
-    return "unfinished", f"the last line is of {where}; {_UNTOLD}"
+    return "unfinished", f"the last line is of {where}; {untold}"
 
 
 def monitor_lines(watched: Lines) -> list[dict[str, float]]:
@@ -189,6 +198,23 @@ def monitor_samples(watched: Lines) -> tuple[Sample, ...]:
         if prompt.get("text") and answers:
             samples.append(Sample(str(prompt["text"]), answers))
     return tuple(samples)
+
+
+def fallen_answers(watched: Lines, run: str) -> tuple[Fallen, ...]:
+    """The chosen answers that the monitor found to have fallen most, those that it wrote whole."""
+    line = next((line for line in reversed(watched) if line.get("kind") == "fallen"), {})
+    found = []
+    for told in map(mapping, items(line.get("answers"))):
+        before, after, mean = (
+            tuple(value for value in map(number, items(told.get(key))) if value is not None)
+            for key in ("before", "after", "mean")
+        )
+        tokens, length = tuple(map(str, items(told.get("tokens")))), number(told.get("length"))
+        if len(tokens) == len(before) == len(after) > 0 and len(mean) == 2:
+            prompt, part = str(told.get("prompt") or ""), str(line.get("set") or "heldout")
+            whole = int(length or len(tokens))
+            found.append(Fallen(run, prompt, tokens, before, after, (mean[0], mean[1]), whole, part))
+    return tuple(found)
 
 
 def task_samples(lines: Lines) -> tuple[Sample, ...]:

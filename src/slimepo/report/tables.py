@@ -1,26 +1,24 @@
-"""The report's tables as text cells: what the page, Markdown and the terminal show alike."""
+"""The report's tables as cells of text: what the page, Markdown and the terminal show alike."""
 
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from slimepo.means import mean_of
 from slimepo.report.groups import (
+    Cell,
     Group,
     change,
-    count,
-    duration,
     group_records,
-    percent,
+    plain_label,
     series_label,
-    size,
     told,
     written,
 )
-from slimepo.report.records import Record, Source, items, mapping, number
+from slimepo.report.records import Record, Source
 from slimepo.words import ABSENT, short_number
 
 if TYPE_CHECKING:
@@ -31,7 +29,7 @@ class Column(NamedTuple):
     """A column of groups: heading on the page, its cells, and the heading in the terminal (none: not there)."""
 
     head: str
-    cell: Callable[[Group], str]
+    cell: Callable[[Group], Cell | str]
     short: str = ""
 
 
@@ -40,7 +38,7 @@ class Line:
     """One line of a table. `error` says why a run has no result, `note` what its name leaves out."""
 
     label: str
-    cells: tuple[str, ...]
+    cells: tuple[Cell | str, ...]
     note: str = ""
     error: str = ""
     best: bool = False
@@ -55,10 +53,10 @@ class Table:
 
     heads: tuple[str, ...]
     lines: list[Line] = field(default_factory=list)
-    same: tuple[tuple[str, str], ...] = ()
+    same: tuple[tuple[str, Cell | str], ...] = ()
 
 
-def _after(key: str, form: str, scale: float = 1) -> Callable[[Group], str]:
+def _after(key: str, form: str, scale: float = 1) -> Callable[[Group], Cell]:
     return lambda group: written(group.after(key), form, scale)
 
 
@@ -74,18 +72,13 @@ RESULTS = (
     Column("end token, %", _after("end_rate", ".1f", 100), "ends"),
     Column("repetition, %", _after("repetition", ".1f", 100), "rep."),
 )
-SPEED = (
-    Column("tokens/s", lambda g: count(_median(g, "tokens_per_second"))),
-    Column(
-        "padding, %", lambda g: ABSENT if (p := _median(g, "padding_share")) is None else f"{100 * p:.1f}"
-    ),
-    Column("steps", lambda g: written(g.spread(lambda r: r.steps), ",.0f")),
-    Column("time", lambda g: duration(s.median) if (s := g.spread(lambda r: r.seconds)) else ABSENT),
-    Column("peak memory", lambda g: size(m.high) if (m := g.spread(lambda r: r.peak_memory)) else ABSENT),
-    Column("layout", lambda g: g.first.layout or ABSENT),
-    Column("trained parameters", lambda g: count(g.first.trained_parameters)),
-    Column("ranks", lambda g: count(g.first.certificate.get("ranks"))),
-    Column("first numbers", lambda g: _certified(g)),
+# Heading, key of a figure after training, digits, factor.
+_DIFFERENCES = (
+    ("exact match, points", "exact_match", 1, 100),
+    ("chosen, nats/token", "logps/chosen", 3, 1),
+    ("rejected, nats/token", "logps/rejected", 3, 1),
+    ("under floor, points", "rejected_below_floor", 1, 100),
+    ("chosen likelier, points", "accuracy", 1, 100),
 )
 _TERMINAL_NOTES = (
     "exact, chosen, reject.: the change since the start below; chosen, reject.: nats per token",
@@ -113,17 +106,19 @@ def results(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
         )
         for group in shown
     ]
-    table = _filled("run", [column.head for column in RESULTS], lines)
+    table = filled("run", [column.head for column in RESULTS], lines)
     cells = [{line.cells[at] for line in table.lines} for at in range(len(table.heads) - 1)]
     # What has a change is what the page is about, whatever it is.
     folded = [
-        at for at, each in enumerate(cells) if len(lines) > 1 and len(each) == 1 and "(" not in min(each)
+        at
+        for at, each in enumerate(cells)
+        if len(lines) > 1 and len(each) == 1 and not any(isinstance(c, Cell) and c.change for c in each)
     ]
     kept = [at for at in range(len(cells)) if at not in folded]
     return Table(
         ("run", *(table.heads[at + 1] for at in kept)),
         [replace(line, cells=tuple(line.cells[at] for at in kept)) for line in table.lines],
-        tuple((table.heads[at + 1], min(cells[at])) for at in folded),
+        tuple((table.heads[at + 1], cells[at].pop()) for at in folded),
     )
 
 
@@ -153,14 +148,13 @@ def results_in_terminal(sources: Sequence[Source]) -> TerminalTable:
         table.add_column(column.short, justify="right", no_wrap=True)
     best = best_group(groups)
     for group in [*start_groups(sources), *groups]:
-        cells = [column.cell(group) for column in columns]
-        # Of several seeds the others may have figures.
-        cells = ["stopped", *cells[1:]] if trouble(group) and cells[0] == ABSENT else cells
         row = [Text(group.label)]
-        for cell in cells:
+        for at, cell in enumerate(column.cell(group) for column in columns):
             # A spread over seeds is left out; a change stands below.
-            figure, _, rest = cell.partition(" (")
-            row.append(Text(f"{figure}\n{rest.rstrip(')')}" if rest[:1] in "+-" and rest else figure))
+            figure, change = (cell.figure, cell.change) if isinstance(cell, Cell) else (cell, "")
+            # Of several seeds the others may have figures.
+            figure = "stopped" if at == 0 and trouble(group) and figure == ABSENT else figure
+            row.append(Text(f"{figure}\n{change}" if change else figure))
         table.add_row(*row, style="bold" if group is best else None)
     return table
 
@@ -233,61 +227,35 @@ def same_start(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
     )
 
 
-def speed(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
-    """Tokens per second, steps, time, memory: medians over the log lines and seeds; time of what came before."""
-    lines = [Line(group.label, tuple(column.cell(group) for column in SPEED)) for group in groups]
-    times: dict[str, list[float]] = {}
-    for source in sources:
-        for name, seconds in source.seconds.items():
-            times.setdefault(name, []).append(seconds)
-    for name, each in times.items():
-        took = duration(statistics.median(each))
-        lines.append(Line(name, tuple(took if column.head == "time" else ABSENT for column in SPEED)))
-    return _filled("run", [column.head for column in SPEED], lines)
+def differences(groups: Sequence[Group]) -> Table:
+    """How groups differ from the control (else the first), seed by seed: of seeds that both have, from one start.
 
-
-def data_facts(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
-    """Rows by part, what was kept and what was dropped, a line a group."""
-    data = {str(source.path): source.data for source in sources}
-    reasons = list(
-        dict.fromkeys(key for group in groups for record in group.records for key in record.dropped)
+    Seeds share their start and data, so that a difference is surer than the figures that it is of. Empty where no
+    group has two such seeds.
+    """
+    base = next((group for group in groups if group.first.loss == "sft"), groups[0] if groups else None)
+    lines = []
+    for group in groups if base else ():
+        own = {record.seed: record for record in base.records} if base else {}
+        pairs = [
+            (r, own[r.seed])
+            for r in group.records
+            if r.seed in own and same_start(r.before, own[r.seed].before)
+        ]
+        if group is base or len(pairs) < 2:
+            continue
+        cells = []
+        for _, key, form, scale in _DIFFERENCES:
+            moved = mean_of(
+                [scale * (r.after[key] - o.after[key]) for r, o in pairs if key in r.after and key in o.after]
+            )
+            half = f" ± {moved.half:.{form}f}" if moved.n > 1 else ""
+            cells.append(f"{moved.value:+z.{form}f}{half}" if moved.n else ABSENT)
+        lines.append(Line(plain_label(group), (*cells, str(len(pairs)))))
+    heads = [*(head for head, *_ in _DIFFERENCES), "seeds"]
+    return (
+        filled(f"compared with {plain_label(base)}" if base else "", heads, lines) if lines else Table(("",))
     )
-    lines = []
-    for group in groups:
-        first, facts = group.first, data.get(group.first.source, {})
-        counts = [facts.get("rows"), facts.get("malformed"), first.heldout, first.kept]
-        counts += [first.dropped.get(reason, None if first.kept is None else 0.0) for reason in reasons]
-        lines.append(Line(group.label, tuple(map(count, counts))))
-    heads = ("rows read", "malformed", "held-out pairs", "trained on")
-    return _filled("run", [*heads, *(f"dropped: {reason}" for reason in reasons)], lines)
-
-
-def pair_facts(sources: Sequence[Source]) -> Table:
-    """How the pairs that runs made themselves came about, a line a set."""
-    sets: list[tuple[str, dict[str, Any]]] = []
-    for source in sources:
-        for name, facts in source.pairs.items():
-            label = f"{source.path.resolve().name}/{name}" if len(sources) > 1 else name
-            for part, words in (("train", "for training"), ("heldout", "held out")):
-                if counts := mapping(facts.get(part)):
-                    sets.append((f"{label}, {words}", counts))
-    keys = list(dict.fromkeys(key for _, counts in sets for key in counts))
-    lines = []
-    for label, counts in sets:
-        cells, pairs = [], number(counts.get("pairs"))
-        for key in keys:
-            cell, amount = count(counts.get(key)), number(counts.get(key))
-            # What happened to pairs is told as a share of them too.
-            if pairs and amount is not None and key.endswith(("_chosen", "_rejected")):
-                cell += f" ({percent(amount / pairs, 1)})"
-            cells.append(cell)
-        lines.append(Line(label, tuple(cells)))
-    told = {
-        "tasks": "tasks sampled",
-        "gold_chosen": "chosen is the given answer (no sample was right)",
-        "invalid_rejected": "rejected is wrong in form",
-    }
-    return _filled("pairs", [told.get(key, key) for key in keys], lines)
 
 
 def in_blocks(groups: Sequence[Any], width: int = 6) -> list[tuple[int, int]]:
@@ -297,24 +265,8 @@ def in_blocks(groups: Sequence[Any], width: int = 6) -> list[tuple[int, int]]:
     return [(at, min(at + each, len(groups))) for at in range(0, len(groups), each)]
 
 
-def _certified(group: Group) -> str:
-    """How far the gradients of a run's first step are from plainly computed ones, at the most."""
-    told = [record.certificate for record in group.records if record.certificate]
-    if any(each.get("agrees") is False for each in told):
-        return "not as computed plainly"
-    errors = [number(mapping(line).get("error")) for each in told for line in items(each.get("gradients"))]
-    known = [error for error in errors if error is not None]
-    return f"within {max(known):.0e}" if known else ABSENT
-
-
-def _median(group: Group, key: str) -> float | None:
-    # The first line has what a start costs (compiling, warming up) in it.
-    lines = [line[key] for r in group.records for line in (r.curve[1:] or r.curve) if key in line]
-    return statistics.median(lines) if lines else None
-
-
-def _filled(first: str, heads: Sequence[str], lines: Sequence[Line]) -> Table:
+def filled(first: str, heads: Sequence[str], lines: Sequence[Line]) -> Table:
     """A table without the columns in which nothing stands."""
-    kept = [at for at in range(len(heads)) if any(line.cells[at] != ABSENT for line in lines)]
+    kept = [at for at in range(len(heads)) if any(str(line.cells[at]) != ABSENT for line in lines)]
     shown = [replace(line, cells=tuple(line.cells[at] for at in kept)) for line in lines]
     return Table((first, *(heads[at] for at in kept)), shown)
