@@ -19,7 +19,7 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 class Tags(HTMLParser):
     """Collects the start tags and tables, and fails on a tag that is closed where it is not open."""
 
-    void = frozenset({"meta", "link", "br", "img"})
+    void = frozenset({"meta", "link", "br", "img", "input"})
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -211,9 +211,15 @@ def write_on_policy(
     write_run(folder, "grpo", **options)
     place = folder / "grpo"
     lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
-    sampled = {"sampled/kl": 0.01, "sampled/tokens": 12.0, "time/sample": 0.5, "time/train": 0.25}
+    sampled = {"sampled/tokens": 12.0, "time/sample": 0.5, "time/train": 0.25}
     told = [
-        line | sampled | {"reward": line["step"] / 100, "sampled/entropy": 2 - line["step"] / 100}
+        line
+        | sampled
+        | {
+            "reward": line["step"] / 100,
+            "sampled/entropy": 2 - line["step"] / 100,
+            "sampled/kl": line["step"] / 6000,
+        }
         for line in lines
     ]
     (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))

@@ -78,6 +78,11 @@ class TestChanges:
         groups = [named("a", "slime", -1.0, -0.5), named("b", "dpo", -1.0, -3.25)]
         assert [panel.change for panel in curve_panels(groups, watched, WATCHED)] == [""]
 
+    def test_what_never_moved_is_a_title(self) -> None:
+        groups = [named("a", "slime", -1.0, -1.0), named("b", "dpo", -1.0, -1.0)]
+        (panel,) = curve_panels(groups, watched, WATCHED)
+        assert (panel.title, panel.svg) == ("Chosen answers, nats per token -1", "")
+
     def test_what_a_run_costs_has_no_start(self) -> None:
         groups = [named("a", "slime", 800.0, 900.0), named("b", "dpo", 500.0, 400.0)]
         (panel,) = curve_panels(groups, logged, [("tokens_per_second", "Tokens per second")])
@@ -89,14 +94,23 @@ class TestNames:
     def test_a_few_lines_have_their_names_at_their_ends(self, runs: int, there: bool) -> None:
         groups = [named(f"run {at}", f"loss-{at}", -1.0, at / 10) for at in range(runs)]
         (panel,) = curve_panels(groups, watched, WATCHED)
-        assert (">loss-0<" in panel.svg) is there
+        assert (">run 0<" in panel.svg) is there
 
     def test_none_lies_on_another(self) -> None:
         groups = [named(f"run {at}", f"loss-{at}", -1.0, -0.5) for at in range(8)]
         (panel,) = curve_panels(groups, watched, WATCHED)
-        heights = sorted(float(y) for y in re.findall(r"[ (]([\d.]+)\)[^>]*>loss-\d<", panel.svg))
+        heights = sorted(float(y) for y in re.findall(r"[ (]([\d.]+)\)[^>]*>run \d<", panel.svg))
         assert len(heights) == 8
         assert min(b - a for a, b in itertools.pairwise(heights)) > 8
+
+    def test_a_line_that_ends_early_has_none(self) -> None:
+        groups = [
+            named("a", "slime", -1.0, -0.5),
+            named("b", "dpo", *[-1.0] * 5, -2.0),
+            named("c", "sft", -1.0),
+        ]
+        (panel,) = curve_panels(groups, watched, WATCHED)
+        assert [f">{name}<" in panel.svg for name in "abc"] == [False, True, False]
 
     def test_what_belongs_to_a_group_hides_with_it(self) -> None:
         groups = [named("a", "slime", -1.0, -0.5), named("b", "dpo", -3.0, -3.25)]

@@ -60,7 +60,7 @@ def test_a_sweep_s_search_has_every_point_and_the_one_taken(tmp_path: Path) -> N
     (tmp_path / "study" / "search.json").write_text(json.dumps(search))
     report = read_report([tmp_path / "study"])
     ((title, table),) = searched(report.searches)
-    assert title == "study: exact_match of each point tried (seeds 100)"
+    assert title == "study: exact match of each point tried (seeds 100)"
     assert table.heads == ("arm", "learning rate 1e-4", "learning rate 1e-3")
     assert [[line.label, *map(str, line.cells)] for line in table.lines] == [
         ["slime", "0.4 (taken)", "0.25"],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slimepo.report.figures import COLOURS, styles
+from slimepo.report.figures import COLOURS, spread_out, styles
 from slimepo.report.groups import Cell, Group, change, group_records, short_names
 from slimepo.report.records import Record, Source
 from slimepo.report.tables import start_group, start_groups
@@ -139,8 +139,30 @@ def test_seeds_are_called_what_their_names_have_in_common(name: str, label: str)
     assert [group.label for group in groups] == [label]
 
 
-def test_beside_its_line_a_group_is_called_by_its_objective_where_that_tells_it_apart() -> None:
+def test_beside_its_line_a_group_has_its_name_or_its_objective_where_that_is_shorter() -> None:
     one = group_records([run("my-run"), run("other", "dpo")])
-    assert list(short_names(one).values()) == ["SLIME", "DPO"]
-    two = group_records([run("low"), run("high", rate=1e-3)])
-    assert list(short_names(two).values()) == ["low", "high"]
+    assert list(short_names(one, 6).values()) == ["my-run", "other"]
+    assert list(short_names(one, 5).values()) == ["SLIME", "DPO"]
+    alike = group_records([run("a-low-rate"), run("a-high-rate", rate=1e-3)])
+    assert list(short_names(alike, 5).values()) == ["a-low-rate", "a-high-rate"]
+
+
+def test_names_stand_as_near_to_their_lines_as_they_can() -> None:
+    assert spread_out([1.0, 5.0], 1.0, 0.0, 10.0) == [1.0, 5.0]
+    # A stack around the mean of what it is of.
+    assert spread_out([5.0, 5.0, 5.0, 9.0], 1.0, 0.0, 10.0) == [4.0, 5.0, 6.0, 9.0]
+    # One that grows into its neighbour takes it in, and none leaves the picture.
+    assert spread_out([5.0, 5.0, 5.0, 6.0], 1.0, 0.0, 10.0) == [3.75, 4.75, 5.75, 6.75]
+    assert spread_out([0.0, 0.0], 1.0, 0.0, 10.0) == [0.0, 1.0]
+    assert spread_out([9.5, 10.0], 1.0, 0.0, 10.0) == [9.0, 10.0]
+
+
+def test_objectives_that_are_more_than_colours_still_keep_their_own() -> None:
+    losses = ["sft", "dpo", "grpo", "rloo", "ppo", "kto", "slime"]
+    look = styles(group_records([run(loss, loss) for loss in losses]))
+    assert (look["slime"].colour, look["dpo"].colour, look["sft"].colour) == (
+        COLOURS[0],
+        COLOURS[1],
+        COLOURS[3],
+    )
+    assert len({(style.colour, style.marker) for style in look.values()}) == 7

@@ -234,8 +234,9 @@ def test_only_runs_that_differ_in_nothing_else_are_a_line_over_the_learning_rate
     groups = group_records([record for source in read_sources(folders) for record in source.records])
     labels = {name: [group.label for group in together] for name, together in by_rate(groups).items()}
     assert labels == {
-        "SLIME (hard margin none)": ["b", "a"],
-        "SLIME (hard margin 2)": ["c"],
+        # Without options of its own; one alone has its own name.
+        "SLIME": ["b", "a"],
+        "c": ["c"],
         "DPO": ["d"],
     }
 

@@ -112,6 +112,31 @@ def test_every_picture_has_words_and_every_table_its_headings(whole: str) -> Non
         assert len({len(row) for row in table if len(row) > 2 or row == table[0]}) == 1
 
 
+def test_views_and_runs_switch_by_style_sheet_alone(everything: list[Path], whole: str) -> None:
+    groups = len(read_report(everything).groups)
+    seen = Tags(whole).seen
+    inputs = {str(attributes["id"]): attributes for tag, attributes in seen if tag == "input"}
+    assert inputs.keys() == {"changes", "levels", *(f"on{at}" for at in range(groups))}
+    assert {name for name, attributes in inputs.items() if "checked" in attributes} == inputs.keys() - {
+        "levels"
+    }
+    labels = {str(attributes["for"]) for tag, attributes in seen if tag == "label"}
+    assert labels == inputs.keys()
+    drawn = {str(attributes["class"]) for tag, attributes in seen if tag == "g" and "class" in attributes}
+    assert drawn <= {f"g{at}" for at in range(groups)}
+    assert len(drawn) > groups / 2
+    for rule in ("#levels:checked ~ * .since", "#changes:checked ~ * .level", "#on0:not(:checked) ~ * .g0"):
+        assert rule in whole
+
+
+def test_answers_are_folded_and_bounded(tmp_path: Path) -> None:
+    report = read_report([write_comparison(tmp_path / "run", prompts=60, text="x " * 5000)])
+    seen = Tags(report_page(report)).seen
+    folded = [attributes for tag, attributes in seen if attributes.get("class") == "sample"]
+    assert 0 < len(folded) <= 24
+    assert not any("open" in attributes for attributes in folded)
+
+
 def test_the_results_are_those_of_the_files(everything: list[Path], whole: str) -> None:
     rows = table_with(whole, "chosen fell, %")
     done = json.loads((everything[3] / "dpo" / "stage.json").read_text())["heldout"]

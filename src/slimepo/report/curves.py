@@ -11,6 +11,7 @@ from typing import Any
 
 from slimepo.report.figures import (
     INK,
+    LONGEST_NAME,
     MOST_NAMED,
     WIDE,
     End,
@@ -130,15 +131,20 @@ def curve_panels(
 ) -> list[Panel]:
     """Metrics over the steps, a line a group: the median of its seeds with a band from lowest to highest.
 
-    Where runs start from different levels, a panel has a second drawing, of changes since each run's own start. A
-    metric that no run has is left out; `starts` are levels of the common start, dashed.
+    Where runs start from different levels, a panel has a second drawing, of changes since each run's own start. What
+    never moved in any run is told in a title alone, and a metric that no run has is left out. `starts` are levels of
+    the common start, dashed.
     """
     panels = []
     for key, title in metrics:
         drawn = {group.label: points for group in groups if (points := band(group, lines, key))}
         if not drawn:
             continue
-        firsts = [points[0][1] for g in groups for r in g.records if (points := _points(r, lines, key))]
+        levels = {value for each in drawn.values() for _, spread in each for value in spread[:3]}
+        if len(levels) == 1 and len(next(iter(drawn.values()))) > 1:
+            panels.append(Panel(f"{title} {levels.pop():.3g}", ""))
+            continue
+        firsts = [own[0][1] for g in groups for r in g.records if (own := _points(r, lines, key))]
         differ = max(firsts) - min(firsts) > 1e-6 and not key.startswith(_COSTS)
         ends = "; ".join(f"{label} ends at {points[-1][1].median:.3g}" for label, points in drawn.items())
         level = _drawing(groups, lines, key, (starts or {}).get(key), f"{title}, over the steps: {ends}")
@@ -160,9 +166,11 @@ def _drawing(
     words: str,
     since_start: bool = False,
 ) -> str:
-    look, names = styles(groups), short_names(groups)
+    look, names = styles(groups), short_names(groups, LONGEST_NAME)
     drawn = {g.label: points for g in groups if (points := band(g, lines, key, since_start))}
     named = 1 < len(drawn) <= MOST_NAMED
+    # Many bands on each other would be grey.
+    shade = 0.16 * min(1.0, 3 / max(1, len(drawn)))
     with figure_of(WIDE, 2.3, right=0.76 if named else 0.975) as (figure, axes):
         for at, group in enumerate(groups):
             if group.label in drawn:
@@ -171,27 +179,37 @@ def _drawing(
                     ended = [
                         _points(r, lines, key, since_start) for r in group.records if r.state != "finished"
                     ]
-                    _line(axes, drawn[group.label], look[group.label], [each[-1] for each in ended if each])
+                    _line(
+                        axes,
+                        drawn[group.label],
+                        look[group.label],
+                        [each[-1] for each in ended if each],
+                        shade,
+                    )
         start_line(axes, start)
         axes.set_xlabel("step")
         axes.margins(x=0.03, y=0.08)
         if named:
             ends = [
-                End(points[-1][0], points[-1][1].median, names[label], look[label].colour, at)
+                End(drawn[label][-1][0], drawn[label][-1][1].median, names[label], look[label].colour, at)
                 for at, label in enumerate(group.label for group in groups)
-                if (points := drawn.get(label))
+                if label in drawn
             ]
             label_ends(axes, ends)
         return svg(figure, f"curve-{key}-{since_start}", words)
 
 
 def _line(
-    axes: Any, points: Sequence[tuple[float, Spread]], style: Style, stopped: Sequence[tuple[float, float]]
+    axes: Any,
+    points: Sequence[tuple[float, Spread]],
+    style: Style,
+    stopped: Sequence[tuple[float, float]],
+    shade: float,
 ) -> None:
     xs, ys = [step for step, _ in points], [value.median for _, value in points]
     if any(value.n > 1 for _, value in points):
         low, high = [value.low for _, value in points], [value.high for _, value in points]
-        axes.fill_between(xs, low, high, color=style.colour, alpha=0.16, linewidth=0)
+        axes.fill_between(xs, low, high, color=style.colour, alpha=shade, linewidth=0)
     axes.plot(xs, ys, color=style.colour, linestyle=style.line, linewidth=1.5)
     axes.plot(xs[-1:], ys[-1:], style.marker, color=style.colour, markersize=4.5)
     for x, y in stopped:

@@ -95,7 +95,7 @@ def certificates(groups: Sequence[Group]) -> Table:
         )
         errors = [each["error"] for each in apart if "error" in each]
         allowed = numbers(told_of.get("tolerance"))
-        verdict = {True: "agrees", False: "not as computed plainly"}.get(told_of.get("agrees"), "")
+        verdict = {"True": "agrees", "False": "not as computed plainly"}.get(str(told_of.get("agrees")), "")
         cells = [
             verdict or str(told_of.get("left_out") or ABSENT),
             *(f"{loss[key]:.6g}" if key in loss else ABSENT for key in ("run", "plain")),
@@ -127,10 +127,7 @@ def searched(searches: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Table
         arms, by = mapping(search.get("arms")), str(search.get("by"))
         tried = {
             arm: {
-                ", ".join(
-                    f"{key.rpartition('.')[2]} {told(value)}"
-                    for key, value in mapping(each.get("point")).items()
-                ): number(each.get(by))
+                _point(mapping(each.get("point"))): number(each.get(by))
                 for each in map(mapping, items(points))
             }
             for arm, points in arms.items()
@@ -149,7 +146,12 @@ def searched(searches: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Table
             lines.append(Line(arm, tuple(cells)))
         if lines:
             seeds = ", ".join(map(str, items(search.get("seeds"))))
-            found.append((f"{name}: {by} of each point tried (seeds {seeds})", Table(("arm", *heads), lines)))
+            found.append(
+                (
+                    f"{name}: {by.replace('_', ' ')} of each point tried (seeds {seeds})",
+                    Table(("arm", *heads), lines),
+                )
+            )
     return found
 
 

@@ -9,9 +9,12 @@ picture is drawn.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
+import statistics
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,7 +53,7 @@ _HOUSE_STYLE: dict[str, Any] = {
 }
 # With more lines than these, names at their ends would lie on each other: the legend has them.
 MOST_NAMED = 8
-_LONGEST_NAME = 14
+LONGEST_NAME = 14
 # From so far to the right on a line has its name at its end.
 _LATE = 0.75
 # In inches: three wide or four narrow panels stand beside each other on a desktop, one on a phone.
@@ -68,7 +71,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture: a title for its caption, and SVG that is safe to put into a page.
+    """One picture: a title for its caption, and SVG that is safe to put into a page; none where all is in the title.
 
     `change` is a second drawing, of changes since the start, where levels start apart; empty where they do not.
     """
@@ -91,20 +94,26 @@ class End(NamedTuple):
 def styles(groups: Sequence[Group]) -> dict[str, Style]:
     """One style a group, by its label; no two groups have the same (up to 36).
 
-    Colour says the objective, line and marker its variants (by learning rate), where that suffices; else the groups
-    go through the colours in their order, and line and marker change with each round.
+    Colour says the objective, line and marker its variants (by learning rate), and where there are more objectives than
+    colours those that share one. One objective alone, or too many variants, go through the colours in their order, and
+    line and marker change with each round.
     """
     together = by_series(groups)
-    most = max(map(len, together.values()), default=0)
-    if len(together) > 1 and len(together) <= len(COLOURS) and most <= len(LINES):
-        own = {name: at for name, at in _OWN_COLOURS.items() if name in together}
-        free = [at for at in (4, 5, 3, 2, 1, 0) if at not in own.values()]
-        own |= dict(zip([name for name in together if name not in own], free, strict=False))
-        return {
-            group.label: Style(COLOURS[own[name]], LINES[at], MARKERS[at])
-            for name, variants in together.items()
-            for at, group in enumerate(variants)
-        }
+    own = {name: at for name, at in _OWN_COLOURS.items() if name in together}
+    free = [at for at in (4, 5, 3, 2, 1, 0) if at not in own.values()]
+    others = itertools.chain(free, itertools.cycle((4, 5, 3, 2, 1, 0)))
+    own |= {name: next(others) for name in together if name not in own}
+    found: dict[str, Style] = {}
+    used: Counter[int] = Counter()
+    for name, variants in together.items():
+        for group in variants:
+            turn = used[own[name]]
+            found[group.label] = Style(
+                COLOURS[own[name]], LINES[turn % len(LINES)], MARKERS[turn % len(MARKERS)]
+            )
+            used[own[name]] += 1
+    if len(together) > 1 and max(used.values()) <= len(LINES):
+        return found
     rounds = [divmod(at, len(COLOURS)) for at in range(len(groups))]
     return {
         group.label: Style(COLOURS[colour], LINES[turn % len(LINES)], MARKERS[turn % len(MARKERS)])
@@ -239,23 +248,39 @@ def label_ends(axes: Any, ends: Sequence[End]) -> None:
     ends = [end for end in ends if across.transform((min(end.x, right), end.y))[0] > _LATE]
     gap = (high - low) * 0.157 / (axes.figure.get_figheight() - 0.54)
     rising = sorted(ends, key=lambda end: end.y)
-    places: list[float] = []
-    for end in rising:
-        places.append(max(end.y, places[-1] + gap) if places else end.y)
-    # Half of what the topmost was pushed up is taken back from all that were pushed with it.
-    for at in range(len(places) - 1, -1, -1):
-        ceiling = places[at + 1] - gap if at + 1 < len(places) else max(high, rising[-1].y)
-        places[at] = min(places[at], ceiling)
+    places = spread_out([end.y for end in rising], gap, low, high)
     for end, place in zip(rising, places, strict=True):
-        name = end.name if len(end.name) <= _LONGEST_NAME else end.name[: _LONGEST_NAME - 1] + "…"
+        name = end.name if len(end.name) <= LONGEST_NAME else end.name[: LONGEST_NAME - 1] + "…"
         with toggled(axes, end.group):
             axes.annotate(
                 name, xy=(min(end.x, right), end.y), xytext=(1.02, place), annotation_clip=False, va="center",
                 textcoords=axes.get_yaxis_transform(),
-                arrowprops={"arrowstyle": "-", "color": end.colour, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0},
+                arrowprops={
+                    "arrowstyle": "-", "color": end.colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 0,
+                    "relpos": (0, 0.5),
+                },
             )  # fmt: skip
     axes.set_xlim(left, right)
     axes.set_ylim(low, high)
+
+
+def spread_out(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places for names that belong to these rising heights: as near as can be, none nearer to another than `gap`.
+
+    Names that would lie on each other stand in a stack, whose middle is at their mean height, between `low` and `high`.
+    """
+
+    def bottom(stack: Sequence[float]) -> float:
+        tall = (len(stack) - 1) * gap
+        return max(low, min(statistics.fmean(stack) - tall / 2, high - tall))
+
+    stacks: list[list[float]] = []
+    for height in heights:
+        stacks.append([height])
+        while len(stacks) > 1 and bottom(stacks[-1]) < bottom(stacks[-2]) + len(stacks[-2]) * gap:
+            last = stacks.pop()
+            stacks[-1] += last
+    return [bottom(stack) + at * gap for stack in stacks for at in range(len(stack))]
 
 
 def start_line(axes: Any, level: float | None) -> None:

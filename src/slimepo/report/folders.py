@@ -28,11 +28,13 @@ _NO_ARMS = ("shared", "world")
 class Report:
     """What a page is made from: the folders as they were given, and their runs grouped over seeds.
 
-    `searches` are what sweeps tried before their seeds, by the folder's name.
+    `name` is that of the one folder given, empty where there are several. `searches` are what sweeps tried before their
+    seeds, by the folder's name.
     """
 
     sources: tuple[Source, ...]
     groups: tuple[Group, ...]
+    name: str = ""
     searches: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -43,8 +45,8 @@ class Report:
         data = {_last(mapping(recipe.get("data")).get("path")) for recipe in recipes} - {""}
         if len(models) == 1 and len(data) <= 1:
             return " on ".join((*models, *data))
-        if len(self.sources) == 1:
-            return self.sources[0].path.resolve().name or "slimepo report"
+        if self.name:
+            return self.name
         return f"slimepo report: {self.runs} runs" if self.runs else "slimepo report"
 
     @property
@@ -81,7 +83,8 @@ def read_report(paths: Sequence[Path]) -> Report:
     sources = read_sources(paths)
     groups = group_records([record for source in sources for record in source.records])
     found = {path.resolve().name: mapping(read_json(path / "search.json")) for path in paths if path.is_dir()}
-    return Report(tuple(sources), tuple(groups), {name: search for name, search in found.items() if search})
+    searches = {name: search for name, search in found.items() if search}
+    return Report(tuple(sources), tuple(groups), next(iter(found), "") if len(paths) == 1 else "", searches)
 
 
 def read_sources(paths: Sequence[Path]) -> list[Source]:

@@ -20,7 +20,7 @@ _MOST_TOLD = 3
 _LABELS = {
     name.lower(): name
     for name in ("SLIME", "DPO", "SimPO", "SFT", "KTO", "ORPO", "IPO", "GRPO", "RLOO", "PPO")
-}
+} | {"reinforce_pp": "REINFORCE++", "grpo/gspo": "GSPO"}
 
 
 class Spread(NamedTuple):
@@ -135,9 +135,12 @@ def by_rate(groups: Sequence[Group]) -> dict[str, list[Group]]:
             if key != "learning_rate" and any(each.get(key) != sets[0].get(key) for each in sets)
         ]
         told_apart = [
-            f"{key.rpartition('.')[2].replace('_', ' ')} {told(own.get(key))}"
-            for key in differing[:_MOST_TOLD]
-        ]
+            f"{key.rpartition('.')[2].replace('_', ' ')} {told(own[key])}" for key in differing if key in own
+        ][:_MOST_TOLD]
+        if differing and len(found[series, alike]) == 1:
+            # The name of a run says more than its settings do.
+            names.append(plain_label(found[series, alike][0]))
+            continue
         names.append(f"{series} ({', '.join(told_apart)})" if told_apart else series)
     return dict(zip(unique(names), found.values(), strict=True))
 
@@ -170,12 +173,13 @@ def told(value: Any) -> str:
     return str(value)
 
 
-def short_names(groups: Sequence[Group]) -> dict[str, str]:
-    """What groups are called beside their lines, by label: the objective where that alone tells all of them apart."""
-    together = by_series(groups)
-    if len(together) == len(groups):
+def short_names(groups: Sequence[Group], longest: int) -> dict[str, str]:
+    """What groups are called beside their lines, by label: without their seeds, or if some name is too long by their
+    objectives, where these alone tell them apart."""
+    names = {group.label: plain_label(group) for group in groups}
+    if max(map(len, names.values()), default=0) > longest and len(by_series(groups)) == len(groups):
         return {group.label: group.series for group in groups}
-    return {group.label: plain_label(group) for group in groups}
+    return names
 
 
 def plain_label(group: Group) -> str:

@@ -115,7 +115,7 @@ def _draw(axes: Any, found: Sequence[Move], groups: Sequence[Group]) -> None:
                 axes.plot(*cloud, ".", color=style.colour, alpha=0.6, markersize=5, markeredgewidth=0)
             axes.plot(*tip, style.marker, color=style.colour, markersize=6.5)
     if named:
-        _name(axes, found, places, short_names(groups))
+        _name(axes, found, places, short_names(groups, _LONGEST_NAME))
 
 
 def _name(axes: Any, found: Sequence[Move], places: Mapping[str, int], names: Mapping[str, str]) -> None:

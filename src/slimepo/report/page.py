@@ -32,6 +32,7 @@ _MOST_CHARACTERS = 300
 _MOST_SAMPLES = 24
 # Answers a group that fell most.
 _MOST_FALLEN = 3
+_MOST_TIMELINES = 6
 _MOST_COMMANDS = 12
 # In nats: from each on, a token that became so much likelier or less likely has a deeper shade.
 _SHADES = (0.1, 0.3, 1.0, 3.0)
@@ -105,6 +106,9 @@ def report_page(report: Report) -> str:
         categories=category_sections(report.scores, groups),
         canaries=canary_table(sources),
         fallen=shown_fallen(groups),
+        over_time=[
+            record for group in groups if (record := next((r for r in group.records if r.over_time), None))
+        ][:_MOST_TIMELINES],
         samples=shown_samples(groups),
         differing=differing,
         same=same,

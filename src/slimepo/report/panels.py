@@ -22,7 +22,7 @@ from slimepo.report.figures import (
     svg,
     toggled,
 )
-from slimepo.report.groups import Group, Spread, by_rate, by_series
+from slimepo.report.groups import Group, Spread, by_rate, by_series, short_names
 from slimepo.report.records import Distribution
 from slimepo.words import short_number
 
@@ -38,6 +38,8 @@ SHAPES = {
     "rejected_tokens": ("Tokens of rejected answers", "log-probability, nats (heights: square root)", True),
     "answer_lengths": ("Length of greedy answers", "tokens", False),
 }
+# Letters of a row's name.
+_LONGEST_ROW = 18
 FAMILY = "exact_match/"
 
 
@@ -112,7 +114,10 @@ def distribution_panels(groups: Sequence[Group]) -> list[Panel]:
                     if at == 0:
                         axes.stairs(before, edges, baseline=row, color=INK, linewidth=0.8)
                 axes.axhline(row, color=FAINT, linewidth=0.8, zorder=0)
-            labels = [label if len(label) <= 20 else label[:19] + "…" for label in shown]
+            called = short_names(groups, _LONGEST_ROW)
+            labels = [
+                n if len(n := called[g]) <= _LONGEST_ROW else n[: _LONGEST_ROW - 1] + "…" for g in shown
+            ]
             axes.set_yticks([row + 0.25 for row in range(len(shown))], labels)
             axes.grid(axis="y", visible=False)
             axes.spines["left"].set_visible(False)
