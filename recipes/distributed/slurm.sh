@@ -1,8 +1,8 @@
 #!/bin/bash
 # Several nodes under Slurm: sbatch recipes/distributed/slurm.sh RECIPE RUN [KEY=VALUE]...
-# RUN and what the recipe names lie on a file system that all nodes see. 300 s before the time limit, and when the job is
-# preempted, Slurm sends TERM: the stage that trains writes a checkpoint at the end of its step and the job queues again; then
-# the same command goes on from there.
+# RUN and the files that the recipe names must be on a file system that all nodes see. 300 s before the time limit, and when the
+# job is preempted, Slurm sends TERM: the stage that is training writes a checkpoint at the end of its step, and the job is queued
+# again. The same command then continues from there.
 #SBATCH --job-name=slimepo
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -25,7 +25,7 @@ shift 2
 # One address for the ranks to meet at: the first node's.
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
-# Seconds for the checkpoint between TERM and the end.
+# Seconds that the checkpoint may take between TERM and the end.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=270
 srun --kill-on-bad-exit=1 torchrun \
     --nnodes="$SLURM_NNODES" --nproc-per-node=gpu \

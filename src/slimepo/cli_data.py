@@ -18,50 +18,54 @@ app = typer.Typer(no_args_is_help=True, help="Look at data before training on it
 def check_data(
     source: Annotated[str, typer.Argument(metavar="FILE", help="A file, a folder or a Hub id.")],
     model: Annotated[
-        str | None, typer.Option(help="The model (or tokenizer folder) whose tokens are counted.")
+        str | None, typer.Option(help="The model (or tokenizer folder) to count tokens with.")
     ] = None,
     chat_template: Annotated[
-        str | None, typer.Option(help="Another model's template, or a .jinja file.")
+        str | None, typer.Option(help="Use another model's template, or a .jinja file.")
     ] = None,
     template_option: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="An option of the template, such as enable_thinking=false."),
     ] = None,
-    format: Annotated[str, typer.Option(help="The format's name, where it is not recognised.")] = "auto",
+    format: Annotated[str, typer.Option(help="The name of the format, if it is not recognised.")] = "auto",
     column: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="OURS=THEIRS", help="A column with another name: prompt=question; label= leaves it out."
+            metavar="OURS=THEIRS", help="A column that has another name: prompt=question; label= ignores one."
         ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Which split of a folder, a Hub or a saved data set.")
+        str | None, typer.Option(help="The split to read, of a folder, a Hub data set or a saved one.")
     ] = None,
-    max_length: Annotated[int, typer.Option(min=2, help="Tokens of prompt and response together.")] = 2048,
+    max_length: Annotated[
+        int, typer.Option(min=2, help="Maximum tokens of prompt and response together.")
+    ] = 2048,
     max_prompt_length: Annotated[int | None, typer.Option(min=1)] = None,
     show: Annotated[
-        int, typer.Option(min=0, help="Print this many rows with the trained tokens marked.")
+        int, typer.Option(min=0, help="Number of rows to print with the trained tokens marked.")
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
-    skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Go on past malformed rows.")
-    ] = False,
+    skip_bad_rows: Annotated[bool, typer.Option("--skip-bad-rows", help="Skip malformed rows.")] = False,
     displacement: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Tell which pairs will lower their chosen answer, from the model that training starts from.",
+            help="The model that training starts from: forecast which pairs will lower their chosen answer.",
         ),
     ] = None,
     gradient_pairs: Annotated[
-        int, typer.Option(min=0, help="Pairs whose gradients are compared: two backward passes each.")
+        int,
+        typer.Option(min=0, help="Number of pairs whose gradients are compared (two backward passes each)."),
     ] = 100,
     keep: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the rows with the lowest CHES there, as JSONL.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the rows with the lowest CHES to this file, as JSONL."),
     ] = None,
-    keep_share: Annotated[float, typer.Option(min=0.0, max=1.0, help="The share of pairs to keep.")] = 0.9,
+    keep_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="The share of pairs to keep with --keep.")
+    ] = 0.9,
 ) -> None:
-    """Counts, lengths, drops by reason and duplicates of a file of pairs, as training would see it."""
+    """Check a file of pairs as training would read it: counts, lengths, drops by reason, duplicates."""
     from rich.progress import Progress
 
     from slimepo.data.chat import chat_format, load_tokenizer
@@ -123,11 +127,13 @@ def check_data(
 @app.command()
 def instructions(
     to: Annotated[Path, typer.Argument(help="The folder for train.jsonl and heldout.jsonl.")],
-    train: Annotated[int, typer.Option(min=1, help="Prompts to train on.")] = 1000,
-    heldout: Annotated[int, typer.Option(min=1, help="Held-out prompts, about topics of their own.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="The same files for the same seed.")] = 0,
+    train: Annotated[int, typer.Option(min=1, help="Number of prompts to train on.")] = 1000,
+    heldout: Annotated[
+        int, typer.Option(min=1, help="Number of held-out prompts, on topics of their own.")
+    ] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same files.")] = 0,
 ) -> None:
-    """Write requests with constraints that code verifies, as tasks for a small real model."""
+    """Write requests with constraints that code can verify, as tasks for a small real model."""
     from slimepo.playground.instructions import write_instructions
     from slimepo.terminal import make_console
 
@@ -137,13 +143,13 @@ def instructions(
 
 @app.command()
 def overlap(
-    prompts: Annotated[Path, typer.Argument(metavar="FILE", help="Prompts: a line each, or JSONL rows.")],
+    prompts: Annotated[Path, typer.Argument(metavar="FILE", help="Prompts: one a line, or JSONL rows.")],
     other: Annotated[str, typer.Argument(metavar="OTHER", help="Another such file, or a benchmark: ifeval.")],
     data_dir: Annotated[
-        str | None, typer.Option(help="A folder with the benchmarks' files, for work without a network.")
+        str | None, typer.Option(help="A folder with the benchmarks' files, to work without a network.")
     ] = None,
 ) -> None:
-    """Show what prompts have in common with a benchmark's, or with another file's: whole prompts, runs of words."""
+    """Show the overlap of prompts with a benchmark's, or with another file's: whole prompts and runs of words."""
     from slimepo.data.overlap import overlap as compare
     from slimepo.evaluation.run import load_benchmark
     from slimepo.evaluation.settings import BENCHMARKS, Evaluation

@@ -19,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help=f"Score a model: {_TITLES}, or without a judge.",
+    help=f"Score a model: {_TITLES}, or basic measures without a judge.",
 )
 
 
@@ -29,18 +29,18 @@ def _command(benchmark: str) -> Callable[..., None]:
     def command(
         steps: Annotated[
             list[str] | None,
-            typer.Argument(metavar="[STEP]...", help="answer, judge, score; all three without any."),
+            typer.Argument(metavar="[STEP]...", help="answer, judge, score (default: all three)."),
         ] = None,
         *,
         model: Annotated[
             str, typer.Option(help="A model folder, an adapter, a stage of a run, a Hub id, or NAME@URL.")
         ],
         out: Annotated[
-            Path, typer.Option("--out", help="Answers, judgments and scores go there, for all models.")
+            Path, typer.Option("--out", help="The folder for answers, judgments and scores of all models.")
         ],
         name: Annotated[str | None, typer.Option(help="The model's name in files and tables.")] = None,
         dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Count calls and tokens; make none.")
+            bool, typer.Option("--dry-run", help="Count calls and tokens without making any call.")
         ] = False,
         **options: Any,
     ) -> None:
@@ -92,15 +92,21 @@ for _name, _known in BENCHMARKS.items():
 def basics(
     model: Annotated[str, typer.Option(help="A model folder, an adapter, a stage of a run, or a Hub id.")],
     data: Annotated[str, typer.Option(help="Held-out pairs: a file, a folder or a Hub id.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Write the measures there as JSON too.")] = None,
-    split: Annotated[str | None, typer.Option(help="Which split of a Hub or saved data set.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many pairs.")] = 200,
-    samples: Annotated[int, typer.Option(min=0, help="Prompts that are answered (greedy).")] = 64,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also write the measures to this file, as JSON.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split to read, of a Hub data set or a saved one.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of pairs.")] = 200,
+    samples: Annotated[int, typer.Option(min=0, help="Number of prompts to answer greedily.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    max_length: Annotated[int, typer.Option(min=2, help="Tokens of prompt and response together.")] = 2048,
-    batch_rows: Annotated[int, typer.Option(min=1, help="Answers written side by side.")] = 32,
+    max_length: Annotated[
+        int, typer.Option(min=2, help="Maximum tokens of prompt and response together.")
+    ] = 2048,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Number of answers written side by side.")] = 32,
 ) -> None:
-    """Without a judge: preference accuracy, perplexity, and how generations end, repeat and vary."""
+    """Measure, without a judge, preference accuracy, perplexity, and how generations end, repeat and vary."""
     from slimepo.evaluation.basics import measure_basics, show_basics
     from slimepo.files import refuse_folder, write_json
     from slimepo.terminal import make_console

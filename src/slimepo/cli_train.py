@@ -19,26 +19,23 @@ Overrides = Annotated[
     ),
 ]
 OutFolder = Annotated[Path | None, typer.Option("--out", help="The run folder (default: runs/RECIPE-NAME).")]
-Restart = Annotated[
-    bool, typer.Option("--restart", help="Throw away what the run folder holds and start again.")
-]
+Restart = Annotated[bool, typer.Option("--restart", help="Delete what is in the run folder and start again.")]
 Accept = Annotated[
     list[str] | None,
     typer.Option(
-        help="Go on although this differs from what the run was begun with, by the name in the refusal (may be given "
-        "again).",
+        help="Continue although this differs from how the run began; the name is in the refusal (may be repeated).",
     ),
 ]
 Ranks = Annotated[
     int | None,
     typer.Option(
-        "--nproc", min=1, help="Train on so many ranks of this machine: GPUs, or shares of a CPU without one."
+        "--nproc", min=1, help="Number of ranks on this machine: GPUs, or shares of its CPU if it has none."
     ),
 ]
 NoCertificate = Annotated[
     bool,
     typer.Option(
-        "--no-certificate", help="Train without comparing the first loss and gradients with plain ones."
+        "--no-certificate", help="Do not compare the first loss and gradients with plainly computed ones."
     ),
 ]
 
@@ -58,7 +55,7 @@ def run(
     nproc: Ranks = None,
     no_certificate: NoCertificate = False,
 ) -> None:
-    """Run a recipe: every stage in turn. The same command goes on where an interrupted run stopped."""
+    """Run a recipe, stage by stage. The same command continues an interrupted run."""
     from slimepo.pipeline.recipe.read import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], smoke=smoke)
@@ -70,12 +67,13 @@ def certify(
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/paper/qwen3-4b.yaml.")],
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The run folder, whose models later stages start from.")
+        Path | None,
+        typer.Option("--out", help="The run folder with the models that later stages start from."),
     ] = None,
-    smoke: Annotated[bool, typer.Option("--smoke", help="With a tiny random model.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Use a tiny random model.")] = False,
     nproc: Ranks = None,
 ) -> None:
-    """Compare each stage's first loss and gradients with plain ones, as a run does at its start; trains nothing."""
+    """Compare each stage's first loss and gradients with plainly computed ones, as a run does; trains nothing."""
     from slimepo.pipeline.recipe.read import load_recipe
 
     loaded = load_recipe(recipe, overrides or [], smoke=smoke)
@@ -90,7 +88,7 @@ def certify(
 def train(
     model: Annotated[str, typer.Option(help="A model folder or Hub id.")],
     data: Annotated[
-        str, typer.Option(help="Pairs (for kto judged answers as well): a file, a folder or a Hub id.")
+        str, typer.Option(help="Pairs (or judged answers, for kto): a file, a folder or a Hub id.")
     ],
     overrides: Annotated[
         list[str] | None,
@@ -112,7 +110,7 @@ def train(
     nproc: Ranks = None,
     no_certificate: NoCertificate = False,
 ) -> None:
-    """Train one stage: one model, one file of pairs, one objective (keys of a stage, such as learning_rate=1e-6)."""
+    """Train one stage: one model, one file of pairs, one objective."""
     from slimepo.pipeline.recipe.read import one_stage_recipe
 
     recipe = one_stage_recipe(model, data, loss, overrides or [])

@@ -72,34 +72,36 @@ class Evaluation(Settings):
     )
     rules: Literal["v0.1", "v2.0"] = Field("v2.0", description="v0.1 has 500 questions, v2.0 750.")
     category: str | None = Field(None, description="With rules v2.0: hard_prompt or creative_writing.")
-    style_control: bool = Field(False, description="Scores at equal length and markdown (rules v2.0 only).")
+    style_control: bool = Field(False, description="Score at equal length and markdown (rules v2.0 only).")
     references: Literal["gpt-4", "gpt-4-1106-preview"] = Field(
         "gpt-4", description="Who wrote the reference answers."
     )
     data_dir: str | None = Field(
-        None, description="A folder with the benchmarks' files, for work without a network."
+        None, description="A folder with the benchmarks' files, to work without a network."
     )
-    limit: int | None = Field(None, ge=1, description="The first questions only (unofficial).")
+    limit: int | None = Field(
+        None, ge=1, description="Only this many questions, from the first on (unofficial)."
+    )
     temperature: float | None = Field(None, ge=0, description="Instead of the benchmark's own.")
     max_new_tokens: int | None = Field(None, ge=1, description="Instead of the benchmark's own.")
     system: str | None = Field(None, description="A system message for the model.")
     seed: int = Field(0, ge=0, description="Seed of sampled answers.")
     backend: Literal["auto", "hf", "vllm"] = Field("auto", description="What runs a local model.")
     batch_rows: int = Field(
-        32, ge=1, description="Answers written side by side; vLLM is given eight times as many."
+        32, ge=1, description="Number of answers written side by side; vLLM gets eight times as many."
     )
-    concurrency: int = Field(8, ge=1, description="Calls under way at once.")
-    attempts: int = Field(8, ge=1, description="Attempts a call before it is given up.")
+    concurrency: int = Field(8, ge=1, description="Number of calls under way at once.")
+    attempts: int = Field(8, ge=1, description="Attempts before a call is given up.")
     timeout: float = Field(180, gt=0, description="Seconds for one attempt.")
     price_prompt: float | None = Field(
         None, ge=0, description="The judge's price, US dollars per million tokens."
     )
     price_completion: float | None = Field(None, ge=0, description="The same for what it writes.")
     max_unscored: float = Field(
-        0.05, ge=0, le=1, description="The share of items without a score that is borne."
+        0.05, ge=0, le=1, description="The largest acceptable share of items without a score."
     )
     canaries: bool = Field(
-        False, description="Judge answers that deserve nothing too, and say what they got."
+        False, description="Also judge answers that deserve nothing, and report what they got."
     )
     # In a recipe only: the stages after which this runs (the last one without it).
     stages: list[str] = Field(default_factory=list)
