@@ -44,7 +44,7 @@ PARTS = [
 
 
 @pytest.mark.case(
-    5, "the newest checkpoint is truncated: the one before it is gone on from, and what was lost is said"
+    5, "the newest checkpoint is truncated: the run says what was lost and continues from the one before"
 )
 @pytest.mark.parametrize("part", ["model.safetensors", "manifest.json"])
 def test_the_newest_is_truncated(world: Path, undisturbed: Callable[..., Path], run: Path, part: str) -> None:
@@ -60,7 +60,7 @@ def test_the_newest_is_truncated(world: Path, undisturbed: Callable[..., Path], 
 
 
 @pytest.mark.case(
-    7, "a state file is missing, cut or has a flipped bit: found, by its name, before anything is loaded"
+    7, "a state file is missing, cut or has a flipped bit: found and named before anything is loaded"
 )
 @pytest.mark.parametrize("harm", [os.unlink, cut, flip], ids=["missing", "cut", "flipped"])
 def test_every_part_is_looked_at(run: Path, harm: Callable[[Path], None]) -> None:

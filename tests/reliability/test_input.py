@@ -50,7 +50,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slimepo.pipeline.stage.stage_model", load)
 
 
-@pytest.mark.case(15, "a line of JSONL that is none is named by file and line before a model loads: exit 2")
+@pytest.mark.case(15, "a malformed line of JSONL: file and line are named before a model loads, exit 2")
 def test_a_malformed_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_model(monkeypatch)
     lines = Path("pairs.jsonl").read_text().splitlines(keepends=True)
@@ -79,7 +79,7 @@ def test_rows_that_are_no_pairs(
     refused(slimepo(*TRAIN), 2, "pairs.jsonl:7", words)
 
 
-@pytest.mark.case(17, "an empty answer is dropped and counted by its reason; the run goes on")
+@pytest.mark.case(17, "an empty answer is dropped and counted with its reason; the run continues")
 def test_an_empty_response(here: Path) -> None:
     change(7, chosen="")
     done = slimepo("data", "check", "pairs.jsonl", "--model", "model")
@@ -88,7 +88,7 @@ def test_an_empty_response(here: Path) -> None:
 
 
 @pytest.mark.case(
-    18, "a pair whose answers are the same is dropped and counted by its reason; the run goes on"
+    18, "a pair with identical answers is dropped and counted with its reason; the run continues"
 )
 def test_chosen_equals_rejected(here: Path) -> None:
     change(7, chosen="same", rejected="same")
@@ -97,7 +97,9 @@ def test_chosen_equals_rejected(here: Path) -> None:
     assert "identical responses" in done.stdout
 
 
-@pytest.mark.case(19, "a prompt longer than max_length is dropped and counted by its reason; the run goes on")
+@pytest.mark.case(
+    19, "a prompt longer than max_length is dropped and counted with its reason; the run continues"
+)
 def test_a_prompt_that_is_too_long(here: Path) -> None:
     change(7, prompt="x" * 100)
     done = slimepo("data", "check", "pairs.jsonl", "--model", "model", "--max-length", "60")
@@ -106,7 +108,7 @@ def test_a_prompt_that_is_too_long(here: Path) -> None:
 
 
 @pytest.mark.case(
-    20, "where no row is left, or a file is empty, the reasons are said before a model loads: exit 2"
+    20, "no row is left, or a file is empty: the reasons are given before a model loads, exit 2"
 )
 def test_no_rows(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_model(monkeypatch)
@@ -115,7 +117,7 @@ def test_no_rows(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(slimepo(*TRAIN), 2, "pairs.jsonl is empty")
 
 
-@pytest.mark.case(21, "pairs whose prompts differ are refused by their row: exit 2")
+@pytest.mark.case(21, "pairs whose two prompts differ are refused, with their row: exit 2")
 def test_prompts_of_the_answers_differ(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_model(monkeypatch)
     answer = {"role": "assistant", "content": "x"}

@@ -16,7 +16,8 @@ from tests.reliability.kills import killed_once, operations_file, phase_of
 
 
 @pytest.mark.case(
-    4, "SIGKILL at any file operation of a claim, a save or an export: the same command ends in the same bits"
+    4,
+    "SIGKILL at any file operation of a claim, a save or an export: the same command ends with the same bits",
 )
 @pytest.mark.parametrize(
     ("kind", "phase", "operation"),
@@ -43,7 +44,8 @@ def test_killed(
 
 
 @pytest.mark.case(
-    4, "SIGKILL to one of two ranks as it writes its part of a checkpoint: it is none, and the run goes on"
+    4,
+    "SIGKILL to one of two ranks as it writes its part of a checkpoint: that one does not count; the run continues",
 )
 def test_one_rank_is_killed_while_it_saves(
     world: Path, undisturbed: Callable[..., Path], tmp_path: Path

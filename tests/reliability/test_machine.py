@@ -42,7 +42,8 @@ def status(run: Path) -> dict[str, Any]:
 
 
 @pytest.mark.case(
-    10, "a disk that fills while a checkpoint is saved: exit 5, said in status.json; the same command goes on"
+    10,
+    "the disk fills up while a checkpoint is saved: exit 5, noted in status.json; the same command continues",
 )
 def test_a_full_disk(here: Path) -> None:
     command = ["run", "recipe.yaml", "--out", "out", "adapter=none", "stages.slime.max_steps=2"]
@@ -57,7 +58,7 @@ def test_a_full_disk(here: Path) -> None:
 
 
 @pytest.mark.case(
-    10, "a disk without room for the checkpoints and the model is told before the model loads: exit 5"
+    10, "no room on the disk for the checkpoints and the model: reported before the model loads, exit 5"
 )
 def test_too_little_room(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_model(monkeypatch)
@@ -66,7 +67,7 @@ def test_too_little_room(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(slimepo(*TRAIN), 5, "GiB at the least", "another disk")
 
 
-@pytest.mark.case(11, "an output that cannot be written is told before anything is read or loaded: exit 5")
+@pytest.mark.case(11, "an output that cannot be written: reported before anything is read or loaded, exit 5")
 @pytest.mark.parametrize(
     "command",
     [TRAIN, ("generate", "hello", "--model", "model", "--out", "out/answers.jsonl"),
@@ -85,7 +86,7 @@ def test_a_read_only_output(here: Path, monkeypatch: pytest.MonkeyPatch, command
 
 
 @pytest.mark.case(
-    11, "a file where a folder is to be, or the other way round, is told before anything is loaded: exit 2"
+    11, "a file in place of a folder, or the other way round: reported before anything is loaded, exit 2"
 )
 @pytest.mark.parametrize(
     "command",
@@ -118,7 +119,7 @@ def test_odd_names_and_an_ascii_terminal(here: Path) -> None:
     assert (odd / "out" / "report.html").exists()
 
 
-@pytest.mark.case(28, "in a locale that knows ASCII alone a name of other letters is still found and said")
+@pytest.mark.case(28, "in an ASCII-only locale, names with other letters are still found and printed")
 def test_a_locale_of_ascii() -> None:
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-m", "slimepo.cli", "run", "é.yaml".encode()]
@@ -142,7 +143,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         hub._look.cache_clear()
 
 
-@pytest.mark.case(30, "a Hub that does not answer is given up after seconds, and the error says so: exit 2")
+@pytest.mark.case(30, "the Hub does not answer: given up after a few seconds, and the error says so, exit 2")
 def test_the_hub_does_not_answer(here: Path, no_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_SECONDS", 0.5)
     started = time.monotonic()
@@ -167,7 +168,7 @@ def test_a_server_that_answers_with_an_error_is_there(monkeypatch: pytest.Monkey
         assert hub._asked(f"http://127.0.0.1:{server.getsockname()[1]}") == ""
 
 
-@pytest.mark.case(30, "a model that is in the cache is used where the Hub cannot be reached")
+@pytest.mark.case(30, "a model in the cache is used if the Hub cannot be reached")
 def test_a_cached_model(here: Path, no_hub: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 

@@ -104,7 +104,7 @@ EXACT = (
 
 
 @pytest.mark.case(
-    14, "out of memory on one rank: the step is taken again on all, in smaller micro-batches, same batch"
+    14, "out of memory on one rank: all ranks repeat the step with the same batch in smaller micro-batches"
 )
 @pytest.mark.parametrize(("ranks", "of_rank"), [(1, 0), (2, 1)])
 def test_out_of_memory(
@@ -124,7 +124,9 @@ def test_out_of_memory(
         torch.testing.assert_close(cut[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.case(14, "out of memory with a row at a time: exit code 5 on all ranks, and what would help")
+@pytest.mark.case(
+    14, "out of memory with a single row: exit code 5 on all ranks, and a hint about what would help"
+)
 def test_out_of_memory_with_one_row(world: Path, tmp_path: Path) -> None:
     ended = slimepo("run", world / "full.yaml", "--out", tmp_path / "run", ranks=2, before=too_large(0, 1))
     assert ended.codes == [5, 5], ended.said

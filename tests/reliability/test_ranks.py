@@ -13,7 +13,7 @@ from tests.reliability.harness import slimepo, told_in_step, weights
 
 
 @pytest.mark.case(
-    25, "sharding that is asked for and not in effect: refused, whether by recipe, args or environment"
+    25, "sharding that is requested but not in effect: refused, whether set by recipe, args or environment"
 )
 @pytest.mark.parametrize(
     ("overrides", "env", "ranks", "words"),
@@ -36,7 +36,7 @@ def test_sharding_that_cannot_be(
     assert not (tmp_path / "run" / "only").exists()
 
 
-@pytest.mark.case(25, "sharding that the libraries quietly leave out: refused before the first step")
+@pytest.mark.case(25, "sharding that the libraries silently skip: refused before the first step")
 def test_sharding_that_is_left_out(world: Path, tmp_path: Path) -> None:
     def before(_: int) -> None:
         from slimepo.training import config

@@ -11,7 +11,7 @@ import pytest
 from tests.reliability.harness import make_world, slimepo, told_in_step, weights, write_pairs
 
 
-@pytest.mark.case(1, "stopped after 3 of 6 steps: the same command ends in the same bits")
+@pytest.mark.case(1, "stopped after 3 of 6 steps: the same command ends with the same bits")
 @pytest.mark.parametrize(
     ("kind", "ranks", "overrides"),
     [
@@ -114,7 +114,7 @@ def test_another_run_is_refused(
             path.write_bytes(content)
 
 
-@pytest.mark.case(9, "a difference that is accepted by its name is gone on with")
+@pytest.mark.case(9, "a difference that is accepted by name does not stop the run")
 def test_a_difference_can_be_accepted(half: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(half / "run", out)

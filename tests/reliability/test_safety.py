@@ -37,7 +37,7 @@ def test_the_payload_runs_where_nobody_looks(here: Path) -> None:
 
 
 @pytest.mark.case(
-    22, "weights that are a pickle are refused by the file's name, and the pickle is not read: exit 3"
+    22, "weights that are a pickle are refused, with the file's name and without reading it: exit 3"
 )
 @pytest.mark.parametrize(
     "command",
@@ -52,7 +52,7 @@ def test_a_model_that_is_a_pickle(here: Path, command: tuple[str, ...]) -> None:
     assert nothing_ran()
 
 
-@pytest.mark.case(22, "an adapter that is a pickle is refused likewise: exit 3")
+@pytest.mark.case(22, "an adapter that is a pickle is refused in the same way: exit 3")
 def test_an_adapter_that_is_a_pickle(here: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
@@ -63,7 +63,9 @@ def test_an_adapter_that_is_a_pickle(here: Path) -> None:
     assert nothing_ran()
 
 
-@pytest.mark.case(22, "a pickle in place of a checkpoint's state is not run by the run that goes on from it")
+@pytest.mark.case(
+    22, "a pickle in place of a checkpoint's state is not executed when the run continues from it"
+)
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
 def test_a_checkpoint_with_a_payload(here: Path, file: str) -> None:
     command = ["run", "recipe.yaml", "--out", "out", "stages.slime.max_steps=2", "stages.slime.save_every=1"]
@@ -132,7 +134,9 @@ def told(done: Done, folder: Path) -> list[str]:
     ]
 
 
-@pytest.mark.case(24, "no key or token is in what a run, an evaluation, a report or a crash writes or prints")
+@pytest.mark.case(
+    24, "no key or token appears in what a run, an evaluation, a report or a crash writes or prints"
+)
 def test_no_canary_sings(
     here: Path, data_dir: Path, mock: MockJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,7 +194,7 @@ def test_no_canary_sings(
 
 
 @pytest.mark.case(
-    24, "a key where a variable's name or an address belongs is refused, and not repeated: exit 2"
+    24, "a key in place of a variable's name or an address is refused without being repeated: exit 2"
 )
 @pytest.mark.parametrize(
     "given",

@@ -13,7 +13,8 @@ from tests.reliability.harness import slimepo, told_in_step, weights
 
 
 @pytest.mark.case(
-    2, "SIGTERM or SIGINT in the midst of a run: a checkpoint of that step, exit code 75, and it goes on"
+    2,
+    "SIGTERM or SIGINT during a run: a checkpoint of that step and exit code 75; the same command continues",
 )
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_end(
@@ -45,7 +46,7 @@ def test_told_to_end_before_training(world: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.case(
-    3, "SIGTERM to one rank alone: all ranks stop at the same step, with one checkpoint and exit code 75"
+    3, "SIGTERM to a single rank: all ranks stop at the same step, with one checkpoint and exit code 75"
 )
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_rank_is_told(world: Path, tmp_path: Path, rank: int) -> None:
