@@ -147,7 +147,7 @@ def _fell_words(groups: Sequence[Group]) -> str:
 # Head, lead, and the words on groups that differ in the learning rate only.
 _BY_RATE: tuple[tuple[str, str, Callable[[Sequence[Group]], str]], ...] = (
     ("Learning rate", "Exact match from the lowest to the highest rate tried:", _rate_words),
-    ("Chosen answers", "The chosen answer became less likely in so many held-out pairs:", _fell_words),
+    ("Chosen answers", "Share of held-out pairs whose chosen answer became less likely:", _fell_words),
 )
 
 
