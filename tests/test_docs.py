@@ -1,10 +1,14 @@
 """Every Python example in the README and the docs runs, and what they name exists."""
 
 import re
+import shlex
+import textwrap
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import slimepo
 from slimepo.losses import LOSSES, hyperparameters
@@ -64,6 +68,48 @@ def test_what_a_page_points_to_is_there(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
+COMMANDS = [
+    pytest.param(line, id=f"{page.name}: {line[:50]}")
+    for page in PAGES
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.lstrip().startswith("slimepo ")
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_has_the_arguments_and_options_that_a_page_gives_it(line: str) -> None:
+    from slimepo.cli import app
+    from slimepo.cli_data import app as data_app
+    from slimepo.cli_eval import app as eval_app
+
+    words = shlex.split(line, comments=True)
+    while words:
+        _, *given = words[: words.index("&&")] if "&&" in words else words
+        words = words[len(given) + 2 :]
+        group = {"data": data_app, "eval": eval_app}.get(given[0], app)
+        name, *arguments = given[group is not app :]
+        command: Any = typer.main.get_command(group)
+        command.commands[name].make_context(name, arguments)
+
+
+def test_what_the_guide_sets_in_the_recipe_for_own_pairs_can_be_set() -> None:
+    from slimepo.pipeline.recipe.read import load_recipe
+
+    guide, _, _ = (ROOT / "docs" / "guide.md").read_text().partition("## Data formats")
+    found = re.findall(r"\b((?:data|stages|adapter|quantize|export_dtype)[.\w]*=(?:\{.*?\}|[^\s'`]+))", guide)
+    assert len(found) > 8
+    for override in found:
+        given = ["model=a/model", "data.path=mine.jsonl", override]
+        assert load_recipe(ROOT / "recipes" / "own-pairs.yaml", given).stages
+
+
+def test_every_page_has_its_place_in_the_site() -> None:
+    site = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
+    listed = re.findall(r"'([\w-]+\.md)'", str(site))
+    assert sorted(listed) == sorted(["index.md", "recipes.md", *(page.name for page in PAGES[1:])])
 
 
 def test_every_recipe_is_valid() -> None:
@@ -131,3 +177,13 @@ def test_the_docs_sweep_of_the_world_is_one(tmp_path: Path) -> None:
     assert {name: recipe.stages[-1].loss for name, recipe in cells_of(tmp_path / "rates.yaml").items()} == {
         "dpo": "dpo", "slime": "slime",
     }  # fmt: skip
+
+
+def test_the_guides_sweep_of_rates_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (text,) = re.findall(r"# rates.yaml\n(.*?)```", (ROOT / "docs/guide.md").read_text(), re.DOTALL)
+    text = textwrap.dedent(text).replace("recipes/own", f"{ROOT}/recipes/own")
+    (tmp_path / "rates.yaml").write_text(text)
+    assert [recipe.stages[-1].learning_rate for recipe in cells_of(tmp_path / "rates.yaml").values()] == [
+        5e-7, 2e-6, 1e-5, 5e-5,
+    ]  # fmt: skip
