@@ -139,6 +139,13 @@ def test_seeds_are_called_what_their_names_have_in_common(name: str, label: str)
     assert [group.label for group in groups] == [label]
 
 
+def test_one_seed_of_an_arm_is_called_by_the_arm_unless_another_is_too() -> None:
+    alone = group_records([run("slime/seed-0"), run("dpo/seed-0", "dpo")])
+    assert [group.label for group in alone] == ["slime", "dpo"]
+    twice = group_records([run("slime/seed-0"), run("slime/seed-1", "dpo")])
+    assert [group.label for group in twice] == ["slime/seed-0", "slime/seed-1"]
+
+
 def test_beside_its_line_a_group_has_its_name_or_its_objective_where_that_is_shorter() -> None:
     one = group_records([run("my-run"), run("other", "dpo")])
     assert list(short_names(one, 6).values()) == ["my-run", "other"]

@@ -170,7 +170,7 @@ def _drawing(
     drawn = {g.label: points for g in groups if (points := band(g, lines, key, since_start))}
     named = 1 < len(drawn) <= MOST_NAMED
     # Many bands on each other would be grey.
-    shade = 0.16 * min(1.0, 3 / max(1, len(drawn)))
+    shade = 0.16 if len(drawn) <= 4 else 0.1
     with figure_of(WIDE, 2.3, right=0.76 if named else 0.975) as (figure, axes):
         for at, group in enumerate(groups):
             if group.label in drawn:

@@ -14,7 +14,7 @@ from slimepo.report.tables import best_group, start_group, trouble
 from slimepo.words import short_number
 
 # So many runs are named in a sentence.
-_MOST_NAMED = 4
+_MOST_NAMED = 3
 _CONTROL = "plain SFT on the chosen answers"
 
 

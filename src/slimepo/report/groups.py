@@ -96,7 +96,10 @@ def group_records(records: Sequence[Record]) -> list[Group]:
         while any(other.seed == record.seed for other in found.get(key, ())):
             key += "'"
         found.setdefault(key, []).append(record)
-    labels = unique([_label(group) for group in found.values()])
+    labels = [_label(group) for group in found.values()]
+    # Of a sweep's runs the arm alone, where no other has its name.
+    arms = [re.sub(r"(?<=.)/seed-\d+$", "", label) for label in labels]
+    labels = unique([a if arms.count(a) == 1 else label for a, label in zip(arms, labels, strict=True)])
     return [Group(label, tuple(group)) for label, group in zip(labels, found.values(), strict=True)]
 
 
@@ -134,6 +137,8 @@ def by_rate(groups: Sequence[Group]) -> dict[str, list[Group]]:
             for key in dict.fromkeys(key for each in sets for key in each)
             if key != "learning_rate" and any(each.get(key) != sets[0].get(key) for each in sets)
         ]
+        # Options of the objective say most.
+        differing.sort(key=lambda key: not key.startswith("loss_options"))
         told_apart = [
             f"{key.rpartition('.')[2].replace('_', ' ')} {told(own[key])}" for key in differing if key in own
         ][:_MOST_TOLD]
