@@ -61,6 +61,16 @@ def test_the_page_s_first_words_are_the_last_on_what_was_warned_of_first(tmp_pat
     assert monitor.lines == ("slime-run: from step 4 on; at step 8 fallen by 8 (and 2 more)",)
 
 
+def test_seeds_that_were_warned_of_have_one_line(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / f"slime-s{n}", seed=n, shift=n / 10, watched=n > 0) for n in (0, 1, 2)]
+    for n, folder in enumerate(folders[1:], 1):
+        lines = [{"kind": "start", "step": 0}, line(4, "on") | {"message": f"seed {n} fell"}]
+        (folder / "slime" / "monitor.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    report = read_report(folders)
+    (monitor,) = (found for found in findings(report.groups, report.sources) if found.head == "Monitor")
+    assert monitor.lines == ("slime: 2 of 3 seeds, step 4, seed 2 fell",)
+
+
 class TestOnPolicy:
     def test_what_was_sampled_and_held_out_tasks_by_step_have_panels(self, tmp_path: Path) -> None:
         page = report_page(read_report([write_on_policy(tmp_path / "run")]))

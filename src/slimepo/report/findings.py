@@ -34,7 +34,7 @@ def findings(groups: Sequence[Group], sources: Sequence[Source]) -> list[Finding
     if lines := tuple(f"{group.label}: {text}" for group in groups if (text := trouble(group))):
         ended = sum(record.state == "finished" for record in records)
         found.append(Finding("Not to the end", f"{ended} of {len(records)} runs came to their end.", lines))
-    lines = tuple(f"{record.name}: {_worst(record.warnings)}" for record in records if record.warnings)
+    lines = tuple(_warned(group) for group in groups if any(record.warnings for record in group.records))
     if lines or any(record.monitor for record in records):
         found.append(Finding("Monitor", "It warned of:" if lines else "It warned of nothing.", lines))
     if best := best_group(groups):
@@ -96,6 +96,17 @@ def _clear(change: Mean) -> bool:
 def _moved_by(change: Mean, scale: int, digits: int) -> str:
     half = f" ± {scale * change.half:.{digits}f}" if change.n > 1 else ""
     return f"{scale * change.value:+.{digits}f}{half}"
+
+
+def _warned(group: Group) -> str:
+    """What the monitor said of a group: of the seed whose chosen answers fell most, and how many seeds it warned of."""
+    warned = [record for record in group.records if record.warnings]
+    key = "logps/chosen"
+    worst = min(
+        warned, key=lambda r: r.after[key] - r.before[key] if key in r.after and key in r.before else 0.0
+    )
+    seeds = f"{len(warned)} of {len(group.records)} seeds, " if len(group.records) > 1 else ""
+    return f"{plain_label(group)}: {seeds}{_worst(worst.warnings)}"
 
 
 def _worst(warnings: Sequence[Warned]) -> str:

@@ -154,7 +154,7 @@ def _versions(sources: Sequence[Source]) -> list[tuple[str, str]]:
 
 
 def shown_fallen(groups: Sequence[Group]) -> list[tuple[str, list[Fallen]]]:
-    """The chosen answers that fell most, by group, the worst over its seeds first."""
+    """The chosen answers that fell most, by group, worst first: over the groups, and over a group's seeds."""
     found = []
     for group in groups:
         of_group = sorted(
@@ -165,7 +165,7 @@ def shown_fallen(groups: Sequence[Group]) -> list[tuple[str, list[Fallen]]]:
         worst = list({each.prompt: each for each in reversed(of_group)}.values())[::-1][:_MOST_FALLEN]
         if worst:
             found.append((group.label, worst))
-    return found
+    return sorted(found, key=lambda each: each[1][0].mean[1] - each[1][0].mean[0])
 
 
 def shown_samples(groups: Sequence[Group]) -> list[Sample]:
