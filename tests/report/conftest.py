@@ -138,6 +138,19 @@ def monitor_file(warn: bool = True) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "probe", "st'
 
 
+FALLEN = {
+    "row_id": "a", "prompt": f"Why? {HOSTILE}", "length": 5, "mean": [-0.5, -1.75],
+    "tokens": [HOSTILE, " so", " be", " it"], "before": [-0.1, -0.5, -1.0, -1.0],
+    "after": [-0.15, -0.75, -0.5, -6.0],
+}  # fmt: skip
+
+
+def write_fallen(monitor: Path, *answers: Any) -> None:
+    """Adds the answers that fell most to a run's monitor.jsonl, in the place of a line that was cut off."""
+    line = {"kind": "fallen", "step": 60, "set": "heldout", "answers": list(answers)}
+    monitor.write_text(monitor.read_text().rpartition("\n")[0] + "\n" + json.dumps(line) + "\n")
+
+
 def write_run(
     folder: Path,
     loss: str = "slime",

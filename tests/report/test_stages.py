@@ -3,14 +3,14 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 from slimepo.report.findings import findings
 from slimepo.report.page import read_report, report_page
 from slimepo.report.stages import warnings_of
-from tests.report.conftest import HOSTILE, Tags, write_on_policy, write_run
+from tests.report.conftest import FALLEN, Tags, write_fallen, write_on_policy, write_run
 
 
 def line(step: int, state: str, rows: str = "heldout") -> dict[str, Any]:
@@ -121,21 +121,13 @@ class TestOnPolicy:
 class TestFallen:
     """Chosen answers that became less likely, in the colours of their tokens."""
 
-    ANSWER: ClassVar[dict[str, Any]] = {
-        "row_id": "a", "prompt": f"Why? {HOSTILE}", "length": 5, "mean": [-0.5, -1.75],
-        "tokens": [HOSTILE, " so", " be", " it"], "before": [-0.1, -0.5, -1.0, -1.0],
-        "after": [-0.15, -0.75, -0.5, -6.0],
-    }  # fmt: skip
-
     def page(self, folder: Path, *answers: Any) -> str:
         run = write_run(folder / "run", watched=True)
-        fallen = {"kind": "fallen", "step": 60, "set": "heldout", "answers": list(answers)}
-        whole = (run / "slime" / "monitor.jsonl").read_text().rpartition("\n")[0]
-        (run / "slime" / "monitor.jsonl").write_text(whole + "\n" + json.dumps(fallen) + "\n")
+        write_fallen(run / "slime" / "monitor.jsonl", *answers)
         return report_page(read_report([run]))
 
     def test_each_token_has_the_shade_of_its_change(self, tmp_path: Path) -> None:
-        page = self.page(tmp_path, self.ANSWER)
+        page = self.page(tmp_path, FALLEN)
         assert "-0.50 → -1.75 nats a token" in page
         assert "(-1.25; the first 4 of 5 tokens)" in page
         for token in (
@@ -150,7 +142,7 @@ class TestFallen:
 
     @pytest.mark.parametrize(
         "broken",
-        [None, 3, {}, ANSWER | {"tokens": []}, ANSWER | {"after": [-1.0]}, ANSWER | {"mean": None}],
+        [None, 3, {}, FALLEN | {"tokens": []}, FALLEN | {"after": [-1.0]}, FALLEN | {"mean": None}],
         ids=["null", "a number", "empty", "no tokens", "cut short", "no mean"],
     )
     def test_what_is_not_whole_is_left_out(self, tmp_path: Path, broken: Any) -> None:
