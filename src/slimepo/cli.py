@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from slimepo.cli_data import app as data_app
+from slimepo.cli_data import relabel
 from slimepo.cli_train import OutFolder, Overrides, Restart, certify, run, train
 from slimepo.errors import DONE, InputError, NonFiniteLossError, failure, is_closed_pipe, one_line
 from slimepo.parallel.launch import leave_words
@@ -159,6 +160,7 @@ def plan(
 
 
 app.command()(train)
+app.command()(relabel)
 
 
 @app.command()

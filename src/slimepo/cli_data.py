@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -70,8 +70,8 @@ def check_data(
 
     from slimepo.data.chat import chat_format, load_tokenizer
     from slimepo.data.inspect import check, print_report, show_rows
-    from slimepo.data.read import placed_rows, read_rows
-    from slimepo.files import refuse_folder, write_json_lines
+    from slimepo.data.read import read_rows
+    from slimepo.files import refuse_folder
     from slimepo.settings import parse_value
     from slimepo.terminal import make_console
 
@@ -117,10 +117,7 @@ def check_data(
     print_forecast(found, console, lambda row: f"{row}: {prompts.get(row, '')[-100:]!r}")
     if keep is not None:
         ids = lowest(found, keep_share)
-        write_json_lines(
-            keep,
-            (row for place, row in placed_rows(source, split) if place in ids and isinstance(row, Mapping)),
-        )
+        _write_rows(keep, source, split, ids)
         console.print(f"{len(ids)} of {len(found.ids)} pairs written to {keep}", highlight=False)
 
 
@@ -169,6 +166,129 @@ def overlap(
     for size, (count, runs) in found.shared.items():
         console.print(f"{size} words in a row that stand there too: {count} prompts, {runs} different runs")
     console.print(f"the longest: {found.longest!r}")
+
+
+@app.command("select")
+def select_pairs(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="Pairs: a file, a folder or a Hub id.")],
+    model: Annotated[str, typer.Option(help="The model that the next round starts from.")],
+    reference: Annotated[
+        str, typer.Option(help="The model that it is compared with: the first round's start.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Write the selected rows there, as JSONL.")],
+    keep: Annotated[float, typer.Option(help="The share of the pairs to keep, above 0.")] = 0.5,
+    bins: Annotated[int, typer.Option(help="Pools of like difficulty; each gives the same share.")] = 4,
+    beta: Annotated[float, typer.Option(help="Of z = beta (log-ratio chosen - log-ratio rejected).")] = 0.1,
+    format: Annotated[str, typer.Option(help="The format's name, where it is not recognised.")] = "auto",
+    split: Annotated[
+        str | None, typer.Option(help="Which split of a folder, a Hub or a saved data set.")
+    ] = None,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens of prompt and response together.")] = 2048,
+) -> None:
+    """Select pairs for the next round: those with the most signal to curvature in each pool of like difficulty."""
+    from slimepo.data.read import read_rows
+    from slimepo.files import refuse_folder
+    from slimepo.losses.common import check_number
+    from slimepo.model.chat import answer_logps, model_chat
+    from slimepo.terminal import counted, make_console
+
+    check_number("--keep", keep, above=0, at_most=1)
+    check_number("--bins", bins, at_least=1)
+    check_number("--beta", beta, above=0)
+    if model == reference:
+        raise InputError(
+            f"--model and --reference are both {model}: every pair would score alike. Give the first round's start as "
+            "the reference"
+        )
+    if out.resolve() == Path(source).resolve():
+        raise InputError(f"--out {out} is the file that is read: give another")
+    refuse_folder(out)
+    for name in (model, reference):
+        model_chat(name)
+    pairs = [row for row in read_rows(source, format=format, split=split).preferences if row.rejected]
+    if not pairs:
+        raise InputError(f"{source}: no row has a chosen and a rejected answer")
+    import numpy as np
+
+    from slimepo.plan.select import select, signal_to_curvature
+
+    console, margins = make_console(), []
+    for name in (model, reference):
+        with counted(console, f"scoring with {name}") as report:
+            logps, dropped = answer_logps(name, pairs, max_length, report)
+        for sentence in dropped:
+            console.print(sentence, highlight=False, markup=False)
+        margins.append(logps[:, 0] - logps[:, 1])
+    logits = beta * (margins[0] - margins[1])
+    scored = np.flatnonzero(~np.isnan(logits)).tolist()
+    if not scored:
+        raise InputError(f"{source}: no pair could be scored: give a larger --max-length")
+    z = logits[scored]
+    kept = select([pairs[i] for i in scored], signal_to_curvature(z), keep, bins)
+    _write_rows(out, source, split, {row.source for row in kept})
+    console.print(
+        f"{len(kept)} of {len(z)} pairs written to {out}; compared with {reference}, {model} leans to the rejected "
+        f"answer in {(z < 0).mean():.1%} of all",
+        highlight=False,
+    )
+
+
+def relabel(
+    answers: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Answers: slimepo generate --samples 128 --out FILE.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The file of pairs, as JSONL.")],
+    reward: Annotated[
+        str,
+        typer.Option(
+            help="mocan: a column of numbers, one an answer, or a reward, as of a stage. pecan: a model's folder."
+        ),
+    ],
+    constraint: Annotated[
+        list[str], typer.Option(help="The same, of what is to be kept up (may be given again).")
+    ],
+    bound: Annotated[
+        list[float],
+        typer.Option(
+            help="The least mean of that constraint, in their order; pecan: of what it is above the reference's."
+        ),
+    ],
+    method: Annotated[
+        Literal["mocan", "pecan"], typer.Option(help="Where rewards come from: functions, or aligned models.")
+    ] = "mocan",
+    reference: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="pecan: the model that wrote the answers.")
+    ] = None,
+    beta: Annotated[float, typer.Option(help="Price of a nat of KL; DPO's beta afterwards.")] = 0.1,
+    pairs: Annotated[int, typer.Option(min=1, help="The most pairs of a prompt.")] = 8,
+    labels: Annotated[
+        Literal["weights", "drawn"],
+        typer.Option(help="weights: each pair in both orders, with its odds as weight; drawn: once."),
+    ] = "weights",
+    seed: Annotated[int, typer.Option(min=0, help="Of drawn labels.")] = 0,
+) -> None:
+    """Pairs of a model's own answers, labelled so that DPO on them raises a reward and keeps constraints."""
+    from slimepo.files import refuse_folder
+    from slimepo.losses.common import check_number
+    from slimepo.pipeline.relabel import relabel as write_pairs
+    from slimepo.terminal import make_console
+
+    refuse_folder(out)
+    check_number("--beta", beta, above=0)
+    write_pairs(
+        answers, out, make_console(), method=method, reward=reward, constraints=constraint, bounds=bound,
+        reference=reference, beta=beta, pairs=pairs, seed=seed if labels == "drawn" else None,
+    )  # fmt: skip
+
+
+def _write_rows(to: Path, source: str, split: str | None, places: Collection[str]) -> None:
+    """Write the rows of a source that stand at these places, as they are."""
+    from slimepo.data.read import placed_rows
+    from slimepo.files import write_json_lines
+
+    write_json_lines(
+        to, (row for place, row in placed_rows(source, split) if place in places and isinstance(row, Mapping))
+    )
 
 
 def _text(prompt: list[Message]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +12,13 @@ from slimepo.errors import InputError
 from slimepo.files import read_json
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
     from slimepo.data.render import ChatFormat
+    from slimepo.terminal import Report
+    from slimepo.types import Preference
 
 
 @dataclass(frozen=True)
@@ -98,3 +104,36 @@ def _chat(folder: Path, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
 
     settings = read_json(folder / "slimepo.json") or {}
     return chat_format(tokenizer, settings.get("template_options"))
+
+
+def answer_logps(
+    name: str, records: Sequence[Preference], max_length: int = sys.maxsize, report: Report | None = None
+) -> tuple[NDArray[np.float64], list[str]]:
+    """What a model by its name finds of each record's two answers, in its own template: summed log-probs in nats.
+
+    Args:
+        records: each with a `source` of its own.
+        max_length: tokens of prompt and answer together, of those that are scored.
+
+    Returns:
+        `[records, 2]`, NaN where there is no such answer or it could not be scored, and why those could not, in words.
+    """
+    import numpy as np
+
+    from slimepo.data.batch import StepCollator
+    from slimepo.data.tokenize import in_words, tokenize
+    from slimepo.model.logps import install_logps
+    from slimepo.model.modes import scoring
+    from slimepo.model.score import score_rows
+
+    loaded = load_chat_model(name)
+    pairs = any(record.rejected for record in records)
+    tokens = tokenize(records, loaded.chat, max_length=max_length, pairs=pairs)
+    install_logps(loaded.model)
+    with scoring(loaded.model) as forward:
+        found = score_rows(forward, tokens.rows, StepCollator(8), loaded.model.device, report=report)
+    sums = {
+        row.id: [each[0].sum(dtype=np.float64) if each.size else np.nan for each in of_row]
+        for row, of_row in zip(tokens.rows, found, strict=True)
+    }
+    return np.array([sums.get(record.source, [np.nan] * 2) for record in records]), in_words(tokens)
