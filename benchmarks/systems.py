@@ -1,6 +1,6 @@
-"""What relabelling, selection, clipping and thresholds do in the built-in world: the figures of docs/systems.md.
+"""What relabelling and selection do in the built-in world: the figures of docs/systems.md.
 
-    python -m benchmarks.systems {relabel,select,clip} RUN... [--out CSV]
+    python -m benchmarks.systems {relabel,select} RUN... [--out CSV]
 
 Each RUN is a run folder of the world, one a seed (`slimepo quickstart --seeds 3 --out runs/world`), of which the SFT
 model, the world's tasks and the pairs of its samples are taken. Prints means over seeds with 95 % intervals.
@@ -20,23 +20,27 @@ import numpy as np
 
 from slimepo import PreferenceConfig, PreferenceTrainer
 from slimepo.data.render import encode_prompt
+from slimepo.data.rows import PAIR
+from slimepo.data.tokenize import tokenize
 from slimepo.means import mean_of
 from slimepo.model.chat import ChatModel, load_chat_model
 from slimepo.model.generate import completion_text, generate
+from slimepo.model.score import score_pairs
 from slimepo.onpolicy.dual import solve_dual
+from slimepo.pipeline.pairs import read_pairs
 from slimepo.pipeline.relabel import Answered, labelled
 from slimepo.pipeline.tasks import Task, read_tasks
+from slimepo.plan.select import select, signal_to_curvature
 from slimepo.playground.tasks import judge
 from slimepo.types import Preference
 
-RESULTS = Path(__file__).parent / "results" / "systems.csv"
-BETA, SAMPLES = 0.1, 32
+RESULTS = Path(__file__).parent / "results"
+BETA = 0.1
 
 
 def world(run: Path) -> tuple[ChatModel, list[Task], list[Task]]:
     """The SFT model of a run, its tasks for training and those held out."""
-    tasks = (read_tasks(str(run / "world" / f"{name}.jsonl")) for name in ("tasks", "heldout"))
-    train, heldout = tasks
+    train, heldout = (read_tasks(str(run / "world" / f"{name}.jsonl")) for name in ("tasks", "heldout"))
     return load_chat_model(str(run / "sft")), train, heldout
 
 
@@ -49,9 +53,22 @@ def sampled(chat: ChatModel, tasks: Sequence[Task], samples: int, seed: int) -> 
     return [[completion_text(chat.tokenizer, c) for c in given if c.finished] for given in found]
 
 
-def trained(run: Path, rows: Any, **settings: Any) -> tuple[ChatModel, PreferenceTrainer]:
-    """The SFT model of a run after a stage on rows."""
+def greedy(chat: ChatModel, tasks: Sequence[Task]) -> float:
+    """The share of tasks whose likeliest answer is right."""
+    found = generate(
+        chat.model, [encode_prompt(chat.chat, task.prompt) for task in tasks], end_token_ids=chat.end_ids,
+        max_new_tokens=64, temperature=0.0, batch_rows=256,
+    )  # fmt: skip
+    return float(
+        np.mean([right(t, completion_text(chat.tokenizer, c[0])) for t, c in zip(tasks, found, strict=True)])
+    )
+
+
+def trained(run: Path, rows: Any, start: ChatModel | None = None, **settings: Any) -> ChatModel:
+    """The SFT model of a run, or another one of it, after a stage on rows."""
     chat = load_chat_model(str(run / "sft"))
+    if start is not None:
+        chat.model.load_state_dict(start.model.state_dict())
     with tempfile.TemporaryDirectory() as folder:
         args = PreferenceConfig(
             folder, per_device_train_batch_size=64, save_strategy="no", report_to="none", disable_tqdm=True,
@@ -62,7 +79,7 @@ def trained(run: Path, rows: Any, **settings: Any) -> tuple[ChatModel, Preferenc
             chat.model, args=args, train_dataset=rows, processing_class=chat.tokenizer
         )
         trainer.train()
-    return replace(chat, model=trainer.model.eval()), trainer
+    return replace(chat, model=trainer.model.eval())
 
 
 def right(task: Task, text: str) -> float:
@@ -75,45 +92,78 @@ def short(task: Task, text: str) -> float:
     return -len(text) / 10
 
 
+def measured(chat: ChatModel, tasks: Sequence[Task], seed: int) -> dict[str, float]:
+    """Means over four samples of each task: of brevity, and of right answers."""
+    said = [
+        (t, text) for t, given in zip(tasks, sampled(chat, tasks, 4, seed), strict=True) for text in given
+    ]
+    return {f.__name__: float(np.mean([f(task, text) for task, text in said])) for f in (short, right)}
+
+
 def relabel(run: Path, seed: int) -> Iterator[dict[str, Any]]:
     """E[g] that the dual expects and that DPO on its labels gives, for five bounds on brevity; r is 1 for right."""
     chat, train, heldout = world(run)
-    tasks = train[:400]
-    texts = sampled(chat, tasks, SAMPLES, seed)
+    tasks, heldout = train[:200], heldout[:200]
+    texts = sampled(chat, tasks, 16, seed)
     kept = [(task, given) for task, given in zip(tasks, texts, strict=True) if len(given) > 1]
     answered = [Answered(task.id, task.prompt, given, [], {}) for task, given in kept]
     rewards = [np.array([right(task, text) for text in given]) for task, given in kept]
     costs = [np.array([[short(task, text) for text in given]]) for task, given in kept]
-    before = float(np.mean([g.mean() for g in costs]))
-    best = float(np.mean([g.max() for g in costs]))
+    before, best = (float(np.mean([of(g) for g in costs])) for of in (np.mean, np.max))
+    start = measured(chat, heldout, seed)
     for share in (0.1, 0.25, 0.4, 0.55, 0.7):
-        bound = before + share * (best - before)
-        dual = solve_dual(rewards, costs, [bound], BETA)
-        rows = labelled(answered, rewards, costs, dual, pairs=2)
+        dual = solve_dual(rewards, costs, [before + share * (best - before)], BETA)
+        rows = labelled(answered, rewards, costs, dual, pairs=4)
         pairs = [Preference(r["prompt"], r["chosen"], r["rejected"], weight=r["weight"]) for r in rows]
-        after, _ = trained(
-            run,
-            pairs,
-            loss="dpo",
-            loss_options={"beta": BETA},
-            learning_rate=3e-4,
-            num_train_epochs=2,
-            seed=seed,
-        )
-        said = sampled(after, heldout[:300], 4, seed)
-        g, r = (
-            float(
-                np.mean([f(t, text) for t, given in zip(heldout[:300], said, strict=True) for text in given])
-            )
-            for f in (short, right)
-        )
+        after = trained(run, pairs, loss="dpo", loss_options={"beta": BETA}, learning_rate=3e-4, seed=seed)
         yield {
-            "arm": f"{share:.0%} of the way", "reference": before, "bound": bound, "multiplier": dual.multipliers[0],
-            "expected": dual.constraints[0], "measured": g, "expected_right": dual.reward, "right": r, "kl": dual.kl,
+            "arm": f"{share:.0%} of the way", "bound": before + share * (best - before),
+            "multiplier": float(dual.multipliers[0]), "expected": float(dual.constraints[0]),
+            **measured(after, heldout, seed), "expected_right": dual.reward,
+            **{f"{name}_before": value for name, value in start.items()},
         }  # fmt: skip
 
 
-DEMONSTRATIONS: dict[str, Callable[[Path, int], Iterator[dict[str, Any]]]] = {"relabel": relabel}
+def select_half(run: Path, seed: int) -> Iterator[dict[str, Any]]:
+    """A second round of DPO on half of the pairs, random or selected; with sound labels, and a fifth of them turned.
+
+    The first round, on 800 other pairs, makes the model that z is measured with; all arms start from it.
+    """
+    chat, _, heldout = world(run)
+    pairs, heldout = read_pairs(run / "samples" / "train.jsonl")[:1600], heldout[:400]
+    dpo: dict[str, Any] = dict(loss="dpo", loss_options={"beta": BETA}, learning_rate=3e-5, seed=seed)
+    first = trained(run, pairs[:800], **dpo)
+    for flipped in (0.0, 0.2):
+        random = np.random.default_rng(seed)
+        turned = random.random(800) < flipped
+        rows = [
+            replace(row, chosen=row.rejected, rejected=row.chosen) if turn else row
+            for row, turn in zip(pairs[800:], turned.tolist(), strict=True)
+        ]
+        tokens = tokenize(rows, chat.chat).rows
+        margins = []
+        for model in (first, chat):
+            scores = score_pairs(model.model, tokens, 64)
+            lengths = np.array([[len(row.response(i)) for i in PAIR] for row in tokens])
+            margins.append(scores.chosen * lengths[:, 0] - scores.rejected * lengths[:, 1])
+        value = signal_to_curvature(BETA * (margins[0] - margins[1]))
+        index = list(range(len(rows)))
+        halves = {
+            "random": sorted(random.permutation(len(rows))[: len(rows) // 2].tolist()),
+            "1 pool": select(index, value, 0.5, 1),
+            "4 pools": select(index, value, 0.5, 4),
+        }
+        for name, half in halves.items():
+            after = trained(run, [rows[i] for i in half], start=first, **dpo)
+            found = greedy(after, heldout)
+            arm = f"{name}, {flipped:.0%} of labels turned"
+            yield {"arm": arm, "right": found, "turned_share": float(turned[half].mean())}
+
+
+DEMONSTRATIONS: dict[str, Callable[[Path, int], Iterator[dict[str, Any]]]] = {
+    "relabel": relabel,
+    "select": select_half,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -123,9 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("what", choices=list(DEMONSTRATIONS))
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, help=f"the CSV file ({RESULTS.parent.name}/systems-WHAT.csv)")
+    parser.add_argument("--out", type=Path, help="the CSV file (benchmarks/results/systems-WHAT.csv)")
     args = parser.parse_args(arguments)
-    out = args.out or RESULTS.with_name(f"systems-{args.what}.csv")
+    out = args.out or RESULTS / f"systems-{args.what}.csv"
     rows: list[dict[str, Any]] = []
     for seed, run in enumerate(args.runs):
         for row in DEMONSTRATIONS[args.what](run, seed):

@@ -31,6 +31,7 @@ CASES = [
     Case("slime", {"length_normalized": False}),
     Case("slime", {"hard_gate": "softplus"}),
     Case("slime", {"hard_gate": "linear"}),
+    Case("slime", {"max_slope": 0.05}),
     Case("sft", {"average": "token"}),
     Case("dpo", {"label_smoothing": 0.2}),
     Case("dpo", {"ld_alpha": 0.3}),

@@ -95,6 +95,55 @@ class TestGradient:
         assert policy.chosen.grad[0, :4].tolist() == pytest.approx([-0.025] * 4)
 
 
+class TestSlope:
+    """`max_slope`, a cap on the floor's gradient."""
+
+    def test_at_thirty_nats_the_floor_pulls_far_harder_than_the_anchor(self) -> None:
+        policy = pairs_of([[-1.0]], [[-30.0]])
+        slime(policy, distance_weight=0).loss.sum().backward()
+        assert policy.rejected.grad[0, 0].item() == pytest.approx(-0.1 * 2.5 * 28.75**1.5, rel=1e-9)
+        assert policy.rejected.grad[0, 0].item() == pytest.approx(-38.5, abs=0.1)
+
+    @settings(max_examples=25)
+    @given(responses, st.floats(0.01, 5))
+    def test_the_gradient_is_the_smaller_one_and_the_value_its_integral(
+        self, rejected: list[float], cap: float
+    ) -> None:
+        free, held = (pairs_of([[-1.0]], [rejected]) for _ in range(2))
+        slime(free, distance_weight=0).loss.sum().backward()
+        output = slime(held, distance_weight=0, max_slope=cap)
+        output.loss.sum().backward()
+        n = len(rejected)
+        wanted = free.rejected.grad.clamp(min=-cap / n)
+        torch.testing.assert_close(held.rejected.grad, wanted, rtol=1e-9, atol=1e-12)
+        # A tangent of a convex function lies below it, and they meet where the slope is the cap.
+        assert output.metrics["loss/rejected"] <= slime(free).metrics["loss/rejected"] + 1e-12
+
+    def test_beyond_the_point_it_is_a_line(self) -> None:
+        values = [
+            slime(pairs_of([[-1.0]], [[logp]]), max_slope=0.5).metrics["loss/rejected"].item()
+            for logp in (-10.0, -20.0, -30.0)
+        ]
+        assert values[1] - values[0] == pytest.approx(5.0)
+        assert values[2] - values[1] == pytest.approx(5.0)
+
+    @pytest.mark.parametrize("cap", [0.1, 0.2, 1e30])
+    def test_a_slope_that_is_nowhere_changes_nothing(self, cap: float) -> None:
+        """With p = 1 the floor's slope stays below lambda_l."""
+        pair = pairs_of([[-1.0]], [[-30.0, -2.0]])
+        assert slime(pair, exponent=1.0, max_slope=cap).loss.item() == pytest.approx(
+            slime(pair, exponent=1.0).loss.item(), rel=1e-12
+        )
+        assert slime(pair, rejected_weight=0.0, max_slope=cap).loss.equal(
+            slime(pair, rejected_weight=0.0).loss
+        )
+
+    @pytest.mark.parametrize("cap", [0.0, -1.0, math.nan, True])
+    def test_what_is_no_slope_is_refused(self, cap: float) -> None:
+        with pytest.raises(InputError, match=r"max_slope = .* out of range"):
+            slime(pairs_of([[-1.0]], [[-1.0]]), max_slope=cap)
+
+
 class TestNumerics:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("exponent", [1.0, 2.5, 4.0])

@@ -525,6 +525,7 @@ class TestResume:
             ("grpo", {}, 1),
             ("grpo", {"steps_per_rollout": 2}, 2),
             ("ppo", {"epochs": 2, "value": {"learning_rate": 1e-2}}, 2),
+            ("slime", {"admit": {"thresholds": [0, 0.3, 2], "share": 0.5}}, 1),
         ],
     )
     def test_after_a_kill_the_weights_are_those_of_the_whole_run(
@@ -541,7 +542,7 @@ class TestResume:
         def dying(*given: Any) -> list[float]:
             calls.append(given)
             # In the fifth step: every mini-batch asks for 3, 3 and 2 prompts of 8 in turn.
-            if len(calls) > (3 + 3 + 2 + 3 if loss == "grpo" else 3 + 3):
+            if len(calls) > (3 + 3 if loss == "ppo" else 3 + 3 + 2 + 3):
                 raise KeyboardInterrupt
             return vowels(*given)
 

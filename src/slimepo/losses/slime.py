@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -32,6 +33,7 @@ def slime(
     soft_margin: float = 1.0,
     sharpness: float = 2.5,
     exponent: float = 2.5,
+    max_slope: float | None = None,
     length_normalized: bool = True,
     rejected_mean: Literal["sequence", "token", "micro_batch"] = "sequence",
     hard_gate: Literal["relu", "one", "softplus", "linear"] = "relu",
@@ -56,6 +58,8 @@ def slime(
         soft_margin: m_s, in nats per token; the middle of the sigmoid.
         sharpness: kappa > 0, slope of the sigmoid.
         exponent: p >= 1, how steeply the floor rises.
+        max_slope: > 0, the most that the floor pulls at a token, |dL_l/dl_t| times the answer's tokens: from the point
+            where it pulls so hard the floor goes on as a line. None: no bound; at -30 nats it is 38.5.
         length_normalized: False takes sums over tokens instead of means in L_w and Delta (Eq. 6 and 8 as
             printed; Appendix A says means).
         rejected_mean: "sequence" averages the floor over each rejected response, then over pairs; "token"
@@ -95,6 +99,8 @@ def slime(
     check_number("soft_margin", soft_margin)
     check_number("sharpness", sharpness, above=0)
     check_number("exponent", exponent, at_least=1)
+    if max_slope is not None:
+        check_number("max_slope", max_slope, above=0)
     check_choice("rejected_mean", rejected_mean, ("sequence", "token", "micro_batch"))
     check_choice("hard_gate", hard_gate, ("relu", "one", "softplus", "linear"))
     check_choice("soft_gate", soft_gate, ("sigmoid", "one"))
@@ -104,7 +110,8 @@ def slime(
     delta = chosen - of_response(policy.rejected, policy.rejected_mask)
 
     anchor = -chosen_weight * chosen
-    floor_BT = rejected_weight * _floor(policy, threshold, exponent)
+    line = math.inf if max_slope is None or not rejected_weight else max_slope / rejected_weight
+    floor_BT = rejected_weight * _floor(policy, threshold, exponent, line)
     if rejected_mean == "micro_batch":
         # The authors' code tells tokens from padding by a log-prob that is not exactly 0.
         counted_BT = policy.rejected_mask & (policy.rejected != 0)
@@ -131,12 +138,35 @@ def slime(
     return LossOutput(anchor + floor + distance, metrics)
 
 
-def _floor(policy: PairLogps, threshold: float, exponent: float) -> Tensor:
-    """softplus(-l_t - delta)^p of every rejected token, 0 where there is none: `[pairs, tokens]`."""
+def _floor(policy: PairLogps, threshold: float, exponent: float, max_slope: float) -> Tensor:
+    """softplus(-l_t - delta)^p of every rejected token, a line where its slope would be more than `max_slope`, 0 where
+    there is no token: `[pairs, tokens]`."""
     logps_BT = masked(policy.rejected, policy.rejected_mask)
-    # -logsigmoid(x) is softplus(-x), exact in both tails where F.softplus switches to a line.
-    raised_BT = (-F.logsigmoid(logps_BT + threshold)) ** exponent
+    below_BT = -logps_BT - threshold
+    held_BT = below_BT.clamp(max=_where_slope_is(max_slope, exponent)) if max_slope < math.inf else below_BT
+    # -logsigmoid(-x) is softplus(x), exact in both tails where F.softplus switches to a line.
+    raised_BT = (-F.logsigmoid(-held_BT)) ** exponent
+    if max_slope < math.inf:
+        raised_BT = raised_BT + max_slope * (below_BT - held_BT)
     return masked(raised_BT, policy.rejected_mask)
+
+
+def _where_slope_is(slope: float, exponent: float) -> float:
+    """The x at which softplus(x)^p, whose slope rises with x, has that slope; infinity where it has it nowhere."""
+
+    def at(x: float) -> float:
+        softplus = x + math.log1p(math.exp(-x)) if x > 0 else math.log1p(math.exp(x))
+        return exponent * math.pow(softplus, exponent - 1) * math.exp(x - softplus)
+
+    low, high = -500.0, 1.0
+    while at(high) < slope:
+        low, high = high, 2 * high
+        if high > 1e9:
+            return math.inf
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle) < slope else (low, middle)
+    return high
 
 
 def _hard_gate(room: Tensor, kind: str) -> Tensor:

@@ -71,7 +71,7 @@ def solve_dual(
 
     bound = np.asarray(bounds, dtype=np.float64)
     best = np.mean([g.max(axis=1) for g in constraints], axis=0)
-    for j in np.flatnonzero(best <= bound):
+    for j in np.flatnonzero(best <= bound).tolist():
         name = f" of {names[j]!r}" if names else ""
         raise InputError(
             f"the bound {bound[j]:g}{name} is out of reach: the best answer to each prompt gives {best[j]:.4g} on the "

@@ -12,26 +12,32 @@ from slimepo.onpolicy.rollouts import Rollout, as_ids, counted_rewards
 from slimepo.onpolicy.settings import Rollouts
 
 
-def preference_rows(rollout: Rollout, settings: Rollouts, objective: Objective) -> list[Row]:
-    """The rows of an objective on better and worse answers."""
+def preference_rows(
+    rollout: Rollout, settings: Rollouts, objective: Objective, least: float = 0.0
+) -> list[Row]:
+    """The rows of an objective on better and worse answers; of pairs those whose rewards differ by `least` or more."""
+    # A difference of rewards is a rounded number: 0.6 - 0.2 is less than 0.4.
+    least -= 1e-9
     if objective.judged:
         return judged_answers(rollout, settings, "divergence" in objective.asks)
     if rollout.against is not None:
-        return opposed_rows(rollout, rollout.against, settings)
-    return pair_rows(rollout, settings)
+        return opposed_rows(rollout, rollout.against, settings, least)
+    return pair_rows(rollout, settings, least)
 
 
-def pair_rows(rollout: Rollout, settings: Rollouts) -> list[Row]:
+def pair_rows(rollout: Rollout, settings: Rollouts, least: float = 0.0) -> list[Row]:
     """Rows of chosen and rejected: of each prompt the best against the worst, or all that are best against all worst.
 
-    A prompt whose rewards are all equal gives no pair, nor do identical answers or empty ones. Of answers with equal
-    reward the earlier one is taken.
+    A prompt whose rewards are all equal gives no pair, nor one where they differ by less than `least`, nor do identical
+    answers or empty ones. Of answers with equal reward the earlier one is taken.
     """
     rows = []
     for place, rewards in enumerate(counted_rewards(rollout, settings, said=True)):
         prompt, completions, texts = rollout.prompts[place], rollout.completions[place], rollout.texts[place]
         counts = np.flatnonzero(~np.isnan(rewards)).tolist()
         if not counts or rewards[counts].min() == rewards[counts].max():
+            continue
+        if rewards[counts].max() - rewards[counts].min() < least:
             continue
         best, worst = (
             [i for i in counts if rewards[i] == bound]
@@ -47,16 +53,18 @@ def pair_rows(rollout: Rollout, settings: Rollouts) -> list[Row]:
     return rows
 
 
-def opposed_rows(rollout: Rollout, against: Rollout, settings: Rollouts) -> list[Row]:
+def opposed_rows(rollout: Rollout, against: Rollout, settings: Rollouts, least: float = 0.0) -> list[Row]:
     """Rows of chosen and rejected: each sample and the opponent's answer of its number, by their rewards.
 
-    Their value `opponent` `[2]` is 1 for the response that is the opponent's. Equal rewards give no pair, nor do
-    identical answers or empty ones.
+    Their value `opponent` `[2]` is 1 for the response that is the opponent's. Rewards that are equal, or differ by less
+    than `least`, give no pair, nor do identical answers or empty ones.
     """
     own, other = counted_rewards(rollout, settings, said=True), counted_rewards(against, settings, said=True)
     rows = []
     # NaN is neither more nor less.
     for place, i in np.argwhere((own > other) | (own < other)).tolist():
+        if abs(own[place, i] - other[place, i]) < least:
+            continue
         if rollout.texts[place][i] == against.texts[place][i]:
             continue
         lost = bool(own[place, i] < other[place, i])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, field_validator
 
 from slimepo.errors import InputError
 from slimepo.settings import Settings, validate
@@ -59,6 +60,27 @@ class ValueModel(Settings):
     clip: float = Field(0.2, gt=0)
 
 
+class Admission(Settings):
+    """From which difference of rewards on a pair is trained on, chosen among `thresholds` while it trains.
+
+    `share`: so many pairs a prompt there should be at the least. `radius`: of the bounds of what is known of a
+    threshold, in units of reward; `discount`: what a rollout counts when another one has been seen since.
+    (`slimepo.onpolicy.thresholds`)
+    """
+
+    thresholds: list[float] = Field(min_length=2)
+    share: float = Field(0.25, gt=0)
+    radius: float = Field(0.1, ge=0)
+    discount: float = Field(0.95, gt=0, le=1)
+
+    @field_validator("thresholds")
+    @classmethod
+    def _rising(cls, given: list[float]) -> list[float]:
+        if given[0] < 0 or any(one >= other for one, other in itertools.pairwise(given)):
+            raise ValueError(f"give rising numbers of 0 or more, each once, not {given}")
+        return given
+
+
 class Rollouts(Settings):
     """How the rows of a step come about: answers to its prompts, sampled from the model that is training.
 
@@ -67,6 +89,8 @@ class Rollouts(Settings):
     each of them is learnt from, one after the other in every epoch (None: as the loss was published).
     `pairs`, for an objective that reads pairs: best-worst sets the best answer to a prompt against the worst;
     right-wrong every answer of the highest reward against every one of the lowest.
+    `admit`, for the same: pairs whose rewards differ less than a threshold are left out, the threshold found among
+    several while it trains ({thresholds: [0, 0.5], share: 0.25}; see `Admission`).
     `advantages`, for an objective that reads samples (None: as it was published): group (reward minus the group's mean,
     over its standard deviation), centered (no division), leave-one-out (minus the mean of the others), returns (a
     token's rewards to come, whitened over the step), baseline-returns (centered, then whitened), gae (by a model of
@@ -98,6 +122,7 @@ class Rollouts(Settings):
     steps_per_rollout: int = Field(1, ge=1)
     epochs: int | None = Field(None, ge=1)
     pairs: Literal["best-worst", "right-wrong"] = "best-worst"
+    admit: Admission | None = None
     advantages: Estimator | None = None
     against: Opponent | None = None
     mixture: float = Field(0.5, gt=0, lt=1)
@@ -191,10 +216,11 @@ def rollout_settings(
                     f"rollouts: {key} is for objectives on samples; loss {loss!r} is given pairs"
                 )
         return settings
-    if "pairs" in asked:
-        raise InputError(
-            f"rollouts: pairs is for objectives on pairs; loss {loss!r} reads the samples themselves"
-        )
+    for key in ("pairs", "admit"):
+        if key in asked:
+            raise InputError(
+                f"rollouts: {key} is for objectives on pairs; loss {loss!r} reads the samples themselves"
+            )
     if settings.temperature != 1 or settings.top_p != 1:
         raise InputError(
             f"rollouts: loss {loss!r} weighs samples by the policy's own log-probs, which are those of "
@@ -230,9 +256,10 @@ def _check_opponent(settings: Rollouts, asked: Collection[str], loss: str, objec
             f"rollouts: against = {against!r} is what advantages: preference compare with, and these are "
             f"{settings.advantages!r}"
         )
-    if objective.judged and (settings.opposed or "pairs" in asked):
+    if objective.judged and (settings.opposed or {"pairs", "admit"} & set(asked)):
         raise InputError(
-            f"rollouts: loss {loss!r} judges each sample by the mean reward of its group: leave pairs and against out"
+            f"rollouts: loss {loss!r} judges each sample by the mean reward of its group: leave pairs, admit and "
+            "against out"
         )
     for key in ("pairs", "skip_equal"):
         if key in asked and settings.opposed:

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +36,8 @@ from slimepo.plan.fake_step import (
 )
 from slimepo.training.config import PreferenceConfig
 
-# Bytes for each parameter that trains: AdamW keeps two float32 values.
-OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "sgd": 0}
+# Bytes for each parameter that trains: AdamW keeps two float32 values, clipped_sstm two points.
+OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "clipped_sstm": 8, "sgd": 0}
 
 # A model of few layers is worked out whole.
 _FEW_LAYERS = 4
@@ -85,12 +84,10 @@ def make_step(
         InputError: a wrong argument, or an optimizer that cannot be planned.
     """
     args = _arguments(recipe, stage, gpu, ranks)
-    optimizer: Any = args.optim
-    if optimizer.value not in OPTIMIZER_BYTES:
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if optimizer not in OPTIMIZER_BYTES:
         known = ", ".join(OPTIMIZER_BYTES)
-        raise InputError(
-            f"stage {stage.name!r}: optim {optimizer.value} cannot be planned; these can: {known}"
-        )
+        raise InputError(f"stage {stage.name!r}: optim {optimizer} cannot be planned; these can: {known}")
     # `auto` on a GPU: the path that needs the most memory of those that may be chosen.
     path = ("side_by_side" if gpu else "by_length") if args.attention == "auto" else args.attention
     path = PATHS[path].planned_as or path
@@ -115,7 +112,7 @@ def make_step(
         collator=collator,
         pairs=args.pairs_per_step or 1,
         longest=_longest(recipe, stage),
-        optimizer_bytes=OPTIMIZER_BYTES[optimizer.value],
+        optimizer_bytes=OPTIMIZER_BYTES[optimizer],
         reference_bytes=_reference_bytes(args, whole, recipe.adapter not in (None, "continue"), quantized[0]),
         value_bytes=_value_bytes(args, whole),
         quantized=quantized,

@@ -18,6 +18,7 @@ from slimepo.data.batch import LAYOUTS
 from slimepo.errors import InputError
 from slimepo.files import parse_json
 from slimepo.losses import bind, find_objective, hyperparameters, slime
+from slimepo.losses.common import check_number
 from slimepo.losses.composed import sum_name
 from slimepo.model.attention.table import ATTENTIONS
 from slimepo.model.modes import computes_in_bf16
@@ -27,6 +28,7 @@ from slimepo.parallel.engines import asked_engine, engine_arguments, settle_engi
 from slimepo.parallel.unsupported import refuse_unsupported
 from slimepo.settings import Settings, validate
 from slimepo.training.libraries import check_libraries
+from slimepo.training.optimizers import clipped_sstm
 from slimepo.training.steps import STRATEGIES
 from slimepo.training.trl_names import TrlFields, in_own_names
 from slimepo.types import ENGINES
@@ -76,7 +78,10 @@ class PreferenceConfig(TrlFields, TrainingArguments):
     output_dir: str | None = "slimepo_output"
     learning_rate: float = 5e-7
     num_train_epochs: float = 1.0
-    max_grad_norm: float = 0.0
+    # 0: no clipping. "inverse-lr": 1.0 at the learning rate and more as that falls, level x learning_rate / rate of the
+    # step; "inverse-lr:0.5": 0.5 there, in two settings max_grad_norm=0.5 and clip_inverse_lr.
+    max_grad_norm: float | str = 0.0
+    clip_inverse_lr: bool = False
     seed: int = 0
     logging_steps: float = 10
     # None: bf16 where the device computes in it, else float32.
@@ -136,6 +141,7 @@ class PreferenceConfig(TrlFields, TrainingArguments):
             setattr(self, name, _from_text(name, getattr(self, name)))
         if self.sync_reference is not None:
             self.sync_reference = _from_text("sync_reference", self.sync_reference)
+        self.max_grad_norm, self.clip_inverse_lr = _clipping(self.max_grad_norm, self.clip_inverse_lr)
         # What transformers makes of a config without one holds only what is off.
         of_fsdp: Any = self.fsdp_config
         if isinstance(of_fsdp, dict):
@@ -153,7 +159,13 @@ class PreferenceConfig(TrlFields, TrainingArguments):
             self.use_cpu, self.dataloader_pin_memory = True, False
         if self.bf16 is None:
             self.bf16 = not (self.use_cpu or self.fp16) and computes_in_bf16()
+        # transformers knows the names of its own optimizers alone.
+        optimizer: Any = getattr(self, "optim", None)
+        if optimizer == clipped_sstm.NAME:
+            self.optim = "sgd"
         super().__post_init__()
+        if optimizer == clipped_sstm.NAME:
+            self.optim = optimizer
         settle_engine(self.parallel)
         if self.activation_offloading and self.device.type == "cuda":
             # transformers' own, which needs a device to move from.
@@ -243,6 +255,7 @@ class SLIMEConfig(PreferenceConfig):
     soft_margin: float = _SLIME["soft_margin"]
     sharpness: float = _SLIME["sharpness"]
     exponent: float = _SLIME["exponent"]
+    max_slope: float | None = _SLIME["max_slope"]
     length_normalized: bool = _SLIME["length_normalized"]
     rejected_mean: str = _SLIME["rejected_mean"]
     hard_gate: str = _SLIME["hard_gate"]
@@ -339,6 +352,25 @@ def _refuse_unmoved(args: PreferenceConfig) -> None:
         raise InputError(
             f"sync_reference needs whole models: parallel = {args.parallel!r} cuts them, use ddp"
         )
+
+
+def _clipping(given: float | str, inverse: bool) -> tuple[float, bool]:
+    """`max_grad_norm` as a number, and whether it rises as the learning rate falls. Raises InputError."""
+    level: Any = given
+    if isinstance(given, str):
+        word, _, number = given.partition(":")
+        if asked := word == "inverse-lr":
+            inverse, number = True, number or "1"
+        try:
+            level = float(number if asked else given)
+        except ValueError:
+            raise InputError(
+                f"max_grad_norm = {given!r} is unknown: give a number, inverse-lr, or inverse-lr:0.5"
+            ) from None
+    check_number("max_grad_norm", level, at_least=0)
+    if inverse and level == 0:
+        raise InputError("max_grad_norm: inverse-lr needs a level above 0: give inverse-lr:1.0, say")
+    return level, inverse
 
 
 def in_their_types(given: Mapping[str, Any]) -> dict[str, Any]:

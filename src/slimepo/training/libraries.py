@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import Trainer, get_scheduler
+from transformers import get_scheduler
 from transformers.integrations import integration_utils as trackers
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
 from slimepo.errors import InputError
+from slimepo.training.optimizers.clipped_sstm import optimizer_class
 from slimepo.words import first_line, nearest
 
 # Whose check of transformers' is not called `is_NAME_available`.
@@ -36,7 +37,9 @@ def check_libraries(args: Any) -> None:
     try:
         _make_optimizer(args)
     except (ImportError, TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"optim = {args.optim.value!r}: {first_line(error)}") from error
+        raise InputError(
+            f"optim = {str(getattr(args.optim, 'value', args.optim))!r}: {first_line(error)}"
+        ) from error
     try:
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         get_scheduler(
@@ -76,9 +79,7 @@ def check_libraries(args: Any) -> None:
 def _make_optimizer(args: Any) -> None:
     """Make the optimizer of one number; those that look for modules in a model cannot be tried out without it."""
     looks_for_modules = args.optim_target_modules is not None
-    kind, options = Trainer.get_optimizer_cls_and_kwargs(
-        args, torch.nn.Linear(1, 1) if looks_for_modules else None
-    )
+    kind, options = optimizer_class(args, torch.nn.Linear(1, 1) if looks_for_modules else None)
     if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and not looks_for_modules:
         kind(
             [torch.zeros(1, requires_grad=True)],

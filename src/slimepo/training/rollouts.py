@@ -42,6 +42,7 @@ from slimepo.onpolicy.rollouts import (
     whitened_rows,
 )
 from slimepo.onpolicy.settings import BY_TOKEN, Rollouts
+from slimepo.onpolicy.thresholds import Tried, all_tried, next_threshold
 from slimepo.onpolicy.vllm import VLLM, VLLMServer, check_server, open_engine
 from slimepo.parallel.agree import of_all_ranks, together
 from slimepo.training.reference import Reference
@@ -126,6 +127,7 @@ class RolloutSource:
 
     With `steps_per_rollout` k the prompts of k mini-batches are answered before the first step on them. `waiting` holds
     the rows of each, `ahead` the figures of steps to come, and `tokens` counts all that was sampled, over all ranks.
+    `history` is of the rollouts before this one, where a `threshold` of rewards is found among several.
     `engine`: what writes the answers in place of the model that trains. `whole` gives that model with all of its
     weights, which samples and scores.
     """
@@ -151,6 +153,8 @@ class RolloutSource:
     facts: list[dict[str, float]] = field(default_factory=list)
     ahead: dict[int, dict[str, float]] = field(default_factory=dict)
     tokens: int = 0
+    history: list[Tried] = field(default_factory=list)
+    threshold: float = 0.0
 
     def rows(self, step: int, last_step: int) -> list[Row]:
         """This rank's rows of step `step`, of which the first is 0. Every rank must call this.
@@ -193,8 +197,12 @@ class RolloutSource:
                 write_json_lines(self.file, kept)
             if self.engine and main:
                 self.engine.load(self.model)
+        admit, lines = self.settings.admit, []
         if begins:
             self.tokens = sum(map(_tokens_of, kept))
+            self.history = all_tried(kept, admit, self.settings.steps) if admit else []
+        if admit:
+            self.threshold = next_threshold(self.history, admit)
         self.waiting.clear()
         items = [prompts_of(self.sampler, batch) for batch in batches]
         places = [0, *itertools.accumulate(map(len, items))]
@@ -227,7 +235,9 @@ class RolloutSource:
                     rows, apart = corrected(rows, self.settings)
                     facts |= apart
             self.waiting[batches[number]], self.ahead[first + number] = rows, facts
-            self._keep(part, first + number, len(rows))
+            lines += self._keep(part, first + number, len(rows))
+        if admit:
+            self.history += all_tried(lines, admit, self.settings.steps)
         seconds = rollout.seconds | {"score": time.perf_counter() - started - sum(rollout.seconds.values())}
         steps = range(first, first + len(batches) * self.settings.passes)
         for step in steps:
@@ -239,7 +249,7 @@ class RolloutSource:
         policy = functools.partial(scoring, self.model, own_precision=False)
         score = functools.partial(_score, collator=self.collator, device=self.accelerator.device)
         if self.objective.positions:
-            rows = preference_rows(part, self.settings, self.objective)
+            rows = preference_rows(part, self.settings, self.objective, self.threshold)
         else:
             scored = several or self.settings.kl > 0 or self.settings.corrected
             rows = sample_rows(
@@ -250,6 +260,8 @@ class RolloutSource:
                 self.critic.values if self.critic else None,
             )
         facts = figures(part, rows, bool(self.objective.positions) and not self.objective.judged)
+        if self.settings.admit:
+            facts["sampled/threshold"] = self.threshold
         if self.reference is not None:
             drawn, alone = first_samples(part), replace(self.collator, positions=(0,))
             now, then = (
@@ -272,10 +284,13 @@ class RolloutSource:
             return sampled(self.model, self.end_ids, self.settings, prompts, seeds)
         return self.engine.sample(self.end_ids, prompts, seeds)
 
-    def _keep(self, part: Rollout, step: int, rows: int) -> None:
+    def _keep(self, part: Rollout, step: int, rows: int) -> list[dict[str, Any]]:
+        """Write what was sampled on all ranks, a line a prompt; every rank must call this, and has the lines."""
         lines = [line for of_rank in of_all_ranks(records(part, step + 1)) for line in of_rank]
         made = sum(of_all_ranks(rows))
         self.tokens += sum(map(_tokens_of, lines))
+        if self.settings.admit:
+            lines = [line | {"threshold": self.threshold, "pairs": made} for line in lines]
         with together():
             if self.accelerator.is_main_process:
                 append_json_lines(self.file, lines)
@@ -283,6 +298,7 @@ class RolloutSource:
             of_pairs = "an answer above or below the mean" if self.objective.judged else "a pair"
             what = of_pairs if self.objective.positions else "an advantage"
             self.say(f"step {step + 1}: none of its {len(lines)} prompts gave {what}; it trains on nothing")
+        return lines
 
     def close(self) -> None:
         """Let go of the engine in this process, where there is one."""
@@ -333,16 +349,17 @@ def sampled(
 def mini_batches(step: int, last_step: int, settings: Rollouts) -> tuple[range, int]:
     """The mini-batches of the rollout that a step learns from, counted over the run from 0, and which one it takes.
 
-    Of the last rollout only as many are sampled as the steps that are left take in all their epochs.
+        Of the last rollout only as many are sampled as the steps that are left take in all their epochs.
 
-    Example:
-        >>> from slimepo.onpolicy.settings import BY_TOKEN, Rollouts
-        >>> from slimepo.training.rollouts import mini_batches
-        >>> twice = Rollouts(steps_per_rollout=2, epochs=2)
-        >>> [mini_batches(step, 6, twice) for step in (0, 1, 2, 3)]
-        [(range(0, 2), 0), (range(0, 2), 1), (range(0, 2), 0), (range(0, 2), 1)]
-        >>> [mini_batches(step, 6, twice) for step in (4, 5)]
-        [(range(2, 3), 2), (range(2, 3), 2)]
+        Example:
+            >>> from slimepo.onpolicy.settings import BY_TOKEN, Rollouts
+    from slimepo.onpolicy.thresholds import Tried, all_tried, next_threshold
+            >>> from slimepo.training.rollouts import mini_batches
+            >>> twice = Rollouts(steps_per_rollout=2, epochs=2)
+            >>> [mini_batches(step, 6, twice) for step in (0, 1, 2, 3)]
+            [(range(0, 2), 0), (range(0, 2), 1), (range(0, 2), 0), (range(0, 2), 1)]
+            >>> [mini_batches(step, 6, twice) for step in (4, 5)]
+            [(range(2, 3), 2), (range(2, 3), 2)]
     """
     size, passes = settings.steps_per_rollout, settings.passes
     rollout, place = divmod(step, size * passes)

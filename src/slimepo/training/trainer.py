@@ -61,6 +61,7 @@ from slimepo.training.certificate import Certified, certify, in_words
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
 from slimepo.training.dataset import RowDataset, make_dataset, read_stream
 from slimepo.training.metrics import MetricSums
+from slimepo.training.optimizers import clipped_sstm
 from slimepo.training.prepare import (
     arguments,
     model_notes,
@@ -404,6 +405,9 @@ class PreferenceTrainer(Trainer):
         if self.is_in_train and self.certificate is None and (self.args.certificate or self._only_certify):
             first = made if self.rollouts else [self.train_dataset[i] for i in next(iter(self._sampler()))]
             self._certify(model, first)
+        if self.args.clip_inverse_lr and self.is_deepspeed_enabled:
+            # DeepSpeed clips while it goes backward, by a level of its optimizer's own.
+            self.model_wrapped.optimizer.clip_grad = self._clip_level()
         model.train()
         while (done := self._try_step(model, inputs)) is None:
             inputs = self.data_collator(inputs["rows"])
@@ -635,6 +639,26 @@ class PreferenceTrainer(Trainer):
     def floating_point_ops(self, inputs: Step) -> int:
         """6 * parameters * tokens, over the micro-batches of a step."""
         return sum(int(super(PreferenceTrainer, self).floating_point_ops(dict(b))) for b in inputs["batches"])
+
+    def _clip_level(self) -> float:
+        """The norm that this step's gradient is clipped to: with `clip_inverse_lr` it rises as the rate falls."""
+        level: float = self.args.max_grad_norm
+        if not self.args.clip_inverse_lr:
+            return level
+        rate = self._get_learning_rate()
+        return level * self.args.learning_rate / rate if rate else math.inf
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: PreferenceConfig, model: Any = None) -> tuple[Any, Any]:
+        """The optimizer of a config: transformers' own, or `clipped_sstm`."""
+        return clipped_sstm.optimizer_class(args, model)
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        given, self.args.max_grad_norm = self.args.max_grad_norm, self._clip_level()
+        try:
+            return super()._clip_grad_norm(model)
+        finally:
+            self.args.max_grad_norm = given
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient's norm, which the Trainer asks for before every optimizer step."""
