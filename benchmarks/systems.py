@@ -131,7 +131,9 @@ def select_half(run: Path, seed: int) -> Iterator[dict[str, Any]]:
     """
     chat, _, heldout = world(run)
     pairs, heldout = read_pairs(run / "samples" / "train.jsonl")[:1600], heldout[:400]
-    dpo: dict[str, Any] = dict(loss="dpo", loss_options={"beta": BETA}, learning_rate=3e-5, seed=seed)
+    dpo: dict[str, Any] = dict(
+        loss="dpo", loss_options={"beta": BETA}, learning_rate=2e-4, num_train_epochs=2, seed=seed
+    )
     first = trained(run, pairs[:800], **dpo)
     for flipped in (0.0, 0.2):
         random = np.random.default_rng(seed)
