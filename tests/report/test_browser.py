@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from slimepo.report.page import write_report
-from tests.report.conftest import SIX, write_comparison, write_evaluation, write_on_policy, write_run
+from tests.report.conftest import (
+    FALLEN,
+    SIX,
+    write_comparison,
+    write_evaluation,
+    write_fallen,
+    write_on_policy,
+    write_run,
+)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
@@ -30,6 +38,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     folders += [write_run(folder / f"dpo-s{seed}", "dpo", seed=seed, shift=seed / 10) for seed in range(4)]
     folders += [write_run(folder / state, "simpo", state=state) for state in ("failed", "killed")]
+    write_fallen(folders[0] / "slime" / "monitor.jsonl", {**FALLEN, "tokens": ["unbroken" * 30] * 4})
     options = {"loss_options": {"a_rather_long_option_name": 1.25, "another_one": "with words"}}
     stages = [*(each | options for each in SIX[:2]), *SIX[2:]]
     folders += [write_comparison(folder / "quickstart", stages, text="unbroken" * 30)]
@@ -72,8 +81,12 @@ def test_a_browser_opens_it_without_errors_overflow_or_requests(
         "const wide = [...page.querySelectorAll('main *')].filter(each => !each.closest('.scroll, pre, svg') &&"
         " each.getBoundingClientRect().right > root.clientWidth + 1).length;"
         "const paper = getComputedStyle(page.body).backgroundColor;"
+        # What is hidden at first, and after the other view is asked for and the first run is switched off.
+        "const hidden = () => ['figure .since', 'figure .level', 'figure .g0'].map(each =>"
+        " getComputedStyle(page.querySelector(each)).display == 'none').join();"
+        "const first = hidden(); page.getElementById('levels').click(); page.getElementById('on0').click();"
         "document.title = `page ${root.scrollWidth} ${root.clientWidth} ${wide} "
-        "${page.querySelectorAll('figure svg').length} ${paper}` }</script>"
+        "${page.querySelectorAll('figure svg').length} ${paper} ${first} ${hidden()}` }</script>"
     )
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     command = [
@@ -93,13 +106,14 @@ def test_a_browser_opens_it_without_errors_overflow_or_requests(
         *("--dump-dom", f"{address}/frame.html"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r"<title>page (\d+) (\d+) (\d+) (\d+) (rgb\(.*?\))</title>", done.stdout)
+    found = re.search(r"<title>page (\d+) (\d+) (\d+) (\d+) (rgb\(.*?\)) (\S+) (\S+)</title>", done.stdout)
     assert found, done.stderr[-2000:]
     page_width, window_width, wide, drawings = map(int, found.groups()[:4])
     assert page_width <= window_width <= width
     assert wide == 0
     assert drawings > 20
     assert found.group(5) == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 26)"}[scheme]
+    assert found.groups()[5:] == ("false,true,false", "true,false,true")
     assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert {path.partition("?")[0] for path in asked} <= {"/frame.html", "/page.html", "/favicon.ico"}
     assert page.stat().st_size < 3_000_000
