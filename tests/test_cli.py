@@ -105,6 +105,12 @@ def test_help_and_version() -> None:
         (["quickstart", "preference.epoch=1"], "did you mean 'epochs'"),
         (["quickstart", "--objective", "dpoo"], "unknown loss 'dpoo'"),
         (["export", "nowhere", "TMP"], "nowhere: no checkpoint, adapter or model there"),
+        (["export", "nowhere", "TMP", "--bits", "5"], "--bits 5: give one of 8, 4, 3"),
+        (["export", "nowhere", "TMP", "--prune", "1"], "--prune 1: give the share of weights that becomes 0"),
+        (
+            ["export", "nowhere", "TMP", "--prune", "nan"],
+            "--prune nan: give the share of weights that becomes 0",
+        ),
         (["report", "nowhere"], "report nowhere: no such folder"),
         (["report", "TMP", "--out", "page.html"], "no such folder"),
         (["generate", "hello", "--model", "no/where"], "no/where"),

@@ -212,20 +212,39 @@ def export(
     base: Annotated[
         str | None, typer.Option(help="The model that an adapter belongs to, if the adapter does not say.")
     ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="Round the layers' weights to 8, 4 or 3 bits; they are saved as plain weights."),
+    ] = None,
+    prune: Annotated[
+        float, typer.Option(help="Set this share of the layers' weights to 0, the smallest.")
+    ] = 0.0,
 ) -> None:
     """Merge a checkpoint's adapter into its model and write a folder that transformers can load."""
     from slimepo.files import read_json, refuse_read_only
+    from slimepo.model.compress import Compression, check_compression
     from slimepo.model.load import load_checkpoint
     from slimepo.pipeline.export import export_model, newest
 
     if to.is_file() or (to.exists() and any(to.iterdir())):
         raise InputError(f"{to} is {'a file' if to.is_file() else 'not empty'}; give a new folder")
+    compression = Compression(bits, prune)
+    check_compression(compression)
     refuse_read_only(to, "export to")
     folder = newest(source)
     loaded, tokenizer = load_checkpoint(folder, base)
     options = (read_json(folder / "slimepo.json") or {}).get("template_options")
-    made = export_model(loaded, tokenizer, to, template_options=options, release=True)
+    asked = compression if compression != Compression() else None
+    made = export_model(loaded, tokenizer, to, template_options=options, release=True, compression=asked)
     _console().print(f"{folder} -> {to} (logits differ by at most {made.logits:.2g} after loading it again)")
+    if asked:
+        what = [f"rounded to {bits} bits"] * (bits is not None) + [f"{prune:.0%} of them set to 0"] * (
+            prune > 0
+        )
+        _console().print(
+            f"{made.compressed:,} weights of the layers {', '.join(what)}, and saved as plain weights: this is what "
+            "the model computes then, not a smaller or a faster one; embeddings and head are as they were"
+        )
 
 
 @app.command()

@@ -17,6 +17,7 @@ from slimepo.model.adapters import (
     refuse_unmergeable,
     untie_head,
 )
+from slimepo.model.compress import Compression, pruned, rounded
 from slimepo.model.load import load_checkpoint
 from slimepo.pipeline.export import export_model, newest, probe_logits
 from slimepo.playground.tokenizer import build_tokenizer
@@ -60,6 +61,26 @@ def test_lora_on_a_tied_head_is_exported_too(tmp_path: Path, dtype: torch.dtype)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     close = 1e-4 if dtype == torch.float32 else 0.05
     assert (probe_logits(reloaded) - logits).abs().max() <= close
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_compressed_export_is_what_transformers_loads(tmp_path: Path, tied: bool) -> None:
+    """Every matrix of the layers has its zeros and its levels; embeddings, head and norms are the trained ones."""
+    model = tiny_model(tied=tied)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    made = export_model(
+        model, build_tokenizer(), tmp_path / "model", {9}, compression=Compression(bits=4, prune=0.5)
+    )
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    changed = {name for name, weight in reloaded.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed == {name for name in before if "_proj" in name}
+    for name in changed:
+        assert torch.equal(reloaded.get_parameter(name), rounded(pruned(before[name], 0.5), 4))
+    assert made.compressed == sum(before[name].numel() for name in changed)
+    assert made.logits > 1e-3, "how far it is from the trained model"
+    said = read_json(tmp_path / "model" / "slimepo.json")
+    assert said is not None
+    assert said["compression"] == {"bits": 4, "prune": 0.5, "weights": made.compressed}
 
 
 def test_training_the_head_of_a_tied_model_leaves_its_embedding_alone(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from slimepo.errors import BadFilesError, InputError, NonFiniteLossError, one_li
 from slimepo.files import replace_folder, write_json
 from slimepo.hub import is_hub_id
 from slimepo.model.adapters import merge
+from slimepo.model.compress import Compression, compress
 from slimepo.model.load import load_model, savable
 from slimepo.model.logps import causal_lm, install_logps
 from slimepo.model.modes import scoring
@@ -42,12 +43,14 @@ HALF_TOLERANCE = 0.1
 
 class Exported(NamedTuple):
     """How far an exported model is from the trained one: of logits on a fixed input the largest difference; of the
-    log-probs of `tokens` response tokens the largest and the mean one, in nats."""
+    log-probs of `tokens` response tokens the largest and the mean one, in nats. `compressed` weights have
+    fewer bits, or are 0."""
 
     logits: float
     tokens: int
     largest: float
     mean: float
+    compressed: int = 0
 
 
 def export_model(
@@ -59,6 +62,7 @@ def export_model(
     template_options: Mapping[str, Any] | None = None,
     release: bool = False,
     rows: Sequence[Row] = (),
+    compression: Compression | None = None,
 ) -> Exported:
     """Merge adapters, save model and tokenizer to `folder`, and prove it by loading them again.
 
@@ -71,6 +75,8 @@ def export_model(
         template_options: what the chat template was given in training; `slimepo generate` and `eval` read them there.
         release: the model's weights are given up before the saved ones are loaded, so that one set is in memory.
         rows: whose log-probs by the trained model and by the one loaded from the folder are compared.
+        compression: what the merged weights are put through (`slimepo.model.compress`); the folder says so in
+            `slimepo.json`.
 
     Returns:
         How far the model loaded from the folder is from the trained one.
@@ -87,7 +93,14 @@ def export_model(
         any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()) or dtype != torch.float32
     )
     said = _logps(model, rows)
-    merged = merge(model if four_bit_layers(model) else model.cpu().float()).to(dtype)
+    merged = merge(model if four_bit_layers(model) else model.cpu().float())
+    facts: dict[str, Any] = {"template_options": dict(template_options or {})}
+    expected, compressed = trained, 0
+    if compression is not None:
+        compressed = compress(merged, compression)
+        facts["compression"] = {**compression._asdict(), "weights": compressed}
+        expected = probe_logits(merged)
+    merged = merged.to(dtype)
     if end_token_ids is None:
         with suppress(InputError):  # a tokenizer without an end token has none to add
             end_token_ids = {chat_format(tokenizer, template_options).end_id}
@@ -96,21 +109,22 @@ def export_model(
     shutil.rmtree(temporary, ignore_errors=True)
     merged.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
-    write_json(temporary / "slimepo.json", {"template_options": dict(template_options or {})})
+    write_json(temporary / "slimepo.json", facts)
     if release:
         model.to("meta")
         merged.to("meta")
     reloaded = load_model(str(temporary), dtype=dtype)
-    difference = (probe_logits(reloaded) - trained).abs().max().item()
+    found = probe_logits(reloaded)
+    difference = (found - expected).abs().max().item()
     off = np.abs(_logps(reloaded, rows) - said)
-    allowed = (HALF_TOLERANCE if half else FLOAT32_TOLERANCE) * max(1.0, trained.abs().max().item())
+    allowed = (HALF_TOLERANCE if half else FLOAT32_TOLERANCE) * max(1.0, expected.abs().max().item())
     if not difference <= allowed:
         raise RuntimeError(
             f"the model saved to {temporary} gives other logits than the trained one (up to {difference:.3g} off)"
         )
     replace_folder(temporary, folder)
     largest, mean = (float(off.max()), float(off.mean())) if len(off) else (0.0, 0.0)
-    return Exported(difference, len(off), largest, mean)
+    return Exported((found - trained).abs().max().item(), len(off), largest, mean, compressed)
 
 
 def _logps(model: nn.Module, rows: Sequence[Row]) -> NDArray[np.float32]:
