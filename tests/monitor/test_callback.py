@@ -142,7 +142,10 @@ class TestWarnings:
     def test_it_is_silent_on_a_healthy_run(self, healthy: PreferenceTrainer) -> None:
         kept = summary(healthy)
         assert of_kind(healthy, "warning") == []
-        assert (kept["warnings"], kept["stopped"], len(kept["facts"])) == ([], None, 3)
+        assert (kept["warnings"], kept["stopped"], len(kept["facts"])) == ([], None, 4)
+        assert kept["facts"][-1].startswith(
+            "SLIME's bounds, of 64 pairs trained on: chosen answers may fall by"
+        )
 
     def test_it_can_stop_the_run(self, stopped: PreferenceTrainer) -> None:
         step = stopped.state.global_step

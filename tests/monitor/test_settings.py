@@ -39,6 +39,11 @@ def test_settings_are_a_switch_or_a_mapping() -> None:
         ({"evry": 3}, "monitor: unknown key 'evry' .did you mean 'every'"),
         ({"pairs": 0}, "monitor: pairs"),
         ({"stop_on": ["unlerning"]}, "monitor: stop_on"),
+        ({"on_unlearning": "slow"}, "monitor: on_unlearning.*'stop', 'lower-rate' or 'raise-anchor'"),
+        (
+            {"on_unlearning": "lower-rate", "stop_on": ["unlearning"]},
+            "ends the run before on_unlearning: lower-rate",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(values: dict[str, Any], message: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from slimepo.errors import InputError
+from slimepo.files import read_json
 from slimepo.pipeline.folder import (
     MARKER,
     SETTINGS,
@@ -18,6 +19,8 @@ from slimepo.pipeline.folder import (
     held,
     is_held,
     made_from,
+    mark_folder,
+    record_end,
     record_settings,
     refuse_other_folder,
 )
@@ -156,3 +159,18 @@ def test_what_a_kill_leaves_before_the_marker_is_no_other_folder(tmp_path: Path)
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(InputError, match="not empty and no run of slimepo"):
         refuse_other_folder(tmp_path)
+
+
+def test_a_stage_that_the_monitor_ended_makes_the_run_stopped(tmp_path: Path) -> None:
+    """It was asked to: the exit code is that of a run that is done."""
+    mark_folder(tmp_path)
+    why = {"step": 4, "warning": "unlearning", "message": "chosen answers are less likely"}
+    stages = [{"name": "sft", "monitor": {"stopped": None}}, {"name": "slime", "monitor": {"stopped": why}}]
+    record_end(tmp_path, None, [*stages, {"name": "dpo", "monitor": None}])
+    assert read_json(tmp_path / "status.json") == {"status": "stopped", "code": 0, "stopped": {"slime": why}}
+    record_end(tmp_path, None, stages[:1])
+    assert read_json(tmp_path / "status.json") == {"status": "done", "code": 0}
+    record_end(tmp_path, InputError("no"), stages)
+    found = read_json(tmp_path / "status.json")
+    assert found is not None
+    assert (found["status"], found["code"]) == ("failed", 2)

@@ -41,6 +41,16 @@ JOBS: dict[str, dict[str, Any]] = {
         "train_sampling_strategy": "random", "loss": "simpo", "loss_options": {"beta": 2.0, "gamma": 40.0},
         "monitor": {"every": 2, "stop_on": ["unlearning"]}, "learning_rate": 100.0,
     },
+    # The same, cured by all ranks behind the same step; the first one alone has looked.
+    "lower_rate": {
+        "train_sampling_strategy": "random", "loss": "simpo", "loss_options": {"beta": 2.0, "gamma": 40.0},
+        "monitor": {"every": 2, "on_unlearning": "lower-rate", "prompts": 0}, "learning_rate": 1.0, "max_steps": 5,
+    },
+    "raise_anchor": {
+        "train_sampling_strategy": "random", "loss": "1*simpo+0.1*sft",
+        "loss_options": {"simpo": {"beta": 2.0, "gamma": 40.0}},
+        "monitor": {"every": 2, "on_unlearning": "raise-anchor", "prompts": 0}, "learning_rate": 1.0, "max_steps": 5,
+    },
     # Answers of unequal lengths, whitened over all tokens of a step, with a reference and two steps a rollout.
     "reinforce_pp": {
         "loss": "reinforce_pp", "learning_rate": 0.3,
@@ -165,6 +175,7 @@ def train(job: str, ranks: int) -> dict[str, Any]:
         "score": score,
         "steps": trainer.state.global_step,
         "certificate": trainer.certificate,
+        "cured": trainer.monitor.record.cured if trainer.monitor else 0,
     }
 
 

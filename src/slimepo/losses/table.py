@@ -43,6 +43,7 @@ class Objective(NamedTuple):
     `positions`: the responses of a row that it reads, 0 being the chosen one (what is not read is never computed);
     None: all of them, samples of the policy, which it is given as `SampleLogps`.
     `judged`: it learns from answers judged one by one, so that a row has one of the two and a pair counts as two rows.
+    `anchor`: the option that weighs the likelihood of the chosen answer itself, where it has one.
     `asks_where`: a parameter with the default None, and the option that it is of use with where that is not 0.
     """
 
@@ -50,6 +51,7 @@ class Objective(NamedTuple):
     positions: tuple[int, ...] | None = (0, 1)
     judged: bool = False
     preset: Mapping[str, Any] = {}
+    anchor: str | None = None
     asks_where: Mapping[str, str] = {}
 
     @property
@@ -70,7 +72,7 @@ class Objective(NamedTuple):
 
 LOSSES: dict[str, Objective] = {
     "sft": Objective(sft, positions=(0,)),
-    "slime": Objective(slime),
+    "slime": Objective(slime, anchor="chosen_weight"),
     "dpo": Objective(dpo),
     "sigmoid_norm": Objective(dpo, preset={"length_normalized": True}),
     "robust": Objective(robust),
@@ -85,17 +87,17 @@ LOSSES: dict[str, Objective] = {
     "apo_zero": Objective(apo_zero),
     "apo_down": Objective(apo_down),
     "kto": Objective(kto, judged=True, asks_where={"divergence": "reference_point"}),
-    "rpo": Objective(rpo),
-    "dpop": Objective(dpop),
+    "rpo": Objective(rpo, anchor="eta"),
+    "dpop": Objective(dpop, anchor="penalty"),
     "cal_dpo": Objective(cal_dpo),
     "dpo_shift": Objective(dpo_shift),
-    "lpo": Objective(lpo),
-    "simpo": Objective(simpo),
-    "alpha_po": Objective(alpha_po),
+    "lpo": Objective(lpo, anchor="hinge_weight"),
+    "simpo": Objective(simpo, anchor="nll_weight"),
+    "alpha_po": Objective(alpha_po, anchor="nll_weight"),
     "simper": Objective(simper),
-    "cpo": Objective(cpo),
-    "slic": Objective(slic),
-    "orpo": Objective(orpo),
+    "cpo": Objective(cpo, anchor="nll_weight"),
+    "slic": Objective(slic, anchor="nll_weight"),
+    "orpo": Objective(orpo, anchor="nll_weight"),
     "tpo": Objective(tpo, positions=(0, 1, 2)),
     "bopo": Objective(bopo),
     "reward_aware_rpo": Objective(reward_aware_rpo),
@@ -207,6 +209,39 @@ def _sum(name: str, shares: Mapping[str, float], options: Mapping[str, Any]) -> 
     positions = {position for objective in found.values() for position in objective.positions or ()}
     only = next(iter(found.values()))
     return Objective(total, tuple(sorted(positions)) or None, only.judged, preset=dict(options))
+
+
+def with_anchor_times(loss: str, options: Mapping[str, Any], factor: float) -> tuple[str, dict[str, Any]]:
+    """A loss, by its name and its options, whose anchor on the chosen answer weighs `factor` times as much.
+
+    In a sum, `sft` is the anchor.
+
+    Raises:
+        InputError: the objective has none, or its weight is 0.
+
+    Example:
+        >>> from slimepo.losses.table import with_anchor_times
+        >>> with_anchor_times("slime", {"threshold": 2.0}, 4), with_anchor_times("1*dpo+0.5*sft", {}, 4)
+        (('slime', {'threshold': 2.0, 'chosen_weight': 0.4}), ('1.0*dpo+2.0*sft', {}))
+    """
+    shares, objective = shares_of(loss), find_objective(loss, options)
+    values = {**hyperparameters(objective.function), **objective.preset}
+    key, weight = (
+        ("sft", shares["sft"]) if "sft" in shares else (objective.anchor, values.get(objective.anchor or ""))
+    )
+    if weight is None:
+        known = ", ".join(f"{name} ({each.anchor})" for name, each in LOSSES.items() if each.anchor)
+        raise InputError(
+            f"loss {loss!r} has no anchor on the chosen answer that could be raised; these have: {known}, and a sum "
+            "with sft, as in 1*dpo+0.2*sft"
+        )
+    if weight == 0:
+        raise InputError(
+            f"loss {loss!r}: its anchor {key} is 0, and so is any multiple of it: give it a weight"
+        )
+    if key in shares:
+        return sum_name({**shares, key: weight * factor}), dict(options)
+    return loss, {**options, str(key): weight * factor}
 
 
 def hyperparameters(function: LossFunction) -> dict[str, Any]:

@@ -22,7 +22,10 @@ from slimepo.data.batch import StepCollator
 from slimepo.data.rows import PAIR, Row
 from slimepo.errors import InputError
 from slimepo.losses import find_objective, hyperparameters, slime
+from slimepo.losses.table import with_anchor_times
 from slimepo.model.score import PairScores
+from slimepo.monitor.bounds import bound_figures, bounded
+from slimepo.monitor.cures import ANCHOR_FACTOR, RATE_FACTOR, lower_rate, still_falls
 from slimepo.monitor.displacement import BINS, SideScores, figures, flat, of_scores
 from slimepo.monitor.fallen import fell_most, first_tokens
 from slimepo.monitor.probe import (
@@ -34,7 +37,7 @@ from slimepo.monitor.probe import (
     sample,
     score_sample,
 )
-from slimepo.monitor.record import FILE, VERSION, MonitorRecord
+from slimepo.monitor.record import FILE, VERSION, MonitorRecord, cured_in
 from slimepo.monitor.settings import MonitorSettings, look_steps
 from slimepo.monitor.verdicts import judge_answers, judge_pairs
 
@@ -45,6 +48,7 @@ class Watched:
 
     train, heldout: the rows to draw from; `heldout` may be empty. collator: lays out the rows that are scored, with its
     own limits. whole: gives the model with all of its weights, where training cuts it into parts; all ranks call it.
+    change: trains with another loss, options included, from the next step on; all ranks call it.
     """
 
     loss: str
@@ -53,6 +57,7 @@ class Watched:
     heldout: Sequence[Row]
     collator: StepCollator
     whole: Callable[[], nn.Module] | None = None
+    change: Callable[[str, Mapping[str, Any]], None] | None = None
 
 
 class DisplacementMonitor(TrainerCallback):
@@ -130,12 +135,28 @@ class DisplacementMonitor(TrainerCallback):
         self._prompts = prompts_for(heldout or watched.train, settings.prompts, args.seed)
         longest = max((len(answer) for row in rows for answer in row.responses), default=1)
         self._max_new_tokens = min(settings.max_new_tokens, 2 * longest)
-        objective = find_objective(watched.loss)
-        self._slime = {**objective.preset, **watched.loss_options} if objective.function is slime else None
-        self._options = hyperparameters(slime) | (self._slime or {})
+        if settings.cure == "raise-anchor" and watched.change is None:
+            raise InputError(
+                "on_unlearning: raise-anchor changes the loss, and this trainer lets nobody do that"
+            )
+        self._use(watched.loss, watched.loss_options)
         model = self._whole(given["model"])
+        kept = (
+            self.record.up_to(state.global_step) if state.global_step and state.is_world_process_zero else []
+        )
+        if settings.cure == "raise-anchor":
+            # A checkpoint knows the learning rate, and not the loss: how often it was changed is in the file.
+            lost = state.is_world_process_zero and state.global_step and not kept
+            cured = cured_in(kept)
+            told = broadcast(torch.tensor([float(lost), float(cured)], device=args.device))
+            if told[0]:
+                raise InputError(
+                    f"{self.record.path} is not there, and it alone says how far the anchor was raised: start anew, or "
+                    "leave on_unlearning: raise-anchor out"
+                )
+            self._raise_anchor(int(told[1]))
         if state.is_world_process_zero:
-            self._take_up_or_begin(model, args, state)
+            self._take_up_or_begin(model, args, state, kept)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
@@ -145,12 +166,22 @@ class DisplacementMonitor(TrainerCallback):
         model = self._whole(given["model"])
         if state.is_world_process_zero:
             self._look(model, args, state)
-        if self.settings.stop_on:
-            # The main process alone has measured, and all must leave the loop at the same step.
-            stop = torch.tensor(float(self.record.stopped is not None), device=args.device)
-            if broadcast(stop) > 0:
+        settings = self.settings
+        if settings.stops or settings.cure:
+            # The main process alone has measured, and all must do the same behind the same step.
+            main, last = state.is_world_process_zero, state.global_step >= state.max_steps
+            cures = main and settings.cure is not None and not last and still_falls(self.record)
+            told = [self.record.stopped is not None, cures, self.record.cured]
+            stop, cure, cured = broadcast(
+                torch.tensor(told, dtype=torch.float32, device=args.device)
+            ).tolist()
+            if stop:
                 control.should_training_stop, control.should_log, control.should_save = True, True, False
                 self._stopping = True
+            elif cure:
+                words = self._cure(given, int(cured) + 1)
+                if main:
+                    self.record.cure(state.global_step, words)
         return control
 
     def on_epoch_end(
@@ -173,7 +204,33 @@ class DisplacementMonitor(TrainerCallback):
             self._keep_fallen(step)
             record.append({"kind": "end", "step": step, "reason": reason, "warnings": record.holding()})
 
-    def _take_up_or_begin(self, model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
+    def _use(self, loss: str, options: Mapping[str, Any]) -> None:
+        """Take the figures of SLIME, if it is that, as it is with these options."""
+        objective = find_objective(loss)
+        self._slime = {**objective.preset, **options} if objective.function is slime else None
+        self._options = hyperparameters(slime) | (self._slime or {})
+
+    def _cure(self, given: Mapping[str, Any], times: int) -> str:
+        """Change the run for the `times`-th time, on every rank, and say what is so from now on."""
+        if self.settings.cure == "lower-rate":
+            lower_rate(given["optimizer"], given["lr_scheduler"], RATE_FACTOR)
+            rate = max(group["lr"] for group in given["optimizer"].param_groups)
+            return f"chosen answers fall, so the learning rate is {RATE_FACTOR:g} of what it was: {float(rate):.3g} now"
+        return f"chosen answers fall, so the anchor is raised: {self._raise_anchor(times)}"
+
+    def _raise_anchor(self, times: int) -> str:
+        """Train with the anchor raised so many times, and say what the loss is then."""
+        watched = self._watched
+        assert watched is not None
+        assert watched.change is not None
+        loss, options = with_anchor_times(watched.loss, watched.loss_options, ANCHOR_FACTOR**times)
+        watched.change(loss, options)
+        self._use(loss, options)
+        return f"{loss} {options}"
+
+    def _take_up_or_begin(
+        self, model: nn.Module, args: TrainingArguments, state: TrainerState, kept: list[dict[str, Any]]
+    ) -> None:
         """Go on behind a checkpoint with step 0 as the file has it, or write a new file with how things stand now."""
         assert self._watched is not None
         header = {
@@ -191,10 +248,11 @@ class DisplacementMonitor(TrainerCallback):
             ],
             "max_new_tokens": self._max_new_tokens,
             "seed": args.seed,
-            "stop_on": list(self.settings.stop_on),
+            "stop_on": self.settings.stops,
+            "on_unlearning": self.settings.on_unlearning,
+            "cured": cured_in(kept),
             "steps": state.max_steps,
         }
-        kept = self.record.up_to(state.global_step) if state.global_step else []
         same = [line["kind"] for line in kept[:2]] == ["start", "probe"] and all(
             kept[0].get(key) == header[key] for key in ("version", "rows")
         )
@@ -219,7 +277,7 @@ class DisplacementMonitor(TrainerCallback):
         """Measure, write and judge."""
         record, step = self.record, state.global_step
         # After the last step there is nothing left to stop.
-        stop_on = self.settings.stop_on if step < state.max_steps else []
+        stop_on = self.settings.stops if step < state.max_steps else []
         if args.device.type != "cpu":
             # What training has given the device to do is not the monitor's cost.
             torch.accelerator.synchronize(args.device)
@@ -271,7 +329,7 @@ class DisplacementMonitor(TrainerCallback):
         """What is measured of both sets of pairs; `before` is the line of step 0, None if this is it."""
         assert self._watched is not None
         found: dict[str, Any] = {
-            "train": None, "heldout": None, "gradient_share": None, "entanglement": None
+            "train": None, "heldout": None, "gradient_share": None, "bound": None, "entanglement": None
         }  # fmt: skip
         # Both sets in one go: what a small model's forward pass costs is mostly overhead.
         rows = [row for of in self._rows.values() for row in of]
@@ -287,6 +345,9 @@ class DisplacementMonitor(TrainerCallback):
                     self._chosen = sides[0]
                 if name == "train" and self._slime is not None:
                     found["gradient_share"] = gradient_share(self._slime, *sides)
+                    if bounded(self._options):
+                        start_bound = before.get("bound") if before else None
+                        found["bound"] = bound_figures(self._options, *sides, start_bound)
         pairs = [row for row in self._rows["train"] if all(len(row.response(i)) for i in PAIR)]
         if pairs := pairs[: self.settings.entanglement]:
             found["entanglement"] = {"ratio": entanglement(model, pairs)}

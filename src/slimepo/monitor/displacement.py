@@ -99,7 +99,7 @@ def flat(line: Mapping[str, Any]) -> dict[str, float]:
             "generation": {key: line[key] for key in ("length", "finished", "repeated", "looping", "valid")}
         }
     else:
-        told = {name: line[name] or {} for name in ("train", "heldout", "gradient_share")}
+        told = {name: line.get(name) or {} for name in ("train", "heldout", "gradient_share", "bound")}
     figures = {
         f"monitor/{part}/{key}": value
         for part, of in told.items()

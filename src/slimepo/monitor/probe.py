@@ -75,7 +75,7 @@ def gradient_share(
     The sample is taken as one step: the loss is its mean over these pairs. A term is had by itself by setting the
     weights of the others to 0, so that every variant of the objective is measured by its own code.
     """
-    policy = _as_pair_logps(chosen, rejected)
+    policy = as_pair_logps(chosen, rejected)
     norms = {}
     for term in SLIME_TERMS:
         others = {weight: 0.0 for name, weight in SLIME_TERMS.items() if name != term}
@@ -163,7 +163,8 @@ def greedy_answers(
     }
 
 
-def _as_pair_logps(chosen: SideScores, rejected: SideScores) -> PairLogps:
+def as_pair_logps(chosen: SideScores, rejected: SideScores) -> PairLogps:
+    """The log-probs of both sides of pairs as an objective reads them, in float64."""
     sides = []
     for scores in (chosen, rejected):
         rows = [torch.from_numpy(tokens) for tokens in scores.logps]

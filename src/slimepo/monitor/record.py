@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slimepo.files import append_json_lines, json_lines, write_text
+from slimepo.monitor.bounds import bounds_fact
 from slimepo.monitor.settings import Kind
 from slimepo.monitor.verdicts import Verdict, Warned, three_facts
 
@@ -58,6 +59,17 @@ class MonitorRecord:
         """Step, kind and words of the warning that ended the run."""
         stops = [line for line in self.of_kind("warning") if line["stops"]]
         return {key: stops[0][key] for key in ("step", "warning", "message")} if stops else None
+
+    @property
+    def cured(self) -> int:
+        """How often a run that unlearns has been changed."""
+        return cured_in(self.lines)
+
+    def cure(self, step: int, words: str) -> None:
+        """Write down, and say, what has been changed behind `step` in a run that unlearns."""
+        self.append({"kind": "cure", "step": step, "message": words})
+        self.tell(f"step {step}: {words}")
+        alert("unlearning", f"step {step}: {words}")
 
     def holding(self) -> list[Kind]:
         """The kinds of warnings that are on."""
@@ -112,9 +124,14 @@ class MonitorRecord:
         return {
             "warnings": raised,
             "stopped": self.stopped,
+            "cures": [{key: line[key] for key in ("step", "message")} for line in self.of_kind("cure")],
             "seconds": sum(line["seconds"] for line in self.lines if line["kind"] in ("probe", "generation")),
-            "facts": three_facts(self.lines, heldout),
+            "facts": [*three_facts(self.lines, heldout), *self._bounds()],
         }
+
+    def _bounds(self) -> list[str]:
+        measured = [line for line in self.of_kind("probe") if line.get("bound")][-1:]
+        return [bounds_fact(line["bound"], line["train"]["pairs"]) for line in measured]
 
     def _report(self, step: int, verdict: Verdict, message: str, stops: bool = False) -> None:
         self.append(
@@ -131,6 +148,12 @@ class MonitorRecord:
         words = f"step {step}: {message}{'; the run stops here' if stops else ''}"
         self.tell(words)
         alert(verdict.kind, words)
+
+
+def cured_in(lines: Sequence[Mapping[str, Any]]) -> int:
+    """How often a run has been changed, by the lines of its file; those that were lost are counted in its first."""
+    before = int(lines[0].get("cured", 0)) if lines else 0
+    return before + len([line for line in lines if line["kind"] == "cure"])
 
 
 def alert(title: str, words: str) -> None:

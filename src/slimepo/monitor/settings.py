@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slimepo.settings import Settings, validate
 
 Kind = Literal["unlearning", "floor", "repetition", "entropy"]
+Cure = Literal["stop", "lower-rate", "raise-anchor"]
 
 # Of the steps of a run. Far too high a learning rate shows early, and a run that is to be stopped should stop early.
 # Behind 1/16, though, healthy runs of supervised training dip too, and climb back.
@@ -23,7 +24,7 @@ class MonitorSettings(Settings):
     `pairs`: pairs of the sample, of training and of held-out rows each. `every`: optimizer steps from one look to the
     next; None looks at fixed fractions of the run. `prompts`: prompts answered greedily at each look with at most
     `max_new_tokens`; 0 turns that off. `entanglement`: training pairs whose gradients are compared. `stop_on`: warnings
-    that end the run.
+    that end the run. `on_unlearning`: what is done at the warning of that name (`slimepo.monitor.cures`).
     """
 
     pairs: int = Field(64, ge=1)
@@ -32,6 +33,26 @@ class MonitorSettings(Settings):
     max_new_tokens: int = Field(256, ge=1)
     entanglement: int = Field(0, ge=0)
     stop_on: list[Kind] = Field(default_factory=list)
+    on_unlearning: Cure | None = None
+
+    @model_validator(mode="after")
+    def _one_thing_is_done(self) -> MonitorSettings:
+        if self.cure and "unlearning" in self.stop_on:
+            raise ValueError(
+                f"stop_on: [unlearning] ends the run before on_unlearning: {self.cure} can help it: give one"
+            )
+        return self
+
+    @property
+    def stops(self) -> list[Kind]:
+        """The warnings that end the run."""
+        ends: list[Kind] = ["unlearning"] if self.on_unlearning == "stop" else []
+        return list(dict.fromkeys([*self.stop_on, *ends]))
+
+    @property
+    def cure(self) -> Cure | None:
+        """What is changed in a run that unlearns; None where nothing is, or it is ended."""
+        return None if self.on_unlearning == "stop" else self.on_unlearning
 
 
 def monitor_settings(value: bool | Mapping[str, Any] | MonitorSettings) -> MonitorSettings | None:

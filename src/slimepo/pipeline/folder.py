@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -207,8 +207,9 @@ def made_from(recipe: Recipe, name: str) -> dict[str, Any]:
         own = stage.model_dump(mode="json", exclude=set(_NO_CHANGE))
         options = hyperparameters(find_objective(stage.loss).function) | own["loss_options"]
         args = {key: value for key, value in own["args"].items() if not key.startswith(_TELLS_ONLY)}
-        # Of the monitor only what may end the stage changes it.
-        watch = monitor.model_dump(mode="json") if monitor and monitor.stop_on else None
+        # Of the monitor only what may end the stage, or cure it, changes it.
+        acts = monitor is not None and (monitor.stop_on or monitor.on_unlearning)
+        watch = monitor.model_dump(mode="json") if monitor and acts else None
         own |= {"loss_options": options, "args": args, "monitor": watch, "start": recipe.start_of(stage)}
         made = {"pairs": made_from(recipe, stage.part)} if stage.part in recipe.pairs else {}
         before = {}
@@ -298,16 +299,22 @@ def claim_folder(
     write_json(out / "data.json", facts)
 
 
-def record_end(out: Path, error: BaseException | None) -> None:
-    """Write down how a run ended, and with which exit code; where nothing has been claimed nothing is written."""
+def record_end(out: Path, error: BaseException | None, results: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Write down how a run ended, and with which exit code; where nothing has been claimed nothing is written.
+
+    results: the figures of its stages. Those that the monitor ended, as it was asked to, make the run `stopped`.
+    """
     if not is_main_process() or not (out / MARKER).exists():
         return
     code, words = (DONE, None) if error is None else failure(error)
-    status = {DONE: "done", PREEMPTED: "preempted"}.get(code, "failed")
+    ended = {each["name"]: (each.get("monitor") or {}).get("stopped") for each in results}
+    stopped = {"stopped": found} if (found := {name: why for name, why in ended.items() if why}) else {}
+    status = {DONE: "stopped" if stopped else "done", PREEMPTED: "preempted"}.get(code, "failed")
     # A full disk, which may be what ended it, takes no further file.
     with suppress(OSError):
         write_json(
-            out / STATUS, {"status": status, "code": code} | ({"error": redact(words)} if words else {})
+            out / STATUS,
+            {"status": status, "code": code, **stopped} | ({"error": redact(words)} if words else {}),
         )
 
 

@@ -97,7 +97,7 @@ def run_recipe(
             except BaseException as error:
                 record_end(folder, error)
                 raise
-            record_end(folder, failures[0] if failures else None)
+            record_end(folder, failures[0] if failures else None, of_run)
             results += of_run
             failed += failures
     if failed:

@@ -20,6 +20,7 @@ from slimepo.files import parse_json
 from slimepo.losses import bind, find_objective, hyperparameters, slime
 from slimepo.losses.common import check_number
 from slimepo.losses.composed import sum_name
+from slimepo.losses.table import with_anchor_times
 from slimepo.model.attention.table import ATTENTIONS
 from slimepo.model.modes import computes_in_bf16
 from slimepo.monitor.settings import monitor_settings
@@ -298,7 +299,9 @@ def settled(args: PreferenceConfig) -> PreferenceConfig:
         )
     if sampled and args.reference == "cache":
         raise InputError("reference 'cache' knows rows before training, and rollouts make them: use 'copy'")
-    monitor_settings(args.monitor)
+    watching = monitor_settings(args.monitor)
+    if watching and watching.cure == "raise-anchor":
+        with_anchor_times(args.loss, args.loss_options, 1)
     for name, known in (
         ("layout", LAYOUTS),
         ("attention", ATTENTIONS),

@@ -275,6 +275,11 @@ class PreferenceTrainer(Trainer):
         held_out = self.eval_dataset or []
         parts = held_out.values() if isinstance(held_out, Mapping) else [held_out]
         if self.rollouts and not any(parts) and not monitor.heldout:
+            if monitor.settings.stops or monitor.settings.cure:
+                raise InputError(
+                    "monitor: stop_on and on_unlearning need held-out pairs where answers are sampled: give "
+                    "eval_dataset, in a recipe data.heldout, or leave them out"
+                )
             # Samples are other ones at every step: there is nothing whose likelihood could fall.
             self.remove_callback(monitor)
             self.monitor = None
@@ -289,9 +294,13 @@ class PreferenceTrainer(Trainer):
                 [row for part in parts for row in part],
                 replace(self.data_collator, micro_batch_size=rows),
                 self.whole_model,
+                self._change_loss,
             )
         )
         monitor.record.say = monitor.record.say or (self._progress.warn if self._progress else None)
+
+    def _change_loss(self, loss: str, options: Mapping[str, Any]) -> None:
+        self.loss_function = bind(loss, options)
 
     def train(
         self,

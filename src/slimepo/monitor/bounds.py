@@ -1,0 +1,75 @@
+"""How much of what SLIME promises has been used up: the two bounds of docs/guarantees.md, on a sample of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from slimepo.losses import slime
+from slimepo.monitor.displacement import SideScores
+from slimepo.monitor.probe import as_pair_logps
+
+# Nats under which a rejected token counts as fallen through the floor.
+DEEP = 10.0
+
+
+def bounded(options: Mapping[str, Any]) -> bool:
+    """Whether the bounds hold of SLIME with these options: means per answer, and terms that are not negative."""
+    return bool(
+        options["length_normalized"]
+        and options["rejected_mean"] == "sequence"
+        and options["hard_gate"] != "linear"
+    )
+
+
+def bound_figures(
+    options: Mapping[str, Any], chosen: SideScores, rejected: SideScores, start: Mapping[str, float] | None
+) -> dict[str, float]:
+    """The terms of SLIME's loss on these pairs, and of both bounds what is allowed, what is so, and the quotient.
+
+    `fell` and `fall_allowed` are of chosen answers, in nats per token, `deep` and `deep_allowed` the share of rejected
+    tokens below -`DEEP` nats. A bound is left out where its weight is 0. `loss_rose` is 1 where the loss of the sample
+    is above that of the start, and then nothing is promised.
+
+    options: all of SLIME's, as they are now. start: these figures at step 0, None if this is it.
+    """
+    metrics = slime(as_pair_logps(chosen, rejected), None, **options).metrics
+    now = {"chosen": float(metrics["logps/chosen"].mean())}
+    now |= {term: float(metrics[f"loss/{term}"].mean()) for term in ("rejected", "distance")}
+    then = start or now
+    weight_w, weight_l = options["chosen_weight"], options["rejected_weight"]
+    loss, loss_then = (x["rejected"] + x["distance"] - weight_w * x["chosen"] for x in (now, then))
+    found = {**now, "loss_rose": float(loss > loss_then)}
+    if weight_w > 0:
+        fell, allowed = then["chosen"] - now["chosen"], (then["rejected"] + then["distance"]) / weight_w
+        found |= {"fell": fell, "fall_allowed": allowed, "fall_used": max(fell, 0.0) / max(allowed, 1e-12)}
+    if weight_l > 0:
+        deep = float(np.mean([(tokens < -DEEP).mean() for tokens in rejected.logps]))
+        # What each such token adds at the least, by the objective's own code: its floor may be a line down there.
+        one = SideScores([np.array([-DEEP])], [], [])
+        least = float(slime(as_pair_logps(one, one), None, **options).metrics["loss/rejected"])
+        allowed = min(loss_then / least, 1.0)
+        found |= {"deep": deep, "deep_allowed": allowed, "deep_used": deep / max(allowed, 1e-12)}
+    return {key: round(value, 6) for key, value in found.items()}
+
+
+def bounds_fact(figures: Mapping[str, float], pairs: int) -> str:
+    """What is used of the bounds, in plain words."""
+    said = []
+    if "fell" in figures:
+        moved = "fell" if figures["fell"] > 0 else "rose"
+        said.append(
+            f"chosen answers may fall by {figures['fall_allowed']:.3g} nats per token and {moved} by "
+            f"{abs(figures['fell']):.2g} ({figures['fall_used']:.1%} used)"
+        )
+    if "deep" in figures:
+        said.append(
+            f"{figures['deep_allowed']:.1%} of rejected tokens may be below -{DEEP:g} nats and "
+            f"{figures['deep']:.1%} are ({figures['deep_used']:.1%} used)"
+        )
+    above = (
+        "; their loss is above that of the start, where nothing is promised" if figures["loss_rose"] else ""
+    )
+    return f"SLIME's bounds, of {pairs} pairs trained on: {', '.join(said)}{above}."
