@@ -112,7 +112,7 @@ def test_what_is_missing_shows_before_training(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"judge": ""}, "judge: String should have at least 1 character"),
+        ({"judge": ""}, "judge is empty: give a value"),
         ({"judge": "hf:"}, "the judge hf: names no model"),
         ({"judge": "hf:no/where"}, "mt-bench: model 'no/where' cannot be loaded"),
         ({"judge": "hf:EMPTY"}, "empty holds neither a model (config.json) nor an adapter"),
