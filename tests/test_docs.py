@@ -34,9 +34,22 @@ def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     tiny_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     rows = [{"prompt": f"Add {i} and 2.", "chosen": str(i + 2), "rejected": str(i + 3)} for i in range(8)]
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
+    labelled = [
+        {"messages": [{"role": who, "content": row[what]} for who, what in said.items()], "label": label}
+        for row in rows
+        for label, said in enumerate(
+            {"user": "prompt", "assistant": answer} for answer in ("chosen", "rejected")
+        )
+    ]
+    found = {"labels.jsonl": labelled}
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *_, data_files="", **__: datasets.Dataset.from_list(found.get(data_files, rows)),
+    )
     monkeypatch.chdir(tmp_path)
-    return {"meta-llama/Llama-3.2-3B-Instruct": str(tmp_path / "model")}
+    names = ("meta-llama/Llama-3.2-3B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct")
+    return dict.fromkeys(names, str(tmp_path / "model"))
 
 
 @pytest.mark.parametrize("code", EXAMPLES)

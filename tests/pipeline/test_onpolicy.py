@@ -17,6 +17,7 @@ from slimepo.evaluation.judge import many
 from slimepo.files import json_lines, read_json
 from slimepo.model.generate import Completion
 from slimepo.onpolicy.rewards import Prompt, Rewarder
+from slimepo.pipeline.certify import certify_recipe
 from slimepo.pipeline.heldout import AnswersByStep
 from slimepo.pipeline.pairs import KEPT, rewarded_pairs
 from slimepo.pipeline.recipe.read import make_recipe
@@ -30,6 +31,9 @@ from tests.command import slimepo
 REWARD = """
 def long(prompt, completions, row):
     return [len(text) * row["worth"] for text in completions]
+
+def length(prompt, completions, row):
+    return [float(len(text)) for text in completions]
 
 def right(row, text):
     return len(text) % 2 == 0
@@ -86,6 +90,17 @@ def test_a_stage_learns_from_its_own_samples(values: dict[str, Any], tmp_path: P
         assert line["rewards"] == [len(text) * worth for text in line["samples"]]
     logged = json_lines(tmp_path / "run" / "grpo" / "metrics.jsonl")[0]
     assert {"reward", "reward/std", "sampled/tokens", "time/sample"} <= logged.keys()
+
+
+def test_a_stage_with_a_cost(values: dict[str, Any], tmp_path: Path) -> None:
+    values["stages"][0] |= costing(of={f"{tmp_path}/own/reward.py:length": 0.5}, gate="answer")
+    run(values, tmp_path / "run")
+    assert certify_recipe(make_recipe(values), tmp_path / "run", make_console(quiet=True))
+    for line in json_lines(tmp_path / "run/grpo/checkpoints/rollouts.jsonl"):
+        assert line["costs"] == [len(text) / 2 for text in line["samples"]]
+        (worth,) = line["parts"].values()
+        assert line["rewards"] == [r - max(c - 4, 0) for r, c in zip(worth, line["costs"], strict=True)]
+    assert "sampled/cost" in json_lines(tmp_path / "run/grpo/metrics.jsonl")[0]
 
 
 @pytest.mark.parametrize(
@@ -372,6 +387,10 @@ def test_so_is_a_function_that_takes_something_else(values: dict[str, Any], tmp_
         check_rewards({f"{tmp_path}/own/reward.py:without_row": 1.0}, has_checker=False)
 
 
+def costing(**cost: Any) -> dict[str, Any]:
+    return {"rollouts": {"samples": 3, "max_new_tokens": 6, "cost": {"limit": 4, "weight": 1, **cost}}}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -385,6 +404,12 @@ def test_so_is_a_function_that_takes_something_else(values: dict[str, Any], tmp_
         ({"reference": "cache", "loss": "dpo"}, "use 'copy'"),
         ({"answer_every": 2}, "give tasks.heldout"),
         ({"reward": []}, "names none"),
+        (costing(), "rollouts.cost.of names no cost"),
+        (costing(of={}), "rollouts.cost.of names no cost"),
+        (costing(of="checker"), "cost 'checker': the recipe's tasks have none"),
+        (costing(of=["math", "math"]), "cost 'math' stands there twice: give it a weight"),
+        (costing(of="nowhere.py:price"), "cannot be imported"),
+        (costing(of="model:/nowhere"), "/nowhere"),
         ({"reward": ["math", "math"]}, "stands there twice: give it a weight, {math: 2}"),
         ({"reward": {"math": float("nan")}}, "stages.0.reward.math: Input should be a finite number"),
     ],

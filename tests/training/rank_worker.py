@@ -86,6 +86,11 @@ JOBS: dict[str, dict[str, Any]] = {
         "loss": "xpo", "learning_rate": 0.3, "reference": "copy", "loss_options": {"alpha": 0.1}, "max_steps": 3,
         "rollouts": {"samples": 1, "max_new_tokens": 9, "against": "mixture"},
     },
+    # A gate of all ranks' costs: without it rank 1 would take another one's.
+    "cost": {
+        "loss": "rloo", "learning_rate": 0.3, "max_steps": 3,
+        "rollouts": {"samples": 3, "max_new_tokens": 9, "cost": {"limit": 8.05, "weight": 0.5, "window": 2}},
+    },
     # The same, and the run ends.
     "fails": {"loss": "grpo", "rollouts": {"samples": 2, "max_new_tokens": 4}},
     # Some prompts give no pair.
@@ -106,6 +111,11 @@ def prompts(count: int) -> list[dict[str, Any]]:
 
 def vowels(prompt: Any, completions: Sequence[str], row: Any) -> list[float]:
     return [float(sum(letter in "aeiouAEIOU" for letter in text)) for text in completions]
+
+
+def price(prompt: Any, completions: Sequence[str], row: Any) -> list[float]:
+    """The number of the prompt, and a little for each character."""
+    return [int(row["id"][1:]) + 0.01 * len(text) for text in completions]
 
 
 def picky(prompt: Any, completions: Sequence[str], row: Any) -> list[float]:
@@ -134,6 +144,8 @@ def train(job: str, ranks: int) -> dict[str, Any]:
     rows, model = random_rows(17), tiny_model()
     reward = picky if job in ("fails", "rloo") else vowels
     sampled = {"processing_class": letter_tokenizer(), "reward": reward} if "rollouts" in JOBS[job] else {}
+    if job == "cost":
+        sampled["cost"] = price
     if job == "weights":
         rows = [replace(row, values={"weight": i % 4 / 2}) for i, row in enumerate(rows)]
     if job == "poison":

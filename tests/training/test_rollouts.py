@@ -26,10 +26,12 @@ from slimepo.training.trainer import PreferenceTrainer
 from slimepo.types import LossOutput, SampleLogps
 from tests.losses.problems import pairs_of, sigmoid
 from tests.tiny import letter_tokenizer, random_rows, tiny_model
-from tests.training.rank_worker import prompts, vowels
+from tests.training.rank_worker import price, prompts, vowels
 
 
-def trainer(folder: Path, rows: Any = None, reward: Any = vowels, **options: Any) -> PreferenceTrainer:
+def trainer(
+    folder: Path, rows: Any = None, reward: Any = vowels, cost: Any = None, **options: Any
+) -> PreferenceTrainer:
     rollouts = {"samples": 4, "max_new_tokens": 8} | options.pop("rollouts", {})
     values: dict[str, Any] = dict(
         output_dir=str(folder), loss="grpo", rollouts=rollouts, learning_rate=0.02, optim="sgd", logging_steps=1,
@@ -45,6 +47,7 @@ def trainer(folder: Path, rows: Any = None, reward: Any = vowels, **options: Any
         train_dataset=prompts(8) if rows is None else rows,
         processing_class=letter_tokenizer(),
         reward=reward,
+        cost=cost,
         peft_config=adapter,
     )
 
@@ -518,6 +521,42 @@ class TestLayout:
         assert len(found) == len(set(found)) == 6
 
 
+# Of eight prompts in steps of 3, 3 and 2: the first step is on one side of it, the other two together on the other.
+LIMIT = 3.55
+
+
+class TestCosts:
+    @pytest.mark.parametrize("gate", ["answer", "batch"])
+    def test_rewards_are_those_less_the_penalty(self, tmp_path: Path, gate: str) -> None:
+        """The batch gate goes by the mean of two rollouts, of 3, 3 and 2 prompts in turn."""
+        cost = {"limit": LIMIT, "weight": 0.5, "gate": gate} | ({"window": 2} if gate == "batch" else {})
+        made = trainer(tmp_path, cost=price, max_steps=5, rollouts={"cost": cost})
+        made.train()
+        steps = [[line for line in lines(tmp_path) if line["step"] == n + 1] for n in range(5)]
+        costs = [np.array([line["costs"] for line in step]) for step in steps]
+        gates = []
+        for n, step in enumerate(steps):
+            assert costs[n].tolist() == [price([], line["samples"], {"id": line["prompt"]}) for line in step]
+            mean = np.concatenate(costs[max(0, n - 1) : n + 1]).mean()
+            above = np.maximum(costs[n] - LIMIT, 0) if gate == "answer" else (mean > LIMIT) * costs[n]
+            worth = np.array([line["parts"]["vowels"] for line in step])
+            assert np.array([line["rewards"] for line in step]) == pytest.approx(worth - 0.5 * above)
+            log = made.state.log_history[n]
+            assert log["sampled/cost"] == pytest.approx(costs[n].mean())
+            assert log["reward/vowels"] == pytest.approx(worth.mean())
+            assert log.get("sampled/cost/window", mean) == pytest.approx(mean)
+            gates.append(mean > LIMIT)
+        assert len(set(gates)) == 2
+
+    def test_a_cost_that_fails_ends_the_run_with_its_row(self, tmp_path: Path) -> None:
+        def picky(prompt: Any, texts: Sequence[str], row: Any) -> list[float]:
+            return [math.inf for _ in texts]
+
+        made = trainer(tmp_path, cost=picky, rollouts={"cost": {"limit": 1, "weight": 1}})
+        with pytest.raises(InputError, match=r"cost 'picky' gave \[inf.* on row p\d: every cost is a finite"):
+            made.train()
+
+
 class TestResume:
     @pytest.mark.parametrize(
         ("loss", "rollouts", "whole"),
@@ -526,6 +565,7 @@ class TestResume:
             ("grpo", {"steps_per_rollout": 2}, 2),
             ("ppo", {"epochs": 2, "value": {"learning_rate": 1e-2}}, 2),
             ("slime", {"admit": {"thresholds": [0, 0.3, 2], "share": 0.5}}, 1),
+            ("rloo", {"cost": {"limit": LIMIT, "weight": 0.1, "window": 3}}, 1),
         ],
     )
     def test_after_a_kill_the_weights_are_those_of_the_whole_run(
@@ -533,7 +573,7 @@ class TestResume:
     ) -> None:
         options: dict[str, Any] = dict(
             max_steps=6, save_strategy="steps", save_steps=1, optim="adamw_torch", learning_rate=1e-2,
-            loss=loss, rollouts=rollouts,
+            loss=loss, rollouts=rollouts, cost=price if "cost" in rollouts else None,
         )  # fmt: skip
         straight = trainer(tmp_path / "whole", **options)
         straight.train()
@@ -546,6 +586,8 @@ class TestResume:
                 raise KeyboardInterrupt
             return vowels(*given)
 
+        # Parts of a reward stand in the file under its name.
+        dying.__name__ = "vowels"
         with pytest.raises(KeyboardInterrupt):
             trainer(tmp_path / "cut", reward=dying, **options).train()
         kept = sorted(path.name for path in (tmp_path / "cut").glob("checkpoint-*"))
@@ -555,6 +597,9 @@ class TestResume:
         again.train(resume_from_checkpoint=True, accept=["source"])
         assert torch.equal(weights(again), weights(straight))
         assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+        windows = [made.state.log_history[4].get("sampled/cost/window") for made in (again, straight)]
+        assert windows[0] == windows[1]
+        assert ("cost" in rollouts) == (windows[0] is not None)
         if loss == "ppo":
             critics = [made.rollouts.critic.model.state_dict() for made in (again, straight)]  # type: ignore[union-attr]
             assert all(torch.equal(value, critics[1][name]) for name, value in critics[0].items())
@@ -664,6 +709,9 @@ class TestFailures:
         [
             ({"reward": None}, "rollouts need a reward"),
             ({"reward": 3}, "is not a function"),
+            ({"cost": vowels}, "a cost has a limit: give rollouts"),
+            ({"rollouts": {"cost": {"limit": 1, "weight": 1}}}, "rollouts need a cost: a function"),
+            ({"cost": 3, "rollouts": {"cost": {"limit": 1, "weight": 1}}}, "is not a function"),
             ({"reward": [vowels, vowels]}, "two rewards have the same name"),
             ({"rows": []}, "there is no prompt"),
             ({"rows": [{"prompt": "a"}, {"question": "b"}]}, "row 1 has no prompt"),

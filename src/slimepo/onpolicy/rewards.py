@@ -40,13 +40,15 @@ class LooksAhead(Protocol):
 class Rewarder:
     """Weighted sum of rewards, by name. `on_error`: stop the run, or skip the prompt; `timeout` in seconds a prompt.
 
-    `way_out`: what may be done about a reward that stops the run, which ends its error.
+    `way_out`: what may be done about a reward that stops the run, which ends its error. `what`: a reward or a cost, as
+    its errors say.
     """
 
     functions: Mapping[str, tuple[Reward, float]]
     on_error: str = "stop"
     timeout: float | None = None
     way_out: str = "rollouts: {on_error: skip} leaves such prompts out"
+    what: str = "reward"
 
     def of_all(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[str]]
@@ -65,7 +67,7 @@ class Rewarder:
                 # Where prompts are to be skipped, the calls tell which.
                 if self.on_error == "stop":
                     raise InputError(
-                        f"reward {name!r} fails: {type(error).__name__}: {first_line(error)}"
+                        f"{self.what} {name!r} fails: {type(error).__name__}: {first_line(error)}"
                     ) from error
         return [self(prompt, answers) for prompt, answers in zip(prompts, completions, strict=True)]
 
@@ -103,12 +105,12 @@ class Rewarder:
             values = _within(self.timeout, read, (list(prompt.messages), list(completions), dict(prompt.row)))
         except _TookTooLong:
             raise InputError(
-                f"reward {name!r} took more than {self.timeout:g} s on row {prompt.id}"
+                f"{self.what} {name!r} took more than {self.timeout:g} s on row {prompt.id}"
             ) from None
         except (Exception, SystemExit) as error:
             # A user's function can fail in any way.
             raise InputError(
-                f"reward {name!r} fails on row {prompt.id}: {type(error).__name__}: {first_line(error)}"
+                f"{self.what} {name!r} fails on row {prompt.id}: {type(error).__name__}: {first_line(error)}"
             ) from error
         try:
             # Of these the numbers could be read too, and would be others or in another order.
@@ -119,20 +121,21 @@ class Rewarder:
             numbers = None
         if numbers is None:
             shown = " ".join(repr(values).split())[:100]
-            raise InputError(f"reward {name!r} gave no list of numbers on row {prompt.id}: {shown}")
+            raise InputError(f"{self.what} {name!r} gave no list of numbers on row {prompt.id}: {shown}")
         if len(numbers) != len(completions):
             raise InputError(
-                f"reward {name!r} gave {len(numbers)} numbers for {len(completions)} completions on row {prompt.id}"
+                f"{self.what} {name!r} gave {len(numbers)} numbers for {len(completions)} completions on row "
+                f"{prompt.id}"
             )
         if not all(map(math.isfinite, numbers)):
             raise InputError(
-                f"reward {name!r} gave {numbers} on row {prompt.id}: every reward is a finite number"
+                f"{self.what} {name!r} gave {numbers} on row {prompt.id}: every {self.what} is a finite number"
             )
         return numbers
 
 
-def named_rewards(given: Any) -> dict[str, tuple[Reward, float]]:
-    """Rewards with weights by name, from one function, several, or functions with weights by name.
+def named_rewards(given: Any, what: str = "reward") -> dict[str, tuple[Reward, float]]:
+    """Rewards (or costs) with weights by name, from one function, several, or functions with weights by name.
 
     Raises:
         InputError: there is none, or one that `check_reward` refuses.
@@ -142,31 +145,31 @@ def named_rewards(given: Any) -> dict[str, tuple[Reward, float]]:
     else:
         several = given if isinstance(given, Sequence) else [] if given is None else [given]
         found = {
-            getattr(function, "__name__", f"reward {i}"): (function, 1.0)
+            getattr(function, "__name__", f"{what} {i}"): (function, 1.0)
             for i, function in enumerate(several)
         }
         if len(found) < len(several):
             raise InputError(
-                "two rewards have the same name: give them as a mapping, {name: (function, weight)}"
+                f"two {what}s have the same name: give them as a mapping, {{name: (function, weight)}}"
             )
     if not found:
         raise InputError(
-            "rollouts need a reward: a function of (prompt, completions, row) that gives a number for each"
+            f"rollouts need a {what}: a function of (prompt, completions, row) that gives a number for each"
         )
     for name, (function, weight) in found.items():
-        check_reward(name, function, weight)
+        check_reward(name, function, weight, what)
     return found
 
 
-def check_reward(name: str, function: Any, weight: float) -> None:
+def check_reward(name: str, function: Any, weight: float, what: str = "reward") -> None:
     """Raises InputError for what cannot be called with (prompt, completions, row), or a weight that is no number."""
     if not callable(function):
-        raise InputError(f"reward {name!r} is not a function of (prompt, completions, row)")
-    check_number(f"the weight of reward {name!r}", weight)
+        raise InputError(f"{what} {name!r} is not a function of (prompt, completions, row)")
+    check_number(f"the weight of {what} {name!r}", weight)
     try:
         inspect.signature(function).bind(None, None, None)
     except TypeError as error:
-        raise InputError(f"reward {name!r} is called with (prompt, completions, row): {error}") from error
+        raise InputError(f"{what} {name!r} is called with (prompt, completions, row): {error}") from error
     except ValueError:
         # Some functions of C do not say what they take.
         pass

@@ -38,7 +38,7 @@ class Rollout:
 
     `rewards` `[prompts, samples]`, NaN for what was not rewarded; `parts` the same of each reward; `skipped` why a
     prompt has none. `seconds`: of sampling, and of the rewards, for all of the prompts. `against`: the same of an
-    opponent's answers, where the samples are compared with such.
+    opponent's answers, where the samples are compared with such. `costs`: as `rewards`, where answers have such.
     """
 
     prompts: list[Prompt]
@@ -49,6 +49,7 @@ class Rollout:
     skipped: list[str]
     seconds: dict[str, float]
     against: Rollout | None = None
+    costs: Array | None = None
 
     def answers(self, start: int, stop: int) -> Rollout:
         """That of some of the answers to each prompt."""
@@ -58,6 +59,7 @@ class Rollout:
             texts=[of_prompt[start:stop] for of_prompt in self.texts],
             rewards=self.rewards[:, start:stop],
             parts={name: part[:, start:stop] for name, part in self.parts.items()},
+            costs=None if self.costs is None else self.costs[:, start:stop],
         )
 
     def part(self, start: int, stop: int) -> Rollout:
@@ -72,6 +74,7 @@ class Rollout:
             parts={name: part[cut] for name, part in self.parts.items()},
             skipped=self.skipped[cut],
             against=self.against and self.against.part(start, stop),
+            costs=None if self.costs is None else self.costs[cut],
         )
 
 
@@ -88,11 +91,14 @@ def roll_out(
     decode: Callable[[Completion], str],
     rewarder: Rewarder,
     opponent: tuple[Sampler, Sequence[int]] | None = None,
+    coster: Rewarder | None = None,
 ) -> Rollout:
     """Sample answers to the prompts, and those of an opponent with seeds of its own; reward all answers to a prompt.
 
+    coster: what gives each answer its cost, which leaves its reward as it is.
+
     Raises:
-        InputError: a reward failed, and is to stop the run.
+        InputError: a reward or a cost failed, and is to stop the run.
     """
     started = time.perf_counter()
     of_policy = sampler(prompts, seeds)
@@ -101,6 +107,7 @@ def roll_out(
     texts = [[decode(completion) for completion in of_prompt] for of_prompt in completions]
     sampled = time.perf_counter()
     found = rewarder.of_all(prompts, texts)
+    costs = coster.of_all(prompts, texts) if coster else None
     rewarded = time.perf_counter()
     shape = (len(found), max((len(answers) for answers in texts), default=0))
     both = Rollout(
@@ -112,8 +119,11 @@ def roll_out(
             name: np.array([parts[name] for _, parts, _ in found]).reshape(shape)
             for name in rewarder.functions
         },
-        skipped=[why for _, _, why in found],
+        skipped=[
+            why or why_no_cost for (_, _, why), (_, _, why_no_cost) in zip(found, costs or found, strict=True)
+        ],
         seconds={"sample": sampled - started, "reward": rewarded - sampled},
+        costs=None if costs is None else np.array([total for total, _, _ in costs]).reshape(shape),
     )
     own = max(map(len, of_policy), default=0)
     return both if opponent is None else replace(both.answers(0, own), against=both.answers(own, shape[1]))
@@ -293,7 +303,9 @@ def figures(rollout: Rollout, rows: Sequence[Row], pairs: bool) -> dict[str, flo
         "sampled/distinct": _mean([len(set(texts)) / len(texts) for texts in several]),
         "sampled/identical": _mean([len(set(texts)) == 1 for texts in several]),
     }
-    if len(rollout.parts) > 1:
+    if rollout.costs is not None:
+        found["sampled/cost"] = _mean(rollout.costs[~np.isnan(rollout.costs)])
+    if len(rollout.parts) > 1 or rollout.costs is not None:
         found |= {f"reward/{name}": _mean(part[~np.isnan(part)]) for name, part in rollout.parts.items()}
     if rollout.against is not None:
         won = preferences(rewards, rollout.against.rewards) + 0.5
@@ -307,7 +319,8 @@ def figures(rollout: Rollout, rows: Sequence[Row], pairs: bool) -> dict[str, flo
 def records(rollout: Rollout, step: int) -> list[dict[str, Any]]:
     """A line a prompt for the run folder: its samples, whether they ended, their tokens, every reward (null: none).
 
-    What an opponent answered stands under `against`.
+    Where answers have `costs`, `rewards` are those less the penalty, and `parts` those before it. What an opponent
+    answered stands under `against`.
     """
 
     def plain(values: Array) -> list[float | None]:
@@ -321,7 +334,8 @@ def records(rollout: Rollout, step: int) -> list[dict[str, Any]]:
             "rewards": plain(of.rewards[place]),
         }
         parts = {name: plain(part[place]) for name, part in of.parts.items()}
-        return said | ({"parts": parts} if len(parts) > 1 else {})
+        costs = {} if of.costs is None else {"costs": plain(of.costs[place])}
+        return said | costs | ({"parts": parts} if costs or len(parts) > 1 else {})
 
     lines = []
     for place, prompt in enumerate(rollout.prompts):

@@ -81,6 +81,22 @@ class Admission(Settings):
         return given
 
 
+class Cost(Settings):
+    """What answers may cost, and a fixed penalty on the reward beyond that (`slimepo.onpolicy.costs`).
+
+    `of` names what gives each answer its cost, as a stage's `reward` is named; in Python the trainer's `cost` is that.
+    `limit` is in the units of the cost, and `weight` what a unit of it takes off the reward. `gate`: batch takes the
+    whole cost off each answer while the mean cost of all answers of the last `window` rollouts is above the limit;
+    answer takes off what an answer itself costs above it.
+    """
+
+    of: str | list[str] | dict[str, float] | None = None
+    limit: float
+    weight: float = Field(gt=0)
+    gate: Literal["answer", "batch"] = "batch"
+    window: int = Field(1, ge=1)
+
+
 class Rollouts(Settings):
     """How the rows of a step come about: answers to its prompts, sampled from the model that is training.
 
@@ -101,6 +117,8 @@ class Rollouts(Settings):
     opponent as samples: a pair is a sample and the one of its number, `advantages: preference` go by all of them.
     `kl`: weight of the log-ratio to the reference in the reward. `skip_equal` leaves out groups of equal reward, and
     `skip_unfinished` answers that reached no end.
+    `cost`: a cost of answers beside their reward, with a limit ({of: file.py:function, limit: 0.1, weight: 5}; see
+    `Cost`).
     `on_error`: what a reward does that fails, is no number or takes longer than `timeout` seconds a prompt: stop the
     run, or skip the prompt. `batch_rows`: answers written side by side.
     `watch_kl`: hold a frozen copy of a model that trains whole, to measure how far the policy has gone from its start;
@@ -128,6 +146,7 @@ class Rollouts(Settings):
     mixture: float = Field(0.5, gt=0, lt=1)
     value: ValueModel = ValueModel.model_validate({})
     kl: float = Field(0.0, ge=0)
+    cost: Cost | None = None
     skip_equal: bool = False
     skip_unfinished: bool = False
     on_error: Literal["stop", "skip"] = "stop"
@@ -208,6 +227,7 @@ def rollout_settings(
     if settings.samples < 2 and compared and not settings.opposed:
         raise InputError(f"rollouts: samples = 1 gives loss {loss!r} nothing to compare: give 2 or more")
     _check_opponent(settings, asked, loss, objective)
+    _check_cost(settings)
     if not reads_samples:
         weighing = [key for key in asked if key.startswith(_WEIGHING)]
         for key in ("advantages", "value", "kl", "skip_equal", *weighing):
@@ -267,6 +287,20 @@ def _check_opponent(settings: Rollouts, asked: Collection[str], loss: str, objec
                 f"rollouts: {key} is for samples that are compared with each other; against = {against!r} sets them "
                 "against those of an opponent"
             )
+
+
+def _check_cost(settings: Rollouts) -> None:
+    """Raises InputError for what is of no use with the gate of a cost."""
+    cost = settings.cost
+    if cost and cost.gate == "answer" and cost.window > 1:
+        raise InputError(
+            "rollouts: cost.window is for gate: batch; gate: answer looks at each answer by itself: leave window out"
+        )
+    if cost and cost.gate == "batch" and settings.admit:
+        raise InputError(
+            "rollouts: admit goes by how the mean reward rises, and the batch gate of a cost moves that by itself: "
+            "give cost.gate = answer"
+        )
 
 
 def _check_engine(settings: Rollouts) -> None:

@@ -12,7 +12,7 @@ from slimepo.pipeline.data import load_data, recipe_tokenizer, stage_rows
 from slimepo.pipeline.recipe.arguments import stage_arguments
 from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.pipeline.remote.standin import with_stand_ins
-from slimepo.pipeline.rewards import make_rewards, reward_weights
+from slimepo.pipeline.rewards import stage_rewards
 from slimepo.pipeline.run import check_reference
 from slimepo.pipeline.stage import stage_trainer
 from slimepo.pipeline.start import exported_model, given_adapter, stage_base
@@ -58,12 +58,10 @@ def certify_recipe(recipe: Recipe, out: Path, console: Console) -> dict[str, dic
             if stage.part in recipe.pairs:
                 (folder / stage.part).symlink_to((out / stage.part).resolve())
             rows = stage_rows(recipe, stage, parts, tasks, chat, folder, console)
-            reward = None
-            if stage.rollouts is not None and rows.tasks is not None:
-                reward = make_rewards(reward_weights(stage.reward), rows.tasks, folder / stage.name)
+            rewards = stage_rewards(stage, rows.tasks, folder / stage.name)
             progress = TrainingProgress(console, stage.name)
             trainer = stage_trainer(
-                recipe, args, base, rows, chat.tokenizer, folder / stage.name, [progress], reward
+                recipe, args, base, rows, chat.tokenizer, folder / stage.name, [progress], **rewards
             )
             console.print(f"{stage.name}: layout {trainer.layout} ({trainer.layout_reason})")
             try:

@@ -1,4 +1,4 @@
-"""The rewards that a stage's `reward` names: a function, the tasks' checker, math-verify, a reward model, a judge."""
+"""The rewards (and costs) that a stage names: a function, the tasks' checker, math-verify, a reward model, a judge."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from slimepo.types import Message
 
 if TYPE_CHECKING:
     from slimepo.evaluation.judge.request import JudgeReply
+    from slimepo.pipeline.recipe.sections import Stage
 
 CHECKER, MATH, MODEL, JUDGE = "checker", "math", "model:", "judge:"
 
@@ -39,7 +40,9 @@ _DELIMITER = re.compile(r"\$|\\\(|\\\[|\\boxed|\\begin")
 _ROWS = 16
 
 
-def reward_weights(given: str | Sequence[str] | Mapping[str, float] | None) -> dict[str, float]:
+def reward_weights(
+    given: str | Sequence[str] | Mapping[str, float] | None, what: str = "reward"
+) -> dict[str, float]:
     """Rewards by name, with weights: one name, several (of weight 1), or names with weights; none is the checker.
 
     Raises:
@@ -54,36 +57,36 @@ def reward_weights(given: str | Sequence[str] | Mapping[str, float] | None) -> d
     names = [given] if isinstance(given, str) else given
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"reward {name!r} stands there twice: give it a weight, {{{name}: 2}}")
+            raise InputError(f"{what} {name!r} stands there twice: give it a weight, {{{name}: 2}}")
     return dict.fromkeys(names, 1.0)
 
 
-def check_rewards(weights: Mapping[str, float], has_checker: bool) -> None:
-    """Refuse, before a model is loaded, a reward that cannot be had.
+def check_rewards(weights: Mapping[str, float], has_checker: bool, what: str = "reward") -> None:
+    """Refuse, before a model is loaded, a reward (or a cost) that cannot be had.
 
     Raises:
         InputError: its name, and what is missing.
     """
     for name, weight in weights.items():
-        check_number(f"the weight of reward {name!r}", weight)
+        check_number(f"the weight of {what} {name!r}", weight)
         if name == CHECKER and not has_checker:
             raise InputError(
-                "reward 'checker': the recipe's tasks have none: give tasks.checker, or another reward"
+                f"{what} 'checker': the recipe's tasks have none: give tasks.checker, or another {what}"
             )
         elif name == MATH and find_spec("math_verify") is None:
-            raise InputError("reward 'math' needs math-verify: pip install 'slimepo[math]'")
+            raise InputError(f"{what} 'math' needs math-verify: pip install 'slimepo[math]'")
         elif name.startswith(MODEL):
             from slimepo.model.load import load_config
 
             labels = load_config(name.removeprefix(MODEL)).num_labels
             if labels != 1:
-                raise InputError(f"reward {name!r}: a reward model has one label, and this one has {labels}")
+                raise InputError(f"{what} {name!r}: a {what} model has one label, and this one has {labels}")
         elif name.startswith(JUDGE):
             from slimepo.evaluation.judge.many import check_judge
 
             check_judge(name.removeprefix(JUDGE))
         elif name not in (CHECKER, MATH):
-            check_reward(name, find_function(name, "reward"), weight)
+            check_reward(name, find_function(name, what), weight, what)
 
 
 def make_rewards(
@@ -91,6 +94,15 @@ def make_rewards(
 ) -> dict[str, tuple[Reward, float]]:
     """The functions behind the names, with their weights; `folder` keeps a judge's replies, for none is asked twice."""
     return {name: (_reward(name, tasks, folder), weight) for name, weight in weights.items()}
+
+
+def stage_rewards(stage: Stage, tasks: RunTasks | None, folder: Path) -> dict[str, Any]:
+    """The trainer's `reward`, and its `cost` where the stage's rollouts have one; nothing where it samples nothing."""
+    if stage.rollouts is None or tasks is None:
+        return {}
+    cost = {"cost": stage.rollouts.cost.of} if stage.rollouts.cost else {}
+    named = {"reward": stage.reward, **cost}
+    return {what: make_rewards(reward_weights(given), tasks, folder) for what, given in named.items()}
 
 
 def _reward(name: str, tasks: RunTasks, folder: Path) -> Reward:

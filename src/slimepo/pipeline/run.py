@@ -201,6 +201,9 @@ def _run_stages(
         if stage.rollouts is not None or made is not None:
             given = stage.reward if made is None else made
             check_rewards(reward_weights(given), bool(recipe.tasks and recipe.tasks.checker))
+        if stage.rollouts is not None and stage.rollouts.cost is not None:
+            costs = reward_weights(stage.rollouts.cost.of, "cost")
+            check_rewards(costs, bool(recipe.tasks and recipe.tasks.checker), "cost")
     if pending:
         if not recipe.smoke:
             on_main(lambda: check_space(recipe, len(pending), out), PartialState())

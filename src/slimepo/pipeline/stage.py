@@ -27,7 +27,7 @@ from slimepo.pipeline.export import export_model, model_card
 from slimepo.pipeline.heldout import AnswersByStep, compared, standing
 from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.pipeline.recipe.sections import RandomModel, Stage
-from slimepo.pipeline.rewards import make_rewards, reward_weights
+from slimepo.pipeline.rewards import stage_rewards
 from slimepo.pipeline.start import (
     exported_adapter,
     is_made,
@@ -66,10 +66,8 @@ def run_stage(
     """
     started = time.time()
     progress = TrainingProgress(console, stage.name)
-    reward = None
-    if stage.rollouts is not None and rows.tasks is not None:
-        reward = make_rewards(reward_weights(stage.reward), rows.tasks, folder)
-    trainer = stage_trainer(recipe, args, base, rows, chat.tokenizer, folder, [progress], reward)
+    rewards = stage_rewards(stage, rows.tasks, folder)
+    trainer = stage_trainer(recipe, args, base, rows, chat.tokenizer, folder, [progress], **rewards)
     # What could not be exported is better known before it trains.
     refuse_unmergeable(trainer.model)
     for words in how_it_trains(trainer):
@@ -195,9 +193,12 @@ def stage_trainer(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     callbacks: Sequence[TrainerCallback] = (),
-    reward: Any = None,
+    **rewards: Any,
 ) -> PreferenceTrainer:
-    """The trainer of a stage, its model loaded and its adapter made from the recipe's seed."""
+    """The trainer of a stage, its model loaded and its adapter made from the recipe's seed.
+
+    rewards: its `reward` and `cost`, where it samples.
+    """
     from slimepo.training.trainer import PreferenceTrainer
 
     evaluates = args.eval_strategy != "no"
@@ -226,7 +227,7 @@ def stage_trainer(
         processing_class=tokenizer,
         peft_config=None if args.adapter == "continue" else lora(recipe),
         callbacks=[MetricsFile(folder / "metrics.jsonl"), *watching, *callbacks],
-        reward=reward,
+        **rewards,
     )
 
 

@@ -54,6 +54,7 @@ SAMPLED = (
     ("sampled/tokens/max", "Longest sample, tokens"),
     ("sampled/finished", "Samples that end"),
     ("sampled/pairs", "Pairs a prompt"),
+    ("sampled/cost", "Cost of samples"),
     ("sampled/total", "Tokens sampled so far"),
     ("logps/sampled", "Samples that are learned from, nats per token"),
     ("kl", "Penalty on leaving the reference, nats per token"),

@@ -27,10 +27,11 @@ from slimepo.model.generate import Completion, Mixture, completion_text, generat
 from slimepo.model.modes import compute_dtype, scoring
 from slimepo.model.score import score_rows
 from slimepo.onpolicy.correction import corrected
+from slimepo.onpolicy.costs import costs_of, mean_cost, penalised
 from slimepo.onpolicy.critic import Critic
 from slimepo.onpolicy.pairs import preference_rows
 from slimepo.onpolicy.prompts import PromptDataset
-from slimepo.onpolicy.rewards import Prompt, Reward, Rewarder, named_rewards
+from slimepo.onpolicy.rewards import Prompt, Rewarder, named_rewards
 from slimepo.onpolicy.rollouts import (
     Rollout,
     figures,
@@ -57,27 +58,40 @@ FILE = "rollouts.jsonl"
 
 
 def sampling_inputs(
-    settings: Rollouts | None, reward: Any, tokenizer: PreTrainedTokenizerBase | None, args: PreferenceConfig
-) -> tuple[dict[str, tuple[Reward, float]], ChatFormat | None]:
-    """The rewards by name, and the chat format of prompts; nothing of both where nothing is sampled.
+    settings: Rollouts | None,
+    reward: Any,
+    cost: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    args: PreferenceConfig,
+) -> tuple[list[Rewarder], ChatFormat | None]:
+    """What rewards answers, then what gives them their costs, if it does; and the chat format of prompts.
 
     Raises:
-        InputError: there is a reward and nothing is sampled, or no reward, no tokenizer or no server and something is.
+        InputError: there is a reward or a cost that nothing asks for, or none that something does; no tokenizer or no
+            server where answers are sampled.
     """
+    if cost is not None and (settings is None or settings.cost is None):
+        raise InputError(
+            "a cost has a limit: give rollouts = {'cost': {'limit': ..., 'weight': ...}} in the config"
+        )
     if settings is None:
         if reward is not None:
             raise InputError("a reward is of use where answers are sampled: give rollouts in the config")
-        return {}, None
+        return [], None
     if tokenizer is None:
         raise InputError("give processing_class, the tokenizer: prompts are rendered by its chat template")
     if settings.engine.startswith("http"):
         check_server(settings)
-    return named_rewards(reward), chat_format(tokenizer, args.template_options)
+    rewarders = [
+        Rewarder(named_rewards(given, what), settings.on_error, settings.timeout, what=what)
+        for what, given in {"reward": reward, **({"cost": cost} if settings.cost else {})}.items()
+    ]
+    return rewarders, chat_format(tokenizer, args.template_options)
 
 
 def rollout_source(
     settings: Rollouts,
-    rewards: Mapping[str, tuple[Reward, float]],
+    rewarders: Sequence[Rewarder],
     chat: ChatFormat,
     args: PreferenceConfig,
     model: Any,
@@ -108,7 +122,7 @@ def rollout_source(
         critic = Critic(model, settings.value, args.micro_batch_size or 1, run["accelerator"].device)
     return RolloutSource(
         settings=settings,
-        rewarder=Rewarder(rewards, settings.on_error, settings.timeout),
+        rewarders=rewarders,
         chat=chat,
         end_ids=end_tokens(model, chat),
         seed=seed,
@@ -127,13 +141,14 @@ class RolloutSource:
 
     With `steps_per_rollout` k the prompts of k mini-batches are answered before the first step on them. `waiting` holds
     the rows of each, `ahead` the figures of steps to come, and `tokens` counts all that was sampled, over all ranks.
-    `history` is of the rollouts before this one, where a `threshold` of rewards is found among several.
+    `history` is of the rollouts before this one, where a `threshold` of rewards is found among several, and `costs` is
+    of the window of rollouts up to this one, where answers have such.
     `engine`: what writes the answers in place of the model that trains. `whole` gives that model with all of its
     weights, which samples and scores.
     """
 
     settings: Rollouts
-    rewarder: Rewarder
+    rewarders: Sequence[Rewarder]
     chat: ChatFormat
     end_ids: frozenset[int]
     seed: int
@@ -155,6 +170,7 @@ class RolloutSource:
     tokens: int = 0
     history: list[Tried] = field(default_factory=list)
     threshold: float = 0.0
+    costs: list[list[float]] = field(default_factory=list)
 
     def rows(self, step: int, last_step: int) -> list[Row]:
         """This rank's rows of step `step`, of which the first is 0. Every rank must call this.
@@ -197,8 +213,9 @@ class RolloutSource:
                 write_json_lines(self.file, kept)
             if self.engine and main:
                 self.engine.load(self.model)
-        admit, lines = self.settings.admit, []
+        admit, cost, lines = self.settings.admit, self.settings.cost, []
         if begins:
+            self.costs = costs_of(kept, self.settings.steps) if cost else []
             self.tokens = sum(map(_tokens_of, kept))
             self.history = all_tried(kept, admit, self.settings.steps) if admit else []
         if admit:
@@ -215,7 +232,7 @@ class RolloutSource:
                 [sample_seed(self.seed, batch, item) for batch, item in asked],
                 self._answers,
                 functools.partial(completion_text, self.chat.tokenizer),
-                self.rewarder,
+                self.rewarders[0],
                 (
                     functools.partial(
                         sampled, self.model, self.end_ids, self.settings, mixture=self.opponent
@@ -224,7 +241,13 @@ class RolloutSource:
                 )
                 if self.opponent
                 else None,
+                *self.rewarders[1:],
             )
+        if cost and rollout.costs is not None:
+            here = rollout.costs[~np.isnan(rollout.costs)].tolist()
+            self.costs = [*self.costs, [*itertools.chain(*of_all_ranks(here))]][-cost.window :]
+            rollout = penalised(rollout, mean_cost(self.costs), cost)
+        with together(), self.accelerator.autocast():
             parts = [rollout.part(start, stop) for start, stop in itertools.pairwise(places)]
             made = [self._rows_of(part, several) for part in parts]
         for number, (part, (rows, facts)) in enumerate(zip(parts, made, strict=True)):
@@ -262,6 +285,8 @@ class RolloutSource:
         facts = figures(part, rows, bool(self.objective.positions) and not self.objective.judged)
         if self.settings.admit:
             facts["sampled/threshold"] = self.threshold
+        if self.settings.cost and self.settings.cost.gate == "batch":
+            facts["sampled/cost/window"] = mean_cost(self.costs)
         if self.reference is not None:
             drawn, alone = first_samples(part), replace(self.collator, positions=(0,))
             now, then = (
@@ -349,17 +374,16 @@ def sampled(
 def mini_batches(step: int, last_step: int, settings: Rollouts) -> tuple[range, int]:
     """The mini-batches of the rollout that a step learns from, counted over the run from 0, and which one it takes.
 
-        Of the last rollout only as many are sampled as the steps that are left take in all their epochs.
+    Of the last rollout only as many are sampled as the steps that are left take in all their epochs.
 
-        Example:
-            >>> from slimepo.onpolicy.settings import BY_TOKEN, Rollouts
-    from slimepo.onpolicy.thresholds import Tried, all_tried, next_threshold
-            >>> from slimepo.training.rollouts import mini_batches
-            >>> twice = Rollouts(steps_per_rollout=2, epochs=2)
-            >>> [mini_batches(step, 6, twice) for step in (0, 1, 2, 3)]
-            [(range(0, 2), 0), (range(0, 2), 1), (range(0, 2), 0), (range(0, 2), 1)]
-            >>> [mini_batches(step, 6, twice) for step in (4, 5)]
-            [(range(2, 3), 2), (range(2, 3), 2)]
+    Example:
+        >>> from slimepo.onpolicy.settings import Rollouts
+        >>> from slimepo.training.rollouts import mini_batches
+        >>> twice = Rollouts(steps_per_rollout=2, epochs=2)
+        >>> [mini_batches(step, 6, twice) for step in (0, 1, 2, 3)]
+        [(range(0, 2), 0), (range(0, 2), 1), (range(0, 2), 0), (range(0, 2), 1)]
+        >>> [mini_batches(step, 6, twice) for step in (4, 5)]
+        [(range(2, 3), 2), (range(2, 3), 2)]
     """
     size, passes = settings.steps_per_rollout, settings.passes
     rollout, place = divmod(step, size * passes)

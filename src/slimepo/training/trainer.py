@@ -118,6 +118,7 @@ class PreferenceTrainer(Trainer):
         peft_config: an adapter to train instead of the whole model, such as `slimepo.lora_config()`.
         reward: for rollouts: a function (prompt, completions, row) that gives each completion a number; several of
             them; or functions with weights by name. prompt: a list of messages; completions: texts.
+        cost: the same, of what an answer costs, where `rollouts` have a `cost` with a limit.
         positional, others: what else TRL's trainers take (`slimepo.training.trl_names`), such as `ref_model`, a frozen
             model in place of the config's `reference`, or `quantization_config`, for loading the model.
 
@@ -142,12 +143,13 @@ class PreferenceTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] | None = None,
         reward: Any = None,
+        cost: Any = None,
         **others: Any,
     ) -> None:
         given = in_own_arguments(
             dict(
                 args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class,
-                peft_config=peft_config, callbacks=callbacks, optimizers=optimizers, reward=reward,
+                peft_config=peft_config, callbacks=callbacks, optimizers=optimizers, reward=reward, cost=cost,
             ),
             positional,
             others,
@@ -163,7 +165,9 @@ class PreferenceTrainer(Trainer):
         if rows is not None and not hasattr(rows, "__len__"):
             rows = read_stream(rows, processing_class, args, self.objective)
             args.train_sampling_strategy = "sequential"
-        rewards, chat = sampling_inputs(sampling, given.get("reward"), processing_class, args)
+        rewarders, chat = sampling_inputs(
+            sampling, given.get("reward"), given.get("cost"), processing_class, args
+        )
         if sampling and chat:
             rows = PromptDataset(prompts_from(rows or [], chat), sampling)
         else:
@@ -234,7 +238,7 @@ class PreferenceTrainer(Trainer):
             self.add_callback(self.moving)
         self.rollouts = (
             rollout_source(
-                sampling, rewards, chat, self.args, self.model, self.train_dataset,
+                sampling, rewarders, chat, self.args, self.model, self.train_dataset,
                 objective=self.objective, sampler=self._sampler(), collator=self.data_collator,
                 reference=self.reference, accelerator=self.accelerator, whole=self.whole_model,
                 say=shown[0].say if shown else logger.warning,
@@ -266,7 +270,7 @@ class PreferenceTrainer(Trainer):
             self.objective,
             self.train_dataset,
             self.model,
-            [reward for reward, _ in rewards.values()],
+            [function for each in rewarders for function, _ in each.functions.values()],
         )
         self._sound: Path | None = None
         self._config, self._as_given, self._as_read = config, settings_of(config), read_once(self.args)

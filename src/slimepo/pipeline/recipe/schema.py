@@ -110,6 +110,11 @@ class Recipe(Settings):
                     raise ValueError(
                         f"stage {stage.name!r}: part is for rows of a file, and rollouts make their own"
                     )
+                if stage.rollouts.cost is not None and not stage.rollouts.cost.of:
+                    raise ValueError(
+                        f"stage {stage.name!r}: rollouts.cost.of names no cost: give one as a reward is given, "
+                        "file.py:function or model:FOLDER"
+                    )
             elif stage.reward is not None:
                 raise ValueError(
                     f"stage {stage.name!r}: a reward is of use where answers are sampled: give rollouts"
