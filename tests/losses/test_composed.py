@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,3 +154,9 @@ class TestWpo:
     def test_what_cannot_be_weighted_is_refused(self, name: str, words: str) -> None:
         with pytest.raises(InputError, match=words):
             bind(name, {})
+
+    def test_a_function_of_ones_own_may_take_any_options(self, tmp_path: Path) -> None:
+        (tmp_path / "own.py").write_text(
+            "from slimepo.losses import simpo\n\n\ndef mine(policy, **options):\n    return simpo(policy, **options)\n"
+        )
+        assert find_objective(f"wpo({tmp_path}/own.py:mine)").asks == ("collision",)

@@ -3,12 +3,14 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from slimepo.report.findings import findings
-from slimepo.report.page import read_report, report_page
+from slimepo.report.page import read_report, report_page, shown_fallen
+from slimepo.report.records import Fallen
 from slimepo.report.stages import warnings_of
 from tests.report.conftest import FALLEN, Tags, write_fallen, write_on_policy, write_run
 
@@ -175,3 +177,13 @@ def test_a_run_that_has_no_end_says_how_it_ended(
     ((record,),) = (source.records for source in read_report([run]).sources)
     assert record.state == state
     assert words in record.note
+
+
+def test_of_an_answer_that_several_seeds_lost_the_worst_is_shown_and_first() -> None:
+    def lost(prompt: str, change: float) -> Fallen:
+        return Fallen("run", prompt, (), (), (), (0.0, change), 4)
+
+    seeds = ([lost("a", -5), lost("b", -3), lost("c", -2), lost("d", -1)], [lost("a", -0.1)])
+    group: Any = SimpleNamespace(label="dpo", records=[SimpleNamespace(fallen=fallen) for fallen in seeds])
+    ((_, worst),) = shown_fallen([group])
+    assert [(each.prompt, each.mean[1]) for each in worst] == [("a", -5), ("b", -3), ("c", -2)]

@@ -1,5 +1,6 @@
 """The certificate: right runs pass and are not changed by it, wrong ones do not start."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +15,18 @@ from slimepo.model.adapters import lora_config
 from slimepo.training import step
 from slimepo.training.certificate import certify, chosen_rows, compared, in_words, without_rounding
 from slimepo.training.config import PreferenceConfig
+from slimepo.training.step import OutOfMemory
 from slimepo.training.trainer import PreferenceTrainer
 from tests.tiny import random_rows, tiny_model
 
 
 def made(
-    tmp_path: Path, *, peft: Any = None, architecture: str = "llama", **options: Any
+    tmp_path: Path,
+    *,
+    peft: Any = None,
+    architecture: str = "llama",
+    train_dataset: Any = None,
+    **options: Any,
 ) -> PreferenceTrainer:
     values = dict(
         output_dir=str(tmp_path), learning_rate=1e-2, logging_steps=1, save_strategy="no", max_steps=2,
@@ -28,7 +35,7 @@ def made(
     return PreferenceTrainer(
         model=tiny_model(architecture),
         args=PreferenceConfig(**(values | options)),
-        train_dataset=random_rows(9),
+        train_dataset=train_dataset or random_rows(9),
         peft_config=peft,
     )
 
@@ -150,3 +157,26 @@ def test_a_gradient_that_is_rounding_is_no_fault_and_hides_none() -> None:
         run = {"sure": torch.tensor([of_run]), "rounding": torch.tensor([0.14])}
         norms = [{name: float(gradient.norm()) for name, gradient in run.items()}]
         assert compared((1.0, run), truth, norms, "float32")["agrees"] == agrees
+
+
+def test_rows_without_weight_are_looked_at_last_and_of_nothing_else_nothing_is_said(tmp_path: Path) -> None:
+    some = [replace(row, values={"weight": float(i % 3 > 0)}) for i, row in enumerate(random_rows(9))]
+    found = made(tmp_path, train_dataset=some).certify()
+    assert found["agrees"]
+    assert min(each["plain"] for each in found["gradients"]) > 0
+    none = [replace(row, values={"weight": 0.0}) for row in random_rows(9)]
+    found = made(tmp_path / "none", train_dataset=none).certify()
+    assert in_words(found) == "certificate: left out, for no row has anything to learn from"
+
+
+def test_without_room_for_it_the_run_goes_on_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OutOfMemory("no room")
+
+    monkeypatch.setattr("slimepo.training.certificate.train_step", full)
+    run = made(tmp_path, certificate=True)
+    run.train()
+    assert run.state.global_step == 2
+    assert run.certificate == {"left_out": "there is no room for two rows at once"}

@@ -119,6 +119,18 @@ class TestClippedSSTM:
         assert optimizer.state[x]["y"].item() == pytest.approx(7 / 3)
         assert x.item() == pytest.approx(13 / 5)
 
+    def test_in_a_warm_up_the_first_step_is_taken_at_the_rate_that_it_has(self) -> None:
+        x = torch.tensor([0.0], requires_grad=True)
+        optimizer = ClippedSSTM([x], lr=1.0)
+        for rate in (0.0, 0.0, 0.1):
+            optimizer.param_groups[0]["lr"] = rate
+            x.grad = torch.tensor([-100.0])
+            optimizer.step()
+            assert x.item() == 0.0
+        x.grad = torch.tensor([-100.0])
+        optimizer.step()
+        assert x.item() > 0.0
+
     def test_without_clipping_it_is_the_similar_triangles_method(self) -> None:
         x = torch.tensor([3.0, -1.0], dtype=torch.float64, requires_grad=True)
         optimizer = ClippedSSTM([x], lr=0.1, level=1e9)

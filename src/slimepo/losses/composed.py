@@ -165,7 +165,7 @@ def with_wpo_weights(function: Callable[..., LossOutput]) -> Callable[..., LossO
 
     own = inspect.signature(function)
     collision = inspect.Parameter("collision", inspect.Parameter.KEYWORD_ONLY)
-    weighted.__signature__ = own.replace(  # type: ignore[attr-defined]
-        parameters=[*own.parameters.values(), collision]
-    )
+    # In front of the **options that a function of one's own may take.
+    parameters = sorted([*own.parameters.values(), collision], key=lambda each: each.kind)
+    weighted.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     return weighted

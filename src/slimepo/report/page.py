@@ -66,7 +66,7 @@ def report_command(paths: Sequence[Path], out: Path | None, console: Console) ->
     if page.is_dir():
         raise InputError(f"--out {page} is a folder; give a file, such as {page / 'report.html'}")
     refuse_folder(page)
-    if page.suffix == ".md":
+    if page.suffix in (".md", ".png"):
         raise InputError(
             f"--out {page}: the page is HTML; give {page.with_suffix('.html')}, Markdown comes beside it"
         )
@@ -162,9 +162,11 @@ def shown_fallen(groups: Sequence[Group]) -> list[tuple[str, list[Fallen]]]:
             key=lambda each: each.mean[1] - each.mean[0],
         )
         # Seeds of one data set may have lost the same answer.
-        worst = list({each.prompt: each for each in reversed(of_group)}.values())[::-1][:_MOST_FALLEN]
+        worst: dict[str, Fallen] = {}
+        for each in of_group:
+            worst.setdefault(each.prompt, each)
         if worst:
-            found.append((group.label, worst))
+            found.append((group.label, [*worst.values()][:_MOST_FALLEN]))
     return sorted(found, key=lambda each: each[1][0].mean[1] - each[1][0].mean[0])
 
 

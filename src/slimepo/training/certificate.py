@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from slimepo.data.batch import Batch, Step, StepCollator, pair_logps, to_device
 from slimepo.data.rows import Row, length
@@ -29,10 +30,18 @@ from slimepo.model.attention.path import HALF
 from slimepo.model.logps import causal_lm, policy_logps, without_router_logits
 from slimepo.model.modes import Forward
 from slimepo.parallel.agree import of_all_ranks, together
-from slimepo.parallel.engines import backward_alone, whole_model
+from slimepo.parallel.engines import backward_alone, gathered
 from slimepo.training.prepare import sources_of_noise
 from slimepo.training.reference import Reference, reference_logps
-from slimepo.training.step import output_of, policy_tokens, row_weight, step_counts, train_step
+from slimepo.training.step import (
+    OutOfMemory,
+    meet_again,
+    output_of,
+    policy_tokens,
+    row_weight,
+    step_counts,
+    train_step,
+)
 
 # Rows of each rank: two in one micro-batch, and one more to accumulate.
 ROWS = 3
@@ -82,14 +91,23 @@ def certify(
     found: dict[str, Any] = {}
     with undisturbed(policy):
         model.train()
-        with backward_alone(accelerator, tensors) as run:
-            done = train_step(model, small(mine), spare, objective, loss, reference, accelerator)
+        try:
+            with backward_alone(accelerator, tensors) as run:
+                done = train_step(model, small(mine), spare, objective, loss, reference, accelerator)
+        except OutOfMemory:
+            # The step that follows is cut smaller, row by row if it must be.
+            if isinstance(model, DistributedDataParallel):
+                meet_again(model, spare["batches"][0], accelerator)
+            model.zero_grad(set_to_none=True)
+            return {"left_out": "there is no room for two rows at once"}
+        if not done.batches:
+            return {"left_out": "no row has anything to learn from", "rows": 0}
         value = float(accelerator.reduce(done.loss, "sum")) / accelerator.num_processes
         for parameter in policy.parameters():
             parameter.grad = None
         everyone = [row for of_rank in of_all_ranks(mine) for row in of_rank]
         norms = of_all_ranks({name: _norm(gradient) for name, gradient in run.items()})
-        whole = whole_model(policy, bare)
+        whole = gathered(policy, bare, keep=accelerator.is_main_process)
         # The others wait: what one rank has lost, one process has not.
         with together():
             if accelerator.is_main_process:
@@ -98,8 +116,9 @@ def certify(
                 plain = functools.partial(
                     plain_step, whole, everyone, leaves, collator, objective, loss, plainly
                 )
-                with _own_precision(whole):
-                    found = beside(plain, whole, (value, run), norms, _precision(policy, accelerator))
+                found = beside(
+                    plain, whole, (value, run), norms, _precision(policy, accelerator), accelerator.device
+                )
     (found,) = (each for each in of_all_ranks(found) if each)
     about = {"rows": len(everyone), "ranks": accelerator.num_processes, "layout": collator.layout}
     return {**found, **about, "seconds": round(time.perf_counter() - started, 2)}
@@ -111,16 +130,21 @@ def beside(
     run: tuple[float, Mapping[str, Tensor | None]],
     norms: Sequence[Mapping[str, float]],
     precision: str,
+    device: torch.device,
 ) -> dict[str, Any]:
     """`compared` with what `plain` computes on `model`; gradients that are rounding there are no fault of the run."""
     try:
-        truth = plain()
+        if next(model.parameters()).device != device:
+            # Put together from its parts in CPU memory.
+            model.to(device)
+        with _own_precision(model):
+            truth = plain()
         found = compared(run, truth, norms, precision)
         if found.get("agrees", True):
             return found
         # Gradients of a model that is far gone (attention that is all on one token) are rounding: then plain differs
         # from plain.
-        with _eager_attention(model):
+        with _eager_attention(model), _own_precision(model):
             again = plain()
     except torch.OutOfMemoryError:
         return {"left_out": "the plain computation does not fit on this device"}
@@ -129,9 +153,11 @@ def beside(
 
 
 def chosen_rows(rows: Sequence[Row], collator: StepCollator, rank: int = 0, ranks: int = 1) -> list[Row]:
-    """The shortest of a rank's rows. The last of several ranks has one less, and so a micro-batch less."""
+    """The shortest of a rank's rows that count. The last of several ranks has one less, and so a micro-batch less."""
     count = ROWS - 1 if ranks > 1 and rank == ranks - 1 else ROWS
-    return sorted(rows, key=lambda row: length(row, collator.positions))[:count]
+    return sorted(rows, key=lambda row: (not row.values.get("weight", 1), length(row, collator.positions)))[
+        :count
+    ]
 
 
 def chosen_tensors(model: nn.Module) -> dict[str, nn.Parameter]:

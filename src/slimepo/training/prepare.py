@@ -182,6 +182,10 @@ def own_tokenizer(model: Any, options: Mapping[str, Any]) -> PreTrainedTokenizer
         return None
 
 
+# Settings of rollouts that change how long a run takes, and not what it learns.
+_AS_FAST_AS_IT_MAY = {"timeout", "batch_rows", "vllm_gpu_memory_utilization"}
+
+
 def run_identity(
     args: PreferenceConfig, objective: Objective, dataset: Any, model: nn.Module, functions: Iterable[Any]
 ) -> dict[str, Any]:
@@ -205,6 +209,7 @@ def run_identity(
     parts = [find_objective(part).function for part in shares_of(args.loss)]
     sources = [source for each in (objective.function, *parts, *functions) if (source := source_digest(each))]
     options = {**hyperparameters(objective.function), **objective.preset, **args.loss_options}
+    sampling = args.sampling
     return {
         "objective": f"{args.loss.rpartition('/')[2]} {options}",
         "source": sources,
@@ -212,6 +217,8 @@ def run_identity(
         "seed": args.seed if args.data_seed is None else [args.seed, args.data_seed],
         "order": args.train_sampling_strategy,
         "sync_reference": args.sync_reference,
+        "rollouts": sampling and sampling.model_dump(mode="json", exclude=_AS_FAST_AS_IT_MAY),
+        "optimizer": [args.optim, args.optim_args, args.max_grad_norm, args.clip_inverse_lr],
         "rows_of_a_step": args.train_batch_size * args.world_size,
         "world_size": args.world_size,
         "model": weights_digest(weights),

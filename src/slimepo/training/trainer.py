@@ -29,6 +29,7 @@ from slimepo.data.rows import Row
 from slimepo.errors import BadFilesError, CertificateError, InputError, NonFiniteLossError
 from slimepo.files import write_json
 from slimepo.losses import bind, find_objective, step_loss
+from slimepo.losses.composed import option_key
 from slimepo.model.balance import balance_coefficient
 from slimepo.model.load import load_model, refuse_other_tensors
 from slimepo.model.logps import causal_lm
@@ -183,7 +184,7 @@ class PreferenceTrainer(Trainer):
         )
         self.balance = balance_coefficient(causal_lm(policy), args.router_aux_loss_coef)
         # For the card of a model that is pushed to the Hub.
-        causal_lm(policy).add_model_tags(["slimepo", args.loss.partition("/")[0].rpartition(":")[2]])
+        causal_lm(policy).add_model_tags(["slimepo", option_key(args.loss)])
         shown = [] if args.disable_tqdm else [TrainingProgress()]
         own = [Sharding(), EpochOfSampler(), FiniteWeights(), LogBeforeSave(), *shown]
         if sampling:
@@ -368,6 +369,10 @@ class PreferenceTrainer(Trainer):
             model, self.model, rows, self._spare, self.data_collator, self.objective, self.loss_function,
             self.reference, self.accelerator, bare=self.bare, fresh=self.state.global_step == 0,
         )  # fmt: skip
+        if self.rollouts and self.certificate.get("rows") == 0 and not self._only_certify:
+            # No sample has taught anything yet: a later step is looked at.
+            self.certificate = None
+            return
         if not self.certificate.get("agrees", True):
             raise CertificateError(in_words(self.certificate))
         (self._progress.say if self._progress else logger.info)(in_words(self.certificate))
@@ -405,19 +410,20 @@ class PreferenceTrainer(Trainer):
 
         Gradients and the returned loss are multiplied by the number of ranks, because both are averaged over them.
         """
-        self._window = self._window or MetricSums()
         if self.rollouts:
             # Only now: the loader makes items ahead, when the model is not yet what samples this step's rows.
             made = self.rollouts.rows(self.state.global_step, self.state.max_steps)
-            started = time.perf_counter()
+        if self.is_in_train and self.certificate is None and (self.args.certificate or self._only_certify):
+            first = made if self.rollouts else [self.train_dataset[i] for i in next(iter(self._sampler()))]
+            self._certify(model, first)
+        self._window = self._window or MetricSums()
+        started = time.perf_counter()
+        if self.rollouts:
             inputs.update(self.data_collator(made))
             self.rollouts.learn_values(made)
         elif self._smaller:
             # The loader cuts steps as they were cut before memory ran out.
             inputs = self.data_collator(inputs["rows"])
-        if self.is_in_train and self.certificate is None and (self.args.certificate or self._only_certify):
-            first = made if self.rollouts else [self.train_dataset[i] for i in next(iter(self._sampler()))]
-            self._certify(model, first)
         if self.args.clip_inverse_lr and self.is_deepspeed_enabled:
             # DeepSpeed clips while it goes backward, by a level of its optimizer's own.
             self.model_wrapped.optimizer.clip_grad = self._clip_level()

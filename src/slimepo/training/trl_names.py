@@ -63,7 +63,9 @@ TRL_NAMES: Mapping[str, Name] = {
     "ld_alpha": Name(float, "loss_options.ld_alpha", {1.0: {}}),
     "f_divergence_type": Name(str, "loss_options.f_divergence", {"reverse_kl": {}}),
     "f_alpha_divergence_coef": Name(float, "loss_options.f_alpha"),
-    "use_weighting": Name(bool, values={False: {}}, instead="give loss = 'wpo(dpo)', or 'wpo( )' around another one"),
+    "use_weighting": Name(
+        bool, values={False: {}, True: {"loss": "wpo(...)"}}, instead="give loss = 'wpo(dpo)', say"
+    ),
     "discopop_tau": Name(float, "loss_options.temperature", {0.05: {}}),
     "reference_free": Name(bool, values={False: {}}, instead="simpo, cpo, orpo and slime read no reference"),
     # The reference.

@@ -63,12 +63,13 @@ class ClippedSSTM(Optimizer):
             return loss
         norm = float(torch.nn.utils.get_total_norm(gradients))
         for group in self.param_groups:
-            alpha, before = group["alpha"], group["total"]
+            # x is where the last step has put it with its rate; at the first step all three are one.
+            alpha, before = group["alpha"] if group["steps"] else group["lr"], group["total"]
             level = group["level"] / alpha if alpha else math.inf
             group["steps"] += 1
             group["total"] = before + alpha
             group["alpha"] = group["lr"] * (group["steps"] + 1) ** (2 * group["nu"] / (1 + group["nu"]))
-            # Weights of z in y, and in the next x; the first rate of a warm-up is 0.
+            # Weights of z in y, and in the next x; at the first rate of a warm-up, 0, both stay where they are.
             share = alpha / group["total"] if group["total"] else 0.0
             ahead = group["total"] + group["alpha"]
             for x in group["params"]:
