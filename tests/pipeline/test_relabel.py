@@ -12,7 +12,7 @@ import torch
 from slimepo.data.chat import chat_format
 from slimepo.data.render import encode_prompt
 from slimepo.onpolicy.dual import solve_dual
-from slimepo.pipeline.relabel import Answered, labelled, read_answers, scores
+from slimepo.pipeline.relabel import Answered, labelled, log_probs, log_ratios, read_answers
 from tests.command import Done, slimepo
 from tests.tiny import letter_tokenizer, tiny_model
 
@@ -86,7 +86,7 @@ def test_pecan_scores_are_log_ratios_of_whole_answers(tmp_path: Path) -> None:
     (tmp_path / "answers.jsonl").write_text(json.dumps(row) + "\n")
     answered, _ = read_answers(tmp_path / "answers.jsonl")
     names = [str(tmp_path / f"model-{seed}") for seed in (0, 1)]
-    (found,) = scores("pecan", names[1], names[0], answered, 0.5, tmp_path)
+    (found,) = log_ratios(names[1], log_probs(names[0], answered), answered, 0.5)
     start = encode_prompt(chat_format(tokenizer), answered[0].prompt)
     for text, score in zip(row["answers"], found, strict=True):
         said = tokenizer.convert_tokens_to_ids([*text, "<end>"])

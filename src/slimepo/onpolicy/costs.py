@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from slimepo.onpolicy.advantages import Array
-from slimepo.onpolicy.rollouts import Rollout
+from slimepo.onpolicy.rollouts import Rollout, by_rollout
 from slimepo.onpolicy.settings import Cost
 
 
@@ -58,8 +58,7 @@ def mean_cost(rollouts: Sequence[Sequence[float]]) -> float:
 
 def costs_of(lines: Sequence[Mapping[str, Any]], steps: int) -> list[list[float]]:
     """The costs of each rollout of a file's lines, in their order; each is learnt from in so many steps."""
-    grouped = itertools.groupby(lines, lambda line: (line["step"] - 1) // steps)
     return [
         [value for line in of_rollout for value in line.get("costs", []) if value is not None]
-        for _, of_rollout in grouped
+        for of_rollout in by_rollout(lines, steps)
     ]

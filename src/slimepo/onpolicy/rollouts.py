@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -314,6 +314,12 @@ def figures(rollout: Rollout, rows: Sequence[Row], pairs: bool) -> dict[str, flo
             "preferred": _mean(won[~np.isnan(won)]),
         }
     return found | ({"sampled/pairs": len(rows) / max(len(rollout.prompts), 1)} if pairs else {})
+
+
+def by_rollout(lines: Sequence[Mapping[str, Any]], steps: int) -> list[list[Mapping[str, Any]]]:
+    """Lines of `rollouts.jsonl` by their rollout, in their order; each rollout is learnt from in so many steps."""
+    grouped = itertools.groupby(lines, lambda line: (line["step"] - 1) // steps)
+    return [list(of_rollout) for _, of_rollout in grouped]
 
 
 def records(rollout: Rollout, step: int) -> list[dict[str, Any]]:

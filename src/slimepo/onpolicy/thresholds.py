@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from slimepo.onpolicy.rollouts import by_rollout
 from slimepo.onpolicy.settings import Admission
 
 Array = NDArray[np.float64]
@@ -79,8 +80,7 @@ def tried(lines: Sequence[Mapping[str, Any]], settings: Admission) -> Tried:
 
 def all_tried(lines: Sequence[Mapping[str, Any]], settings: Admission, steps: int) -> list[Tried]:
     """The rollouts of a file's lines, in their order; each is learnt from in so many steps."""
-    grouped = itertools.groupby(lines, lambda line: (line["step"] - 1) // steps)
-    return [tried(list(of_rollout), settings) for _, of_rollout in grouped]
+    return [tried(of_rollout, settings) for of_rollout in by_rollout(lines, steps)]
 
 
 def next_threshold(history: Sequence[Tried], settings: Admission) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 from slimepo.data.files import BadRow, file_rows
 from slimepo.data.messages import MalformedRow, as_turns
 from slimepo.errors import InputError
+from slimepo.files import write_json_lines
 from slimepo.onpolicy.dual import Array, Dual, preferred, solve_dual
 from slimepo.onpolicy.rewards import Prompt, Rewarder
 from slimepo.pipeline.rewards import check_rewards, make_rewards
@@ -98,21 +99,22 @@ def check_scores(
         model_chat(name)
 
 
-def scores(
-    method: Method, name: str, reference: str | None, answered: Sequence[Answered], beta: float, folder: Path
-) -> list[Array]:
-    """What `name` says of each answer: a column of numbers, a reward, or (PeCAN) beta times a model's log-ratio."""
-    if method == "pecan":
-        assert reference is not None
-        aligned, plain = (_log_probs(model, answered) for model in (name, reference))
-        # The label's logit has this beta, which the paper's code leaves out of it.
-        return [beta * (now - then) for now, then in zip(aligned, plain, strict=True)]
+def scores(name: str, answered: Sequence[Answered], folder: Path) -> list[Array]:
+    """What `name` says of each answer, for MoCAN: a column of numbers, or a reward."""
     if name in answered[0].row:
         return [_column(name, each) for each in answered]
     rewards = make_rewards({name: 1.0}, RunTasks([], [], _no_checker, 0, 0), folder)
     prompts = [Prompt(each.place, each.prompt, each.row, []) for each in answered]
     rewarder = Rewarder(rewards, way_out="mend the reward, and run this again")
     return [np.array(found) for found, _, _ in rewarder.of_all(prompts, [each.answers for each in answered])]
+
+
+def log_ratios(
+    name: str, reference: Sequence[Array], answered: Sequence[Answered], beta: float
+) -> list[Array]:
+    """What the model `name` says of each answer, for PeCAN: beta times its log-ratio to the reference's log-probs."""
+    # The label's logit has this beta, which the paper's code leaves out of it.
+    return [beta * (now - then) for now, then in zip(log_probs(name, answered), reference, strict=True)]
 
 
 def _no_checker(task: Any, text: str) -> Verdict:
@@ -130,7 +132,7 @@ def _column(name: str, of: Answered) -> Array:
     return numbers
 
 
-def _log_probs(model: str, answered: Sequence[Answered]) -> list[Array]:
+def log_probs(model: str, answered: Sequence[Answered]) -> list[Array]:
     """The log-prob in nats of each answer under a model."""
     from slimepo.model.chat import answer_logps
 
@@ -215,8 +217,6 @@ def relabel(
     Raises:
         InputError: wrong input of any kind, or a bound that is out of reach.
     """
-    from slimepo.files import write_json_lines
-
     if len(constraints) != len(bounds):
         raise InputError(
             f"{len(constraints)} of --constraint and {len(bounds)} of --bound: give each its bound"
@@ -233,10 +233,12 @@ def relabel(
             f"as few as {fewest} answers a prompt: below about {ENOUGH} the bound costs more than it has to",
             highlight=False,
         )
-    of_reward = scores(method, reward, reference, answered, beta, to.parent)
-    of_each = [scores(method, name, reference, answered, beta, to.parent) for name in constraints]
-    if method == "pecan":
+    if reference is not None:
+        plain = log_probs(reference, answered)
+        of_reward, *of_each = (log_ratios(name, plain, answered, beta) for name in (reward, *constraints))
         of_each = [[g - g.mean() for g in of_one] for of_one in of_each]
+    else:
+        of_reward, *of_each = (scores(name, answered, to.parent) for name in (reward, *constraints))
     together = [np.stack(of_prompt) for of_prompt in zip(*of_each, strict=True)]
     dual = solve_dual(of_reward, together, bounds, beta, constraints)
     rows = labelled(answered, of_reward, together, dual, pairs=pairs, seed=seed)
