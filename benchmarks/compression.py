@@ -25,7 +25,7 @@ from slimepo.model.chat import load_chat_model
 from slimepo.model.compress import Compression, compress
 from slimepo.model.logps import install_logps
 from slimepo.model.score import score_pairs
-from slimepo.pipeline.pairs import read_pairs
+from slimepo.pipeline.pairs.make import read_pairs
 from slimepo.pipeline.recipe.read import load_recipe
 from slimepo.pipeline.tasks import answer_tasks, load_tasks, measure
 from slimepo.terminal import make_console

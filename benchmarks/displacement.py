@@ -27,7 +27,7 @@ from slimepo.means import mean_of
 from slimepo.model.load import load_model
 from slimepo.model.logps import install_logps
 from slimepo.model.score import score_pairs
-from slimepo.pipeline.pairs import read_pairs
+from slimepo.pipeline.pairs.make import read_pairs
 from slimepo.plan.displacement import forecast
 from slimepo.settings import read_mapping
 

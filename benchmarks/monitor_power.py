@@ -32,7 +32,7 @@ from slimepo.model.score import score_pairs
 from slimepo.monitor.displacement import fall
 from slimepo.monitor.settings import MonitorSettings, look_steps
 from slimepo.monitor.verdicts import judge_pairs
-from slimepo.pipeline.pairs import read_pairs
+from slimepo.pipeline.pairs.make import read_pairs
 from slimepo.pipeline.run import run_recipe, runs_of
 from slimepo.playground.quickstart import load_quickstart
 from slimepo.terminal import make_console

@@ -27,8 +27,8 @@ from slimepo.model.chat import ChatModel, load_chat_model
 from slimepo.model.generate import completion_text, generate
 from slimepo.model.score import score_pairs
 from slimepo.onpolicy.dual import solve_dual
-from slimepo.pipeline.pairs import read_pairs
-from slimepo.pipeline.relabel import Answered, labelled
+from slimepo.pipeline.pairs.make import read_pairs
+from slimepo.pipeline.pairs.relabel import Answered, labelled
 from slimepo.pipeline.tasks import Task, read_tasks
 from slimepo.plan.select import select, signal_to_curvature
 from slimepo.playground.tasks import judge

@@ -145,7 +145,7 @@ def cells_of(path: Path, *overrides: str, world: bool = False) -> dict[str, Any]
 
     sweep = load_sweep(path, overrides, world=world)
     if sweep.recipe in WORLDS:
-        base, _ = sweep_base(Path("out"), sweep.overrides, online=sweep.recipe == "world/online")
+        base, _ = sweep_base(Path("out"), sweep.overrides, kind=sweep.recipe.partition("/")[2])
     else:
         base = read_mapping(sweep.recipe, "recipe")
         for key, value in sweep.overrides.items():

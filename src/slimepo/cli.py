@@ -115,7 +115,7 @@ def sweep(
     if loaded.recipe in WORLDS:
         from slimepo.playground.quickstart import sweep_base
 
-        base, prepare = sweep_base(out, loaded.overrides, online=loaded.recipe != "world")
+        base, prepare = sweep_base(out, loaded.overrides, kind=loaded.recipe.partition("/")[2])
         run_sweep(
             loaded, base | ({"smoke": True} if smoke else {}), out, _console(), jobs=jobs, prepare=prepare
         )

@@ -270,7 +270,7 @@ def relabel(
     """Pairs of a model's own answers, labelled so that DPO on them raises a reward and keeps constraints."""
     from slimepo.files import refuse_folder
     from slimepo.losses.common import check_number
-    from slimepo.pipeline.relabel import relabel as write_pairs
+    from slimepo.pipeline.pairs.relabel import relabel as write_pairs
     from slimepo.terminal import make_console
 
     refuse_folder(out)

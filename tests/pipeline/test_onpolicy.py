@@ -1,6 +1,7 @@
 """Stages that sample their own answers, rounds of them, and pairs made without training."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from slimepo.model.generate import Completion
 from slimepo.onpolicy.rewards import Prompt, Rewarder
 from slimepo.pipeline.certify import certify_recipe
 from slimepo.pipeline.heldout import AnswersByStep
-from slimepo.pipeline.pairs import KEPT, rewarded_pairs
+from slimepo.pipeline.pairs.make import rewarded_pairs, sample_rewards
 from slimepo.pipeline.recipe.read import make_recipe
+from slimepo.pipeline.recipe.sections import Pairs
 from slimepo.pipeline.rewards import check_rewards, make_rewards, reward_weights
 from slimepo.pipeline.run import run_recipe
 from slimepo.pipeline.tasks import RunTasks, Task
@@ -212,41 +214,51 @@ def test_pairs_are_made_without_training(
     assert not (tmp_path / "run" / "slime").exists()
 
 
-def test_pairs_whose_reward_fails_say_that_the_samples_are_kept() -> None:
-    def raises(*_: Any) -> list[float]:
-        raise KeyError("gold")
-
-    rewarder = Rewarder({"own": (raises, 1.0)}, way_out=KEPT)
-    with pytest.raises(InputError, match="fails on row t0: KeyError: 'gold'; the samples are kept"):
-        rewarded_pairs(TASKS, [["a", "b"]] * 4, rewarder)
-
-
 TASKS = [Task(f"t{i}", [{"role": "user", "content": "?"}], {"answer": "2"}) for i in range(4)]
 OF_RUN = RunTasks(TASKS, [], lambda task, text: Verdict(text == task.gold, True), 8, 8)
 
 
-def test_the_best_sample_is_set_against_the_worst() -> None:
-    def length(prompt: Any, completions: Any, row: Any) -> list[float]:
-        return [float(len(text)) for text in completions]
+def test_pairs_whose_reward_fails_say_that_the_samples_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def fails(prompt, completions, row):\n    raise KeyError('gold')\n")
+    rewards = sample_rewards(Pairs(reward=f"{tmp_path}/own.py:fails"), OF_RUN, tmp_path)
+    with pytest.raises(InputError, match="fails on row t0: KeyError: 'gold'; the samples are kept"):
+        rewards(TASKS, [["a", "b"]] * 4)
 
+
+def test_empty_samples_have_no_reward_and_are_not_shown_to_it(tmp_path: Path) -> None:
+    code = "def count(prompt, texts, row):\n    assert all(texts)\n    return [len(text) for text in texts]\n"
+    (tmp_path / "own.py").write_text(code)
+    rewards = sample_rewards(Pairs(reward=f"{tmp_path}/own.py:count"), OF_RUN, tmp_path)
+    found = rewards(TASKS, [["aa", "", "a"], ["", ""], [], ["bbb"]])
+    assert str(found) == "[[2.0, nan, 1.0], [nan, nan], [], [3.0]]"
+
+
+def test_the_best_sample_is_set_against_the_worst() -> None:
+    nan = math.nan
     samples = [["aa", "a", "aaa", "b"], ["a", "b"], ["", ""], []]
-    pairs, counts = rewarded_pairs(TASKS, samples, Rewarder({"length": (length, 1.0)}))
-    assert [(pair.chosen, pair.rejected) for pair in pairs] == [("aaa", "a")]
+    pairs, counts = rewarded_pairs(TASKS, samples, [[2.0, 1.0, 3.0, 1.0], [1.0, 1.0], [nan, nan], []])
+    assert [(pair.chosen, pair.rejected, pair.rewards) for pair in pairs] == [("aaa", "a", (3.0, 1.0))]
     assert counts == {
         "tasks": 4, "pairs": 1, "dropped: equal rewards": 1, "dropped: identical answers": 0, "dropped: no sample": 2,
     }  # fmt: skip
 
 
 def test_answers_that_are_all_the_same_are_counted_apart_from_ties() -> None:
-    def by_place(prompt: Any, completions: Any, row: Any) -> list[float]:
-        return [float(place % 2) for place in range(len(completions))]
-
     samples = [["a", "a"], ["a", "b", "a"], ["a", "b"], ["b"]]
-    rewarder = Rewarder({"place": (by_place, 1.0)})
-    pairs, counts = rewarded_pairs(TASKS, samples, rewarder)
+    pairs, counts = rewarded_pairs(TASKS, samples, [[0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 1.0], [0.0]])
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [("b", "a")] * 2
     assert counts["dropped: identical answers"] == 2
     assert counts["dropped: equal rewards"] == 0
+
+
+def test_kept_samples_are_spread_over_the_ranks_and_each_gives_a_pair_with_the_best() -> None:
+    """Nine costs, four kept: ranks 0, 3, 5 and 8. What ties with the best gives no pair."""
+    costs = [10.0, 12.0, 11.0, 18.0, 13.0, 14.0, 15.0, 16.0, 17.0]
+    texts = [f"{cost:g}" for cost in costs]
+    pairs, _ = rewarded_pairs(TASKS[:1], [texts], [[-cost for cost in costs]], keep=4)
+    assert [(pair.chosen, pair.rejected) for pair in pairs] == [("10", "13"), ("10", "15"), ("10", "18")]
+    tied, _ = rewarded_pairs(TASKS[:1], [["a", "b", "c"]], [[-1.0, -1.0 - 1e-12, -2.0]], keep=3)
+    assert [(pair.chosen, pair.rejected) for pair in tied] == [("a", "c")]
 
 
 def test_the_checker_and_math_verify_are_rewards(tmp_path: Path) -> None:

@@ -7,15 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimepo.playground.families import Task
-from slimepo.playground.tasks import FAMILIES, check, make_task, malformed, slip
+from slimepo.playground.tasks import FAMILIES, USUAL, check, make_task, malformed, slip
 from slimepo.types import Verdict
 
 seeds = st.integers(min_value=0, max_value=2**32)
 families = st.sampled_from(sorted(FAMILIES))
 
 
-def test_there_are_a_dozen_families() -> None:
-    assert len(FAMILIES) == 12
+def test_there_are_a_dozen_families_and_the_tours() -> None:
+    assert len(USUAL) == 12
+    assert set(FAMILIES) == {*USUAL, "tours"}
 
 
 @settings(max_examples=300, deadline=None)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from slimepo.playground.tasks import FAMILIES, make_task, malformed, slip
+from slimepo.playground.tasks import FAMILIES, USUAL, make_task, malformed, slip
 from slimepo.playground.tokenizer import CHARACTERS, SPECIAL_TOKENS, build_tokenizer, vocabulary
 
 
@@ -50,7 +50,7 @@ def test_template_words_are_one_token_and_the_rest_is_spelt(tokenizer: PreTraine
     assert symbols(tokenizer, "Reverse the word ox.") == ["Reverse", " the", " word", " ", "o", "x", "."]
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", sorted(USUAL))
 def test_no_wording_is_spelt(tokenizer: PreTrainedTokenizerFast, family: str) -> None:
     for template in FAMILIES[family].templates:
         fixed = template.replace("{", "").replace("}", "")

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimepo.errors import InputError
-from slimepo.playground.tasks import FAMILIES, check
+from slimepo.playground.tasks import USUAL, check
 from slimepo.playground.world import demonstrations, make_tasks
 
 
 def test_families_are_as_even_as_they_divide() -> None:
     counts = Counter(task.family for task in make_tasks(125, seed=0))
-    assert set(counts) == set(FAMILIES)
+    assert set(counts) == set(USUAL)
     assert max(counts.values()) - min(counts.values()) == 1
 
 

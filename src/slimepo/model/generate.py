@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from slimepo.errors import InputError
+from slimepo.model.grammar import Constraint, everything, masked
 from slimepo.model.modes import Forward, scoring
 
 # Dropping rows copies the cache, so it waits until a good part of the batch has nothing more to say.
@@ -80,6 +81,7 @@ def generate(
     batch_rows: int = 256,
     entropy: bool = False,
     mixture: Mixture | None = None,
+    constraints: Sequence[Callable[[], Constraint]] | None = None,
     progress: Callable[[int], None] | None = None,
     done: Collection[int] = (),
     finished: Callable[[Sequence[int], Sequence[Sequence[Completion]]], None] | None = None,
@@ -95,7 +97,9 @@ def generate(
     seed: one for all prompts, or one for each.
     mixture: draw from the geometric mixture of the model and another one, token by token; with a share of 1 from that
     one alone.
-    entropy: keep how uncertain the model was, whatever temperature and top_p drew from it.
+    constraints: for each prompt what makes the constraint of one of its answers (see `slimepo.model.grammar`); tokens
+    that it does not allow are left out before temperature and top_p.
+    entropy: keep how uncertain the model was, whatever temperature, top_p and constraints drew from it.
     progress: called with the number of prompts that a finished batch held.
     finished: called with the places of a finished batch's prompts and their completions, so that these can be kept;
     done: places of prompts whose completions were kept by a run that was cut short. Batches that hold only such are
@@ -135,7 +139,8 @@ def generate(
             draws = [
                 _draws(seeds[i], prompts[i], number, max_new_tokens) for i in drawn for number in numbers[i]
             ]
-            rows = _complete(spoken, [prompts[index] for index in batch], settings, draws)
+            made = [constraints[i]() for i in batch for _ in range(samples)] if constraints else []
+            rows = _complete(spoken, [prompts[index] for index in batch], settings, draws, made)
             for place, index in enumerate(batch):
                 completions[index] = rows[place * samples : (place + 1) * samples]
             if finished is not None:
@@ -196,9 +201,16 @@ def _draws(seed: int, prompt: Sequence[int], number: int, steps: int) -> np.ndar
 
 
 def _complete(
-    model: Any, prompts: Sequence[Sequence[int]], settings: _Settings, draws: Sequence[np.ndarray]
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: _Settings,
+    draws: Sequence[np.ndarray],
+    constraints: Sequence[Constraint],
 ) -> list[Completion]:
-    """`samples` completions a prompt, side by side; `draws` has one array a completion, none where greedy."""
+    """`samples` completions a prompt, side by side; `draws` has one array a completion, none where greedy.
+
+    constraints: one a completion, or none at all.
+    """
     device, limit = settings.end_ids.device, settings.max_new_tokens
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     longest = max(map(len, prompts))
@@ -222,7 +234,16 @@ def _complete(
     done = torch.zeros(len(logits), dtype=torch.bool, device=device)
     droppable = _selectable(cache)
     for step in range(limit):
-        chosen = _choose(logits, settings, None if uniform is None else uniform[rows, step])
+        going = [at for at, ended in enumerate(done.tolist()) if not ended] if constraints else []
+        cut = logits
+        if constraints:
+            bits = everything(*logits.shape)
+            for at in going:
+                bits[at] = constraints[int(rows[at])].allowed()
+            cut = masked(logits, bits)
+        chosen = _choose(cut, settings, None if uniform is None else uniform[rows, step])
+        for at in going:
+            chosen[at] = constraints[int(rows[at])].take(int(chosen[at]), limit - step - 1)
         tokens[rows, step] = chosen.masked_fill(done, -1)
         if entropy is not None:
             of_rows = torch.special.entr(logits.float().softmax(dim=-1)).sum(dim=-1)

@@ -20,7 +20,7 @@ from slimepo.errors import InputError
 from slimepo.files import is_main_process, write_json
 from slimepo.onpolicy.rewards import Prompt
 from slimepo.parallel.agree import each_its_share
-from slimepo.pipeline.pairs import read_pairs
+from slimepo.pipeline.pairs.make import read_pairs
 from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.pipeline.recipe.sections import Data, Stage
 from slimepo.pipeline.tasks import RunTasks, prompt_ids
@@ -129,8 +129,9 @@ def stage_rows(
     if stage.rollouts is not None:
         train_rows = []
     elif stage.part in recipe.pairs:
-        train_rows = read_pairs(out / stage.part / "train.jsonl")
-        heldout_rows = read_pairs(out / stage.part / "heldout.jsonl") or heldout_rows
+        by_cost = "weight" in objective.asks
+        train_rows = read_pairs(out / stage.part / "train.jsonl", by_cost=by_cost)
+        heldout_rows = read_pairs(out / stage.part / "heldout.jsonl", by_cost=by_cost) or heldout_rows
         # What the model itself has written may hold any token, and is to be learnt from as it is.
         chat = replace(chat, marks=None)
     train: Sequence[Row] | Sequence[Prompt]

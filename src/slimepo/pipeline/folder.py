@@ -41,6 +41,8 @@ _TELLS_ONLY = (
     "logging_", "log_level", "log_on", "report_to", "run_name", "project", "trackio_", "save_", "push_to_hub", "hub_",
     "disable_tqdm", "certificate",
 )  # fmt: skip
+# Keys that earlier versions did not have, with what stands for that: left out, so that runs of these can go on.
+_SINCE = {"grammar": None, "repair": None, "cost": None, "keep": 2, "most": None}
 # package.module:function or file.py:function
 _FUNCTION = re.compile(r"[^\s:]*(\.py|\.\w+|^\w+):[A-Za-z_]\w*")
 # What a run goes on from: stages that are done, checkpoints, samples for pairs.
@@ -195,11 +197,12 @@ def made_from(recipe: Recipe, name: str) -> dict[str, Any]:
         "tasks",
     )
     found: dict[str, Any] = {key: values[key] for key in common}
+    found["tasks"] = values["tasks"] and _without_new(values["tasks"])
     if recipe.between_stages != "merge":
         found["between_stages"] = recipe.between_stages
     if name in recipe.pairs:
         asked = values["pairs"][name]
-        found |= {"pairs": asked}
+        found |= {"pairs": _without_new(asked)}
         found |= {"sampled": made_from(recipe, asked["model"])["stage"]} if asked["model"] else {}
     else:
         stage = next(stage for stage in recipe.stages if stage.name == name)
@@ -223,6 +226,10 @@ def made_from(recipe: Recipe, name: str) -> dict[str, Any]:
     # As it comes back from its file.
     plain: dict[str, Any] = json.loads(json.dumps(redacted(found), default=str))
     return plain
+
+
+def _without_new(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key not in _SINCE or value != _SINCE[key]}
 
 
 def _own_functions(values: Any) -> list[str]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from slimepo.pipeline.recipe.sections import Stage
 
 CHECKER, MATH, MODEL, JUDGE = "checker", "math", "model:", "judge:"
+# Of `pairs` alone: the tasks' cost, with a minus.
+COST = "cost"
 
 # What a judge is asked; the answer is the last thing that it reads, so that it can give no orders behind it.
 _QUESTION = """Rate the assistant's last reply in the conversation below from 1 (useless) to 10 (it could not be \
@@ -72,6 +74,10 @@ def check_rewards(weights: Mapping[str, float], has_checker: bool, what: str = "
         if name == CHECKER and not has_checker:
             raise InputError(
                 f"{what} 'checker': the recipe's tasks have none: give tasks.checker, or another {what}"
+            )
+        elif name == COST:
+            raise InputError(
+                f"{what} 'cost' ranks the samples of pairs, and stands there alone: pairs.NAME.reward=cost"
             )
         elif name == MATH and find_spec("math_verify") is None:
             raise InputError(f"{what} 'math' needs math-verify: pip install 'slimepo[math]'")

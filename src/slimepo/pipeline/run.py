@@ -17,6 +17,7 @@ from slimepo.data.chat import chat_format
 from slimepo.data.render import ChatFormat
 from slimepo.errors import InputError, NonFiniteLossError, Preempted, ResourceError, failure
 from slimepo.files import is_main_process, read_json, write_json, write_text
+from slimepo.losses import find_objective
 from slimepo.model.load import load_config, random_config
 from slimepo.model.quantize import refuse_no_bitsandbytes
 from slimepo.model.sizes import parameters_of
@@ -32,14 +33,14 @@ from slimepo.pipeline.folder import (
     record_settings,
     stage_result,
 )
-from slimepo.pipeline.pairs import make_pairs
+from slimepo.pipeline.pairs.make import make_pairs
 from slimepo.pipeline.recipe.arguments import stage_arguments
 from slimepo.pipeline.recipe.read import load_recipe
 from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.pipeline.recipe.sections import RandomModel, Stage
 from slimepo.pipeline.remote.push import check_push_of, push_run
 from slimepo.pipeline.remote.standin import with_stand_ins
-from slimepo.pipeline.rewards import check_rewards, reward_weights
+from slimepo.pipeline.rewards import COST, check_rewards, reward_weights
 from slimepo.pipeline.stage import run_stage
 from slimepo.pipeline.start import exported_model, stage_base
 from slimepo.pipeline.tasks import RunTasks, load_tasks
@@ -156,7 +157,7 @@ def only_pairs(recipe: Recipe, out: Path, console: Console) -> list[Path]:
         check_folder(recipe, out, restart=False)
         claim_folder(recipe, out, {**(read_json(out / "data.json") or {}), "tasks": tasks.facts}, console)
         for name, made in recipe.pairs.items():
-            if made.reward is not None:
+            if made.reward not in (None, COST):
                 check_rewards(reward_weights(made.reward), bool(recipe.tasks and recipe.tasks.checker))
             if made.model is not None and read_json(out / made.model / "stage.json") is None:
                 console.print(f"{name}: left out, for stage {made.model} is not done")
@@ -198,7 +199,12 @@ def _run_stages(
         made = asked.reward if asked else None
         if asked and asked.engine.startswith("http") and not recipe.smoke:
             check_server(asked.rollouts)
-        if stage.rollouts is not None or made is not None:
+        if asked and made != COST and "weight" in find_objective(stage.loss).asks:
+            raise InputError(
+                f"stage {stage.name!r}: {stage.loss} weighs pairs by their costs, and pairs {stage.part!r} have none: "
+                f"give tasks.cost and pairs.{stage.part}.reward=cost"
+            )
+        if stage.rollouts is not None or made not in (None, COST):
             given = stage.reward if made is None else made
             check_rewards(reward_weights(given), bool(recipe.tasks and recipe.tasks.checker))
         if stage.rollouts is not None and stage.rollouts.cost is not None:

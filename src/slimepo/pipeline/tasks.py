@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
+import numbers
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from slimepo.data.files import BadRow, file_rows
@@ -16,6 +19,7 @@ from slimepo.data.render import ChatFormat, RowRefused, encode_prompt
 from slimepo.errors import InputError
 from slimepo.imports import find_function
 from slimepo.types import Message, Verdict
+from slimepo.words import first_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,30 +54,46 @@ class Task:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said to a task, judged; `text` is without the end token, `tokens` with it."""
+    """What a model said to a task, judged; `text` is without the end token, `tokens` with it.
+
+    `repaired`: whether the tasks' repair has changed it, None where they have none. `cost`: of a valid answer, where
+    tasks have costs.
+    """
 
     text: str
     finished: bool
     tokens: int
     verdict: Verdict
+    repaired: bool | None = None
+    cost: float | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it can be used as it is: it ended by itself, or went through a repair."""
+        return self.finished or self.repaired is not None
 
 
 @dataclass(frozen=True)
 class RunTasks:
-    """The tasks of a run, and the function that judges an answer to one of them."""
+    """The tasks of a run, the function that judges an answer to one of them, and what else they have (see `Tasks`)."""
 
     train: list[Task]
     heldout: list[Task]
     check: Callable[[Task, str], Verdict]
     max_new_tokens: int
     batch_rows: int
+    grammar: Callable[[Task], str] | None = None
+    repair: Callable[[Task, str], str] | None = None
+    cost: Callable[[Task, str], float] | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
         """Counts and fingerprints, so that a run does not go on with other tasks."""
         facts = {}
         for name, tasks in {"train": self.train, "heldout": self.heldout}.items():
-            rows = json.dumps([each.row for each in tasks], sort_keys=True, default=str, ensure_ascii=False)
+            shown = [each.row for each in tasks]
+            shown += [{"grammar": self.grammar(each)} for each in tasks] if self.grammar else []
+            rows = json.dumps(shown, sort_keys=True, default=str, ensure_ascii=False)
             digest = hashlib.blake2b(rows.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
             facts[name] = {"rows": len(tasks), "fingerprint": digest}
         return facts
@@ -98,7 +118,19 @@ def load_tasks(recipe: Recipe) -> RunTasks | None:
     if asked.checker:
         check(first, first.gold or "")
     tokens = min(asked.max_new_tokens, SMOKE_TOKENS) if recipe.smoke else asked.max_new_tokens
-    return RunTasks(train, heldout, check, tokens, asked.batch_rows)
+    grammar = _grammar(asked.grammar, recipe) if asked.grammar else None
+    repair = _of_task(asked.repair, "repair", _is_text, "a text") if asked.repair else None
+    cost = _of_task(asked.cost, "cost", _is_cost, "a number above 0") if asked.cost else None
+    if grammar is not None:
+        from slimepo.model.grammar import check_installed
+
+        check_installed()
+        grammar(first)
+    if repair is not None:
+        repair(first, first.gold or "")
+    if cost is not None and first.gold is not None and check(first, first.gold).valid:
+        cost(first, first.gold)
+    return RunTasks(train, heldout, check, tokens, asked.batch_rows, grammar, repair, cost)
 
 
 def read_tasks(path: str, limit: int | None = None) -> list[Task]:
@@ -141,6 +173,30 @@ def prompt_ids(tasks: Sequence[Task], chat: ChatFormat) -> list[list[int]]:
     return ids
 
 
+def constraints(
+    of: RunTasks, tasks: Sequence[Task], model: Any, tokenizer: Any, end_token_ids: Collection[int]
+) -> list[Callable[[], Any]] | None:
+    """What makes a constraint for an answer to each task, as `generate` takes it; None where no grammar is asked for.
+
+    Raises:
+        InputError: a task's grammar cannot be read.
+    """
+    if of.grammar is None:
+        return None
+    from slimepo.model.grammar import Grammars
+
+    grammars = Grammars(tokenizer, model.config.get_text_config().vocab_size, end_token_ids)
+    made: dict[str, Callable[[], Any]] = {}
+    for task in tasks:
+        text = of.grammar(task)
+        if text not in made:
+            try:
+                made[text] = grammars(text)
+            except InputError as error:
+                raise InputError(f"task {task.id}: {error}") from error
+    return [made[of.grammar(task)] for task in tasks]
+
+
 def answer_tasks(
     model: Any, tasks: RunTasks, chat: ChatFormat, end_token_ids: Collection[int], console: Console, what: str
 ) -> list[Answer]:
@@ -162,28 +218,39 @@ def answer_tasks(
             end_token_ids=end_token_ids,
             max_new_tokens=tasks.max_new_tokens,
             batch_rows=tasks.batch_rows,
+            constraints=constraints(tasks, tasks.heldout, model, chat.tokenizer, end_token_ids),
             progress=progress,
         )
     answers = []
     for task, (completion,) in zip(tasks.heldout, completions, strict=True):
-        text = completion_text(chat.tokenizer, completion)
+        said = completion_text(chat.tokenizer, completion)
+        text = said if tasks.repair is None else tasks.repair(task, said)
         verdict = tasks.check(task, text)
-        answers.append(Answer(text, completion.finished, len(completion.token_ids), verdict))
+        repaired = None if tasks.repair is None else text != said
+        cost = tasks.cost(task, text) if tasks.cost is not None and verdict.valid else None
+        answers.append(Answer(text, completion.finished, len(completion.token_ids), verdict, repaired, cost))
     return answers
 
 
 def measure(tasks: Sequence[Task], answers: Sequence[Answer]) -> dict[str, float]:
     """Figures of one answer a task, as shares of the tasks.
 
-    exact_match: right and finished. format_valid: in the asked form and finished. end_rate: finished. repetition:
-    answers that loop (see `loops`), where the tasks have right answers. exact_match/FAMILY: of one family.
+    exact_match: right and finished, or repaired. format_valid: in the asked form and finished, or repaired. end_rate:
+    finished by themselves. repaired: changed by the tasks' repair. cost: mean of the valid answers, where tasks have
+    costs. repetition: answers that loop (see `loops`), where the tasks have right answers. exact_match/FAMILY: of one
+    family.
     """
-    right = [answer.verdict.correct and answer.finished for answer in answers]
+    right = [answer.verdict.correct and answer.whole for answer in answers]
     figures = {
         "exact_match": _share(right),
-        "format_valid": _share([answer.verdict.valid and answer.finished for answer in answers]),
+        "format_valid": _share([answer.verdict.valid and answer.whole for answer in answers]),
         "end_rate": _share([answer.finished for answer in answers]),
     }
+    if any(answer.repaired is not None for answer in answers):
+        figures["repaired"] = _share([bool(answer.repaired) for answer in answers])
+    costs = [answer.cost for answer in answers if answer.cost is not None]
+    if costs:
+        figures["cost"] = fmean(costs)
     golden = [(task.gold, answer.text) for task, answer in zip(tasks, answers, strict=True)]
     if all(gold is not None for gold, _ in golden):
         figures["repetition"] = _share([loops(text, gold or "") for gold, text in golden])
@@ -232,6 +299,44 @@ def _checker(name: str) -> Callable[[Task, str], Verdict]:
         return verdict
 
     return check
+
+
+def _grammar(name: str, recipe: Recipe) -> Callable[[Task], str]:
+    """The grammar of each task: that of a file, or what the user's own function says."""
+    if not name.endswith(".ebnf"):
+        return _of_task(name, "grammar", _is_text, "a text")
+    try:
+        text = Path(recipe.path(name)).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"tasks.grammar {name}: {getattr(error, 'strerror', None) or error}") from error
+    return lambda task: text
+
+
+def _is_text(found: Any) -> bool:
+    return isinstance(found, str)
+
+
+def _is_cost(found: Any) -> bool:
+    return isinstance(found, numbers.Real) and not isinstance(found, bool) and 0 < float(found) < math.inf
+
+
+def _of_task(name: str, what: str, fits: Callable[[Any], bool], kind: str) -> Callable[..., Any]:
+    """A function of the user's own of a task's row (and an answer), whose mistakes are told with the task."""
+    function = find_function(name, what)
+
+    def call(task: Task, *answer: str) -> Any:
+        try:
+            found = function(task.row, *answer)
+        except Exception as error:
+            # A user's function can fail in any way.
+            raise InputError(
+                f"{what} {name!r} fails on task {task.id}: {type(error).__name__}: {first_line(error)}"
+            ) from error
+        if not fits(found):
+            raise InputError(f"{what} {name!r} must return {kind}, and gave {found!r} on task {task.id}")
+        return found
+
+    return call
 
 
 def _unchecked(task: Task, text: str) -> Verdict:

@@ -40,7 +40,8 @@ class Family:
 
     `draw` makes a problem. `valid` says whether an answer has the form that the task asks for. `slips` lists
     well-formed wrong answers that are typical here, and `malformed` answers in a wrong form; both may list
-    too much (`slimepo.playground.tasks` keeps what fits), but always something that fits.
+    too much (`slimepo.playground.tasks` keeps what fits), but always something that fits. `right` says whether a
+    valid answer is a right one; by default only the gold answer's own text is.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Family:
     valid: Callable[[Task, str], bool]
     slips: Callable[[Task, Random], list[str]]
     malformed: Callable[[Task, Random], list[str]]
+    right: Callable[[Task, str], bool] = lambda task, answer: answer == task.gold
 
 
 def matches(pattern: str) -> Callable[[Task, str], bool]:

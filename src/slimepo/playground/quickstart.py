@@ -15,6 +15,7 @@ from slimepo.losses import find_objective
 from slimepo.pipeline.folder import begun, mark_folder
 from slimepo.pipeline.recipe.read import make_recipe
 from slimepo.pipeline.recipe.schema import Recipe
+from slimepo.playground.tasks import USUAL
 from slimepo.playground.world import WorldSettings, write_world
 from slimepo.settings import Settings, read_mapping, set_key, set_value, validate
 from slimepo.words import short_number
@@ -22,7 +23,9 @@ from slimepo.words import short_number
 RECIPE = Path(__file__).with_name("quickstart.yaml")
 WORLD = "world"
 # Keys of the file that say which stages there are, and with which seed.
-_OF_OBJECTIVES = ("seed", "learning_rates", "objectives", "online")
+_OF_OBJECTIVES = ("seed", "learning_rates", "objectives")
+# Keys whose own keys replace those above, in a world of that kind.
+ONLINE, TOURS = "online", "tours"
 
 
 class Objective(Settings):
@@ -73,9 +76,10 @@ def write_seed(world: WorldSettings, seed: int, folder: Path, *, keep: bool = Fa
     Raises:
         InputError: another world is there, and is to stay, or a run in it has begun.
     """
-    asked = {"seed": seed, **world.model_dump()}
+    asked = {"seed": seed, **world.model_dump(mode="json")}
     kept = read_json(folder / WORLD / "world.json")
-    if kept == asked:
+    # A world of an earlier version had no families to choose from.
+    if kept is not None and {"families": list(USUAL), **kept} == asked:
         return
     if kept is not None and (keep or any(begun(made) for made in folder.iterdir())):
         raise InputError(
@@ -108,7 +112,7 @@ def load_quickstart(
     Raises:
         InputError: a key, a value, an objective or a hyperparameter is wrong.
     """
-    values = _read(path, online)
+    values = _read(path, ONLINE if online else "")
     listed = values["objectives"]
     values["objectives"] = [entry for entry in listed if not entry.get("on_request")]
     if objectives:
@@ -154,19 +158,21 @@ def load_quickstart(
 
 
 def sweep_base(
-    out: Path, overrides: Mapping[str, Any], *, online: bool = False, path: Path = RECIPE
+    out: Path, overrides: Mapping[str, Any], *, kind: str = "", path: Path = RECIPE
 ) -> tuple[dict[str, Any], Callable[[int], None]]:
     """For a sweep in the world: the keys of a recipe with one stage after SFT, and what writes the world of a seed.
 
-    overrides: keys of the quickstart's file. Worlds lie in `out/world`; runs that go by them in folders beside it.
+    overrides: keys of the quickstart's file; kind: "", online or tours. Worlds lie in `out/world`; runs that go by them
+    in folders beside it.
 
     Raises:
         InputError: a key or a value is wrong, or of no use here.
     """
-    unused = next((key for key in overrides if key.partition(".")[0] in _OF_OBJECTIVES), None)
+    online, left_out = kind == ONLINE, (*_OF_OBJECTIVES, ONLINE, TOURS)
+    unused = next((key for key in overrides if key.partition(".")[0] in left_out), None)
     if unused is not None:
         raise InputError(f"sweep: overrides: {unused!r} is of no use here: arms, seeds and search say that")
-    values = _read(path, online)
+    values = _read(path, kind)
     for key, value in overrides.items():
         set_value(values, key, value)
     settings = validate(Quickstart, values, "quickstart")
@@ -180,11 +186,11 @@ def sweep_base(
     )
 
 
-def _read(path: Path, online: bool) -> dict[str, Any]:
-    """The quickstart's keys, those of `online` set among them where that is asked for."""
+def _read(path: Path, kind: str) -> dict[str, Any]:
+    """The quickstart's keys, those of a `kind` of world set among them where one is asked for."""
     values = read_mapping(path, "recipe")
-    of_online = values.pop("online")
-    for key, value in of_online.items() if online else ():
+    kinds = {name: values.pop(name) for name in (ONLINE, TOURS)}
+    for key, value in kinds.get(kind, {}).items():
         set_value(values, key, value)
     return values
 

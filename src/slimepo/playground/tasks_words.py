@@ -115,6 +115,11 @@ def _is_json(task: Task, answer: str) -> bool:
     return key == task.words[0] and isinstance(value, str)
 
 
+def _right_json(task: Task, answer: str) -> bool:
+    """By value: spaces and escapes do not count."""
+    return bool(json.loads(answer) == json.loads(task.gold))
+
+
 def _slips_json(task: Task, rng: Random) -> list[str]:
     asked = task.words[0]
     right = json.loads(task.gold)[asked]
@@ -154,7 +159,7 @@ def _malformed_repeat(task: Task, rng: Random) -> list[str]:
     return [*wordy(task.gold), other.join([word] * times), word * times, task.gold + separator]
 
 
-# name, templates; draw, valid, slips, malformed
+# name, templates; draw, valid, slips, malformed, and right where a text is not compared
 # fmt: off
 WORD_FAMILIES: tuple[Family, ...] = (
     Family("reverse", ("Reverse {word}.", "Reverse the word {word}.", "Write {word} in reverse."),
@@ -167,7 +172,7 @@ WORD_FAMILIES: tuple[Family, ...] = (
     Family("longest", ("What is the longest of {words}?", "Give the longest word in {words}."),
            _draw_longest, _is_word, _slips_longest, _malformed_word),
     Family("json", ("Give the {key} in JSON: {record}.", "Write the {key} as JSON: {record}."),
-           _draw_json, _is_json, _slips_json, _malformed_json),
+           _draw_json, _is_json, _slips_json, _malformed_json, _right_json),
     Family("repeat", ("Repeat {word} {times} times with {separator}.",
                       "Write {word} {times} times with {separator} between."),
            _draw_repeat, _is_repeat, _slips_repeat, _malformed_repeat),

@@ -7,12 +7,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from slimepo.errors import InputError
 from slimepo.files import write_json_lines
 from slimepo.playground.families import Task
-from slimepo.playground.tasks import FAMILIES, make_task, malformed, slip
+from slimepo.playground.tasks import FAMILIES, USUAL, make_task, malformed, slip
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.settings import Settings
 from slimepo.types import Message, Preference
@@ -23,7 +23,7 @@ _HELDOUT_SEED = 1_000_003
 
 
 class WorldSettings(Settings):
-    """How many tasks, and how noisy the demonstrations are (shares that sum to 1)."""
+    """How many tasks of which families, and how noisy the demonstrations are (shares that sum to 1)."""
 
     demonstrations: int = Field(ge=1)
     preference_prompts: int = Field(ge=1)
@@ -31,6 +31,15 @@ class WorldSettings(Settings):
     right: float = Field(0.45, ge=0, le=1)
     slip: float = Field(0.35, ge=0, le=1)
     malformed: float = Field(0.20, ge=0, le=1)
+    families: tuple[str, ...] = Field(USUAL, min_length=1)
+
+    @field_validator("families")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in FAMILIES:
+                raise ValueError(f"there is no family {name!r}: {', '.join(FAMILIES)}")
+        return tuple(dict.fromkeys(names))
 
 
 def write_world(settings: WorldSettings, seed: int, folder: Path) -> None:
@@ -38,9 +47,10 @@ def write_world(settings: WorldSettings, seed: int, folder: Path) -> None:
 
     No held-out problem is among those trained on, whatever its wording.
     """
-    heldout = make_tasks(settings.heldout_prompts, seed + _HELDOUT_SEED)
+    families = settings.families
+    heldout = make_tasks(settings.heldout_prompts, seed + _HELDOUT_SEED, families=families)
     total = settings.demonstrations + settings.preference_prompts
-    tasks = make_tasks(total, seed, exclude={task.key for task in heldout})
+    tasks = make_tasks(total, seed, exclude={task.key for task in heldout}, families=families)
     demonstrated, compared = tasks[: settings.demonstrations], tasks[settings.demonstrations :]
     shares = {"right": settings.right, "slip_share": settings.slip, "malformed_share": settings.malformed}
     rows = demonstrations(demonstrated, seed, **shares)
@@ -63,7 +73,9 @@ def task_row(task: Task) -> dict[str, Any]:
     }
 
 
-def make_tasks(count: int, seed: int, exclude: Collection[str] = frozenset()) -> list[Task]:
+def make_tasks(
+    count: int, seed: int, exclude: Collection[str] = frozenset(), families: Sequence[str] = USUAL
+) -> list[Task]:
     """`count` tasks in random order, the families as even as they divide, no problem twice.
 
     exclude: keys (`Task.key`) of problems that must not appear, whatever their wording: held-out tasks are
@@ -72,10 +84,9 @@ def make_tasks(count: int, seed: int, exclude: Collection[str] = frozenset()) ->
     """
     seen = set(exclude)
     tasks = []
-    names = list(FAMILIES)
     rng = Random(f"tasks/{seed}")
     for index in range(count):
-        family = names[index % len(names)]
+        family = families[index % len(families)]
         drawn = (make_task(family, rng) for _ in range(_MOST_REDRAWS))
         task = next((task for task in drawn if task.key not in seen), None)
         if task is None:

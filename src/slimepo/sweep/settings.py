@@ -13,8 +13,9 @@ from slimepo.errors import InputError
 from slimepo.settings import Settings, read_mapping, set_key, validate
 from slimepo.words import nearest, short_number
 
-# Words for a recipe that stand for the built-in world: pairs made beforehand, or answers sampled while it trains.
-WORLDS = ("world", "world/online")
+# Words for a recipe that stand for the built-in world: pairs made beforehand, answers sampled while it trains, and
+# shortest round trips with a grammar, a repair and a cost.
+WORLDS = ("world", "world/online", "world/tours")
 
 # Folders beside those of the arms: what these have in common, the runs of the search, the built-in worlds.
 SHARED, SEARCH, WORLD = "shared", "search", "world"
@@ -69,11 +70,11 @@ class Search(Settings):
 class Sweep(Settings):
     """A comparison: every arm sets keys of one stage of a recipe, and is run with every seed.
 
-    `recipe` is a recipe's file, seen from this file, or `world` or `world/online`, the built-in world; `overrides` are
-    set in it first. `stage` is the stage compared (the last one unless given). Keys of an arm are those of the stage,
-    or of the recipe (`data.limit`). `grid` multiplies the arms by all combinations of its values. Stages before the
-    compared one, and pairs, are made once for all arms that have the same. `against` names the arm that the others are
-    compared with, seed by seed; the first one unless given. `measures` are the figures that the table shows.
+    `recipe` is a recipe's file, seen from this file, or `world`, `world/online` or `world/tours`, the built-in world;
+    `overrides` are set in it first. `stage` is the stage compared (the last one unless given). Keys of an arm are those
+    of the stage, or of the recipe (`data.limit`). `grid` multiplies the arms by all combinations of its values. Stages
+    before the compared one, and pairs, are made once for all arms that have the same. `against` names the arm that the
+    others are compared with, seed by seed; the first one unless given. `measures` are the figures that the table shows.
     """
 
     recipe: str

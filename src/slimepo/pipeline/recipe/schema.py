@@ -143,6 +143,31 @@ class Recipe(Settings):
                 raise ValueError(f"evaluate: there is no stage {unknown[0]!r}; there are: {', '.join(names)}")
         return self
 
+    def _pairs_fit(self, name: str, made: Pairs) -> None:
+        if made.reward is None and made.keep > 2:
+            raise ValueError(f"pairs {name!r}: keep ranks samples by a reward: give reward")
+        if made.gold and made.reward is not None:
+            raise ValueError(
+                f"pairs {name!r}: gold is for answers that are right or wrong, and a reward compares samples"
+            )
+        if made.keep > made.per_prompt:
+            raise ValueError(f"pairs {name!r}: keep = {made.keep} samples of per_prompt = {made.per_prompt}")
+        lots, rest = divmod(made.most or 2 * made.per_prompt, made.per_prompt)
+        if made.most is not None and (made.reward is None or lots < 2 or rest):
+            raise ValueError(
+                f"pairs {name!r}: most = {made.most} samples, drawn per_prompt = {made.per_prompt} at a time until two "
+                "reach the best reward: give a reward, and a multiple of per_prompt"
+            )
+        if made.reward == "cost" and not (self.tasks and self.tasks.cost and self.tasks.checker):
+            raise ValueError(
+                f"pairs {name!r}: reward 'cost' is the tasks', of answers that their checker calls valid: give "
+                "tasks.cost and tasks.checker"
+            )
+        if self.tasks and self.tasks.grammar and made.engine != "transformers":
+            raise ValueError(
+                f"pairs {name!r}: tasks.grammar works with engine: transformers, and this is {made.engine!r}"
+            )
+
     @model_validator(mode="after")
     def _model_tasks_and_pairs_fit(self) -> Recipe:
         if isinstance(self.model, RandomModel) and self.tokenizer is None:
@@ -160,9 +185,13 @@ class Recipe(Settings):
         if asking is not None and not (self.tasks and self.tasks.heldout):
             raise ValueError(f"stage {asking!r}: answer_every answers the held-out tasks: give tasks.heldout")
         for name, made in self.pairs.items():
-            if made.gold and made.reward is not None:
+            self._pairs_fit(name, made)
+        for stage in self.stages:
+            shaped = self.tasks and (self.tasks.grammar or self.tasks.repair)
+            if stage.rollouts is not None and shaped:
                 raise ValueError(
-                    f"pairs {name!r}: gold is for answers that are right or wrong, and a reward compares samples"
+                    f"stage {stage.name!r}: rollouts learn from answers as the model gives them, and tasks.grammar or "
+                    "tasks.repair would change these: leave them out, or train on pairs"
                 )
         if self.rounds > 1 and not any(stage.part in self.pairs for stage in self.stages):
             raise ValueError("rounds repeat stages that train on pairs of the run's own samples: give pairs")

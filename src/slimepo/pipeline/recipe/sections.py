@@ -81,11 +81,18 @@ class Tasks(Settings):
     the row and an answer; it returns a `slimepo.Verdict` or a bool. Rollouts with another reward need none. Every stage
     answers the held-out tasks greedily, with at most `max_new_tokens`, before and after. `batch_rows`: answers written
     side by side.
+    Three more functions of the user's own are for answers with hard constraints, in `pairs` and on the held-out tasks.
+    `grammar` gives a row's grammar, a text in xgrammar's EBNF that every answer follows (or is the name of an .ebnf
+    file, one for all rows). `repair` gets the row and each answer, and returns the one that stands in for it. `cost`
+    gets the row and an answer that the checker calls valid, and returns a number above 0, less for a better one.
     """
 
     train: str | None = None
     heldout: str | None = None
     checker: str | None = None
+    grammar: str | None = None
+    repair: str | None = None
+    cost: str | None = None
     max_new_tokens: int = Field(256, ge=1)
     batch_rows: int = Field(256, ge=1)
 
@@ -95,9 +102,12 @@ class Pairs(Settings):
 
     `model` is the stage whose model is sampled (none: the recipe's model). By the tasks' checker the most frequent
     right sample is chosen and the most frequent wrong one rejected; with `gold`, a task's own answer is chosen where no
-    sample is right; without, such a task gives no pair. With a `reward` (as a stage's) the best sample is set against
-    the worst; equal rewards give no pair. `seed` is that of the run unless given. `engine` writes the samples, as that
-    of rollouts does: transformers, vllm, or http://host:port.
+    sample is right; without, such a task gives no pair. With a `reward` (as a stage's, or `cost`, the tasks', less it
+    is better) the best sample is set against the worst; equal rewards give no pair. `keep` samples of a task, spread
+    evenly from its best to its worst, give a pair each with the best. With `most`, a task whose best reward only one
+    sample has reached is sampled again, `per_prompt` at a time, until another one has or there are `most`.
+    `seed` is that of the run unless given. `engine` writes the samples, as that of rollouts does: transformers, vllm,
+    or http://host:port.
     """
 
     model: str | None = None
@@ -107,6 +117,8 @@ class Pairs(Settings):
     max_new_tokens: int = Field(256, ge=1)
     gold: bool = False
     reward: str | list[str] | dict[str, float] | None = None
+    keep: int = Field(2, ge=2)
+    most: int | None = Field(None, ge=2)
     engine: str = "transformers"
     seed: Seed | None = None
 

@@ -12,7 +12,7 @@ import torch
 from slimepo.data.chat import chat_format
 from slimepo.data.render import encode_prompt
 from slimepo.onpolicy.dual import solve_dual
-from slimepo.pipeline.relabel import Answered, labelled, log_probs, log_ratios, read_answers
+from slimepo.pipeline.pairs.relabel import Answered, labelled, log_probs, log_ratios, read_answers
 from tests.command import Done, slimepo
 from tests.tiny import letter_tokenizer, tiny_model
 

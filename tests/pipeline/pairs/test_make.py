@@ -16,8 +16,8 @@ from slimepo.files import json_lines
 from slimepo.model.chat import ChatModel
 from slimepo.model.generate import Completion
 from slimepo.onpolicy.settings import Rollouts
-from slimepo.pipeline import pairs as module
-from slimepo.pipeline.pairs import Pair, judged_pairs
+from slimepo.pipeline.pairs import samples as module
+from slimepo.pipeline.pairs.make import Pair, judged_pairs
 from slimepo.pipeline.recipe.read import make_recipe
 from slimepo.pipeline.recipe.sections import Pairs
 from slimepo.pipeline.run import run_recipe
@@ -177,8 +177,8 @@ def test_a_killed_run_goes_on_and_samples_nothing_twice(
     run_recipe(make_recipe(values), run, make_console(quiet=True))
     for name in ("train.jsonl", "heldout.jsonl"):
         assert (run / "own" / name).read_text() == whole[name]
-    # Batches of 8 prompts: two were done, the third is asked again.
-    assert sum(kept) == 40 - 16 + 24
+    # Batches of 8 prompts: two were done, the third is asked again, of which three lines stood there already.
+    assert sum(kept) == 40 - 19 + 24
 
 
 def test_changed_tasks_are_refused(base: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
@@ -236,17 +236,17 @@ def test_another_engine_may_write_the_samples(tmp_path: Path, monkeypatch: pytes
     tokenizer = letter_tokenizer()
     answerer = ChatModel(tiny_model(), tokenizer, chat_format(tokenizer), frozenset({1}))
     asked = Pairs(per_prompt=3, max_new_tokens=4, engine="http://localhost:1")
-    tasks = [replace(TASK, id=name) for name in "abc"]
-    (tmp_path / "kept.jsonl").write_text(json.dumps({"place": 1, "task": "b", "answers": ["kept"]}) + "\n")
+    tasks, of = [replace(TASK, id=name) for name in "abc"], replace(TASKS, batch_rows=3)
+    (tmp_path / "kept.jsonl").write_text(json.dumps({"task": "b", "answers": ["kept"]}) + "\n")
     console = make_console(quiet=True)
-    found = module.sampled(answerer, tasks, asked, 3, 0, tmp_path / "kept.jsonl", console, "samples")
+    found = module.sampled(answerer, tasks, of, asked, 0, tmp_path / "kept.jsonl", console, "samples")
     # What was cut off is no answer, what is kept is not asked for again, and the engine is let go.
     assert found == [["b", "c"], ["kept"], ["b", "c"]]
     assert (engines[0].asked, engines[0].state) == (["a", "c"], ["loaded", "closed"])
     assert (engines[0].settings.samples, engines[0].settings.max_new_tokens) == (3, 4)
-    again = module.sampled(answerer, tasks, asked, 3, 0, tmp_path / "kept.jsonl", console, "samples")
+    again = module.sampled(answerer, tasks, of, asked, 0, tmp_path / "kept.jsonl", console, "samples")
     assert (again, len(engines)) == (found, 1), "an engine is not started for nothing"
-    assert module.sampled(answerer, [], asked, 3, 0, tmp_path / "none.jsonl", console, "samples") == []
+    assert module.sampled(answerer, [], of, asked, 0, tmp_path / "none.jsonl", console, "samples") == []
 
 
 def test_a_server_that_is_not_there_is_found_before_anything_is_trained(
