@@ -305,9 +305,13 @@ def generate(
     samples: Annotated[int, typer.Option(min=1)] = 1,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     batch_rows: Annotated[int, typer.Option(min=1, help="Number of answers written side by side.")] = 32,
+    grammar: Annotated[
+        Path | None, typer.Option(help="A file with a grammar in xgrammar's EBNF that every answer follows.")
+    ] = None,
 ) -> None:
     """Let a model answer prompts through its own chat template."""
     from slimepo.files import refuse_folder, write_json_lines
+    from slimepo.model.grammar import read_grammar
     from slimepo.pipeline.generate import answer_prompts, read_prompts, show_answers
 
     refuse_folder(out)
@@ -315,6 +319,7 @@ def generate(
     answers = answer_prompts(
         model, texts, system, _console(), max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
         samples=samples, seed=seed, batch_rows=batch_rows,
+        grammar=None if grammar is None else read_grammar(grammar),
     )  # fmt: skip
     if out is not None:
         write_json_lines(out, answers)

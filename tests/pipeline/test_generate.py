@@ -1,6 +1,7 @@
 """Answers from the command line: how a model samples unless it is told."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from slimepo.pipeline import generate as module
 from slimepo.pipeline.generate import answer_prompts
 from slimepo.terminal import make_console
+from tests.command import slimepo
 
 PROMPTS = [[{"role": "user", "content": "Tell me a story."}]]
 
@@ -50,3 +52,20 @@ def test_what_is_given_counts(
 
 def test_any_other_model_says_what_is_likeliest(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked(llama_folder, monkeypatch, {}) == ((0.0, 1.0), "")
+
+
+def test_every_answer_follows_a_grammar_that_is_given(llama_folder: Path) -> None:
+    """Of a model with random weights, through the command line's own path."""
+    console = make_console(quiet=True)
+    rows = answer_prompts(
+        str(llama_folder), PROMPTS, None, console, temperature=1.0, samples=4, max_new_tokens=12,
+        grammar='root ::= "[" [a-z]+ ("," [a-z]+)* "]"',
+    )  # fmt: skip
+    assert all(re.fullmatch(r"\[[a-z]+(,[a-z]+)*\]", text) for text in rows[0]["answers"])
+    assert rows[0]["finished"] == [True] * 4
+
+
+def test_a_grammar_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    done = slimepo("generate", "--model", "m", "--grammar", str(tmp_path / "absent.ebnf"), "Hello")
+    assert done.returncode == 2
+    assert "absent.ebnf: No such file or directory" in done.stderr

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,21 @@ def check_installed() -> None:
         raise InputError("a grammar needs xgrammar: pip install 'slimepo[grammar]'")
 
 
+def read_grammar(file: Path | str) -> str:
+    """The text of a grammar's file; InputError where it cannot be read."""
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"grammar {file}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def grammars_for(model: Any, tokenizer: Any, end_token_ids: Collection[int]) -> Grammars:
+    """What compiles grammars for a model's answers."""
+    return Grammars(tokenizer, model.config.get_text_config().vocab_size, end_token_ids)
+
+
 class Grammars:
-    """Compiles grammars for one model and its tokenizer, each text once."""
+    """Compiles grammars for one tokenizer, of a model whose logits have `vocabulary` columns."""
 
     def __init__(self, tokenizer: Any, vocabulary: int, end_token_ids: Collection[int]) -> None:
         check_installed()

@@ -63,12 +63,13 @@ def answer_prompts(
     *,
     temperature: float | None = None,
     top_p: float | None = None,
+    grammar: str | None = None,
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """Load a model and let it answer; a stage of a run stands for the model in it.
 
-    temperature, top_p: None takes those that the model comes with, and says so. settings: as
-    `slimepo.model.generate.generate` takes them.
+    temperature, top_p: None takes those that the model comes with, and says so. grammar: a text that every answer
+    follows (see `slimepo.model.grammar`). settings: as `slimepo.model.generate.generate` takes them.
 
     Returns:
         For each prompt a row: `prompt`, `answers`, and `finished`, which says of each whether it ended by itself.
@@ -77,6 +78,7 @@ def answer_prompts(
 
     from slimepo.data.render import encode_prompt
     from slimepo.model.generate import generate
+    from slimepo.model.grammar import grammars_for
 
     if not math.isfinite(temperature or 0.0):
         raise InputError(f"--temperature {temperature} is no temperature; give a number, such as 1")
@@ -91,6 +93,9 @@ def answer_prompts(
         )
     start: list[Message] = [Message(role="system", content=system)] if system else []
     messages = [start + prompt for prompt in prompts]
+    constraints = None
+    if grammar is not None:
+        constraints = [grammars_for(loaded.model, loaded.tokenizer, loaded.end_ids)(grammar)] * len(prompts)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("answers", total=len(prompts))
         completions = generate(
@@ -99,6 +104,7 @@ def answer_prompts(
             end_token_ids=loaded.end_ids,
             temperature=temperature or 0.0,
             top_p=1.0 if top_p is None else top_p,
+            constraints=constraints,
             **settings,
             progress=lambda done: progress.advance(task, done),
         )

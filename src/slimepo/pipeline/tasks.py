@@ -183,9 +183,9 @@ def constraints(
     """
     if of.grammar is None:
         return None
-    from slimepo.model.grammar import Grammars
+    from slimepo.model.grammar import grammars_for
 
-    grammars = Grammars(tokenizer, model.config.get_text_config().vocab_size, end_token_ids)
+    grammars = grammars_for(model, tokenizer, end_token_ids)
     made: dict[str, Callable[[], Any]] = {}
     for task in tasks:
         text = of.grammar(task)
@@ -305,10 +305,9 @@ def _grammar(name: str, recipe: Recipe) -> Callable[[Task], str]:
     """The grammar of each task: that of a file, or what the user's own function says."""
     if not name.endswith(".ebnf"):
         return _of_task(name, "grammar", _is_text, "a text")
-    try:
-        text = Path(recipe.path(name)).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"tasks.grammar {name}: {getattr(error, 'strerror', None) or error}") from error
+    from slimepo.model.grammar import read_grammar
+
+    text = read_grammar(recipe.path(name))
     return lambda task: text
 
 
