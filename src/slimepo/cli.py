@@ -390,7 +390,7 @@ def quickstart(
     except NonFiniteLossError as error:
         # A run that breaks is a result too, and has its place on the page.
         broken = error
-    written = write_report(folders, out / "report.html")
+    written, _ = write_report(folders, out / "report.html")
     console.print(results_in_terminal(written.sources))
     console.print(f"page: {out / 'report.html'}")
     if broken is not None:

@@ -205,7 +205,8 @@ def select_pairs(
     refuse_folder(out)
     for name in (model, reference):
         model_chat(name)
-    pairs = [row for row in read_rows(source, format=format, split=split).preferences if row.rejected]
+    rows = read_rows(source, format=format, split=split)
+    pairs = [row for row in rows.preferences if row.rejected]
     if not pairs:
         raise InputError(f"{source}: no row has a chosen and a rejected answer")
     import numpy as np
@@ -213,6 +214,8 @@ def select_pairs(
     from slimepo.plan.select import select, signal_to_curvature
 
     console, margins = make_console(), []
+    if alone := len(rows.preferences) + len(rows.unpaired) - len(pairs):
+        console.print(f"{alone:,} rows left out: they have no two answers to compare", highlight=False)
     for name in (model, reference):
         with counted(console, f"scoring with {name}") as report:
             logps, dropped = answer_logps(name, pairs, max_length, report)

@@ -10,6 +10,7 @@ import pytest
 
 from slimepo.report.figures import COLOURS, spread_out, styles
 from slimepo.report.groups import Cell, Group, change, group_records, short_names
+from slimepo.report.panels import gradient_tails
 from slimepo.report.records import Record, Source
 from slimepo.report.tables import start_group, start_groups
 
@@ -173,3 +174,11 @@ def test_objectives_that_are_more_than_colours_still_keep_their_own() -> None:
         COLOURS[3],
     )
     assert len({(style.colour, style.marker) for style in look.values()}) == 7
+
+
+def test_a_heavy_tail_of_gradients_is_drawn_against_the_runs_own_median() -> None:
+    norms = [4.0] * 20 + [2.0] * 19 + [40.0]
+    lines = [{"step": float(step), "loss": 1.0, "grad_norm": norm} for step, norm in enumerate(norms)]
+    (panel,) = gradient_tails(group_records([run("a", curve=lines)]))
+    assert "up to 10 times" in panel.svg
+    assert gradient_tails(group_records([run("a", curve=lines[:19])])) == []

@@ -1,5 +1,6 @@
 """The page and its tables: complete, self-contained, with the numbers of the files, whatever a run left behind."""
 
+import io
 import json
 import math
 import re
@@ -448,3 +449,13 @@ def test_many_runs_and_long_curves_stay_small(tmp_path: Path) -> None:
     ]
     report = read_report([write_comparison(tmp_path / "run", stages, prompts=60)])
     assert len(report_page(report).encode()) < 3_000_000
+
+
+def test_only_files_that_were_written_are_announced(evaluation: Path, tmp_path: Path) -> None:
+    """A map of an earlier page lies beside a page that has none."""
+    (tmp_path / "page.png").write_bytes(b"old")
+    console = make_console(file=io.StringIO(), width=400)
+    report_command([evaluation], tmp_path / "page.html", console)
+    said = console.file.getvalue()
+    assert "page.md" in said
+    assert "page.png" not in said

@@ -38,8 +38,11 @@ _MOST_COMMANDS = 12
 _SHADES = (0.1, 0.3, 1.0, 3.0)
 
 
-def write_report(paths: Sequence[Path], page: Path) -> Report:
-    """Read folders and write the page, beside it its tables in Markdown and its map as a picture.
+def write_report(paths: Sequence[Path], page: Path) -> tuple[Report, list[Path]]:
+    """Read folders and write the page, beside it its tables in Markdown and its map as a picture, where there is one.
+
+    Returns:
+        What was read, and the files that were written.
 
     Raises:
         InputError: as `read_report`; the extra `report` (matplotlib) is not installed; or nothing can be written there.
@@ -51,9 +54,10 @@ def write_report(paths: Sequence[Path], page: Path) -> Report:
             write_text(path, redact(text))
         if picture := map_picture(report.groups, redact(report.title)):
             page.with_suffix(".png").write_bytes(picture)
+            return report, [*texts, page.with_suffix(".png")]
     except OSError as error:
         raise unwritable(f"report: {page}", error, "--out says where the page goes") from error
-    return report
+    return report, [*texts]
 
 
 def report_command(paths: Sequence[Path], out: Path | None, console: Console) -> None:
@@ -70,13 +74,12 @@ def report_command(paths: Sequence[Path], out: Path | None, console: Console) ->
         raise InputError(
             f"--out {page}: the page is HTML; give {page.with_suffix('.html')}, Markdown comes beside it"
         )
-    report = write_report(paths, page)
+    report, written = write_report(paths, page)
     unfinished = sum(record.state != "finished" for group in report.groups for record in group.records)
     note = f", {unfinished} not to the end" if unfinished else ""
     console.print(f"{report.counted}{note}: {page}")
-    beside = [f"tables in Markdown: {page.with_suffix('.md')}"]
-    beside += [f"map: {page.with_suffix('.png')}"] if page.with_suffix(".png").exists() else []
-    console.print(", ".join(beside))
+    beside = {".md": "tables in Markdown", ".png": "map"}
+    console.print(", ".join(f"{beside[path.suffix]}: {path}" for path in written[1:]))
 
 
 def report_page(report: Report) -> str:
@@ -138,7 +141,10 @@ def _figures(groups: Sequence[Group]) -> dict[str, Any]:
         "answered": curves.curve_panels(groups, curves.answered, curves.ANSWERED),
         "curves": curves.curve_panels(groups, curves.logged, curves.MAIN, start),
         "sampled": curves.curve_panels(groups, curves.logged, curves.SAMPLED),
-        "others": curves.curve_panels(groups, curves.logged, curves.other_metrics(groups)),
+        "others": [
+            *curves.curve_panels(groups, curves.logged, curves.other_metrics(groups)),
+            *panels.gradient_tails(groups),
+        ],
         "shapes": panels.distribution_panels(groups),
         "families": panels.family_panels(groups),
     }

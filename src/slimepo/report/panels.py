@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,8 @@ SHAPES = {
     "rejected_tokens": ("Tokens of rejected answers", "log-probability, nats (heights: square root)", True),
     "answer_lengths": ("Length of greedy answers", "tokens", False),
 }
+# Logged gradient norms below which a tail says nothing.
+_ENOUGH_NORMS = 20
 # Letters of a row's name.
 _LONGEST_ROW = 18
 FAMILY = "exact_match/"
@@ -129,6 +132,40 @@ def distribution_panels(groups: Sequence[Group]) -> list[Panel]:
             )
             panels.append(Panel(title, svg(figure, f"ridge-{name}", f"{title} before and after: {words}")))
     return panels
+
+
+def gradient_tails(groups: Sequence[Group]) -> list[Panel]:
+    """How heavy the tail of gradients is: the share of logged steps with a norm above a multiple of the run's median.
+
+    Both axes are logarithmic. A line that falls slowly is a heavy tail's: now and then a step is many times as large as
+    the rest (docs/systems.md, clipping for heavy tails). Seeds are pooled; fewer than 20 logged norms make no line.
+    """
+    multiples: dict[str, list[float]] = {}
+    for group in groups:
+        for record in group.records:
+            norms = [
+                norm for line in record.curve if (norm := line.get("grad_norm")) is not None and norm > 0
+            ]
+            if len(norms) >= _ENOUGH_NORMS:
+                middle = statistics.median(norms)
+                multiples.setdefault(group.label, []).extend(norm / middle for norm in norms)
+    if not multiples:
+        return []
+    look, places = styles(groups), {group.label: at for at, group in enumerate(groups)}
+    with figure_of(WIDE, 2.7, right=0.74) as (figure, axes):
+        axes.set_xscale("log")
+        for label, found in multiples.items():
+            xs = sorted(found)
+            ys = [math.log10(1 - at / len(xs)) for at in range(len(xs))]
+            with toggled(axes, places[label]):
+                axes.plot(xs, ys, color=look[label].colour, linestyle=look[label].line, linewidth=1.5)
+        axes.set_yticks([0, -1, -2], ["all", "10 %", "1 %"])
+        axes.set_xlabel("gradient norm, multiples of the median")
+        largest = "; ".join(f"{label}: up to {max(found):.3g} times" for label, found in multiples.items())
+        title = "Share of steps with a larger gradient"
+        return [
+            Panel(title, svg(figure, "gradient-tails", f"{title} than a multiple of the median: {largest}"))
+        ]
 
 
 def _heights(shape: Distribution, counts: Sequence[float], root: bool) -> list[float]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_pecan_scores_are_log_ratios_of_whole_answers(tmp_path: Path) -> None:
         tokenizer.save_pretrained(tmp_path / f"model-{seed}")
     row = {"prompt": "q", "answers": ["ab", "c", "a"]}
     (tmp_path / "answers.jsonl").write_text(json.dumps(row) + "\n")
-    answered, _ = read_answers(tmp_path / "answers.jsonl")
+    answered, _, _ = read_answers(tmp_path / "answers.jsonl")
     names = [str(tmp_path / f"model-{seed}") for seed in (0, 1)]
     (found,) = log_ratios(names[1], log_probs(names[0], answered), answered, 0.5)
     start = encode_prompt(chat_format(tokenizer), answered[0].prompt)
@@ -106,7 +107,21 @@ def test_pecan_scores_are_log_ratios_of_whole_answers(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     # Of what is known but for a number a prompt, a bound is on what is gained over the reference.
-    assert " 0 before, " in done.stdout or "e-1" in done.stdout
+    before = re.search(rf"{re.escape(names[1])}: (\S+) before, ", " ".join(done.stdout.split()))
+    assert before is not None
+    assert float(before[1]) == pytest.approx(0, abs=1e-6)
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p", "answers": ["a", "b", "", "c"], "finished": [True, True, True, False]},
+        {"prompt": "q", "answers": ["a", "b"], "finished": [True, False]},
+        {"prompt": "r", "answers": []},
+    ]
+    file = tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answered, cut, alone = read_answers(file)
+    assert ([each.answers for each in answered], cut, alone) == ([["a", "b"]], 3, 2)
 
 
 def test_labels_keep_the_constraint_that_the_dual_promises() -> None:

@@ -44,16 +44,16 @@ class Answered:
     row: dict[str, Any]
 
 
-def read_answers(path: Path) -> tuple[list[Answered], int]:
-    """Prompts with two answers or more, as `slimepo generate --samples N --out FILE` writes them; and how many answers
-    were left out because they reached no end.
+def read_answers(path: Path) -> tuple[list[Answered], int, int]:
+    """Prompts with two answers or more, as `slimepo generate --samples N --out FILE` writes them; how many answers were
+    left out because they are empty or reached no end, and how many prompts because less than two were left of them.
 
     Raises:
         InputError: the file cannot be read, a row lacks what it needs, or no prompt has two answers.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}: slimepo generate --samples 128 --out {path} writes it")
-    found, cut = [], 0
+    found, cut, alone = [], 0, 0
     for place, row in file_rows(path):
         if isinstance(row, BadRow):
             raise InputError(f"{place}: {row.reason}")
@@ -71,11 +71,13 @@ def read_answers(path: Path) -> tuple[list[Answered], int]:
             raise InputError(f"{place}: {malformed}") from malformed
         index = [i for i, text in enumerate(answers) if text and finished[i]]
         cut += len(answers) - len(index)
-        if len(index) > 1:
-            found.append(Answered(place, prompt, [answers[i] for i in index], index, dict(row)))
+        if len(index) < 2:
+            alone += 1
+            continue
+        found.append(Answered(place, prompt, [answers[i] for i in index], index, dict(row)))
     if not found:
         raise InputError(f"{path}: no prompt has two answers that ended: give more samples or more tokens")
-    return found, cut
+    return found, cut, alone
 
 
 def check_scores(
@@ -223,10 +225,12 @@ def relabel(
         )
     if not all(map(math.isfinite, bounds)):
         raise InputError("--bound: give a finite number")
-    answered, cut = read_answers(source)
+    answered, cut, alone = read_answers(source)
     check_scores(method, [reward, *constraints], reference, answered)
     if cut:
         console.print(f"{cut:,} answers left out: they are empty, or reached no end", highlight=False)
+    if alone:
+        console.print(f"{alone:,} prompts left out: fewer than two answers", highlight=False)
     fewest = min(len(each.answers) for each in answered)
     if fewest < ENOUGH:
         console.print(
