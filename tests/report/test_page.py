@@ -384,6 +384,14 @@ def test_findings_name_the_control_and_the_best_of_the_rest(six: Report) -> None
     assert found["Not to the end"].lines == ("simpo-1e-3: stopped: the loss is not finite at step 12",)
 
 
+def test_a_run_without_tasks_says_how_many_pairs_its_figures_are_of(make_run: MakeRun) -> None:
+    found = told(read_report([make_run("run")]))
+    assert (
+        found["How sure"].text.replace("\u00a0", " ")
+        == "One seed and 200 held-out pairs; another seed was not tried."
+    )
+
+
 def test_findings_say_when_nothing_got_better(tmp_path: Path) -> None:
     stages = [compared("slime", 1e-3, 0.4), compared("sft", 1e-3, 0.45)]
     found = told(read_report([write_comparison(tmp_path / "run", stages)]))

@@ -187,3 +187,14 @@ def test_of_an_answer_that_several_seeds_lost_the_worst_is_shown_and_first() -> 
     group: Any = SimpleNamespace(label="dpo", records=[SimpleNamespace(fallen=fallen) for fallen in seeds])
     ((_, worst),) = shown_fallen([group])
     assert [(each.prompt, each.mean[1]) for each in worst] == [("a", -5), ("b", -3), ("c", -2)]
+
+
+def test_what_was_done_about_a_warning_stands_behind_it() -> None:
+    lines = [
+        {"kind": "warning", "step": 24, "warning": "unlearning", "state": "on", "message": "chosen fall"},
+        {"kind": "cure", "step": 24, "message": "the learning rate is half of what it was"},
+        {"kind": "warning", "step": 90, "warning": "unlearning", "state": "off", "message": "over"},
+    ]
+    assert [(each.kind, each.step, each.gone) for each in warnings_of(lines)] == [
+        ("unlearning", 24, 90), ("cure", 24, None),
+    ]  # fmt: skip

@@ -168,13 +168,15 @@ def _certainty(groups: Sequence[Group], start: Group | None) -> str:
     shares = [match.median for group in groups if (match := group.after("exact_match"))]
     shares += [r.after["exact_match"] for r in start.records if "exact_match" in r.after] if start else []
     known = [share for share in shares if 0 <= share <= 1]
+    seeds = len({record.seed for record in records})
+    told = "One seed" if seeds < 2 else f"{seeds} seeds"
+    pairs = min((record.heldout for record in records if record.heldout), default=0)
     if prompts < 1 or not known:
-        return ""
+        rest = "; another seed was not tried" if seeds < 2 else ""
+        return f"{told} and {count(pairs)} held-out pairs{rest}." if pairs else ""
     # The share nearest to one half has the widest interval.
     share = min(known, key=lambda share: abs(share - 0.5))
     points = 196 * math.sqrt(share * (1 - share) / prompts)
-    seeds = len({record.seed for record in records})
-    told = "One seed" if seeds < 2 else f"{seeds} seeds"
     rest = " Smaller differences may be chance, and another seed was not tried." if seeds < 2 else ""
     return (
         f"{told} and {count(prompts)} held-out prompts: an exact match {'' if seeds < 2 else 'of each run '}is known "

@@ -152,7 +152,7 @@ def monitor_lines(watched: Lines) -> list[dict[str, float]]:
 
 
 def warnings_of(watched: Lines) -> tuple[Warned, ...]:
-    """Every time a warning came on, and the step at which it went off again where it did."""
+    """Every time a warning came on, and the step at which it went off again where it did; last what was done about it."""
     lines = [line for line in watched if line.get("kind") == "warning"]
     found = []
     for at, line in enumerate(lines):
@@ -164,6 +164,8 @@ def warnings_of(watched: Lines) -> tuple[Warned, ...]:
         gone = number(next(of_this, {}).get("step"))
         words = str(line.get("message") or kind)
         found.append(Warned(number(line.get("step")), words, line.get("stops") is True, gone, kind, rows))
+    cures = [line for line in watched if line.get("kind") == "cure"]
+    found += [Warned(number(line.get("step")), str(line.get("message")), kind="cure") for line in cures]
     return tuple(found)
 
 
