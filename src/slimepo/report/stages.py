@@ -152,7 +152,7 @@ def monitor_lines(watched: Lines) -> list[dict[str, float]]:
 
 
 def warnings_of(watched: Lines) -> tuple[Warned, ...]:
-    """Every time a warning came on, and the step at which it went off again where it did; last what was done about it."""
+    """Every time a warning came on, and the step at which it went off again; last what was done about it."""
     lines = [line for line in watched if line.get("kind") == "warning"]
     found = []
     for at, line in enumerate(lines):
