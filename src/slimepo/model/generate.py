@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from slimepo.errors import InputError
+from slimepo.model.cache import growing, selectable
 from slimepo.model.grammar import Constraint, everything, masked
 from slimepo.model.modes import Forward, scoring
 
@@ -232,7 +232,8 @@ def _complete(
     # The sum over the tokens of each row.
     entropy = torch.zeros(len(logits), device=device) if settings.entropy else None
     done = torch.zeros(len(logits), dtype=torch.bool, device=device)
-    droppable = _selectable(cache)
+    if droppable := selectable(cache):
+        growing(cache)
     for step in range(limit):
         going = [at for at, ended in enumerate(done.tolist()) if not ended] if constraints else []
         cut = logits
@@ -275,7 +276,7 @@ def _read_prompts(model: Any, prompts: Tensor, places: dict[str, Tensor], sample
         raise InputError(f"{type(model).__name__} returns no key-value cache, and generation needs one")
     if samples == 1:
         return output.logits[:, -1], cache
-    if _selectable(cache):
+    if selectable(cache):
         for layer in cache.layers:
             layer.batch_repeat_interleave(samples)
         return output.logits[:, -1].repeat_interleave(samples, dim=0), cache
@@ -336,18 +337,7 @@ def _takes_padding(model: Any, token: int) -> bool:
         return False
     # What a cache is made of only a pass tells; one of one token costs what a token of an answer does.
     ids = torch.tensor([[token]], device=next(model.parameters()).device)
-    return _selectable(getattr(model(input_ids=ids, use_cache=True), _cache_name(model), None))
-
-
-def _selectable(cache: Any) -> bool:
-    """Whether rows of this cache can be padded, repeated and dropped: true of plain attention layers.
-
-    Other layers (recurrent states, quantised or indexed caches) keep what a plain selection would miss.
-    """
-    layers = getattr(cache, "layers", [])
-    return len(layers) > 0 and all(
-        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers
-    )
+    return selectable(getattr(model(input_ids=ids, use_cache=True), _cache_name(model), None))
 
 
 def _choose(logits: Tensor, settings: _Settings, uniform: Tensor | None) -> Tensor:
