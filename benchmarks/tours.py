@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,14 @@ MOST, LOT = 32, 8
 def texts(
     chat: ChatModel, tasks: Sequence[Task], samples: int, *, shaped: bool, seed: int
 ) -> list[list[str]]:
-    """Samples at temperature 1; `shaped` by the grammar, else as they come, an unfinished one as an empty text."""
+    """Samples at temperature 1, as they come or `shaped` by the grammar; of an unfinished one what there is."""
     grammars = grammars_for(chat.model, chat.tokenizer, chat.end_ids)
-    constraints = [grammars(grammar(task.row)) for task in tasks] if shaped else None
+    constraints = [functools.partial(grammars, grammar(task.row)) for task in tasks] if shaped else None
     found = generate(
         chat.model, [encode_prompt(chat.chat, task.prompt) for task in tasks], end_token_ids=chat.end_ids,
         max_new_tokens=32, temperature=1.0, samples=samples, seed=seed, batch_rows=512, constraints=constraints,
     )  # fmt: skip
-    return [[completion_text(chat.tokenizer, c) if c.finished else "" for c in given] for given in found]
+    return [[completion_text(chat.tokenizer, c) for c in given] for given in found]
 
 
 def figures(chat: ChatModel, tasks: Sequence[Task], seed: int) -> dict[str, float]:

@@ -36,7 +36,8 @@ NO_BOUNDARY = "no boundary between the tokens"
 _QUESTION = "Probe?"
 PROBE: list[Message] = [{"role": "user", "content": _QUESTION}]
 _EXCERPT = 120
-# For one conversation, which takes a sound template less than a thousandth of that.
+# Of the processor's time for one conversation, which takes a sound template less than a thousandth of that. (On a
+# machine that has too much to do, a clock on the wall would run out.)
 SECONDS = 10.0
 REWRITTEN = (
     "the template writes the prompt otherwise once it is answered; trained behind the prompt of generation"
@@ -244,7 +245,7 @@ def _applied(
     if chat.parts:
         given = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in messages]
     try:
-        with limited(SECONDS):
+        with limited(SECONDS, of_processor=True):
             text = chat.tokenizer.apply_chat_template(
                 given,
                 chat_template=chat.template,
@@ -255,7 +256,7 @@ def _applied(
     except TimeoutError as error:
         # Not of this row alone: with a limit for each, many rows would take for ever.
         raise InputError(
-            f"the chat template was not done with one conversation after {SECONDS} s: does it loop?"
+            f"the chat template was not done with one conversation after {SECONDS} s of work: does it loop?"
         ) from error
     except MemoryError:
         raise
@@ -269,8 +270,9 @@ def _applied(
 
 
 @contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Inside, a TimeoutError after so many seconds; in the main thread of a Unix process, where there are alarms."""
+def limited(seconds: float, *, of_processor: bool = False) -> Iterator[None]:
+    """Inside, a TimeoutError after so many seconds (of_processor: of those that this process has computed); in the main
+    thread of a Unix process, where there are alarms."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
@@ -278,16 +280,20 @@ def limited(seconds: float) -> Iterator[None]:
     def ring(*_: Any) -> None:
         raise TimeoutError(f"not done after {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, ring)
-    left, again = signal.setitimer(signal.ITIMER_REAL, seconds)
-    started = time.monotonic()
+    timer, alarm = signal.ITIMER_REAL, signal.SIGALRM
+    if of_processor:
+        timer, alarm = signal.ITIMER_PROF, signal.SIGPROF
+    clock = time.process_time if of_processor else time.monotonic
+    before = signal.signal(alarm, ring)
+    left, again = signal.setitimer(timer, seconds)
+    started = clock()
     try:
         yield
     finally:
         # Somebody else's alarm still rings when it was to.
-        rest = max(left - (time.monotonic() - started), 1e-3) if left else 0.0
-        signal.setitimer(signal.ITIMER_REAL, rest, again)
-        signal.signal(signal.SIGALRM, before)
+        rest = max(left - (clock() - started), 1e-3) if left else 0.0
+        signal.setitimer(timer, rest, again)
+        signal.signal(alarm, before)
 
 
 def _with_arguments_as_text(message: Message) -> Message:

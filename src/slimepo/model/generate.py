@@ -17,7 +17,7 @@ from torch import Tensor
 
 from slimepo.errors import InputError
 from slimepo.model.cache import growing, selectable
-from slimepo.model.grammar import Constraint, everything, masked
+from slimepo.model.grammar import Constraint, cut, taken
 from slimepo.model.modes import Forward, scoring
 
 # Dropping rows copies the cache, so it waits until a good part of the batch has nothing more to say.
@@ -98,7 +98,7 @@ def generate(
     mixture: draw from the geometric mixture of the model and another one, token by token; with a share of 1 from that
     one alone.
     constraints: for each prompt what makes the constraint of one of its answers (see `slimepo.model.grammar`); tokens
-    that it does not allow are left out before temperature and top_p.
+    that it does not allow are left out before temperature and top_p, and near the limit an answer is closed.
     entropy: keep how uncertain the model was, whatever temperature, top_p and constraints drew from it.
     progress: called with the number of prompts that a finished batch held.
     finished: called with the places of a finished batch's prompts and their completions, so that these can be kept;
@@ -117,6 +117,10 @@ def generate(
     if len(seeds) != len(prompts):
         raise InputError(
             f"generate: {len(seeds)} seeds for {len(prompts)} prompts: give one seed, or one a prompt"
+        )
+    if constraints is not None and len(constraints) != len(prompts):
+        raise InputError(
+            f"generate: {len(constraints)} constraints for {len(prompts)} prompts: give one a prompt"
         )
     end_ids = torch.tensor(sorted(end_token_ids), device=next(model.parameters()).device)
     settings = _Settings(end_ids, max_new_tokens, temperature, samples, top_p, entropy)
@@ -235,16 +239,10 @@ def _complete(
     if droppable := selectable(cache):
         growing(cache)
     for step in range(limit):
-        going = [at for at, ended in enumerate(done.tolist()) if not ended] if constraints else []
-        cut = logits
-        if constraints:
-            bits = everything(*logits.shape)
-            for at in going:
-                bits[at] = constraints[int(rows[at])].allowed()
-            cut = masked(logits, bits)
-        chosen = _choose(cut, settings, None if uniform is None else uniform[rows, step])
-        for at in going:
-            chosen[at] = constraints[int(rows[at])].take(int(chosen[at]), limit - step - 1)
+        states = enumerate(zip(rows.tolist(), done.tolist(), strict=True)) if constraints else ()
+        going = {at: constraints[row] for at, (row, ended) in states if not ended}
+        chosen = _choose(cut(logits, going), settings, None if uniform is None else uniform[rows, step])
+        chosen = taken(chosen, going, limit - step - 1)
         tokens[rows, step] = chosen.masked_fill(done, -1)
         if entropy is not None:
             of_rows = torch.special.entr(logits.float().softmax(dim=-1)).sum(dim=-1)

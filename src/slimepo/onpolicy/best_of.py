@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 
 def settled(rewards: Sequence[float]) -> bool:
-    """Whether two samples share the best reward; then more samples seldom find a better one. NaN is no sample.
+    """Whether two samples, of one text or of two, share the best reward: more samples then seldom find a better one.
 
-    A rule of ours: where the best was found once, as in Good and Turing's estimate, much may be unseen yet.
+    A rule of ours: where the best was found once, as in Good and Turing's estimate, much may be unseen yet. It is for
+    rewards that tell many answers apart; of right and wrong alone, two wrong answers would share the best. NaN is no
+    sample.
 
     Example:
         >>> settled([-12.0, -10.0]), settled([-10.0, -12.0, -10.0])

@@ -21,6 +21,8 @@ FIGURES = (
     ("right answers to tasks", "exact_match", "{:.1%}"),
     ("answers of valid form", "format_valid", "{:.1%}"),
     ("answers that end", "end_rate", "{:.1%}"),
+    ("answers that the repair changed", "repaired", "{:.1%}"),
+    ("cost of valid answers", "cost", "{:.4g}"),
 )
 
 

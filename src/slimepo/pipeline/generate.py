@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -95,7 +96,8 @@ def answer_prompts(
     messages = [start + prompt for prompt in prompts]
     constraints = None
     if grammar is not None:
-        constraints = [grammars_for(loaded.model, loaded.tokenizer, loaded.end_ids)(grammar)] * len(prompts)
+        grammars = grammars_for(loaded.model, loaded.tokenizer, loaded.end_ids)
+        constraints = [functools.partial(grammars, grammar)] * len(prompts)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("answers", total=len(prompts))
         completions = generate(

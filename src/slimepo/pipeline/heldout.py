@@ -157,4 +157,6 @@ def _told(answer: Answer) -> dict[str, Any]:
         "correct": answer.verdict.correct,
         "valid": answer.verdict.valid,
         "finished": answer.finished,
+        **({"said": answer.said} if answer.said not in (None, answer.text) else {}),
+        **({"cost": answer.cost} if answer.cost is not None else {}),
     }

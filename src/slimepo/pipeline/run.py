@@ -199,7 +199,9 @@ def _run_stages(
         made = asked.reward if asked else None
         if asked and asked.engine.startswith("http") and not recipe.smoke:
             check_server(asked.rollouts)
-        if asked and made != COST and "weight" in find_objective(stage.loss).asks:
+        # What a weight of a user's own objective is, the user knows.
+        own = ":" in stage.loss
+        if asked and made != COST and not own and "weight" in find_objective(stage.loss).asks:
             raise InputError(
                 f"stage {stage.name!r}: {stage.loss} weighs pairs by their costs, and pairs {stage.part!r} have none: "
                 f"give tasks.cost and pairs.{stage.part}.reward=cost"

@@ -25,6 +25,7 @@ from slimepo.parallel.engines import weights_of
 from slimepo.pipeline.data import StageRows
 from slimepo.pipeline.export import export_model, model_card
 from slimepo.pipeline.heldout import AnswersByStep, compared, standing
+from slimepo.pipeline.pairs.make import first_of
 from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.pipeline.recipe.sections import RandomModel, Stage
 from slimepo.pipeline.rewards import stage_rewards
@@ -238,6 +239,7 @@ def _form_check(rows: StageRows) -> Callable[[str, str], bool] | None:
         return None
     of_id = {task.id: task for task in (*tasks.train, *tasks.heldout)}
     # The monitor asks what is held out, and where nothing is, rows that are trained on.
-    if not {row.id for row in rows.heldout or rows.train} <= of_id.keys():
+    of_row = {row.id: of_id.get(row.id) or of_id.get(first_of(row.id)) for row in rows.heldout or rows.train}
+    if None in of_row.values():
         return None
-    return lambda row_id, text: tasks.check(of_id[row_id], text).valid
+    return lambda row_id, text: tasks.check(of_row[row_id], text).valid  # type: ignore[arg-type]

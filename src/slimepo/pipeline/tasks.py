@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -56,7 +57,7 @@ class Task:
 class Answer:
     """What a model said to a task, judged; `text` is without the end token, `tokens` with it.
 
-    `repaired`: whether the tasks' repair has changed it, None where they have none. `cost`: of a valid answer, where
+    `said`: what the model wrote, where tasks have a repair, which made `text` of it. `cost`: of a valid answer, where
     tasks have costs.
     """
 
@@ -64,13 +65,13 @@ class Answer:
     finished: bool
     tokens: int
     verdict: Verdict
-    repaired: bool | None = None
+    said: str | None = None
     cost: float | None = None
 
     @property
     def whole(self) -> bool:
         """Whether it can be used as it is: it ended by itself, or went through a repair."""
-        return self.finished or self.repaired is not None
+        return self.finished or self.said is not None
 
 
 @dataclass(frozen=True)
@@ -120,12 +121,16 @@ def load_tasks(recipe: Recipe) -> RunTasks | None:
     tokens = min(asked.max_new_tokens, SMOKE_TOKENS) if recipe.smoke else asked.max_new_tokens
     grammar = _grammar(asked.grammar, recipe) if asked.grammar else None
     repair = _of_task(asked.repair, "repair", _is_text, "a text") if asked.repair else None
-    cost = _of_task(asked.cost, "cost", _is_cost, "a number above 0") if asked.cost else None
+    cost = _cost(asked.cost) if asked.cost else None
     if grammar is not None:
-        from slimepo.model.grammar import check_installed
+        from slimepo.model.grammar import check_grammar
 
-        check_installed()
-        grammar(first)
+        texts = {grammar(task): task for task in (*train, *heldout)}
+        for text, task in texts.items():
+            try:
+                check_grammar(text)
+            except InputError as error:
+                raise InputError(f"task {task.id}: {error}") from error
     if repair is not None:
         repair(first, first.gold or "")
     if cost is not None and first.gold is not None and check(first, first.gold).valid:
@@ -176,25 +181,13 @@ def prompt_ids(tasks: Sequence[Task], chat: ChatFormat) -> list[list[int]]:
 def constraints(
     of: RunTasks, tasks: Sequence[Task], model: Any, tokenizer: Any, end_token_ids: Collection[int]
 ) -> list[Callable[[], Any]] | None:
-    """What makes a constraint for an answer to each task, as `generate` takes it; None where no grammar is asked for.
-
-    Raises:
-        InputError: a task's grammar cannot be read.
-    """
+    """What makes a constraint for an answer to each task, as `generate` takes it; None where there is no grammar."""
     if of.grammar is None:
         return None
     from slimepo.model.grammar import grammars_for
 
     grammars = grammars_for(model, tokenizer, end_token_ids)
-    made: dict[str, Callable[[], Any]] = {}
-    for task in tasks:
-        text = of.grammar(task)
-        if text not in made:
-            try:
-                made[text] = grammars(text)
-            except InputError as error:
-                raise InputError(f"task {task.id}: {error}") from error
-    return [made[of.grammar(task)] for task in tasks]
+    return [functools.partial(grammars, of.grammar(task), f"the grammar of task {task.id}") for task in tasks]
 
 
 def answer_tasks(
@@ -223,12 +216,12 @@ def answer_tasks(
         )
     answers = []
     for task, (completion,) in zip(tasks.heldout, completions, strict=True):
-        said = completion_text(chat.tokenizer, completion)
-        text = said if tasks.repair is None else tasks.repair(task, said)
+        text, said = completion_text(chat.tokenizer, completion), None
+        if tasks.repair is not None:
+            text, said = tasks.repair(task, text), text
         verdict = tasks.check(task, text)
-        repaired = None if tasks.repair is None else text != said
         cost = tasks.cost(task, text) if tasks.cost is not None and verdict.valid else None
-        answers.append(Answer(text, completion.finished, len(completion.token_ids), verdict, repaired, cost))
+        answers.append(Answer(text, completion.finished, len(completion.token_ids), verdict, said, cost))
     return answers
 
 
@@ -246,9 +239,9 @@ def measure(tasks: Sequence[Task], answers: Sequence[Answer]) -> dict[str, float
         "format_valid": _share([answer.verdict.valid and answer.whole for answer in answers]),
         "end_rate": _share([answer.finished for answer in answers]),
     }
-    if any(answer.repaired is not None for answer in answers):
-        figures["repaired"] = _share([bool(answer.repaired) for answer in answers])
-    costs = [answer.cost for answer in answers if answer.cost is not None]
+    if any(answer.said is not None for answer in answers):
+        figures["repaired"] = _share([answer.said != answer.text for answer in answers])
+    costs = [answer.cost for answer in answers if answer.cost is not None and answer.whole]
     if costs:
         figures["cost"] = fmean(costs)
     golden = [(task.gold, answer.text) for task, answer in zip(tasks, answers, strict=True)]
@@ -304,6 +297,10 @@ def _checker(name: str) -> Callable[[Task, str], Verdict]:
 def _grammar(name: str, recipe: Recipe) -> Callable[[Task], str]:
     """The grammar of each task: that of a file, or what the user's own function says."""
     if not name.endswith(".ebnf"):
+        if ":" not in name:
+            raise InputError(
+                f"tasks.grammar {name!r}: give a file, its name ending in .ebnf, or package.module:function"
+            )
         return _of_task(name, "grammar", _is_text, "a text")
     from slimepo.model.grammar import read_grammar
 
@@ -336,6 +333,12 @@ def _of_task(name: str, what: str, fits: Callable[[Any], bool], kind: str) -> Ca
         return found
 
     return call
+
+
+def _cost(name: str) -> Callable[[Task, str], float]:
+    """The cost of an answer as a plain number, which files can hold whatever numbers the user's function returns."""
+    found = _of_task(name, "cost", _is_cost, "a number above 0")
+    return lambda task, text: float(found(task, text))
 
 
 def _unchecked(task: Task, text: str) -> Verdict:

@@ -143,9 +143,7 @@ def gradient_tails(groups: Sequence[Group]) -> list[Panel]:
     multiples: dict[str, list[float]] = {}
     for group in groups:
         for record in group.records:
-            norms = [
-                norm for line in record.curve if (norm := line.get("grad_norm")) is not None and norm > 0
-            ]
+            norms = [norm for line in record.curve if 0 < (norm := line.get("grad_norm", 0.0)) < math.inf]
             if len(norms) >= _ENOUGH_NORMS:
                 middle = statistics.median(norms)
                 multiples.setdefault(group.label, []).extend(norm / middle for norm in norms)

@@ -70,6 +70,8 @@ RESULTS = (
     Column("chosen likelier, %", lambda g: change(g, "accuracy", ".1f", 100)),
     Column("valid format, %", _after("format_valid", ".1f", 100), "valid"),
     Column("end token, %", _after("end_rate", ".1f", 100), "ends"),
+    Column("repaired, %", lambda g: change(g, "repaired", ".1f", 100), "rep'd"),
+    Column("cost", lambda g: change(g, "cost", ".4f")),
     Column("repetition, %", _after("repetition", ".1f", 100), "rep."),
 )
 # Heading, key of a figure after training, digits, factor.

@@ -7,6 +7,7 @@ come) and `SET.jsonl` (the pairs), and `pairs.json` (written last: the pairs are
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -106,7 +107,8 @@ def make_pairs(
             if settings.most is not None:
                 made["samples"] = sum(settings.per_prompt for line in json_lines(kept))
             if tasks.repair is not None:
-                made["samples_repaired"] = sum(line["repaired"] for line in json_lines(kept))
+                both = [zip(line["answers"], line["said"], strict=True) for line in json_lines(kept)]
+                made["samples_repaired"] = sum(now != was for of_task in both for now, was in of_task)
         write_json_lines(folder / f"{which}.jsonl", map(_row, pairs))
         facts[which] = made
         if which == "train" and not pairs:
@@ -163,7 +165,10 @@ def sample_rewards(
 
         def worth(task: Task, text: str) -> float:
             assert of.cost is not None
-            return -of.cost(task, text) if text and of.check(task, text).valid else math.nan
+            try:
+                return -of.cost(task, text) if text and of.check(task, text).valid else math.nan
+            except InputError as error:
+                raise InputError(f"{error}; {KEPT}, with --accept as it then says") from error
 
         return lambda tasks, samples: [
             [worth(task, text) for text in texts] for task, texts in zip(tasks, samples, strict=True)
@@ -193,8 +198,8 @@ def rewarded_pairs(
     """The best sample of each task against others; and counts of tasks.
 
     `keep` samples are taken, spread evenly over the ranks from best to worst, and each but the best gives a pair with
-    it; two are the best and the worst. A reward that is equal to the best gives no pair. A text counts once, with the
-    earliest of its rewards, and of texts with equal rewards the earliest is taken. NaN: no answer.
+    it; two are the best and the worst. Of samples with equal rewards the earliest alone counts, and a text counts once,
+    with the earliest of its rewards. NaN: no answer.
     """
     pairs: list[Pair] = []
     counts: Counter[str] = Counter()
@@ -206,20 +211,24 @@ def rewarded_pairs(
         if not worth:
             counts["no sample"] += 1
             continue
-        ranked = sorted(worth.values(), reverse=True)
-        best, *others = (ranked[rank] for rank in evenly(len(ranked), keep))
-        lower = list(dict.fromkeys(each for each in others if each < best and not math.isclose(each, best)))
-        if not lower:
+        # The earliest text of each reward; rewards that differ by rounding are one.
+        ranked: list[tuple[str, float]] = []
+        for text, number in sorted(worth.items(), key=lambda each: -each[1]):
+            if not ranked or not math.isclose(number, ranked[-1][1]):
+                ranked.append((text, number))
+        if len(ranked) == 1:
             counts["equal rewards" if len(worth) > 1 else "identical answers"] += 1
             continue
-        first = {number: text for text, number in reversed(worth.items())}
+        counts["paired"] += 1
+        (chosen, best), *others = (ranked[rank] for rank in evenly(len(ranked), keep))
         pairs += [
-            Pair(task, first[best], first[each], gold=False, rejected_valid=True, rewards=(best, each))
-            for each in lower
+            Pair(task, chosen, text, gold=False, rejected_valid=True, rewards=(best, number))
+            for text, number in others
         ]
     return pairs, {
         "tasks": len(tasks),
         "pairs": len(pairs),
+        **({"tasks with pairs": counts["paired"]} if keep > 2 else {}),
         **{
             f"dropped: {reason}": counts[reason]
             for reason in ("equal rewards", "identical answers", "no sample")
@@ -241,6 +250,11 @@ def read_pairs(path: Path, *, by_cost: bool = False) -> list[Preference]:
         weight = scores[1] / scores[0] if by_cost and scores else 1.0
         pairs.append(Preference(row["prompt"], row["chosen"], row["rejected"], name, weight, scores=scores))
     return pairs
+
+
+def first_of(name: str) -> str:
+    """What the first pair of a task is called, by the name of any of its pairs."""
+    return re.sub(r" \(\d+\)$", "", name)
 
 
 def _row(pair: Pair) -> dict[str, Any]:

@@ -58,10 +58,9 @@ def sampled(
                     answers = [completion_text(answerer.tokenizer, each) for each in given if each.finished]
                     row |= {"answers": answers, "unfinished": len(given) - len(answers)}
                 else:
-                    texts = [completion_text(answerer.tokenizer, each) for each in given]
-                    answers = [of.repair(task, text) for text in texts]
-                    changed = sum(was != now for was, now in zip(texts, answers, strict=True))
-                    row |= {"answers": answers, "repaired": changed}
+                    said = [completion_text(answerer.tokenizer, each) for each in given]
+                    answers = [of.repair(task, text) for text in said]
+                    row |= {"answers": answers, "said": said}
                 kept[task.id] = answers
                 rows.append(row | ({"lot": lot} if lot else {}))
             append_json_lines(file, rows)

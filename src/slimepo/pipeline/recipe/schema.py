@@ -150,13 +150,16 @@ class Recipe(Settings):
             raise ValueError(
                 f"pairs {name!r}: gold is for answers that are right or wrong, and a reward compares samples"
             )
-        if made.keep > made.per_prompt:
-            raise ValueError(f"pairs {name!r}: keep = {made.keep} samples of per_prompt = {made.per_prompt}")
+        if made.keep > (made.most or made.per_prompt):
+            raise ValueError(
+                f"pairs {name!r}: keep = {made.keep} samples of {made.most or made.per_prompt}: lower keep, or raise "
+                "per_prompt"
+            )
         lots, rest = divmod(made.most or 2 * made.per_prompt, made.per_prompt)
-        if made.most is not None and (made.reward is None or lots < 2 or rest):
+        if made.most is not None and (made.reward != "cost" or lots < 2 or rest):
             raise ValueError(
                 f"pairs {name!r}: most = {made.most} samples, drawn per_prompt = {made.per_prompt} at a time until two "
-                "reach the best reward: give a reward, and a multiple of per_prompt"
+                "have the lowest cost: give reward: cost, and a multiple of per_prompt"
             )
         if made.reward == "cost" and not (self.tasks and self.tasks.cost and self.tasks.checker):
             raise ValueError(

@@ -104,8 +104,8 @@ class Pairs(Settings):
     right sample is chosen and the most frequent wrong one rejected; with `gold`, a task's own answer is chosen where no
     sample is right; without, such a task gives no pair. With a `reward` (as a stage's, or `cost`, the tasks', less it
     is better) the best sample is set against the worst; equal rewards give no pair. `keep` samples of a task, spread
-    evenly from its best to its worst, give a pair each with the best. With `most`, a task whose best reward only one
-    sample has reached is sampled again, `per_prompt` at a time, until another one has or there are `most`.
+    evenly from its best to its worst, give a pair each with the best. With `most`, and by cost, a task whose lowest
+    cost only one sample has is sampled again, `per_prompt` at a time, until another one has it or there are `most`.
     `seed` is that of the run unless given. `engine` writes the samples, as that of rollouts does: transformers, vllm,
     or http://host:port.
     """
