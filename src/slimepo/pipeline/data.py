@@ -23,6 +23,7 @@ from slimepo.parallel.agree import each_its_share
 from slimepo.pipeline.pairs.make import read_pairs
 from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.pipeline.recipe.sections import Data, Stage
+from slimepo.pipeline.rewards import COST
 from slimepo.pipeline.tasks import RunTasks, prompt_ids
 from slimepo.types import Preference
 
@@ -129,7 +130,7 @@ def stage_rows(
     if stage.rollouts is not None:
         train_rows = []
     elif stage.part in recipe.pairs:
-        by_cost = "weight" in objective.asks
+        by_cost = "weight" in objective.asks and recipe.pairs[stage.part].reward == COST
         train_rows = read_pairs(out / stage.part / "train.jsonl", by_cost=by_cost)
         heldout_rows = read_pairs(out / stage.part / "heldout.jsonl", by_cost=by_cost) or heldout_rows
         # What the model itself has written may hold any token, and is to be learnt from as it is.
