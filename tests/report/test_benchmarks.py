@@ -1,6 +1,7 @@
 """Scores on the page: never two judges in one column, MT-Bench by category and as a radar plot, and the canaries."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from slimepo.evaluation.benchmarks.mt_bench import CATEGORIES
 from slimepo.report.benchmarks import (
     ScoreColumn,
     benchmark_table,
+    benchmark_verdict,
     canary_table,
     category_tables,
     model_styles,
@@ -134,7 +136,8 @@ def ifeval_row(model: str, verdicts: list[list[int]] | None) -> dict[str, Any]:
 def test_ifeval_has_the_differences_to_the_model_named_first(tmp_path: Path, write: Any) -> None:
     run = write_scores(tmp_path / "run", ifeval_row("slime", [[1], [1]]), ifeval_row("old", None))
     before = write_scores(tmp_path / "later-by-name", ifeval_row("start", [[0], [0]]))
-    ((title, table),) = paired_tables(score_columns(sources(before, run)))
+    found = sources(before, run)
+    ((title, table),) = paired_tables(score_columns(found), found)
     assert title == "IFEval: paired differences to start"
     assert table.heads == (
         "model", "prompt strict", "prompt loose", "instruction strict", "instruction loose",
@@ -144,12 +147,30 @@ def test_ifeval_has_the_differences_to_the_model_named_first(tmp_path: Path, wri
         ("old", ("–",) * 4),
     ]
     assert "paired differences to start" in write(read_report([before, run]))
-    assert paired_tables(score_columns(sources(before))) == [], "a model alone differs from nothing"
+    assert paired_tables(score_columns(sources(before)), []) == [], "a model alone differs from nothing"
+    assert benchmark_verdict(score_columns(found), found) == "", "which of them was the start, nobody says"
+
+
+def test_with_a_run_on_the_page_its_models_are_compared_with_the_one_that_it_started_from(
+    tmp_path: Path,
+) -> None:
+    """Whichever is named first."""
+    rows = [ifeval_row("slime", [[1], [0]]), ifeval_row("start", [[0], [0]])]
+    found = [
+        replace(each, recipe={"model": "models/start"}) for each in sources(write_scores(tmp_path, *rows))
+    ]
+    columns = score_columns(found)
+    ((title, table),) = paired_tables(columns, found)
+    assert title == "IFEval: paired differences to start"
+    assert [line.label for line in table.lines] == ["slime"]
+    assert benchmark_verdict(columns, found).startswith(
+        "IFEval, prompts of which every instruction was followed: +50.0 [+0.0, +100.0] points with slime, from "
+    )
 
 
 def test_models_that_answer_alike_do_not_differ(tmp_path: Path) -> None:
     rows = [ifeval_row(model, [[1], [0], [1]]) for model in ("a", "b")]
-    ((_, table),) = paired_tables(score_columns(sources(write_scores(tmp_path, *rows))))
+    ((_, table),) = paired_tables(score_columns(sources(write_scores(tmp_path, *rows))), [])
     assert table.lines[0].cells == ("+0.0 [+0.0, +0.0]",) * 4
 
 

@@ -34,13 +34,15 @@ from slimepo.report.figures import (
     swatch,
 )
 from slimepo.report.groups import Group, count
-from slimepo.report.records import Source, number, unique
+from slimepo.report.records import Source, mapping, number, unique
 from slimepo.report.tables import Line, Table, in_blocks
 from slimepo.words import ABSENT
 
 # More lines than these cannot be followed in one picture, and fewer axes span no area.
 _MOST_MODELS, _FEWEST_CATEGORIES = 6, 3
 _TOP = 10.0
+# Models in the sentence about a benchmark.
+_MOST_TOLD = 3
 _HASHES = ("prompts", "questions", "references")
 _NOTES = {
     BENCHMARK: "Mean ratings of both turns. A category of the published set has 10 questions: small differences are "
@@ -137,22 +139,51 @@ def category_tables(columns: Sequence[ScoreColumn]) -> list[tuple[ScoreColumn, s
     return found
 
 
-def paired_tables(columns: Sequence[ScoreColumn]) -> list[tuple[str, Table]]:
-    """How the models of an IFEval column differ from its first one, question by question: a title and a table each."""
-    return [
-        (
-            f"IFEval: paired differences to {column.scores[0].model}{column.mark}",
-            Table(
-                ("model", *(name.replace("_", " ") for name in ifeval.FIGURES)),
-                [
-                    Line(each.model, tuple(_difference(each, column.scores[0], n) for n in ifeval.FIGURES))
-                    for each in column.scores[1:]
-                ],
-            ),
+def paired_tables(columns: Sequence[ScoreColumn], sources: Sequence[Source]) -> list[tuple[str, Table]]:
+    """How the models of an IFEval column differ, question by question: a title and a table each.
+
+    They are compared with the model that runs on the page started from, else with the first one.
+    """
+    found = []
+    for column in columns:
+        if column.scores[0].identity.benchmark == ifeval.BENCHMARK and len(column.scores) > 1:
+            start = _start_of(column, sources) or column.scores[0]
+            lines = [
+                Line(each.model, tuple(_difference(each, start, name) for name in ifeval.FIGURES))
+                for each in column.scores
+                if each is not start
+            ]
+            heads = ("model", *(name.replace("_", " ") for name in ifeval.FIGURES))
+            title = f"IFEval: paired differences to {start.model}{column.mark}"
+            found.append((title, Table(heads, lines)))
+    return found
+
+
+def benchmark_verdict(columns: Sequence[ScoreColumn], sources: Sequence[Source]) -> str:
+    """What training did to IFEval's scores, in a sentence; empty where the start was not scored."""
+    sentences = []
+    for column in columns:
+        start = _start_of(column, sources)
+        others = [each for each in column.scores if each is not start and ifeval.FIGURES[0] in each.items]
+        if start is None or not others or ifeval.FIGURES[0] not in start.items:
+            continue
+        told = ", ".join(
+            f"{_difference(each, start, ifeval.FIGURES[0])}{' points' if each is others[0] else ''} with {each.model}"
+            for each in others[:_MOST_TOLD]
         )
-        for column in columns
-        if column.scores[0].identity.benchmark == ifeval.BENCHMARK and len(column.scores) > 1
-    ]
+        more = f" and {len(others) - _MOST_TOLD} more" * (len(others) > _MOST_TOLD)
+        began = _cell(start.measures.get(ifeval.FIGURES[0]), ".1f")
+        sentences.append(
+            f"IFEval{column.mark}, prompts of which every instruction was followed: {told}{more}, from {began} % at "
+            "the start."
+        )
+    return " ".join(sentences)
+
+
+def _start_of(column: ScoreColumn, sources: Sequence[Source]) -> Scores | None:
+    """The scores of the model that the runs started from, by its name; None where it was not scored."""
+    models = {Path(str(model)).name for each in sources if (model := mapping(each.recipe).get("model"))}
+    return next((each for each in column.scores if column.runs[each.model] in models), None)
 
 
 def _difference(one: Scores, other: Scores, name: str) -> str:
@@ -235,7 +266,9 @@ def _about(scores: Sequence[Scores]) -> str:
     return "; ".join([", ".join(words), *(note if scores[0].official else f"* {note}" for note in notes)])
 
 
-def category_sections(columns: Sequence[ScoreColumn], groups: Sequence[Group]) -> list[dict[str, Any]]:
+def category_sections(
+    columns: Sequence[ScoreColumn], groups: Sequence[Group], sources: Sequence[Source]
+) -> list[dict[str, Any]]:
     """What the page shows of `category_tables` and `paired_tables`: a note, and where it can be drawn a radar plot."""
     found = []
     for column, title, table in category_tables(columns):
@@ -245,7 +278,7 @@ def category_sections(columns: Sequence[ScoreColumn], groups: Sequence[Group]) -
         note = _NOTES[column.scores[0].identity.benchmark]
         found.append({"title": title, "note": note, "table": table, "panels": panels, "keys": keys})
     return found + [
-        {"title": title, "note": _PAIRED, "table": table} for title, table in paired_tables(columns)
+        {"title": title, "note": _PAIRED, "table": table} for title, table in paired_tables(columns, sources)
     ]
 
 

@@ -25,7 +25,7 @@ def report_markdown(report: Report) -> str:
     if scores.lines:
         parts += [markdown_table(scores), "\n".join(f"- {_markdown(note)}" for note in notes) + "\n"]
     by_category = [(title, table) for _, title, table in category_tables(columns)]
-    for title, table in (*by_category, *paired_tables(columns)):
+    for title, table in (*by_category, *paired_tables(columns, report.sources)):
         parts += [f"{_markdown(title)}:\n", markdown_table(table)]
     canaries = canary_table(report.sources)
     if canaries.lines:

@@ -15,7 +15,7 @@ from slimepo.errors import InputError, unwritable
 from slimepo.files import refuse_folder, write_text
 from slimepo.redaction import redact
 from slimepo.report import curves, facts, panels, tables
-from slimepo.report.benchmarks import benchmark_table, canary_table, category_sections
+from slimepo.report.benchmarks import benchmark_table, benchmark_verdict, canary_table, category_sections
 from slimepo.report.figures import styles, swatch
 from slimepo.report.findings import findings, verdict
 from slimepo.report.folders import Report, read_report
@@ -101,12 +101,12 @@ def report_page(report: Report) -> str:
         records=[record for group in groups for record in group.records],
         start=tables.start_group(sources),
         map=map_panel(groups),
-        verdict=verdict(groups),
+        verdict=" ".join(filter(None, (verdict(groups), benchmark_verdict(report.scores, sources)))),
         findings=findings(groups, sources),
         figures=_figures(groups),
         differences=tables.differences(groups),
         benchmarks=benchmark_table(report.scores),
-        categories=category_sections(report.scores, groups),
+        categories=category_sections(report.scores, groups, sources),
         canaries=canary_table(sources),
         fallen=shown_fallen(groups),
         over_time=[
