@@ -120,7 +120,7 @@ def load_tasks(recipe: Recipe) -> RunTasks | None:
         check(first, first.gold or "")
     tokens = min(asked.max_new_tokens, SMOKE_TOKENS) if recipe.smoke else asked.max_new_tokens
     grammar = _grammar(asked.grammar, recipe) if asked.grammar else None
-    repair = _of_task(asked.repair, "repair", _is_text, "a text") if asked.repair else None
+    repair = answer_function(asked.repair, "repair") if asked.repair else None
     cost = _cost(asked.cost) if asked.cost else None
     if grammar is not None:
         from slimepo.model.grammar import check_grammar
@@ -333,6 +333,16 @@ def _of_task(name: str, what: str, fits: Callable[[Any], bool], kind: str) -> Ca
         return found
 
     return call
+
+
+def answer_function(name: str, what: str) -> Callable[[Task, str], str]:
+    """A function of the user's own that makes an answer of an answer.
+
+    Raises:
+        InputError: it cannot be imported; and what it gives, where it fails or gives no text.
+    """
+    found: Callable[[Task, str], str] = _of_task(name, what, _is_text, "a text")
+    return found
 
 
 def _cost(name: str) -> Callable[[Task, str], float]:

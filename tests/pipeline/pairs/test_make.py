@@ -54,6 +54,16 @@ def test_a_wrong_sample_of_valid_form_goes_before_a_more_frequent_broken_one() -
     assert made(["5.", "5.", "5.", "5", "7"]) == ("5", "7")
 
 
+def test_a_sample_that_can_be_mended_is_chosen_so_and_rejected_as_it_was() -> None:
+    def mend(task: Task, text: str) -> str:
+        return text.rstrip(".")
+
+    pairs, counts = judged_pairs([TASK] * 3, [["4.", "5."], ["5", "5."], ["6"]], TASKS, gold=False, mend=mend)
+    # Of the second task a sample is right as it is.
+    assert [(pair.chosen, pair.rejected) for pair in pairs] == [("5", "5."), ("5", "5.")]
+    assert (counts["mended_chosen"], counts["dropped: none right"]) == (1, 1)
+
+
 def test_a_broken_sample_is_rejected_where_there_is_nothing_better() -> None:
     assert made(["5", "5.", "05", "05"]) == ("5", "05")
 

@@ -22,7 +22,7 @@ from slimepo.onpolicy.rewards import Prompt, Rewarder
 from slimepo.pipeline.folder import is_held
 from slimepo.pipeline.pairs.samples import sampled
 from slimepo.pipeline.rewards import COST, make_rewards, reward_weights
-from slimepo.pipeline.tasks import RunTasks, Task
+from slimepo.pipeline.tasks import RunTasks, Task, answer_function
 from slimepo.types import Message, Preference, Verdict
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def make_pairs(
             lots = range(1, (settings.most or 0) // settings.per_prompt)
             samples = sampled(answerer, of_set, tasks, settings, seed, kept, console, name)
             if settings.reward is None:
-                pairs, made = judged_pairs(of_set, samples, tasks, gold=settings.gold)
+                mend = None if settings.repair is None else answer_function(settings.repair, "repair")
+                pairs, made = judged_pairs(of_set, samples, tasks, gold=settings.gold, mend=mend)
             else:
                 rewards_of = sample_rewards(settings, tasks, folder)
                 rewards = rewards_of(of_set, samples)
@@ -120,12 +121,18 @@ def make_pairs(
 
 
 def judged_pairs(
-    tasks: Sequence[Task], samples: Sequence[Sequence[str]], of: RunTasks, *, gold: bool
+    tasks: Sequence[Task],
+    samples: Sequence[Sequence[str]],
+    of: RunTasks,
+    *,
+    gold: bool,
+    mend: Callable[[Task, str], str] | None = None,
 ) -> tuple[list[Pair], dict[str, int]]:
     """One pair a task that has both a right answer and a wrong sample to set against it; and counts of tasks.
 
     samples: for each task the texts that the model gave, without the end token; unfinished ones left out.
-    Chosen: the most frequent right sample; where none is right, with `gold`, the task's own answer.
+    Chosen: the most frequent right sample; where none is right, the first wrong one that `mend` makes right, against
+    itself as it was; or else, with `gold`, the task's own answer.
     Rejected: among the wrong samples those of valid form, or all where none is valid (a fluent mistake teaches more
     than a broken one); of these the most frequent. The earlier sample wins a tie, and empty samples are no answers.
     """
@@ -136,6 +143,13 @@ def judged_pairs(
         verdicts: dict[str, Verdict] = {text: of.check(task, text) for text in dict.fromkeys(answers)}
         right = [text for text in answers if verdicts[text].correct]
         wrong = [text for text in answers if not verdicts[text].correct]
+        if mend is not None and not right:
+            mended = ((mend(task, text), text) for text in dict.fromkeys(wrong))
+            found = next((each for each in mended if of.check(task, each[0]).correct), None)
+            if found is not None:
+                counts["mended"] += 1
+                pairs.append(Pair(task, *found, False, verdicts[found[1]].valid))
+                continue
         chosen = _most_frequent(right) if right else task.gold if gold else None
         if not wrong or chosen is None:
             counts["all right" if right else "no sample" if not wrong else "none right"] += 1
@@ -146,6 +160,7 @@ def judged_pairs(
         "tasks": len(tasks),
         "pairs": len(pairs),
         "gold_chosen": sum(pair.gold for pair in pairs),
+        **({"mended_chosen": counts["mended"]} if mend is not None else {}),
         "invalid_rejected": sum(not pair.rejected_valid for pair in pairs),
         **{f"dropped: {reason}": counts[reason] for reason in ("all right", "none right", "no sample")},
     }

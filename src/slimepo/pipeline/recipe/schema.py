@@ -146,10 +146,11 @@ class Recipe(Settings):
     def _pairs_fit(self, name: str, made: Pairs) -> None:
         if made.reward is None and made.keep > 2:
             raise ValueError(f"pairs {name!r}: keep ranks samples by a reward: give reward")
-        if made.gold and made.reward is not None:
-            raise ValueError(
-                f"pairs {name!r}: gold is for answers that are right or wrong, and a reward compares samples"
-            )
+        for key in ("gold", "repair"):
+            if getattr(made, key) and made.reward is not None:
+                raise ValueError(
+                    f"pairs {name!r}: {key} is for answers that are right or wrong, and a reward compares samples"
+                )
         if made.keep > (made.most or made.per_prompt):
             raise ValueError(
                 f"pairs {name!r}: keep = {made.keep} samples of {made.most or made.per_prompt}: lower keep, or raise "

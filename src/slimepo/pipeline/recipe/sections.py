@@ -102,9 +102,11 @@ class Pairs(Settings):
 
     `model` is the stage whose model is sampled (none: the recipe's model). By the tasks' checker the most frequent
     right sample is chosen and the most frequent wrong one rejected; with `gold`, a task's own answer is chosen where no
-    sample is right; without, such a task gives no pair. With a `reward` (as a stage's, or `cost`, the tasks', less it
-    is better) the best sample is set against the worst; equal rewards give no pair. `keep` samples of a task, spread
-    evenly from its best to its worst, give a pair each with the best. With `most`, and by cost, a task whose lowest
+    sample is right; without, such a task gives no pair. With `repair`, a function as that of tasks, such a task first
+    tries its samples: one that this function makes right is chosen so, and rejected as it was.
+    With a `reward` (as a stage's, or `cost`, the tasks', less it is better) the best sample is set against the worst;
+    equal rewards give no pair. `keep` samples of a task, spread evenly from its best to its worst, give a pair each with
+    the best. With `most`, and by cost, a task whose lowest
     cost only one sample has is sampled again, `per_prompt` at a time, until another one has it or there are `most`.
     `seed` is that of the run unless given. `engine` writes the samples, as that of rollouts does: transformers, vllm,
     or http://host:port.
@@ -116,6 +118,7 @@ class Pairs(Settings):
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(256, ge=1)
     gold: bool = False
+    repair: str | None = None
     reward: str | list[str] | dict[str, float] | None = None
     keep: int = Field(2, ge=2)
     most: int | None = Field(None, ge=2)
