@@ -105,9 +105,9 @@ class Pairs(Settings):
     sample is right; without, such a task gives no pair. With `repair`, a function as that of tasks, such a task first
     tries its samples: one that this function makes right is chosen so, and rejected as it was.
     With a `reward` (as a stage's, or `cost`, the tasks', less it is better) the best sample is set against the worst;
-    equal rewards give no pair. `keep` samples of a task, spread evenly from its best to its worst, give a pair each with
-    the best. With `most`, and by cost, a task whose lowest
-    cost only one sample has is sampled again, `per_prompt` at a time, until another one has it or there are `most`.
+    equal rewards give no pair. `keep` samples of a task, spread evenly from its best to its worst, give a pair each
+    with the best. With `most`, and by cost, a task whose lowest cost only one sample has is sampled again, `per_prompt`
+    at a time, until another one has it or there are `most`.
     `seed` is that of the run unless given. `engine` writes the samples, as that of rollouts does: transformers, vllm,
     or http://host:port.
     """
