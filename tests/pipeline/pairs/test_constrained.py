@@ -146,6 +146,7 @@ REFUSED = [
     ({"pairs": {"reward": None, "gold": True, "most": None}}, "keep ranks samples by a reward"),
     ({"pairs": {"most": 10}}, "most = 10 samples.*multiple of per_prompt"),
     ({"pairs": {"most": 4}}, "most = 4 samples.*multiple of per_prompt"),
+    ({"pairs": {"repair": f"{TOURS}:repair"}}, "repair is for answers that are right or wrong"),
     ({"pairs": {"keep": 13}}, "keep = 13 samples of 12: lower keep"),
     ({"pairs": {"reward": "checker"}}, "most = 12 samples.*give reward: cost"),
     ({"pairs": {"engine": "http://localhost:1"}}, "tasks.grammar works with engine: transformers"),
