@@ -311,15 +311,17 @@ def generate(
 ) -> None:
     """Let a model answer prompts through its own chat template."""
     from slimepo.files import refuse_folder, write_json_lines
-    from slimepo.model.grammar import read_grammar
     from slimepo.pipeline.generate import answer_prompts, read_prompts, show_answers
 
     refuse_folder(out)
-    texts = read_prompts(prompt or [], prompts)
+    texts, rules = read_prompts(prompt or [], prompts), None
+    if grammar is not None:
+        from slimepo.model.grammar import read_grammar
+
+        rules = read_grammar(grammar)
     answers = answer_prompts(
         model, texts, system, _console(), max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-        samples=samples, seed=seed, batch_rows=batch_rows,
-        grammar=None if grammar is None else read_grammar(grammar),
+        samples=samples, seed=seed, batch_rows=batch_rows, grammar=rules,
     )  # fmt: skip
     if out is not None:
         write_json_lines(out, answers)
