@@ -1,11 +1,12 @@
 """Does a forecast made before training tell which chosen answers fall? Rank correlations over runs that are done.
 
-    python -m benchmarks.displacement RUN... [--out CSV]
+    python -m benchmarks.displacement RUN... [--pairs FILE [--limit N]] [--out CSV]
 
-Each RUN is a run folder with a preference stage on pairs of its own samples. Of its held-out pairs CHES and the
-entanglement ratio are worked out with the model that the stage started from (`slimepo data check --displacement`), and
-each is set against the change of the chosen answer's log-prob per token that training made. Prints Spearman's rank
-correlation for each objective and rate, means over seeds with 95 % intervals.
+Each RUN is a run folder with a preference stage: on pairs of its own samples, whose held-out pairs are looked at, or on
+a data set; then FILE has the pairs, those that it trained on or others. CHES and the entanglement ratio are worked out
+with the model that the stage started from (`slimepo data check --displacement`), and each is set against the change of
+the chosen answer's log-prob per token that training made. Prints Spearman's rank correlation for each objective and
+rate, means over seeds with 95 % intervals; of one run an interval over pairs (bootstrap) is in the file.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.stats import spearmanr
 
 from slimepo.data.chat import chat_format, load_tokenizer
+from slimepo.data.read import read_rows
 from slimepo.data.tokenize import tokenize
 from slimepo.files import read_json
 from slimepo.means import mean_of
@@ -35,37 +38,52 @@ RESULTS = Path(__file__).parent / "results" / "displacement.csv"
 BATCH = 64
 
 
-def correlations(run: Path, known: dict[Path, Any]) -> list[dict[str, Any]]:
+def correlations(
+    run: Path, known: dict[Path, Any], pairs: Path | None = None, limit: int | None = None
+) -> list[dict[str, Any]]:
     """A row for each preference stage of a run; `known` keeps what was worked out of a start for the next run."""
     recipe = read_mapping(run / "recipe.yaml", "recipe")
     found = []
     for stage in recipe["stages"]:
-        if stage["loss"] == "sft" and stage["part"] not in recipe["pairs"]:
+        if pairs is None and stage["part"] not in recipe["pairs"]:
             continue
         done = read_json(run / stage["name"] / "stage.json")
         # The folder may have been moved since; its parts have not.
-        start = run / Path(done["base"]).parent.name / "model"
-        file = run / stage["part"] / "heldout.jsonl"
+        base = Path(done["base"])
+        start = base if base.is_dir() else run / base.parent.name / "model"
+        file = pairs or run / stage["part"] / "heldout.jsonl"
         key = file.resolve()
         if key not in known:
-            model = load_model(str(start))
+            model = _loaded(start)
             chat = chat_format(load_tokenizer(str(start)))
-            rows = tokenize(read_pairs(file), chat).rows
-            install_logps(model)
+            preferences = read_rows(file, limit=limit).preferences if pairs else read_pairs(file)
+            rows = tokenize(preferences, chat, max_length=recipe["data"]["max_length"]).rows
             known[key] = rows, score_pairs(model, rows, BATCH).chosen, forecast(model, rows, batch_size=BATCH)
         rows, before, told = known[key]
-        after_model = load_model(str(run / stage["name"] / "model"))
-        install_logps(after_model)
-        change = score_pairs(after_model, rows, BATCH).chosen - before
-        figures = {"ches": told.ches, "ratio": told.ratio, "margin": told.margin}
-        found.append(
-            {
-                "objective": stage["loss"], "learning_rate": stage["learning_rate"], "seed": recipe["seed"],
-                "pairs": len(rows), "fell": float(np.mean(change < 0)), "chosen_change": float(change.mean()),
-                **{name: float(spearmanr(values, change).statistic) for name, values in figures.items()},
-            }
-        )  # fmt: skip
+        change = score_pairs(_loaded(run / stage["name"] / "model"), rows, BATCH).chosen - before
+        row = {
+            "objective": stage["loss"], "learning_rate": stage["learning_rate"], "seed": recipe["seed"],
+            "pairs": len(rows), "fell": float(np.mean(change < 0)), "chosen_change": float(change.mean()),
+        }  # fmt: skip
+        for name, values in {"ches": told.ches, "ratio": told.ratio, "margin": told.margin}.items():
+            row[name] = float(spearmanr(values, change).statistic)
+            row[f"{name}_low"], row[f"{name}_high"] = _interval(values, change)
+        found.append(row)
     return found
+
+
+def _loaded(folder: Path) -> Any:
+    model = load_model(str(folder)).to("cuda" if torch.cuda.is_available() else "cpu")
+    install_logps(model)
+    return model
+
+
+def _interval(values: np.ndarray, change: np.ndarray, draws: int = 1000) -> tuple[float, float]:
+    """95 % of a rank correlation, pairs drawn again with replacement."""
+    random = np.random.default_rng(0)
+    drawn = (random.integers(len(values), size=len(values)) for _ in range(draws))
+    low, high = np.quantile([spearmanr(values[i], change[i]).statistic for i in drawn], [0.025, 0.975])
+    return float(low), float(high)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,10 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.displacement", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--pairs", type=Path, help="pairs to look at, in place of the held-out ones")
+    parser.add_argument("--limit", type=int, help="so many of them")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
     known: dict[Path, Any] = {}
-    rows = [row for run in args.runs for row in correlations(run, known)]
+    rows = [row for run in args.runs for row in correlations(run, known, args.pairs, args.limit)]
     with args.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -1,12 +1,13 @@
-"""One training step at the shapes of real models on a CUDA device, in bfloat16, with LoRA and a trained head.
+"""Head and training step at the shapes of real models on a CUDA device, in bfloat16, with LoRA and a trained head.
 
     python -m benchmarks.gpu [--model llama-3.2-3b qwen3-4b gemma-3-4b] [--pairs 4] [--repeats 5]
                              [--attention side_by_side flex varlen]
     python -m benchmarks.gpu --smoke
 
-Random weights of the true shapes (they do not change the speed). Each contender has the device to itself, in a
-process of its own. Model FLOPs utilisation counts what the objective needs, without what is computed twice,
-against the rate of a large matrix product measured in the same run.
+Random weights of the true shapes (they do not change the speed). First the heads, frozen and trained: hidden states to
+log-probs and back. Then a whole step; each contender has the device to itself, in a process of its own. Model FLOPs
+utilisation counts what the objective needs, without what is computed twice, against the rate of a large matrix product
+measured in the same run.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from benchmarks import peers
 from benchmarks.contenders import Contender, slimepo
@@ -35,10 +37,8 @@ from benchmarks.rows import Lengths, cut_vocabulary, equal_rows
 from benchmarks.worker import be_quiet, worker_context
 from slimepo.errors import InputError
 from slimepo.kernels import linear_logps
-from slimepo.losses import bind
 from slimepo.model.adapters import lora_config, untie_head
 from slimepo.model.attention.table import PATHS
-from slimepo.types import PairLogps
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -97,7 +97,8 @@ _TINY = {
 }
 # Rows of 2,048 tokens.
 LENGTHS, TINY_LENGTHS = Lengths(512, 1536, 1536), Lengths(24, 16, 16)
-HEAD_TOKENS = 32_768
+# The response tokens of four such pairs.
+HEAD_TOKENS = 12_288
 
 BASELINE = "slimepo shared"
 CONTENDERS: dict[str, Contender] = {
@@ -156,8 +157,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print(f"{_device_name()}: matrix products at {rate / 1e12:.3g} TFLOP/s", highlight=False)
     for name in args.model:
         model = MODELS[name] | (_TINY if args.smoke else {})
+        append_csv(
+            out.with_name(f"head-{out.name.removeprefix('step-')}"), _heads(name, model, rate, args, console)
+        )
         append_csv(out, _steps(name, model, rate, args, console))
-        _head(name, model, args, console)
     console.print(f"appended to {out}")
 
 
@@ -169,24 +172,45 @@ def matmul_rate(size: int) -> float:
     return 2 * size**3 / seconds
 
 
-def head_peak(model: dict[str, Any], tokens: int) -> tuple[int, int]:
-    """Peak bytes of head and loss, forward and backward, at so many response tokens; and what gradients of it stay.
+def heads() -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
+    """Ways from hidden states `[N, H]`, head `[V, H]` and targets `[N]` to log-probs `[N]`, by name."""
+    return {
+        "slimepo": linear_logps,
+        "slimepo chunked": functools.partial(linear_logps, impl="chunked"),
+        "TRL's fused head": peers.trl_head,
+        "cut-cross-entropy": peers.apple_head,
+        "full log-softmax": functools.partial(linear_logps, impl="naive"),
+    }
 
-    The head trains in float32 under bfloat16 autocast, as in slimepo's trainer.
-    """
+
+def head_step(name: str, model: dict[str, Any], tokens: int, trained: bool, repeats: int) -> Result:
+    """A head forward and backward under bfloat16 autocast, its weights in float32 where it trains."""
     device, dtype = _device()
+    torch.manual_seed(0)
     hidden = torch.randn(tokens, model["hidden_size"], device=device, dtype=dtype, requires_grad=True)
-    weight = torch.randn(model["vocab_size"], model["hidden_size"], device=device).mul_(0.02).requires_grad_()
+    weight = torch.randn(model["vocab_size"], model["hidden_size"], device=device).mul_(0.02)
+    weight = weight.requires_grad_() if trained else weight.to(dtype)
     targets = torch.randint(model["vocab_size"], (tokens,), device=device)
-    width = tokens // 16
-    mask = torch.ones(8, width, dtype=torch.bool, device=device)
-    idle = _forget()
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        logps = linear_logps(hidden, weight, targets)
-    chosen, rejected = logps[: 16 * width].view(2, 8, width)
-    bind("slime", {})(PairLogps(chosen, mask, rejected, mask), None).loss.mean().backward()
-    most = _peak() - idle
-    return most, hidden.nbytes + weight.nbytes
+    # An objective hands every token its own gradient.
+    upstream = torch.randn(tokens, device=device)
+
+    def step() -> float:
+        hidden.grad = weight.grad = None
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logps = heads()[name](hidden, weight, targets)
+        logps.float().backward(upstream)
+        return logps.mean().item()
+
+    try:
+        mean = step()
+        hidden.grad = weight.grad = None
+        idle = _forget()
+        timed = [_timed(step) for _ in range(repeats)]
+    except torch.OutOfMemoryError as error:
+        return Result(failed=f"out of memory: {str(error).splitlines()[0]}")
+    except peers.PeerAbsentError as error:
+        return Result(failed=str(error))
+    return Result(statistics.median(seconds for seconds, _ in timed), _peak() - idle, mean)
 
 
 def run_contender(job: Job) -> Result:
@@ -293,14 +317,34 @@ def _shape(
     }
 
 
-def _head(name: str, model: dict[str, Any], args: argparse.Namespace, console: Console) -> None:
+def _heads(
+    name: str, model: dict[str, Any], rate: float, args: argparse.Namespace, console: Console
+) -> list[dict[str, Any]]:
     tokens = 512 if args.smoke else HEAD_TOKENS
-    most, gradients = head_peak(model, tokens)
-    console.print(
-        f"{name}: head and loss at {tokens:,} tokens: peak {most / 1e9:.3g} GB, "
-        f"of which {gradients / 1e9:.3g} GB are gradients that stay",
-        highlight=False,
-    )
+    table = Table(title=f"{name}: head at {tokens:,} tokens, forward and backward", title_justify="left")
+    for heading in ("head", "", "ms", "time", "extra GB", "mean log-prob"):
+        table.add_column(heading)
+    rows = []
+    for trained in (False, True):
+        kind = "trained" if trained else "frozen"
+        results = {head: head_step(head, model, tokens, trained, args.repeats) for head in heads()}
+        base = results["slimepo"].seconds
+        for head, result in results.items():
+            if result.failed:
+                table.add_row(head, kind, "-", "-", "-", result.failed)
+                continue
+            row = {
+                "device": _device_name(), "matmul_tflops": round(rate / 1e12, 3), "model": name,
+                "hidden": model["hidden_size"], "vocabulary": model["vocab_size"], "tokens": tokens,
+                "head": kind, "contender": head, "repeats": args.repeats, "ms": round(1e3 * result.seconds, 3),
+                "times_baseline": round(result.seconds / base, 4), "extra_gb": round(result.extra_bytes / 1e9, 3),
+                "mean_logp": result.loss,
+            }  # fmt: skip
+            rows.append(provenance() | row)
+            figures = (f"{row['ms']:.4g}", f"{row['times_baseline']:.2f}x", f"{row['extra_gb']:.2f}")
+            table.add_row(head, kind, *figures, f"{result.loss:.4f}")
+    console.print(table)
+    return rows
 
 
 def _in_own_process(job: Job) -> Result:

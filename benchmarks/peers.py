@@ -118,6 +118,26 @@ def trl_simpo(model: nn.Module, setup: Setup, *, checkpointing: bool = False) ->
     return _trl_step(trainer, setup, list(trainer.train_dataset), checkpointing)
 
 
+def trl_head(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The fused head of TRL's trainers, log-probs alone."""
+    from trl.trainer import utils
+
+    options = (1.0, utils._CHUNKED_LOGPROB_CHUNK_SIZE, None, 1.0, ("log_probs",))
+    logps: Tensor = utils._ChunkedLogProbFunction.apply(hidden, weight, None, targets, *options)[0]
+    return logps
+
+
+def apple_head(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """cut-cross-entropy's kernel, at its defaults."""
+    try:
+        from cut_cross_entropy import linear_cross_entropy
+    except ImportError as error:
+        raise PeerAbsentError("cut-cross-entropy is not installed: pip install cut-cross-entropy") from error
+    if hidden.device.type == "cpu":
+        raise PeerAbsentError("cut-cross-entropy's kernel needs a GPU")
+    return -linear_cross_entropy(hidden, weight.to(hidden.dtype), targets, reduction="none")
+
+
 def liger_simpo(model: nn.Module, setup: Setup, *, compiled: bool = True) -> Step:
     """Liger's chunked SimPO loss (head and loss in one, a pair at a time) behind the padded backbone."""
     try:

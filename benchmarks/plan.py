@@ -2,9 +2,11 @@
 
     python -m benchmarks.plan [--only NAME ...] [--allocator exact]
 
-Every recipe trains some steps through slimepo's own trainer, optimizer included, in a process of its own; measured is
-the most that is resident while it trains over what the process held before the model was made. `exact` lets glibc give
-every freed tensor back at once, so that the figure is that of the tensors; `default` leaves glibc as users have it.
+Every recipe trains some steps through slimepo's own trainer, optimizer included, in a process of its own. On a CPU
+measured is the most that is resident while it trains over what the process held before the model was made; `exact` lets
+glibc give every freed tensor back at once, so that the figure is that of the tensors, and `default` leaves glibc as
+users have it. On a CUDA device the recipes have the shapes of real models; measured is the most that its tensors took,
+`reserved` what the allocator held for them, and `context` what the driver held beside that.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import gpu
 from benchmarks.record import append_csv, provenance
 
-RESULTS = Path(__file__).parent / "results" / "plan-cpu.csv"
+RESULTS = Path(__file__).parent / "results"
 MIB = 2**20
 STEPS = 2
 
@@ -98,6 +101,32 @@ CASES = {
     ),
 }
 
+_LLAMA_3B, _QWEN_4B, _GEMMA_4B = (gpu.MODELS[name] for name in ("llama-3.2-3b", "qwen3-4b", "gemma-3-4b"))
+_PAPER, _PAPER_FROZEN = {"r": 64}, {"r": 64, "train_head": False}
+# Two micro-batches a step.
+_TWO = {"batch_size": 4, "micro_batch_size": 2}
+_BIG = {"batch_size": 8, "micro_batch_size": 4}
+
+# Rows of 2,048 tokens, both answers as long as they may be.
+GPU_CASES = {
+    "llama-3.2-3b, LoRA, trained head": Case(_LLAMA_3B, _TWO, _PAPER, 2048),
+    "llama-3.2-3b, LoRA, frozen head": Case(_LLAMA_3B, _TWO, _PAPER_FROZEN, 2048),
+    "llama-3.2-3b, LoRA, checkpointed": Case(_LLAMA_3B, _BIG | {"args": _CHECKPOINTED}, _PAPER, 2048),
+    "llama-3.2-3b, LoRA, side by side": Case(
+        _LLAMA_3B, _TWO | {"args": {"attention": "side_by_side"}}, _PAPER, 2048
+    ),
+    "llama-3.2-3b, LoRA, padded": Case(_LLAMA_3B, _TWO | {"args": {"layout": "padded"}}, _PAPER, 2048),
+    "llama-3.2-3b, whole": Case(_LLAMA_3B, _BIG | {"args": _CHECKPOINTED}, None, 1024),
+    "qwen3-4b, LoRA, trained head": Case(_QWEN_4B, _TWO, _PAPER, 2048),
+    "qwen3-4b, LoRA, budget 8,192": Case(
+        _QWEN_4B, _TWO | {"args": {"max_tokens_per_batch": 8192}}, _PAPER, 2048
+    ),
+    "gemma-3-4b, LoRA, trained head": Case(_GEMMA_4B, _TWO, _PAPER, 2048),
+    "gemma-3-4b, LoRA, offloaded": Case(
+        _GEMMA_4B, _BIG | {"args": {"activation_checkpointing": "offload"}}, _PAPER_FROZEN, 2048
+    ),
+}
+
 
 def recipe_values(case: Case, model: Path) -> dict[str, Any]:
     """The case as a recipe's keys, its model's configuration in a folder."""
@@ -115,7 +144,7 @@ def recipe_values(case: Case, model: Path) -> dict[str, Any]:
 
 
 def compare(case: Case, allocator: str = "exact") -> dict[str, int]:
-    """Estimated bytes by part and together, and measured ones, from a process of its own."""
+    """Estimated bytes by part and together, and what was measured, in a process of its own."""
     from slimepo.pipeline.recipe.read import make_recipe
     from slimepo.plan.plan import PARTS, find_device, plan_recipe
 
@@ -131,11 +160,14 @@ def compare(case: Case, allocator: str = "exact") -> dict[str, int]:
         if done.returncode:
             raise RuntimeError(f"the measuring process failed:\n{done.stderr}")
         estimate = {part: getattr(plan, part) for part in ("tokens", *PARTS, "total")}
-        return estimate | {"measured": int(done.stdout.splitlines()[-1])}
+        measured: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+        return estimate | measured
 
 
-def _measure(folder: Path) -> int:
-    """Most bytes resident while the folder's recipe trains, over what the process held before the model was made."""
+def _measure(folder: Path) -> dict[str, int]:
+    """Bytes while the folder's recipe trains: `measured`, and on a CUDA device `reserved` and `context`."""
+    import torch
+
     from benchmarks.memory import forget_peak, peak, settle
 
     values = json.loads((folder / "recipe.json").read_text())
@@ -145,11 +177,24 @@ def _measure(folder: Path) -> int:
     tiny = config | {"vocab_size": 128, "hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 2}
     _trainer(values | {"data": values["data"] | {"max_length": 16}}, tiny, folder).train()
     before = settle()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        free, size = torch.cuda.mem_get_info()
+        context = size - free - torch.cuda.memory_reserved()
+        trainer = _trainer(values, config, folder)
+        torch.cuda.reset_peak_memory_stats()
+        trainer.train()
+        return {
+            "measured": torch.cuda.max_memory_allocated() - before,
+            "reserved": torch.cuda.max_memory_reserved() - before,
+            "context": context,
+        }
     trainer = _trainer(values, config, folder)
     settle()
     forget_peak()
     trainer.train()
-    return peak() - before
+    return {"measured": peak() - before}
 
 
 def _trainer(values: dict[str, Any], config: dict[str, Any], folder: Path) -> Any:
@@ -161,7 +206,7 @@ def _trainer(values: dict[str, Any], config: dict[str, Any], folder: Path) -> An
     from slimepo.data.rows import Row
     from slimepo.pipeline.recipe.arguments import stage_arguments
     from slimepo.pipeline.recipe.read import make_recipe
-    from slimepo.pipeline.start import lora
+    from slimepo.pipeline.start import base_dtype, lora
     from slimepo.training.trainer import PreferenceTrainer
 
     be_quiet()
@@ -178,8 +223,10 @@ def _trainer(values: dict[str, Any], config: dict[str, Any], folder: Path) -> An
         Row(ids(1), (ids(longest), ids(longest)), id=f"row {i}")
         for i in range(recipe.stages[0].batch_size * STEPS)
     ]
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=base_dtype(recipe))
     return PreferenceTrainer(
-        AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32),
+        model,
         stage_arguments(recipe, recipe.stages[0], folder),
         train_dataset=rows,
         peft_config=lora(recipe) if recipe.adapter else None,
@@ -191,16 +238,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.plan", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), metavar="NAME")
+    import torch
+
+    cases, file = (GPU_CASES, "plan-gpu.csv") if torch.cuda.is_available() else (CASES, "plan-cpu.csv")
+    parser.add_argument("--only", nargs="+", choices=list(cases), default=list(cases), metavar="NAME")
     parser.add_argument("--allocator", choices=list(ALLOCATORS), default="exact")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS / file)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.worker:
-        print(_measure(args.worker))
+        print(json.dumps(_measure(args.worker)))
         return
     for name in args.only:
-        answers = compare(CASES[name], args.allocator)
+        answers = compare(cases[name], args.allocator)
         ratio = round(answers["total"] / answers["measured"], 4)
         row = {"case": name, "allocator": args.allocator} | answers | {"ratio": ratio}
         append_csv(args.out, [provenance() | row])

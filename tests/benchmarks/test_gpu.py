@@ -26,8 +26,14 @@ def test_the_smoke_run_measures_every_contender(tmp_path, capsys):
     losses = [float(rows[f"slimepo {kind}"]["loss"]) for kind in kinds]
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
     assert float(rows["slimepo shared"]["needed_tflop"]) < float(rows["slimepo packed"]["needed_tflop"])
+    with (tmp_path / "head-gpu.csv").open() as file:
+        heads = list(csv.DictReader(file))
+    assert {row["contender"] for row in heads} == {*gpu.heads()} - {"cut-cross-entropy"}, (
+        "that one needs a GPU"
+    )
+    assert len({round(float(row["mean_logp"]), 4) for row in heads}) == 1
     printed = capsys.readouterr().out
-    assert "head and loss at 512 tokens: peak" in printed
+    assert "head at 512 tokens" in printed
     # A path that cannot be measured here says why.
     assert "FlexAttention" in printed
 

@@ -15,8 +15,10 @@ from filelock import FileLock
 
 from slimepo.pipeline.folder import record_settings
 from slimepo.playground.tokenizer import build_tokenizer
+from slimepo.settings import read_mapping
 from slimepo.sweep.cells import Cell, by_shared, cell_recipe
-from slimepo.sweep.run import Process, run_cells, run_processes
+from slimepo.sweep.run import Process, run_cells, run_processes, searched
+from slimepo.sweep.settings import load_sweep
 from slimepo.terminal import make_console
 from tests.command import slimepo
 
@@ -253,3 +255,23 @@ def test_processes_run_side_by_side_and_one_waits_for_a_folder_that_is_held(tmp_
     failed = run_processes([Process("c", tmp_path / "a", [["nothing"]])], 1, make_console(quiet=True))
     assert "No such command" in failed["c"].words, sys.executable
     assert failed["c"].code == 2
+
+
+@pytest.mark.parametrize(("by", "scored"), [("margin", []), ("ifeval/prompt_strict", ["ifeval"])])
+def test_a_search_runs_the_benchmark_that_it_goes_by_and_no_other(
+    folder: Path, tmp_path: Path, by: str, scored: list[str]
+) -> None:
+    given = load_sweep(folder / "sweep.yaml", [f"search.by={by}"])
+    base = read_mapping(folder / "recipe.yaml", "recipe")
+    base["evaluate"] = [{"benchmark": "basics"}, {"benchmark": "ifeval"}]
+    asked: list[Cell] = []
+
+    def run(cells: Any) -> dict[str, Any]:
+        asked.extend(cells)
+        return {}
+
+    assert given.search is not None
+    searched(given, given.search, base, run, tmp_path, make_console())
+    assert len(asked) == 4
+    for cell in asked:
+        assert [entry.benchmark for entry in cell.recipe.evaluate] == scored

@@ -107,8 +107,13 @@ def _cell(sweep: Sweep, base: Keys, arm: str, point: Keys, seed: int, folder: Pa
 def searched(
     sweep: Sweep, search: Search, base: Keys, run: Runner, out: Path, console: Console
 ) -> dict[str, Keys]:
-    """The best point of every arm; all that were tried, with their figures, are in search.json of `out`."""
+    """The best point of every arm; all that were tried, with their figures, are in search.json of `out`.
+
+    Of the recipe's benchmarks the search runs the one that it goes by, if it goes by one.
+    """
     arms = arms_of(sweep)
+    kept = [entry for entry in base.get("evaluate") or () if search.by.startswith(entry["benchmark"])]
+    base = {**base, "evaluate": kept}
     tried: dict[str, list[tuple[Keys, float | None]]] = {name: [] for name in arms}
 
     def attempt(asked: Mapping[str, Sequence[Keys]]) -> None:
