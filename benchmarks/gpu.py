@@ -348,8 +348,10 @@ def _heads(
 
 
 def _in_own_process(job: Job) -> Result:
-    # A fresh process gives all of the device's memory back, which an allocator's cache would not.
-    with ProcessPoolExecutor(1, mp_context=worker_context(threads=1)) as pool:
+    # A fresh process gives all of the device's memory back, which an allocator's cache would not. A forked one cannot
+    # use CUDA where a library of the fork server's has started it.
+    context = worker_context(threads=1, start="spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(run_contender, job).result()
 
 

@@ -62,12 +62,13 @@ class WorkerFailedError(Exception):
     """A contender broke; the message carries its traceback."""
 
 
-def worker_context(threads: int) -> Any:
-    """How workers are started: with so many threads each, and their libraries imported once for all of them."""
+def worker_context(threads: int, start: str = _START) -> Any:
+    """How workers are started: with so many threads each, and from a fork server their libraries imported once for
+    all of them."""
     # Threads are read from the environment before a library starts them.
     os.environ |= {"OMP_NUM_THREADS": str(threads), **_ENVIRONMENT}
-    context = multiprocessing.get_context(_START)
-    if _START == "forkserver":
+    context = multiprocessing.get_context(start)
+    if start == "forkserver":
         context.set_forkserver_preload([f"{__package__}.preload"])
     return context
 

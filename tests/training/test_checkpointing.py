@@ -144,7 +144,7 @@ def test_on_a_device_transformers_moves_what_is_checkpointed(monkeypatch: pytest
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_less_is_held_and_the_gradients_are_the_same_bits() -> None:
+def test_on_a_gpu_less_is_held_and_the_gradients_are_the_same() -> None:
     sizes = {"num_hidden_layers": 12, "hidden_size": 256, "head_dim": 64, "max_position_embeddings": 8192}
 
     def run(how: str) -> tuple[int, list[Tensor]]:
@@ -164,5 +164,6 @@ def test_on_a_gpu_less_is_held_and_the_gradients_are_the_same_bits() -> None:
     moved, again = run("offload")
     # Twelve inputs of 4 x 4096 x 256 float32 numbers; up to two may still be under way.
     assert kept - moved > 9 * 4 * 4096 * 256 * 4
+    # Not bit by bit: the kernels of a backward pass add in no fixed order.
     for a, b in zip(plain, again, strict=True):
-        assert torch.equal(a, b)
+        assert (a - b).norm() <= 1e-5 * a.norm()

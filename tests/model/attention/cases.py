@@ -23,10 +23,10 @@ def packing_of(lengths: Lengths, shared: bool = True) -> Packing:
 def call_of(
     packing: Packing, *, dtype: torch.dtype = torch.float64, seed: int = 0, **options
 ) -> AttentionCall:
-    """Random states of 4 heads that share 2 of the keys'."""
+    """Random states of 4 heads of 16 that share 2 of the keys'."""
     torch.manual_seed(seed)
     tokens = packing["position_ids"].shape[1]
-    query, key, value = (torch.randn(1, heads, tokens, 8, dtype=dtype) for heads in (4, 2, 2))
+    query, key, value = (torch.randn(1, heads, tokens, 16, dtype=dtype) for heads in (4, 2, 2))
     return AttentionCall(query, key, value, packing, **options)
 
 

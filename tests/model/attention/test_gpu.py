@@ -111,3 +111,10 @@ def test_the_choice_is_measured_and_names_every_path() -> None:
     for name in ("side_by_side", "varlen", "flex"):
         assert name in words
     assert choose_attention(model, "auto", torch.bfloat16)[0] in ("side_by_side", "varlen", "flex")
+
+
+def test_heads_too_small_for_flex_are_named() -> None:
+    model: Any = tiny_model(head_dim=8, hidden_size=32).cuda()
+    path, words = fastest(attention_shape(model, torch.bfloat16), ("side_by_side", "flex"))
+    assert path == "side_by_side"
+    assert "FlexAttention needs heads of at least 16, not 8" in words

@@ -15,6 +15,8 @@ from slimepo.data.packing import Packing
 from slimepo.model.attention.path import HALF, AttentionCall, AttentionPath
 
 BLOCK = 128
+# On a GPU; a smaller head is an error of the compiler's.
+SMALLEST_HEAD = 16
 
 # (batch, head, query, key) as 0-dimensional tensors; whether the query sees the key.
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -45,6 +47,8 @@ def obstacle(call: AttentionCall) -> str | None:
         return "FlexAttention has no backward pass on a CPU"
     if device == "cuda" and dtype not in HALF:
         return f"flex computes in bfloat16 or float16, not {dtype}".replace("torch.", "")
+    if device == "cuda" and call.query.shape[-1] < SMALLEST_HEAD:
+        return f"FlexAttention needs heads of at least {SMALLEST_HEAD}, not {call.query.shape[-1]}"
     return None
 
 
