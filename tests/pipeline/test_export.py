@@ -1,5 +1,6 @@
 """What is exported is what was trained, above all on models whose head shares the embedding's weight."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,21 @@ def test_lora_on_a_tied_head_is_exported_too(tmp_path: Path, dtype: torch.dtype)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     close = 1e-4 if dtype == torch.float32 else 0.05
     assert (probe_logits(reloaded) - logits).abs().max() <= close
+
+
+def test_a_model_whose_logits_half_precision_blurs_is_saved_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slimepo.pipeline.export.HALF_TOLERANCE", 0.03)
+    tiny_model(tied=False, initializer_range=0.7).save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
+    exact = probe_logits(copy.deepcopy(model).float())
+    blur = (probe_logits(model) - exact).abs().max() / exact.abs().max()
+    assert blur > 0.03
+    made = export_model(model, build_tokenizer(), tmp_path / "model", {9})
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    assert torch.equal(probe_logits(reloaded), exact)
+    assert made.logits == pytest.approx(float(blur * exact.abs().max())), "how far the model in training was"
 
 
 @pytest.mark.parametrize("tied", [True, False])

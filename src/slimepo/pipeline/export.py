@@ -89,13 +89,18 @@ def export_model(
     trained = probe_logits(model).cpu()
     if not torch.isfinite(trained).all():
         raise NonFiniteLossError("the trained model's logits are not finite. Lower the learning rate")
+    four_bit = bool(four_bit_layers(model))
     half = (
         any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()) or dtype != torch.float32
     )
     said = _logps(model, rows)
-    merged = merge(model if four_bit_layers(model) else model.cpu().float())
+    if not four_bit:
+        model = model.cpu().float()
+    # What half precision makes of a model's logits, a whole one in a model that is far gone, is no fault of the saving:
+    # the same weights in float32 are what has to come back.
+    expected, compressed = trained if four_bit else probe_logits(model), 0
+    merged = merge(model)
     facts: dict[str, Any] = {"template_options": dict(template_options or {})}
-    expected, compressed = trained, 0
     if compression is not None:
         compressed = compress(merged, compression)
         facts["compression"] = {**compression._asdict(), "weights": compressed}
