@@ -52,16 +52,10 @@ def test_no_larger_an_error_than_the_plain_computation(
     obeys_the_rule(problem(40 if interpreted else 600, 47, 1501, dtype, device), impl, trained)
 
 
-@pytest.mark.parametrize("impl", ["chunked", "triton"])
+@pytest.mark.parametrize(("impl", "device"), PLACES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("trained", [(True, False, False), (True, True, True)])
-def test_with_a_soft_cap(
-    impl: str, dtype: torch.dtype, trained: tuple[bool, ...], request: pytest.FixtureRequest
-) -> None:
-    device = "cpu"
-    if impl == "triton":
-        pytest.importorskip("triton", reason="the triton package is not installed")
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+def test_with_a_soft_cap(impl: str, device: str, dtype: torch.dtype, trained: tuple[bool, ...]) -> None:
     obeys_the_rule(problem(40, 33, 1201, dtype, device), impl, trained, softcap=30.0)
 
 
