@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         append_csv(
             out.with_name(f"head-{out.name.removeprefix('step-')}"), _heads(name, model, rate, args, console)
         )
-        append_csv(out, _steps(name, model, rate, args, console))
+        _steps(name, model, rate, out, args, console)
     console.print(f"appended to {out}")
 
 
@@ -245,8 +245,8 @@ def _run(job: Job, folder: Path) -> Result:
 
 
 def _steps(
-    name: str, model: dict[str, Any], rate: float, args: argparse.Namespace, console: Console
-) -> list[dict[str, Any]]:
+    name: str, model: dict[str, Any], rate: float, out: Path, args: argparse.Namespace, console: Console
+) -> None:
     lengths = TINY_LENGTHS if args.smoke else LENGTHS
     jobs = [
         Job(
@@ -260,42 +260,44 @@ def _steps(
         )
         for contender in [*CONTENDERS, *(f"{BASELINE}, {path}" for path in args.attention)]
     ]
-    results = {job.contender: _in_own_process(job) for job in jobs}
     table = Table(
         title=f"{name}: {args.pairs} pairs of {lengths.prompt} + {lengths.chosen} tokens",
         title_justify="left",
     )
     for heading in ("contender", "pairs/s", "time", "MFU", "extra GB", "runs"):
         table.add_column(heading)
-    rows = []
-    base = results[BASELINE].seconds
-    for contender, result in results.items():
+    base = 0.0
+    for job in jobs:
+        contender, result = job.contender, _in_own_process(job)
         if result.failed:
             table.add_row(contender, "-", "-", "-", "-", result.failed)
             continue
+        base = base or result.seconds
         needed = step_flops(model, lengths, args.pairs, args.rank, shared=contender.startswith(BASELINE))
         row = {
             "contender": contender,
             "seconds": round(result.seconds, 5),
             "pairs_per_s": round(args.pairs / result.seconds, 4),
-            "times_baseline": round(result.seconds / base, 4) if base else None,
+            "times_baseline": round(result.seconds / base, 4),
             "needed_tflop": round(needed / 1e12, 4),
             "mfu": round(needed / result.seconds / rate, 4),
             "extra_gb": round(result.extra_bytes / 1e9, 3),
             "loss": result.loss,
         }
-        rows.append(_shape(name, model, lengths, args, rate) | row)
-        times = f"{result.seconds / base:.2f}x" if base else "-"
+        # At once: a run that is cut off has not been for nothing.
+        append_csv(out, [_shape(name, model, lengths, args, rate) | row])
+        console.print(
+            f"{contender}: {row['pairs_per_s']:.3g} pairs/s, {row['extra_gb']:.2f} GB", highlight=False
+        )
         table.add_row(
             contender,
             f"{row['pairs_per_s']:.3g}",
-            times,
+            f"{row['times_baseline']:.2f}x",
             f"{row['mfu']:.0%}",
             f"{row['extra_gb']:.2f}",
             (CONTENDERS | ALONG)[contender].runs,
         )
     console.print(table)
-    return rows
 
 
 def _shape(

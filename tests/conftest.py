@@ -29,7 +29,7 @@ def official_data() -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests are of the CPU, to the bit, also on a machine with a GPU; `-m gpu` (`make gpu`) runs those of the device."""
+    """Tests are of the CPU, to the bit, also where a GPU is; `-m gpu` (`make gpu`) runs those of the device."""
     if not GPU or config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # Triton reads this when it is first imported, which any test may do before the kernels' own.

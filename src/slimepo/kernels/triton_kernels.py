@@ -10,8 +10,7 @@ import triton.language as tl
 def adjust(raw, SCALE: tl.constexpr, SOFTCAP: tl.constexpr):
     logit = raw * SCALE
     if SOFTCAP > 0:
-        # Triton's own language has no tanh. Of the ways to write it with exp this one loses the least (2 sigmoid(2x) - 1
-        # loses three times as much).
+        # Triton's own language has no tanh; written as 2 sigmoid(2x) - 1 it would be half as far off again.
         falling = tl.exp(tl.abs(logit) * (-2 / SOFTCAP))
         capped = SOFTCAP * ((1 - falling) / (1 + falling))
         logit = tl.where(logit < 0, -capped, capped)
