@@ -100,6 +100,13 @@ def test_a_sweep_searches_runs_every_arm_and_seed_and_compares(
     ]
     assert befores[0] == befores[1]
     assert "at its end" not in (out / "sweep.md").read_text(), "two points have no inside"
+    # Weights are kept of the seeds' runs, and of what all start from.
+    assert (out / "slime" / "seed-0" / "slime" / "model").is_dir()
+    assert len([*(out / "shared").glob("*/sft/model")]) == 2
+    for arm in ("slime", "dpo"):
+        tries = [*(out / "search").glob(f"*/seed-9/{arm}")]
+        assert [(at / "stage.json").exists() for at in tries] == [True, True]
+        assert [at for at in tries if (at / "model").exists()] == []
 
 
 def test_what_is_done_is_not_run_again(folder: Path, out: Path, commands: list[Any]) -> None:

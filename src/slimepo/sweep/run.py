@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import queue
+import shutil
 import statistics
 import subprocess
 import sys
@@ -127,6 +128,9 @@ def searched(
         }
         run([cell for alike in cells.values() for cell in alike])
         figures = {cell.folder: figures_of(cell) for alike in cells.values() for cell in alike}
+        for alike in cells.values():
+            for cell in alike:
+                drop_weights(cell)
         known = dict.fromkeys(key for found in figures.values() for key in found)
         if known and search.by not in known:
             raise InputError(
@@ -173,6 +177,17 @@ def searched(
         told = ", ".join(f"{label(point)}: {'failed' if at is None else f'{at:.4g}'}" for point, at in found)
         console.print(f"{name}: {search.by} {told}; taken: {label(best[name])}")
     return best
+
+
+def drop_weights(cell: Cell) -> None:
+    """Remove the models and checkpoints that a finished cell has made: of a search the figures are what is kept."""
+    if cell.done:
+        for stage in cell.recipe.stages:
+            folder = cell.folder / stage.name
+            # What cells share is linked.
+            if not folder.is_symlink():
+                for made in (folder / "model", *(folder / "checkpoints").glob("checkpoint-*")):
+                    shutil.rmtree(made, ignore_errors=True)
 
 
 def _study(search: Search) -> Any:
