@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import sys
 import traceback
@@ -57,6 +58,8 @@ def _root(
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # peft reads an attribute that transformers has renamed.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    # bitsandbytes, imported by peft where it is there, recommends a faster kernel from the Hub at every start.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 app.command()(run)
