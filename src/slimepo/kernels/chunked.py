@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from slimepo.kernels.passes import wide_dtype
-from slimepo.kernels.products import product
+from slimepo.kernels.products import accumulate
 from slimepo.kernels.sweep import Head, Job, KeptLogits, RowBlock, Tiling, locate, parts, place, sweep
 
 # A tile of 2 MiB stays in a CPU's cache from pass to pass; a GPU wants large products.
@@ -107,9 +107,9 @@ def _gradients(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, Tensor | None, 
             job.passes.exponentials(tile, lse[rows], job.adjustment)
             place(tile, *locate(targets[rows], columns), -pull[rows])
             if row_sum is not None:
-                row_sum += product(tile, head.embedding(columns))
+                accumulate(row_sum, tile, head.embedding(columns))
             if d_weight is not None:
-                d_weight[columns] += product(tile.T, stepped)
+                accumulate(d_weight[columns], tile.T, stepped)
             if d_bias is not None:
                 d_bias[columns] += tile.T.to(wide) @ step
         if d_hidden is not None and row_sum is not None:
