@@ -64,8 +64,9 @@ def test_lora_on_a_tied_head_is_exported_too(tmp_path: Path, dtype: torch.dtype)
     assert (probe_logits(reloaded) - logits).abs().max() <= close
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_whose_logits_half_precision_blurs_is_saved_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr("slimepo.pipeline.export.HALF_TOLERANCE", 0.03)
     tiny_model(tied=False, initializer_range=0.7).save_pretrained(tmp_path / "base")
@@ -73,7 +74,7 @@ def test_a_model_whose_logits_half_precision_blurs_is_saved_exactly(
     exact = probe_logits(copy.deepcopy(model).float())
     blur = (probe_logits(model) - exact).abs().max() / exact.abs().max()
     assert blur > 0.03
-    made = export_model(model, build_tokenizer(), tmp_path / "model", {9})
+    made = export_model(model, build_tokenizer(), tmp_path / "model", {9}, dtype)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     assert torch.equal(probe_logits(reloaded), exact)
     assert made.logits == pytest.approx(float(blur * exact.abs().max())), "how far the model in training was"

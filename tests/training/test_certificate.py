@@ -169,10 +169,48 @@ def test_a_gradient_may_be_off_by_three_times_what_the_precision_makes_of_the_pl
 @pytest.mark.parametrize("loss", ["slime", "dpo", "simpo"])
 def test_in_bfloat16_a_right_run_agrees_however_uneven_its_model(tmp_path: Path, loss: str) -> None:
     """At 25 times the usual weights, bfloat16 alone is more than a tenth off in the gradients of attention."""
-    run = made(tmp_path, loss=loss, model=tiny_model(initializer_range=0.5), bf16=True)
-    found = run.certify()
-    assert found["precision"] == "half"
-    assert found["agrees"], in_words(found)
+    for seed in range(4):
+        model = tiny_model(initializer_range=0.5, seed=seed)
+        found = made(tmp_path, loss=loss, model=model, bf16=True).certify()
+        assert found["precision"] == "half"
+        assert found["agrees"], in_words(found)
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.5])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda logps: -logps + 2 * logps.detach(),
+        lambda logps: 0.5 * logps + 0.5 * logps.detach(),
+        lambda logps: torch.cat([logps[: len(logps) // 2].detach(), logps[len(logps) // 2 :]]),
+    ],
+    ids=["gradients of the wrong sign", "half the gradient", "half of the tokens have none"],
+)
+def test_in_bfloat16_a_wrong_run_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: Any, spread: float
+) -> None:
+    right = step.policy_tokens
+    monkeypatch.setattr(step, "policy_tokens", lambda *given: wrong(right(*given)))
+    for seed in range(2):
+        model = tiny_model(initializer_range=spread, seed=seed)
+        with pytest.raises(CertificateError, match="does not compute what it should"):
+            made(tmp_path, model=model, bf16=True).certify()
+
+
+def test_where_every_gradient_is_rounding_nothing_is_said_of_the_run() -> None:
+    plain, run = {"w": torch.ones(1)}, {"w": torch.full((1,), 2.0)}
+    found = compared((1.0, run), (1.0, plain), [{"w": 2.0}], "half", {"w": 0.8})
+    assert "all 1 gradients that are compared are rounding" in in_words(found)
+    # What is no number is not rounding.
+    run["w"] = torch.tensor([float("nan")])
+    assert not compared((1.0, run), (1.0, plain), [{"w": 2.0}], "half", {"w": float("nan")})["agrees"]
+
+
+def test_a_loss_may_be_off_by_three_times_what_the_precision_makes_of_it() -> None:
+    same = {"w": torch.ones(1)}
+    for loss, agrees in ((1.08, True), (1.1, False)):
+        found = compared((loss, same), (1.0, same), [{"w": 1.0}], "half", {"w": 0.0}, 0.03)
+        assert found["agrees"] == agrees
 
 
 def test_rows_without_weight_are_looked_at_last_and_of_nothing_else_nothing_is_said(tmp_path: Path) -> None:

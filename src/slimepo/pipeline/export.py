@@ -25,6 +25,7 @@ from slimepo.errors import BadFilesError, InputError, NonFiniteLossError, one_li
 from slimepo.files import replace_folder, write_json
 from slimepo.hub import is_hub_id
 from slimepo.model.adapters import merge
+from slimepo.model.attention.path import HALF
 from slimepo.model.compress import Compression, compress
 from slimepo.model.load import load_model, savable
 from slimepo.model.logps import causal_lm, install_logps
@@ -36,7 +37,8 @@ from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.pipeline.recipe.sections import Stage
 from slimepo.settings import dump
 
-# Logits before merging and after reloading may differ by rounding, no more; relative to the largest logit above 1.
+# Logits before and after merging, and after reloading, may differ by rounding, no more; relative to the largest logit
+# above 1. HALF: where one side has to compute in half precision.
 FLOAT32_TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.1
 
@@ -83,28 +85,31 @@ def export_model(
 
     Raises:
         NonFiniteLossError: the model's own logits are not finite.
-        RuntimeError: the model came back different; the folder is not put in place.
+        RuntimeError: the merged model, or the one that came back, is another; the folder is not put in place.
     """
     folder = Path(folder)
     trained = probe_logits(model).cpu()
     if not torch.isfinite(trained).all():
         raise NonFiniteLossError("the trained model's logits are not finite. Lower the learning rate")
     four_bit = bool(four_bit_layers(model))
-    half = (
-        any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()) or dtype != torch.float32
-    )
+    # A model that was cast whole computes with rounded positions too, which no folder keeps.
+    close = HALF_TOLERANCE if four_bit or any(b.dtype in HALF for b in model.buffers()) else FLOAT32_TOLERANCE
     said = _logps(model, rows)
+    # What half precision makes of the logits of a model that is far gone, a nat or more, is no fault of merging or
+    # saving: from here on the same weights are compared in float32.
     if not four_bit:
         model = model.cpu().float()
-    # What half precision makes of a model's logits, a whole one in a model that is far gone, is no fault of the saving:
-    # the same weights in float32 are what has to come back.
-    expected, compressed = trained if four_bit else probe_logits(model), 0
-    merged = merge(model)
+    exact = trained if four_bit else probe_logits(model)
+    merged, compressed = merge(model), 0
+    _hold("the merged model", probe_logits(merged), exact, close)
     facts: dict[str, Any] = {"template_options": dict(template_options or {})}
     if compression is not None:
         compressed = compress(merged, compression)
         facts["compression"] = {**compression._asdict(), "weights": compressed}
-        expected = probe_logits(merged)
+    if dtype != torch.float32:
+        for parameter in merged.parameters():
+            parameter.data = parameter.data.to(dtype).float()
+    expected = probe_logits(merged)
     merged = merged.to(dtype)
     if end_token_ids is None:
         with suppress(InputError):  # a tokenizer without an end token has none to add
@@ -118,18 +123,20 @@ def export_model(
     if release:
         model.to("meta")
         merged.to("meta")
-    reloaded = load_model(str(temporary), dtype=dtype)
+    reloaded = load_model(str(temporary), dtype=torch.float32)
     found = probe_logits(reloaded)
-    difference = (found - expected).abs().max().item()
+    _hold(f"the model saved to {temporary}", found, expected, close)
     off = np.abs(_logps(reloaded, rows) - said)
-    allowed = (HALF_TOLERANCE if half else FLOAT32_TOLERANCE) * max(1.0, expected.abs().max().item())
-    if not difference <= allowed:
-        raise RuntimeError(
-            f"the model saved to {temporary} gives other logits than the trained one (up to {difference:.3g} off)"
-        )
     replace_folder(temporary, folder)
     largest, mean = (float(off.max()), float(off.mean())) if len(off) else (0.0, 0.0)
     return Exported((found - trained).abs().max().item(), len(off), largest, mean, compressed)
+
+
+def _hold(what: str, found: Tensor, expected: Tensor, close: float) -> None:
+    """Raise RuntimeError where logits differ by more than `close` of the largest of them (of 1, if that is less)."""
+    difference = (found.cpu() - expected.cpu()).abs().max().item()
+    if not difference <= close * max(1.0, expected.abs().max().item()):
+        raise RuntimeError(f"{what} gives other logits than the trained one (up to {difference:.3g} off)")
 
 
 def _logps(model: nn.Module, rows: Sequence[Row]) -> NDArray[np.float32]:

@@ -49,12 +49,12 @@ ROWS = 3
 # to some 1e-6; in half precision each of some hundred operations rounds to 2**-9 of its result, which adds up to a few
 # hundredths of a gradient. What has been lost or counted twice is a far larger part of so few rows.
 TOLERANCE = {"float32": (1e-4, 1e-3), "half": (0.02, 0.1)}
-# Where it adds up to more, a gradient may be off by so many times what the plain computation is in the run's precision;
-# one that is off by a third there is rounding, and says nothing of the run.
-ROUNDING, ALL_ROUNDING = 3, 1 / 3
+# Where it adds up to more, each may be off by so many times what the plain computation is in the run's precision; a
+# gradient that is off by a third there is rounding, and says nothing of the run.
+ROUNDING, BLIND = 3, 1 / 3
 # Logits that are held at a time.
 _LOGITS = 2**25
-_NONE = {"name": "none", "error": 0.0, "run": 0.0, "plain": 0.0}
+_NONE = {"name": "none", "error": 0.0, "tolerance": 1.0, "run": 0.0, "plain": 0.0}
 
 
 class Certified(Exception):
@@ -162,11 +162,12 @@ def beside(
             again = plain()
     except torch.OutOfMemoryError:
         return {"left_out": "the plain computation does not fit on this device"}
-    apart = compared(
-        again, truth, [{name: _norm(gradient) for name, gradient in again[1].items()}], precision
-    )
-    rounding = {each["name"]: each["error"] for each in apart.get("gradients", [])}
-    return compared(run, truth, norms, precision, rounding)
+    norms_again = [{name: _norm(gradient) for name, gradient in again[1].items()}]
+    apart = compared(again, truth, norms_again, precision)
+    if "left_out" in apart:
+        return found
+    rounding = {each["name"]: each["error"] for each in apart["gradients"]}
+    return compared(run, truth, norms, precision, rounding, apart["loss"]["error"])
 
 
 def chosen_rows(rows: Sequence[Row], collator: StepCollator, rank: int = 0, ranks: int = 1) -> list[Row]:
@@ -260,24 +261,25 @@ def compared(
     norms: Sequence[Mapping[str, float]],
     precision: str,
     rounding: Mapping[str, float] | None = None,
+    loss_rounding: float = 0.0,
 ) -> dict[str, Any]:
     """Loss and gradients of the run beside the plain ones; `norms` are those of the run's gradients on each rank.
 
-    rounding: how far the plain gradients are off in the run's precision, where that was looked at.
+    rounding, loss_rounding: how far the plain ones are off in the run's precision, where that was looked at.
     """
     if not all(map(math.isfinite, [plain[0], *map(_norm, plain[1].values())])):
         # The step that follows names the rows.
         return {"left_out": "the plain loss, or a gradient of it, is not finite either"}
     of_loss, of_gradients = TOLERANCE[precision]
+    of_loss = max(of_loss, ROUNDING * loss_rounding)
     largest = max((_norm(gradient) for gradient in plain[1].values()), default=0.0)
     gradients: list[dict[str, Any]] = []
-    all_rounding = []
+    left_out = []
     for name, expected in plain[1].items():
-        rounded = (rounding or {}).get(name, 0.0)
-        if not rounded <= ALL_ROUNDING:
-            all_rounding.append(name)
+        own_error, given = (rounding or {}).get(name, 0.0), run[1][name]
+        if not own_error <= BLIND and math.isfinite(_norm(given)):
+            left_out.append(name)
             continue
-        given = run[1][name]
         apart = _norm(expected if given is None else given.to(expected.dtype) - expected)
         others = max(abs(of_rank[name] - norms[0][name]) for of_rank in norms)
         # What is next to nothing beside the other gradients is rounding.
@@ -286,9 +288,11 @@ def compared(
         gradients.append(
             {
                 "name": name, "run": norms[0][name], "plain": _norm(expected), "error": error,
-                "tolerance": max(of_gradients, ROUNDING * rounded),
+                "tolerance": max(of_gradients, ROUNDING * own_error),
             }
         )  # fmt: skip
+    if left_out and not gradients:
+        return {"left_out": f"all {len(left_out)} gradients that are compared are rounding in this precision"}
     error = abs(run[0] - plain[0]) / max(abs(plain[0]), 1.0)
     # A comparison with NaN is false.
     agrees = error <= of_loss and all(each["error"] <= each["tolerance"] for each in gradients)
@@ -298,7 +302,7 @@ def compared(
         "precision": precision,
         "tolerance": {"loss": of_loss, "gradients": of_gradients},
         "agrees": agrees,
-        **({} if rounding is None else {"rounding": all_rounding}),
+        **({} if rounding is None else {"rounding": left_out}),
     }
 
 
@@ -311,7 +315,9 @@ def in_words(found: Mapping[str, Any]) -> str:
     same = "=" if found["precision"] == "float32" else "≈"
     values = f"loss {loss['run']:.8g} {same if found['agrees'] else 'against'} {loss['plain']:.8g}"
     if found["agrees"]:
-        return f"certificate: {values}, gradients of {len(found['gradients'])} tensors agree to {worst['error']:.0e}"
+        agree = f"gradients of {len(found['gradients'])} tensors agree to {worst['error']:.0e}"
+        rounding = f"; {len(found['rounding'])} more are rounding" if found.get("rounding") else ""
+        return f"certificate: {values}, {agree}{rounding}"
     return (
         f"this run does not compute what it should: {values}, and the gradient of {worst['name']} (norm "
         f"{worst['run']:.6g}) is off by {worst['error']:.2g} of the plain one's {worst['plain']:.6g}. Look for what is "
