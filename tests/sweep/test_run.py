@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -107,6 +108,31 @@ def test_a_sweep_searches_runs_every_arm_and_seed_and_compares(
         tries = [*(out / "search").glob(f"*/seed-9/{arm}")]
         assert [(at / "stage.json").exists() for at in tries] == [True, True]
         assert [at for at in tries if (at / "model").exists()] == []
+
+
+def test_a_figure_that_is_none_costs_a_search_no_weights(
+    folder: Path, tmp_path: Path, commands: list[Any]
+) -> None:
+    one = ["sweep", folder / "sweep.yaml", "arms={slime: {}}", "search.grid={learning_rate: [1e-3]}"]
+    done = slimepo(*one, "search.by=margn", "--out", tmp_path / "out")
+    assert "nothing is called 'margn'" in done.stderr
+    (model,) = (tmp_path / "out" / "search").glob("*/seed-9/slime/model")
+    assert slimepo(*one, "--out", tmp_path / "out").returncode == 0
+    assert not model.exists()
+
+
+def test_a_run_of_the_search_whose_weights_are_gone_is_made_again_where_more_is_asked(
+    folder: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(out, tmp_path / "out", symlinks=True)
+    (at,) = (tmp_path / "out" / "search" / "slime-1e-3").glob("seed-9")
+    base = {**read_mapping(folder / "recipe.yaml", "recipe"), "evaluate": [{"benchmark": "ifeval"}]}
+    cell = Cell("slime", {}, cell_recipe(base, None, "slime", {}, 9), at)
+    asked: list[Process] = []
+    monkeypatch.setattr("slimepo.sweep.run.run_processes", lambda given, *_: asked.extend(given) or {})
+    run_cells([cell], out=tmp_path / "out", jobs=1, prepare=lambda seed: None, console=make_console())
+    assert [process.folder for process in asked] == [at]
+    assert not (at / "slime" / "stage.json").exists()
 
 
 def test_what_is_done_is_not_run_again(folder: Path, out: Path, commands: list[Any]) -> None:
@@ -270,10 +296,10 @@ def test_a_search_runs_the_benchmark_that_it_goes_by_and_no_other(
 ) -> None:
     given = load_sweep(folder / "sweep.yaml", [f"search.by={by}"])
     base = read_mapping(folder / "recipe.yaml", "recipe")
-    base["evaluate"] = [{"benchmark": "basics"}, {"benchmark": "ifeval"}]
+    base["evaluate"] = [{"benchmark": "mt-bench"}, {"benchmark": "ifeval"}]
     asked: list[Cell] = []
 
-    def run(cells: Any) -> dict[str, Any]:
+    def run(cells: Any, **_: Any) -> dict[str, Any]:
         asked.extend(cells)
         return {}
 

@@ -14,8 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from slimepo.errors import PREEMPTED, RESOURCES, Failure, InputError, RunsFailed
 from slimepo.files import write_json
@@ -39,8 +40,16 @@ if TYPE_CHECKING:
 # Seconds between two looks at a run folder that another process holds.
 EVERY = 2.0
 
-# Runs cells; what became of those that failed, by name.
-Runner = Callable[[Sequence[Cell]], Mapping[str, Failure]]
+# Folders of a stage that hold weights, beside its checkpoints.
+WEIGHTS = ("model", "adapter", "base")
+
+Ended = Callable[[Cell], None]
+
+
+class Runner(Protocol):
+    """Runs cells, each followed by `ended` once it is done; what became of those that failed, by name."""
+
+    def __call__(self, cells: Sequence[Cell], /, *, ended: Ended = ...) -> Mapping[str, Failure]: ...
 
 
 class Process(NamedTuple):
@@ -110,27 +119,30 @@ def searched(
 ) -> dict[str, Keys]:
     """The best point of every arm; all that were tried, with their figures, are in search.json of `out`.
 
-    Of the recipe's benchmarks the search runs the one that it goes by, if it goes by one.
+    Of the recipe's benchmarks the search runs the one that it goes by, if it goes by one. Weights of its runs are
+    removed once that figure is known.
     """
     arms = arms_of(sweep)
-    kept = [entry for entry in base.get("evaluate") or () if search.by.startswith(entry["benchmark"])]
-    base = {**base, "evaluate": kept}
+
+    def cell_of(name: str, point: Keys, seed: int) -> Cell:
+        cell = _cell(sweep, base, name, point, seed, out / SEARCH / f"{name}-{label(point)}")
+        asked = [each for each in cell.recipe.evaluate if search.by.startswith(each.benchmark)]
+        return replace(cell, recipe=cell.recipe.model_copy(update={"evaluate": asked}))
+
+    def ended(cell: Cell) -> None:
+        if search.by in figures_of(cell):
+            drop_weights(cell)
+
     tried: dict[str, list[tuple[Keys, float | None]]] = {name: [] for name in arms}
 
     def attempt(asked: Mapping[str, Sequence[Keys]]) -> None:
         cells = {
-            (name, label(point)): [
-                _cell(sweep, base, name, point, seed, out / SEARCH / f"{name}-{label(point)}")
-                for seed in search.seeds
-            ]
+            (name, label(point)): [cell_of(name, point, seed) for seed in search.seeds]
             for name, points in asked.items()
             for point in points
         }
-        run([cell for alike in cells.values() for cell in alike])
+        run([cell for alike in cells.values() for cell in alike], ended=ended)
         figures = {cell.folder: figures_of(cell) for alike in cells.values() for cell in alike}
-        for alike in cells.values():
-            for cell in alike:
-                drop_weights(cell)
         known = dict.fromkeys(key for found in figures.values() for key in found)
         if known and search.by not in known:
             raise InputError(
@@ -180,14 +192,13 @@ def searched(
 
 
 def drop_weights(cell: Cell) -> None:
-    """Remove the models and checkpoints that a finished cell has made: of a search the figures are what is kept."""
-    if cell.done:
-        for stage in cell.recipe.stages:
-            folder = cell.folder / stage.name
-            # What cells share is linked.
-            if not folder.is_symlink():
-                for made in (folder / "model", *(folder / "checkpoints").glob("checkpoint-*")):
-                    shutil.rmtree(made, ignore_errors=True)
+    """Remove the models and checkpoints that a cell has made, but for what it shares with others, which is linked."""
+    for stage in cell.recipe.stages:
+        folder = cell.folder / stage.name
+        if not folder.is_symlink():
+            weights = [folder / name for name in WEIGHTS if (folder / name).exists()]
+            for made in (*weights, *(folder / "checkpoints").glob("checkpoint-*")):
+                shutil.rmtree(made)
 
 
 def _study(search: Search) -> Any:
@@ -220,9 +231,17 @@ def _failed() -> Any:
 
 
 def run_cells(
-    cells: Sequence[Cell], *, out: Path, jobs: int, prepare: Callable[[int], None], console: Console
+    cells: Sequence[Cell],
+    *,
+    out: Path,
+    jobs: int,
+    prepare: Callable[[int], None],
+    console: Console,
+    ended: Ended = lambda cell: None,
 ) -> dict[str, Failure]:
     """Run the cells that are not done, first what they share; what each that failed ended with, by name.
+
+    ended: called with each cell that is done, those that were done before among them.
 
     Raises:
         InputError: a cell's folder holds something else.
@@ -231,6 +250,12 @@ def run_cells(
         # Also of what is done: figures of another sweep must not be taken for this one's.
         check_folder(cell.recipe, cell.folder, restart=False)
     missing = [cell for cell in cells if not cell.done]
+    for cell in cells:
+        if cell.done:
+            ended(cell)
+        elif (stage := cell.folder / cell.stage.name).is_dir() and not (stage / "model").exists():
+            # More is asked of it than when its weights were removed: it is trained again.
+            (stage / "stage.json").unlink(missing_ok=True)
     for seed in dict.fromkeys(cell.recipe.seed for cell in cells):
         prepare(seed)
     together = by_shared(missing, out / SHARED)
@@ -266,11 +291,19 @@ def run_cells(
         processes.append(Process(cell.name, cell.folder, [["run", file, "--out", str(cell.folder)]]))
     if len(missing) < len(cells):
         console.print(f"{len(cells) - len(missing)} of {len(cells)} runs are done")
-    return failed | run_processes(processes, jobs, console)
+    by_name = {cell.name: cell for cell in missing}
+    return failed | run_processes(processes, jobs, console, lambda name: ended(by_name[name]))
 
 
-def run_processes(processes: Sequence[Process], jobs: int, console: Console) -> dict[str, Failure]:
+def run_processes(
+    processes: Sequence[Process],
+    jobs: int,
+    console: Console,
+    ended: Callable[[str], None] = lambda name: None,
+) -> dict[str, Failure]:
     """Run them, `jobs` at a time, each with its share of the processors; what each that failed ended with, by name.
+
+    ended: called with the name of each that did not fail.
 
     What they print is in log.txt of their folders. With several GPUs each place has one of them.
     """
@@ -313,13 +346,13 @@ def run_processes(processes: Sequence[Process], jobs: int, console: Console) -> 
             for done in as_completed(waiting):
                 name, why = waiting[done].name, done.result()
                 states[name] = f"failed: {why.words}" if why else "done"
-                ended = sum(state == "done" or state.startswith("failed") for state in states.values())
-                told = (
-                    f"[{ended}/{len(processes)}] {name}: {states[name]}, {time.monotonic() - started:.0f} s"
-                )
+                over = sum(state == "done" or state.startswith("failed") for state in states.values())
+                told = f"[{over}/{len(processes)}] {name}: {states[name]}, {time.monotonic() - started:.0f} s"
                 console.print(told, style="red" if why else None)
                 if why:
                     failed[name] = why
+                else:
+                    ended(name)
         except BaseException:
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
