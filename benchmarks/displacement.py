@@ -39,20 +39,20 @@ BATCH = 64
 
 
 def correlations(
-    run: Path, known: dict[Path, Any], pairs: Path | None = None, limit: int | None = None
+    run: Path, known: dict[tuple[Path, Path], Any], pairs: Path | None = None, limit: int | None = None
 ) -> list[dict[str, Any]]:
     """A row for each preference stage of a run; `known` keeps what was worked out of a start for the next run."""
     recipe = read_mapping(run / "recipe.yaml", "recipe")
     found = []
     for stage in recipe["stages"]:
-        if pairs is None and stage["part"] not in recipe["pairs"]:
+        if stage["part"] not in recipe["pairs"] and (pairs is None or stage["loss"] == "sft"):
             continue
         done = read_json(run / stage["name"] / "stage.json")
         # The folder may have been moved since; its parts have not.
         base = Path(done["base"])
         start = base if base.is_dir() else run / base.parent.name / "model"
         file = pairs or run / stage["part"] / "heldout.jsonl"
-        key = file.resolve()
+        key = (start.resolve(), file.resolve())
         if key not in known:
             model = _loaded(start)
             chat = chat_format(load_tokenizer(str(start)))
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="so many of them")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
-    known: dict[Path, Any] = {}
+    known: dict[tuple[Path, Path], Any] = {}
     rows = [row for run in args.runs for row in correlations(run, known, args.pairs, args.limit)]
     with args.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))

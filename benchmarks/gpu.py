@@ -157,9 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print(f"{_device_name()}: matrix products at {rate / 1e12:.3g} TFLOP/s", highlight=False)
     for name in args.model:
         model = MODELS[name] | (_TINY if args.smoke else {})
-        append_csv(
-            out.with_name(f"head-{out.name.removeprefix('step-')}"), _heads(name, model, rate, args, console)
-        )
+        head = out.with_name(f"head-{out.name.removeprefix('step-')}")
+        _heads(name, model, rate, head, args, console)
+        _forget()  # the steps have the device to themselves
         _steps(name, model, rate, out, args, console)
     console.print(f"appended to {out}")
 
@@ -269,16 +269,16 @@ def _steps(
     base = 0.0
     for job in jobs:
         contender, result = job.contender, _in_own_process(job)
+        base = result.seconds if contender == BASELINE else base
         if result.failed:
             table.add_row(contender, "-", "-", "-", "-", result.failed)
             continue
-        base = base or result.seconds
         needed = step_flops(model, lengths, args.pairs, args.rank, shared=contender.startswith(BASELINE))
         row = {
             "contender": contender,
             "seconds": round(result.seconds, 5),
             "pairs_per_s": round(args.pairs / result.seconds, 4),
-            "times_baseline": round(result.seconds / base, 4),
+            "times_baseline": _times(result.seconds, base),
             "needed_tflop": round(needed / 1e12, 4),
             "mfu": round(needed / result.seconds / rate, 4),
             "extra_gb": round(result.extra_bytes / 1e9, 3),
@@ -292,7 +292,7 @@ def _steps(
         table.add_row(
             contender,
             f"{row['pairs_per_s']:.3g}",
-            f"{row['times_baseline']:.2f}x",
+            f"{row['times_baseline']}x",
             f"{row['mfu']:.0%}",
             f"{row['extra_gb']:.2f}",
             (CONTENDERS | ALONG)[contender].runs,
@@ -320,18 +320,18 @@ def _shape(
 
 
 def _heads(
-    name: str, model: dict[str, Any], rate: float, args: argparse.Namespace, console: Console
-) -> list[dict[str, Any]]:
+    name: str, model: dict[str, Any], rate: float, out: Path, args: argparse.Namespace, console: Console
+) -> None:
     tokens = 512 if args.smoke else HEAD_TOKENS
     table = Table(title=f"{name}: head at {tokens:,} tokens, forward and backward", title_justify="left")
     for heading in ("head", "", "ms", "time", "extra GB", "mean log-prob"):
         table.add_column(heading)
-    rows = []
     for trained in (False, True):
         kind = "trained" if trained else "frozen"
-        results = {head: head_step(head, model, tokens, trained, args.repeats) for head in heads()}
-        base = results["slimepo"].seconds
-        for head, result in results.items():
+        base = 0.0
+        for head in heads():
+            result = head_step(head, model, tokens, trained, args.repeats)
+            base = result.seconds if head == "slimepo" else base
             if result.failed:
                 table.add_row(head, kind, "-", "-", "-", result.failed)
                 continue
@@ -339,14 +339,18 @@ def _heads(
                 "device": _device_name(), "matmul_tflops": round(rate / 1e12, 3), "model": name,
                 "hidden": model["hidden_size"], "vocabulary": model["vocab_size"], "tokens": tokens,
                 "head": kind, "contender": head, "repeats": args.repeats, "ms": round(1e3 * result.seconds, 3),
-                "times_baseline": round(result.seconds / base, 4), "extra_gb": round(result.extra_bytes / 1e9, 3),
+                "times_baseline": _times(result.seconds, base), "extra_gb": round(result.extra_bytes / 1e9, 3),
                 "mean_logp": result.loss,
             }  # fmt: skip
-            rows.append(provenance() | row)
-            figures = (f"{row['ms']:.4g}", f"{row['times_baseline']:.2f}x", f"{row['extra_gb']:.2f}")
+            append_csv(out, [provenance() | row])
+            figures = (f"{row['ms']:.4g}", f"{row['times_baseline']}x", f"{row['extra_gb']:.2f}")
             table.add_row(head, kind, *figures, f"{result.loss:.4f}")
     console.print(table)
-    return rows
+
+
+def _times(seconds: float, base: float) -> float | str:
+    """How many times the baseline's seconds; nothing where the baseline failed."""
+    return round(seconds / base, 3) if base else ""
 
 
 def _in_own_process(job: Job) -> Result:

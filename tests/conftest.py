@@ -16,6 +16,11 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Tiny models run faster on one thread, and the same number of threads gives the same bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 GPU = Path("/dev/nvidia0").exists()
+if os.environ.get("SLIMEPO_TEST_GPU") != "1":
+    # Tests are of the CPU, to the bit, also where a GPU is; `make gpu` runs those of the device. Before torch is
+    # imported, and Triton, which any test may do before the kernels' own.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -26,14 +31,6 @@ def official_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no official files at {SHARED}")
     return SHARED
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Tests are of the CPU, to the bit, also where a GPU is; `-m gpu` (`make gpu`) runs those of the device."""
-    if not GPU or config.getoption("markexpr") != "gpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        # Triton reads this when it is first imported, which any test may do before the kernels' own.
-        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.hookimpl(tryfirst=True)

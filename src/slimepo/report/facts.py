@@ -93,15 +93,19 @@ def certificates(groups: Sequence[Group]) -> Table:
             numbers(told_of.get("loss")),
             [numbers(each) for each in items(told_of.get("gradients"))],
         )
-        errors = [each["error"] for each in apart if "error" in each]
+        # The one that is the furthest off for what it may be, and how many could not be compared.
+        apart = [each for each in apart if "error" in each]
+        worst = max(apart, key=lambda each: each["error"] / each.get("tolerance", 1.0), default={})
+        rounding = len(items(told_of.get("rounding")))
         allowed = numbers(told_of.get("tolerance"))
         verdict = {"True": "agrees", "False": "not as computed plainly"}.get(str(told_of.get("agrees")), "")
         cells = [
             verdict or str(told_of.get("left_out") or ABSENT),
             *(f"{loss[key]:.6g}" if key in loss else ABSENT for key in ("run", "plain")),
             f"{loss['error']:.0e}" if "error" in loss else ABSENT,
-            f"{max(errors):.0e}" if errors else ABSENT,
-            f"{allowed['gradients']:.0e}" if "gradients" in allowed else ABSENT,
+            f"{worst['error']:.0e}" if worst else ABSENT,
+            f"{worst.get('tolerance', allowed.get('gradients', 0)):.0e}" if worst else ABSENT,
+            str(rounding) if rounding else ABSENT,
             str(told_of.get("precision") or ABSENT),
             *(count(told_of.get(key)) for key in ("rows", "ranks")),
         ]
@@ -113,6 +117,7 @@ def certificates(groups: Sequence[Group]) -> Table:
         "apart by",
         "gradients apart by",
         "allowed",
+        "left out as rounding",
         "precision",
         "rows",
         "ranks",
