@@ -79,7 +79,10 @@ def verdict(groups: Sequence[Group]) -> str:
         more = f" and {len(named) - _MOST_NAMED} more" * (len(named) > _MOST_NAMED)
         if named:
             sentences.append(f"Chosen answers became {words}, in nats a token: {told}{more}.")
-    if still := [plain_label(move.group) for move in found if not _clear(move.chosen)]:
+    unclear = sorted(
+        (move for move in found if not _clear(move.chosen)), key=lambda move: -abs(move.chosen.value)
+    )
+    if still := [f"{plain_label(move.group)} ({_moved_by(move.chosen, 1, 3)})" for move in unclear]:
         more = f" and {len(still) - _MOST_NAMED} more" * (len(still) > _MOST_NAMED)
         sentences.append(f"They did not clearly move with {', '.join(still[:_MOST_NAMED])}{more}.")
     both = [plain_label(move.group) for move in found if _clear(move.chosen) and move.quadrant == BOTH_DOWN]
