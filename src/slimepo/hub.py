@@ -11,13 +11,22 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from slimepo.errors import InputError
+from slimepo.words import nearest_entry
+
 # For the Hub to answer; and for the name of its server to be found as well, which has no limit of its own.
 _SECONDS, _AT_MOST = 4.0, 7.0
 
 
 def look_for_hub(name: str) -> None:
-    """Before the Hub is asked for a name that is no local path: work offline, at once, where it cannot be reached."""
+    """Before the Hub is asked for a name that is no local path: work offline, at once, where it cannot be reached.
+
+    Raises:
+        InputError: it can be no name of a repository either.
+    """
     if not Path(name).exists():
+        if not is_hub_id(name):
+            raise InputError(f"there is no file or folder {name}{nearest_entry(Path(name))}")
         _look()
 
 

@@ -15,7 +15,7 @@ from ruamel.yaml.error import YAMLError
 from slimepo.errors import InputError
 from slimepo.files import DEEPEST
 from slimepo.redaction import redacted
-from slimepo.words import first_line, nearest
+from slimepo.words import first_line, nearest, nearest_entry
 
 # Characters and values of settings; more than any recipe has.
 LONGEST, MOST = 1_000_000, 100_000
@@ -39,7 +39,8 @@ def read_mapping(path: str | Path, what: str) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{what} {path}: {getattr(error, 'strerror', None) or error}") from error
+        hint = nearest_entry(Path(path)) if isinstance(error, FileNotFoundError) else ""
+        raise InputError(f"{what} {path}: {getattr(error, 'strerror', None) or error}{hint}") from error
     values = _yaml(text, f"{what} {path}")
     if not isinstance(values, dict):
         raise InputError(f"{what} {path}: it must be a mapping of keys")

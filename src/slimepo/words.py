@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """' (did you mean X?)' for the closest known word, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def nearest_entry(path: Path) -> str:
+    """What `nearest` says of a path that is not there, by the entries of its folder."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f" (there is no folder {folder} either)"
+    return nearest(path.name, [entry.name for entry in folder.iterdir()], cutoff=0.5)
 
 
 def first_line(error: BaseException) -> str:

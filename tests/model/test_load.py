@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from slimepo.data.chat import load_tokenizer
 from slimepo.errors import BadFilesError, InputError
 from slimepo.model.load import (
     ARCHITECTURES,
@@ -71,6 +72,13 @@ def test_a_special_token_for_pictures_needs_no_embedding() -> None:
     tokenizer.pad_token = "<image_soft_token>"
     with pytest.raises(InputError, match=r"tokenizer has id .*<image_soft_token>"):
         check_embeddings(model, tokenizer)
+
+
+def test_a_folder_of_another_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    for read in (load_model, load_tokenizer):
+        with pytest.raises(InputError, match=r"no file or folder .*modle \(did you mean 'model'\?\)"):
+            read(str(tmp_path / "modle"))
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line() -> None:

@@ -168,8 +168,8 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, words: str) -> None
     path.write_text(text)
     with pytest.raises(InputError, match=words):
         load_recipe(path)
-    with pytest.raises(InputError, match="No such file"):
-        load_recipe(tmp_path / "absent.yaml")
+    with pytest.raises(InputError, match=r"No such file or directory \(did you mean 'bad.yaml'\?\)"):
+        load_recipe(tmp_path / "baad.yaml")
 
 
 def test_the_resolved_recipe_reads_back_the_same(recipe_file: Path, tmp_path: Path) -> None:

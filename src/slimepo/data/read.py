@@ -22,7 +22,7 @@ from slimepo.errors import InputError
 from slimepo.files import Kept
 from slimepo.hub import look_for_hub, without_hub
 from slimepo.types import Preference, Unpaired
-from slimepo.words import first_line, nearest
+from slimepo.words import first_line, nearest_entry
 
 _ROWS_TO_RECOGNISE = 100
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -175,15 +175,7 @@ def placed_rows(source: str | Path, split: str | None) -> Iterator[PlacedRow]:
     is_file_name = data_suffix(path) is not None or path.suffix == ".gz"
     if _HUB_ID.fullmatch(text) and not is_file_name:
         return _hub_rows(text, split)
-    raise InputError(f"no file or folder {source}{_nearest(path)}")
-
-
-def _nearest(path: Path) -> str:
-    """A hint at the entry of the folder whose name is nearest."""
-    folder = path.parent
-    if not folder.is_dir():
-        return f" (there is no folder {folder} either)"
-    return nearest(path.name, [entry.name for entry in folder.iterdir()], cutoff=0.5)
+    raise InputError(f"no file or folder {source}{nearest_entry(path)}")
 
 
 # --- folders and the Hub -----------------------------------------------------------------------------
@@ -265,7 +257,7 @@ def _hub_rows(name: str, split: str | None) -> Iterator[PlacedRow]:
         data = load_dataset(name)
     except Exception as error:
         # Of whatever kind: files of many makes are read there.
-        hint = _nearest(Path(name)) if Path(name).parent.is_dir() else ""
+        hint = nearest_entry(Path(name)) if Path(name).parent.is_dir() else ""
         here = f"'{name}' is no file or folder here{hint}"
         said = f"{here}, and the Hub does not give it: {first_line(error)}"
         raise InputError(said + without_hub()) from error

@@ -14,7 +14,7 @@ from slimepo.data.notes import row_notes
 from slimepo.data.read import Rows, all_preferences, read_rows
 from slimepo.data.render import ChatFormat
 from slimepo.data.rows import Row
-from slimepo.data.split import fingerprint, order, row_hash, split
+from slimepo.data.split import fingerprint, message_hash, order, row_hash, split
 from slimepo.data.tokenize import Tokenized, by_reason, in_words, joined, tokenize_for
 from slimepo.errors import InputError
 from slimepo.files import is_main_process, write_json
@@ -94,9 +94,11 @@ def load_data(recipe: Recipe) -> tuple[dict[str, Sequence[Preference]], dict[str
         heldout = heapq.nsmallest(data.heldout_limit, heldout, key=row_hash)
     parts["heldout"] = heldout
     if data.path and not heldout and recipe.parts.get("heldout"):
+        prompts = len({message_hash(row.prompt) for row in records})
         facts["notes"].append(
-            f"none of the {facts['rows']} rows is held out, so no pair is scored before and after: give heldout a "
-            "larger share in data.parts, such as {preference: 0.9, heldout: 0.1}"
+            f"none of the {facts['rows']} rows is held out, so no pair is scored before and after: rows of one prompt "
+            f"stay together, and there are {prompts:,} prompts; give heldout a larger share in data.parts, such as "
+            "{preference: 0.7, heldout: 0.3}, or a file of its own (data.heldout)"
         )
     used = sum(len(part) for name, part in parts.items() if name != "heldout" or not data.heldout)
     facts["in_no_part"] = facts["rows"] - used
