@@ -202,7 +202,7 @@ def test_a_template_comes_from_a_file_or_from_another_model_with_its_special_tok
 def test_what_cannot_be_loaded_is_said_in_one_line(make_tokenizer, tmp_path):
     make_tokenizer(None).save_pretrained(tmp_path / "base")
     for name, template, message in (
-        (tmp_path / "nothing", None, "no tokenizer can be loaded"),
+        (tmp_path / "nothing", None, "there is no file or folder"),
         ("nobody/nothing", None, "no tokenizer can be loaded"),
         (tmp_path / "base", tmp_path / "no.jinja", "cannot be read"),
         (tmp_path / "base", tmp_path / "base", "has no chat template"),
