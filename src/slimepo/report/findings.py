@@ -140,7 +140,7 @@ def _best_match(best: Group, groups: Sequence[Group], start: Group | None) -> st
         text = f"No run is better than the start. The nearest is {text}"
     if best is control and others is not None:
         text += f" Best of those that also see rejected answers: {others.label}, {_match(others)}."
-    elif control is not None:
+    elif control is not None and best is not control:
         text += f" The control, {_CONTROL}: {_match(control)} at its best ({control.label})."
     return text
 
