@@ -117,7 +117,10 @@ def adapter_base(name: str) -> str | None:
     """
     from peft import PeftConfig
 
-    look_for_hub(name)
+    try:
+        look_for_hub(name)
+    except InputError as error:
+        raise InputError(f"model {name!r} cannot be loaded: {error}") from error
     try:
         if find_adapter_config_file(name) is None:
             return None
