@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import gpu
 from benchmarks.record import append_csv, provenance
 
@@ -166,8 +168,6 @@ def compare(case: Case, allocator: str = "exact") -> dict[str, int]:
 
 def _measure(folder: Path) -> dict[str, int]:
     """Bytes while the folder's recipe trains: `measured`, and on a CUDA device `reserved` and `context`."""
-    import torch
-
     from benchmarks.memory import forget_peak, peak, settle
 
     values = json.loads((folder / "recipe.json").read_text())
@@ -176,7 +176,6 @@ def _measure(folder: Path) -> dict[str, int]:
     width = 16 * config["num_attention_heads"]
     tiny = config | {"vocab_size": 128, "hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 2}
     _trainer(values | {"data": values["data"] | {"max_length": 16}}, tiny, folder).train()
-    before = settle()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
@@ -190,6 +189,7 @@ def _measure(folder: Path) -> dict[str, int]:
             "reserved": torch.cuda.max_memory_reserved() - before,
             "context": context,
         }
+    before = settle()
     trainer = _trainer(values, config, folder)
     settle()
     forget_peak()
@@ -199,7 +199,6 @@ def _measure(folder: Path) -> dict[str, int]:
 
 def _trainer(values: dict[str, Any], config: dict[str, Any], folder: Path) -> Any:
     import numpy as np
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from benchmarks.worker import be_quiet
@@ -238,8 +237,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.plan", description=(__doc__ or "").split("\n")[0]
     )
-    import torch
-
     cases, file = (GPU_CASES, "plan-gpu.csv") if torch.cuda.is_available() else (CASES, "plan-cpu.csv")
     parser.add_argument("--only", nargs="+", choices=list(cases), default=list(cases), metavar="NAME")
     parser.add_argument("--allocator", choices=list(ALLOCATORS), default="exact")

@@ -18,15 +18,15 @@ from slimepo.words import nearest_entry
 _SECONDS, _AT_MOST = 4.0, 7.0
 
 
-def look_for_hub(name: str) -> None:
+def look_for_hub(name: str, said: str = "") -> None:
     """Before the Hub is asked for a name that is no local path: work offline, at once, where it cannot be reached.
 
     Raises:
-        InputError: it can be no name of a repository either.
+        InputError: it can be no name of a repository either; `said` stands before that.
     """
     if not Path(name).exists():
         if not is_hub_id(name):
-            raise InputError(f"there is no file or folder {name}{nearest_entry(Path(name))}")
+            raise InputError(f"{said}there is no file or folder {name}{nearest_entry(Path(name))}")
         _look()
 
 

@@ -92,10 +92,7 @@ def _load(name: str, what: str, **options: Any) -> PreTrainedTokenizerBase:
             # transformers would make an empty one for some architectures.
             raise InputError(f"no {what} can be loaded from '{name}': there is none in the folder")
         name = base
-    try:
-        look_for_hub(name)
-    except InputError as error:
-        raise InputError(f"no {what} can be loaded from '{name}': {error}") from error
+    look_for_hub(name, f"no {what} can be loaded from '{name}': ")
     try:
         # Unless somebody asks for it by name, no code of a folder's runs: transformers would ask on standard input.
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(

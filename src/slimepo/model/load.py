@@ -117,10 +117,7 @@ def adapter_base(name: str) -> str | None:
     """
     from peft import PeftConfig
 
-    try:
-        look_for_hub(name)
-    except InputError as error:
-        raise InputError(f"model {name!r} cannot be loaded: {error}") from error
+    look_for_hub(name, f"model {name!r} cannot be loaded: ")
     try:
         if find_adapter_config_file(name) is None:
             return None

@@ -249,11 +249,14 @@ def run_cells(
     for cell in cells:
         # Also of what is done: figures of another sweep must not be taken for this one's.
         check_folder(cell.recipe, cell.folder, restart=False)
-    missing = [cell for cell in cells if not cell.done]
+    missing = []
     for cell in cells:
         if cell.done:
             ended(cell)
-        elif (stage := cell.folder / cell.stage.name).is_dir() and not (stage / "model").exists():
+            continue
+        missing.append(cell)
+        stage = cell.folder / cell.stage.name
+        if not (stage / "model").exists():
             # More is asked of it than when its weights were removed: it is trained again.
             (stage / "stage.json").unlink(missing_ok=True)
     for seed in dict.fromkeys(cell.recipe.seed for cell in cells):
