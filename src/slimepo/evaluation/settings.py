@@ -87,6 +87,9 @@ class Evaluation(Settings):
     system: str | None = Field(None, description="A system message for the model.")
     seed: int = Field(0, ge=0, description="Seed of sampled answers.")
     backend: Literal["auto", "hf", "vllm"] = Field("auto", description="What runs a local model.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="What a local model computes in; auto: bfloat16 where a GPU does."
+    )
     batch_rows: int = Field(
         32, ge=1, description="Number of answers written side by side; vLLM gets eight times as many."
     )

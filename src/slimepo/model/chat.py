@@ -49,8 +49,10 @@ def model_folder(name: str) -> Path:
     return folder
 
 
-def load_chat_model(name: str) -> ChatModel:
+def load_chat_model(name: str, dtype: str = "auto") -> ChatModel:
     """Load a folder (a model, an adapter, a stage of a run) or Hub id, on the accelerator where there is one.
+
+    `dtype`: auto (see `answer_dtype`), float32 or bfloat16.
 
     Raises:
         InputError: there is no such model, or its chat template cannot be used.
@@ -60,14 +62,13 @@ def load_chat_model(name: str) -> ChatModel:
     from slimepo.data.chat import load_tokenizer
     from slimepo.model.adapters import merge
     from slimepo.model.load import adapter_base, load_model
-    from slimepo.model.modes import computes_in_bf16
+    from slimepo.model.modes import answer_dtype
 
     folder = model_folder(name)
-    dtype = torch.bfloat16 if computes_in_bf16() else torch.float32
     # An adapter is merged in float32: a small update would be rounded away.
     adapter = adapter_base(str(folder)) is not None
-    model: Any = load_model(str(folder), dtype=torch.float32 if adapter else dtype)
-    model = merge(model).to(dtype) if adapter else model
+    model: Any = load_model(str(folder), dtype=torch.float32 if adapter else answer_dtype(dtype))
+    model = merge(model).to(answer_dtype(dtype)) if adapter else model
     tokenizer = load_tokenizer(str(folder))
     chat = _chat(folder, tokenizer)
     device = (

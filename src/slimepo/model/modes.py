@@ -72,6 +72,11 @@ def compute_dtype(args: Any) -> torch.dtype | None:
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
 
 
+def answer_dtype(asked: str = "auto") -> torch.dtype:
+    """What a model that answers is loaded in; auto is bfloat16 where a GPU computes in it, else float32."""
+    return getattr(torch, ("bfloat16" if computes_in_bf16() else "float32") if asked == "auto" else asked)  # type: ignore[no-any-return]
+
+
 def computes_in_bf16() -> bool:
     """Whether there is a CUDA device that computes in bfloat16 itself (older ones only emulate it)."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)

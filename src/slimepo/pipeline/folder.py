@@ -42,7 +42,7 @@ _TELLS_ONLY = (
     "disable_tqdm", "certificate",
 )  # fmt: skip
 # Keys that earlier versions did not have, with what stands for that: left out, so that runs of these can go on.
-_SINCE = {"grammar": None, "repair": None, "cost": None, "keep": 2, "most": None}
+_SINCE = {"grammar": None, "repair": None, "cost": None, "keep": 2, "most": None, "dtype": "auto"}
 # package.module:function or file.py:function
 _FUNCTION = re.compile(r"[^\s:]*(\.py|\.\w+|^\w+):[A-Za-z_]\w*")
 # What a run goes on from: stages that are done, checkpoints, samples for pairs.

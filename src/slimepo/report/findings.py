@@ -132,7 +132,10 @@ def _match(group: Group) -> str:
 
 
 def _best_match(best: Group, groups: Sequence[Group], start: Group | None) -> str:
-    control = best_group([group for group in groups if group.first.loss == "sft"])
+    # What others start from is no control to them.
+    starts = {group.first.start for group in groups}
+    supervised = [group for group in groups if group.first.loss == "sft"]
+    control = best_group([group for group in supervised if group.first.stage not in starts])
     others = best_group([group for group in groups if group.first.loss != "sft"])
     text = f"{best.label}{f', the control ({_CONTROL})' if best is control else ''}: {_match(best)}"
     text += f", from {_match(start)} at the start." if start and _match(start) else "."

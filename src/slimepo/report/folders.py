@@ -12,7 +12,7 @@ from typing import Any
 from slimepo.errors import InputError
 from slimepo.evaluation.score_files import read_scores
 from slimepo.files import read_json
-from slimepo.pipeline.folder import MARKER
+from slimepo.pipeline.folder import MARKER, STATUS
 from slimepo.report import tables
 from slimepo.report.benchmarks import ScoreColumn, score_columns
 from slimepo.report.groups import Group, group_records
@@ -152,14 +152,23 @@ def _read_run(path: Path) -> Source:
     # Supervised training that others start from is not what a report compares, unless there is nothing else yet.
     started = {place for at in begun for place in led_to(stages, at)}
     shown = [at for at in begun if at not in started or stages[at].get("loss") != "sft"]
-    shown = shown or begun or list(range(len(stages)))[:1]
+    shown = shown or begun
+    waiting = [at for at in range(len(stages)) if at not in begun]
+    ended = mapping(read_json(path / STATUS)).get("status") == "done"
+    if waiting and not ended and all((path / names[at] / "stage.json").exists() for at in begun):
+        # A run that was cut short between two stages, or is between them now.
+        shown = [*shown, waiting[0]]
     pairs = {name: mapping(read_json(path / name / "pairs.json")) for name in mapping(recipe.get("pairs"))}
     others = [names[at] for at in begun if at not in shown]
     times = {name: mapping(read_json(path / name / "stage.json")).get("seconds") for name in others}
     times |= {f"{name} (pairs)": facts.get("seconds") for name, facts in pairs.items()}
+    records = [stage_record(path, recipe, at, len(shown) > 1) for at in shown]
+    if waiting[1:] and shown[-1] == waiting[0]:
+        behind = f"{len(waiting) - 1} more stage{'' if len(waiting) == 2 else 's'} behind it"
+        records[-1] = replace(records[-1], note=f"{records[-1].note}; {behind}")
     return Source(
         path,
-        tuple(stage_record(path, recipe, at, len(shown) > 1) for at in shown),
+        tuple(records),
         data=mapping(read_json(path / "data.json")),
         versions={key: str(value) for key, value in mapping(read_json(path / "versions.json")).items()},
         recipe=recipe,

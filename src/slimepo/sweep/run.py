@@ -91,8 +91,9 @@ def run_sweep(
             points = searched(sweep, sweep.search, base, run, out, console)
         cells = [
             _cell(sweep, base, name, point, seed, out / name)
-            for name, point in points.items()
+            # Seed by seed: a sweep that is cut short has whole seeds, and arms that can be compared.
             for seed in sweep.seeds
+            for name, point in points.items()
         ]
         failed = run(cells)
         write_tables(cells, sweep, out, console)

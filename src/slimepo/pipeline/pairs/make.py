@@ -77,7 +77,7 @@ def make_pairs(
     if not recipe.smoke:
         from slimepo.model.chat import load_chat_model
 
-        loaded = load_chat_model(model)
+        loaded = load_chat_model(model, settings.dtype)
         # The recipe's template, which a model that no stage has made does not come with.
         answerer = replace(loaded, chat=chat, end_ids=loaded.end_ids | {chat.end_id})
     for which, of_set in {"train": tasks.train, "heldout": tasks.heldout}.items():
