@@ -133,7 +133,7 @@ def test_an_answer_with_a_score_is_no_demonstration(column):
 
 def test_data_whose_order_has_to_be_made_first_is_no_format():
     for row in (
-        {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 0},
+        {"prompt": "q", "response_0": "a", "response_1": "b"},
         {"prompt": "q", "response": "a", "helpfulness": 4},
         {"instruction": "q", "completions": [{"response": "a", "overall_score": 3}]},
     ):
@@ -196,3 +196,84 @@ def test_answers_judged_all_alike_and_pairs_the_other_way_round_are_said():
 
 def test_every_format_says_which_columns_it_reads():
     assert all(format_.reads and format_.accepts for format_ in FORMATS.values())
+
+
+class TestWinners:
+    """Two answers side by side, and a column that says which one is better."""
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            {"prompt": "q", "response_a": "a", "response_b": "b", "preferred": "a"},
+            {"prompt": "q", "response_a": "b", "response_b": "a", "preferred": "B"},
+            {"prompt": "q", "response_a": "b", "response_b": "a", "winner": "response_b"},
+            {"prompt": "q", "answer_A": "a", "answer_B": "b", "winner": "model_a"},
+            {"question": "q", "response_0": "b", "response_1": "a", "better_response_id": 1},
+            {"prompt": "q", "response_1": "a", "response_2": "b", "preference": 1},
+            {"prompt": "q", "response1": "b", "response2": "a", "choice": "2"},
+            {"instruction": "q", "output_1": "b", "output_2": "a", "preference": 2.0},
+            {
+                "conversation_a": [user("q"), assistant("b")],
+                "conversation_b": [user("q"), assistant("a")],
+                "model_a": "one", "model_b": "two", "winner": "model_b",
+            },
+        ],
+        ids=["letter", "capital", "column", "model", "id", "from one", "no mark", "float", "conversations"],
+    )  # fmt: skip
+    def test_the_better_answer_is_chosen(self, row):
+        assert read(row) == PAIR
+
+    @pytest.mark.parametrize("said", ["left_text", "left", "Left"])
+    def test_other_names_are_mapped_and_may_say_it(self, said):
+        row = {"ask": "q", "left_text": "a", "right_text": "b", "pick": said}
+        assert (
+            read(row, prompt="ask", response_a="left_text", response_b="right_text", preferred="pick") == PAIR
+        )
+
+    @pytest.mark.parametrize("said", [1, "1", 0, True, "first", "a or b", -1])
+    def test_what_may_mean_either_is_refused(self, said):
+        with pytest.raises(
+            MalformedRow, match="does not say whether 'response_a' or 'response_b' is better: write a or b"
+        ):
+            read({"prompt": "q", "response_a": "a", "response_b": "b", "preferred": said})
+
+    def test_of_three_answers_none_is_taken(self):
+        row = {"prompt": "q", "response_0": "a", "response_1": "b", "response_2": "c", "preferred": 0}
+        with pytest.raises(InputError, match="no format fits"):
+            read(row)
+
+    @pytest.mark.parametrize("said", ["tie", "tie (bothbad)", "both", None, ""])
+    def test_ties_are_left_out_and_counted(self, said):
+        row = {"prompt": "q", "response_a": "a", "response_b": "b", "winner": "a"}
+        rows = rows_from_records([{**row, "winner": said}, row])
+        assert list(rows.preferences) == [
+            Preference(PAIR.prompt, PAIR.chosen, PAIR.rejected, "dataset:row 2")
+        ]
+        assert rows.ties == ["dataset:row 1"]
+        assert not rows.malformed
+        assert any("1 rows are left out as ties" in note for note in row_notes(rows))
+        with pytest.raises(InputError, match="all of its 2 rows are ties"):
+            rows_from_records([{**row, "winner": said}] * 2)
+
+    def test_a_winner_that_a_mapping_passes_over_is_refused(self):
+        row = {"prompt": "q", "response_a": "a", "response_b": "b", "pick": "b"}
+        mapping = {"chosen": "response_a", "rejected": "response_b"}
+        with pytest.raises(MalformedRow, match="preferred: pick") as refused:
+            read(row, **mapping)
+        assert "'pick' is 'b', which says which of 'response_a' and 'response_b' is better" in str(
+            refused.value
+        )
+        assert read(row, **mapping, pick=None) == PAIR
+        with pytest.raises(MalformedRow, match="'preferred'"):
+            read({"prompt": "q", "response_a": "a", "response_b": "b", "preferred": 1}, **mapping)
+
+    def test_a_word_in_another_column_is_no_winner_where_names_have_nothing_in_common(self):
+        row = {"prompt": "q", "good": "a", "bad": "b", "quality": "good"}
+        assert read(row, chosen="good", rejected="bad") == PAIR
+
+    def test_a_second_verdict_is_refused(self):
+        row = {
+            "prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 0, "safer_response_id": 1,
+        }  # fmt: skip
+        with pytest.raises(MalformedRow, match="safer_response_id"):
+            read(row)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slimepo.data.messages import MalformedRow, RawRow, holds_something, json_object, unread_keys
+from slimepo.data.winners import WINNERS, ordered, refuse_unread_winner
 
 # Names that others give to our columns; one is read where ours is not there.
 SYNONYMS = {
@@ -40,7 +41,7 @@ _ONLY_TEXT = "only text is trained on"
 _TELLING = {
     **dict.fromkeys(("images", "image", "videos", "video", "audios", "audio"), _ONLY_TEXT),
     **dict.fromkeys(
-        ("label", "kto_tag", "preference", "winner", "better_response_id", "safer_response_id"),
+        (*WINNERS, "kto_tag", "safer_response_id"),
         "it says which answer is good, and this format does not read it",
     ),
     **dict.fromkeys(
@@ -65,14 +66,16 @@ def renamed(row: RawRow, columns: Mapping[str, str | None]) -> RawRow:
     """The row under the names that formats read.
 
     `columns` says which column of the row is ours: {"prompt": "question"}; {"label": None} leaves a column out. Other
-    people's names for ours (SYNONYMS) are read where ours is not there, and OpenAI's `input` is opened. Raises
-    MalformedRow where a column that was asked for is not there.
+    people's names for ours (SYNONYMS) are read where ours is not there, OpenAI's `input` is opened, and of two answers
+    that stand side by side the better one is chosen (`slimepo.data.winners`). Raises MalformedRow where a column that
+    was asked for is not there, and Tie where neither answer is better.
     """
     result = {key: value for key, value in row.items() if key not in columns.values()}
     for ours, theirs in columns.items():
         result.pop(ours, None)
         if theirs is not None:
             result[ours] = required(row, theirs)
+    refuse_unread_winner(result, columns)
     given = result.get("input")
     if isinstance(given, str) and given.lstrip().startswith('{"messages"'):
         given = json_object(given, "'input'")
@@ -84,7 +87,7 @@ def renamed(row: RawRow, columns: Mapping[str, str | None]) -> RawRow:
         same = theirs in result and result.get(ours) == result[theirs]
         if holds_something(result.get(theirs)) and (same or not holds_something(result.get(ours))):
             result[ours] = result.pop(theirs)
-    return result
+    return ordered(result, columns)
 
 
 def refuse_telling(row: RawRow, reads: Sequence[str], single: bool) -> None:

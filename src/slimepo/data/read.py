@@ -18,6 +18,7 @@ from slimepo.data.files import SUFFIXES, BadRow, PlacedRow, data_suffix, file_ro
 from slimepo.data.formats import FORMATS, convert, known_format, recognise
 from slimepo.data.messages import MalformedRow
 from slimepo.data.rows import as_preference
+from slimepo.data.winners import Tie
 from slimepo.errors import InputError
 from slimepo.files import Kept
 from slimepo.hub import look_for_hub, without_hub
@@ -33,7 +34,8 @@ class Rows:
     """What was read: records of one kind, the format's name, and `(place, reason)` of each row left out.
 
     `unread` counts the rows in which a column (or a key of its messages) holds something that is not read;
-    `scored_against` are places of rows whose own scores prefer the rejected answer.
+    `scored_against` are places of rows whose own scores prefer the rejected answer, `ties` of rows that prefer
+    neither of their answers and are left out.
     """
 
     preferences: Kept[Preference]
@@ -42,6 +44,7 @@ class Rows:
     malformed: list[tuple[str, str]]
     unread: Counter[str] = field(default_factory=Counter)
     scored_against: list[str] = field(default_factory=list)
+    ties: list[str] = field(default_factory=list)
 
 
 def read_rows(
@@ -114,6 +117,9 @@ def rows_from(
                 raise MalformedRow(row.reason)
             row = renamed(row, columns)
             record = convert(row, format, place)
+        except Tie:
+            result.ties.append(place)
+            continue
         except MalformedRow as error:
             if not skip_bad_rows:
                 raise InputError(_stopped(place, str(error))) from error
@@ -127,6 +133,10 @@ def rows_from(
         if record.scores and record.scores[0] < record.scores[1]:
             result.scored_against.append(place)
     if not result.preferences and not result.unpaired:
+        if not result.malformed:
+            raise InputError(
+                f"{name}: all of its {len(result.ties)} rows are ties, in which no answer is preferred"
+            )
         place, reason = result.malformed[0]
         raise InputError(
             f"{name}: none of its {len(result.malformed)} rows can be used; the first, {place}: {reason}"
@@ -149,11 +159,16 @@ def _most_fitting(
             continue
         try:
             votes[recognise(renamed(row, columns), row)] += 1
+        except Tie:
+            continue
         except (InputError, MalformedRow) as error:
             first_error = first_error or error
     if votes:
         return max(FORMATS, key=votes.__getitem__)
     if first_error is None:
+        # Ties alone, or rows that are none.
+        if not all(isinstance(row, BadRow) for row in rows):
+            return "explicit"
         bad = next(row.reason for row in rows if isinstance(row, BadRow))
         raise InputError(f"{name}: none of the first {len(rows)} rows can be parsed; the first: {bad}")
     raise InputError(f"{name}: {first_error}") from first_error
