@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from slimepo.data.render import ChatFormat
 from slimepo.files import append_json_lines, is_main_process, json_lines, write_json, write_json_lines
+from slimepo.model.modes import in_parts
 from slimepo.model.score import PairScores, chosen_fell, distributions, histogram, score_pairs, summary
 from slimepo.monitor.settings import look_steps
 from slimepo.pipeline.data import StageRows
-from slimepo.pipeline.tasks import Answer, RunTasks, Task, answer_tasks, measure
+from slimepo.pipeline.tasks import Answer, RunTasks, Said, Task, answer_tasks, judged, measure, prompt_ids
 from slimepo.terminal import make_console
+from slimepo.versions import versions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,11 +41,40 @@ class Standing:
 
 
 def standing(
-    trainer: PreferenceTrainer, rows: StageRows, chat: ChatFormat, console: Console, when: str
+    trainer: PreferenceTrainer,
+    rows: StageRows,
+    chat: ChatFormat,
+    console: Console,
+    when: str,
+    kept: Path | None = None,
 ) -> Standing:
-    """Score and answer all that is held out, with the trainer's model as it is now; `when` is for the console."""
-    scores, answers = None, []
+    """Score and answer all that is held out, with the trainer's model as it is now; `when` is for the console.
+
+    `kept`: a folder that keeps what the model says, for a run that goes on and for those that start from the same
+    weights. It is judged anew.
+    """
     model = trainer.whole_model()
+    file, found = None, None
+    if kept is not None and trainer.args.world_size == 1 and not in_parts(model):
+        file = kept / f"standing-{_identity(model, trainer, rows, chat)}.npz"
+        found = _read(file)
+    if found is None:
+        found = _look(model, trainer, rows, chat, console, when)
+        if file is not None:
+            _write(file, *found)
+    scores, said = found
+    return Standing(scores, judged(rows.tasks, said) if rows.tasks is not None else [])
+
+
+def _look(
+    model: nn.Module,
+    trainer: PreferenceTrainer,
+    rows: StageRows,
+    chat: ChatFormat,
+    console: Console,
+    when: str,
+) -> tuple[PairScores | None, list[Said]]:
+    scores, said = None, []
     if rows.heldout:
         what = f"held-out pairs {when}"
         with console.status(what) as status:
@@ -51,8 +87,51 @@ def standing(
             )
     if rows.tasks is not None and rows.tasks.heldout:
         what = f"held-out tasks {when}"
-        answers = answer_tasks(model, rows.tasks, chat, {chat.end_id}, console, what)
-    return Standing(scores, answers)
+        said = answer_tasks(model, rows.tasks, chat, {chat.end_id}, console, what)
+    return scores, said
+
+
+def _identity(model: Any, trainer: PreferenceTrainer, rows: StageRows, chat: ChatFormat) -> str:
+    """A digest of all that scores and answers depend on, to the last bit: weights, rows, how they are computed."""
+    args, tasks, digest = trainer.args, rows.tasks, hashlib.blake2b(digest_size=16)
+    device = next(model.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    how: list[Any] = [versions(), name, type(model).__name__, model.config.to_json_string()]
+    how += [model.config._attn_implementation, trainer.layout, args.eval_batch_size, args.bf16, args.fp16]
+    if tasks is not None:
+        how += [tasks.facts["heldout"], tasks.max_new_tokens, tasks.batch_rows, chat.end_id]
+        how += [prompt_ids(tasks.heldout, chat)]
+    digest.update(json.dumps(how, default=str).encode())
+    for row in rows.heldout:
+        for ids in (row.prompt_ids, *row.responses):
+            digest.update(np.int64(len(ids)).tobytes() + np.asarray(ids, np.int64).tobytes())
+    for key, tensor in model.state_dict().items():
+        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _write(file: Path, scores: PairScores | None, said: Sequence[Said]) -> None:
+    arrays: dict[str, Any] = {"said": np.array(json.dumps(said))}
+    if scores is not None:
+        arrays |= {"chosen": scores.chosen, "rejected": scores.rejected}
+        arrays["lengths"] = np.array([len(tokens) for tokens in scores.rejected_tokens], np.int64)
+        arrays["tokens"] = np.concatenate([np.zeros(0), *scores.rejected_tokens])
+    temporary = file.with_suffix(f".{os.getpid()}.part")
+    with temporary.open("wb") as whole:
+        np.savez(whole, **arrays)
+    os.replace(temporary, file)
+
+
+def _read(file: Path) -> tuple[PairScores | None, list[Said]] | None:
+    if not file.exists():
+        return None
+    with np.load(file) as found:
+        said = [Said(*each) for each in json.loads(str(found["said"]))]
+        if "chosen" not in found:
+            return None, said
+        tokens = np.split(found["tokens"], np.cumsum(found["lengths"])[:-1]) if len(found["lengths"]) else []
+        return PairScores(found["chosen"], found["rejected"], tokens), said
 
 
 def compared(
@@ -129,7 +208,8 @@ class AnswersByStep(TrainerCallback):
             return
         # The panel of training stays on show.
         quiet, what = make_console(quiet=True), f"held-out tasks at step {state.global_step}"
-        answers = answer_tasks(self.whole(), self.tasks, self.chat, {self.chat.end_id}, quiet, what)
+        said = answer_tasks(self.whole(), self.tasks, self.chat, {self.chat.end_id}, quiet, what)
+        answers = judged(self.tasks, said)
         self.keep(state.global_step, answers)
         self.say(f"{what}: exact match {measure(self.tasks.heldout, answers)['exact_match']:.1%}")
 

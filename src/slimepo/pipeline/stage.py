@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.state import AcceleratorState
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from slimepo.checkpoints.store import step_of
@@ -68,6 +69,10 @@ def run_stage(
     started = time.time()
     progress = TrainingProgress(console, stage.name)
     rewards = stage_rewards(stage, rows.tasks, folder)
+    # accelerate has one state a process, and a stage may compute in another precision than the one before.
+    computed = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != computed:
+        AcceleratorState._reset_state()
     trainer = stage_trainer(recipe, args, base, rows, chat.tokenizer, folder, [progress], **rewards)
     # What could not be exported is better known before it trains.
     refuse_unmergeable(trainer.model)
@@ -76,7 +81,9 @@ def run_stage(
     checkpoint = trainer.sound_checkpoint(accept)
     if checkpoint is not None:
         console.print(f"{stage.name}: going on from {checkpoint.name}")
-    before = standing(trainer, rows, chat, console, "before")
+    # Stages that train on the same pairs mostly start from the same model too; a sweep shares the folder of these.
+    kept = folder.parent / stage.part if stage.part in recipe.pairs else folder
+    before = standing(trainer, rows, chat, console, "before", kept)
     by_step = None
     if stage.answer_every is not None and rows.tasks is not None:
         by_step = AnswersByStep(

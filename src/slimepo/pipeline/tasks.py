@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slimepo.data.files import BadRow, file_rows
 from slimepo.data.messages import MalformedRow, as_turns
@@ -190,10 +190,18 @@ def constraints(
     return [functools.partial(grammars, of.grammar(task), f"the grammar of task {task.id}") for task in tasks]
 
 
+class Said(NamedTuple):
+    """What a model wrote to a task, before anybody looked at it; `tokens` with the end token."""
+
+    text: str
+    finished: bool
+    tokens: int
+
+
 def answer_tasks(
     model: Any, tasks: RunTasks, chat: ChatFormat, end_token_ids: Collection[int], console: Console, what: str
-) -> list[Answer]:
-    """The likeliest answer to every held-out task, judged."""
+) -> list[Said]:
+    """The likeliest answer to every held-out task."""
     from slimepo.model.generate import completion_text, generate
     from slimepo.terminal import counted
 
@@ -214,14 +222,21 @@ def answer_tasks(
             constraints=constraints(tasks, tasks.heldout, model, chat.tokenizer, end_token_ids),
             progress=progress,
         )
+    return [
+        Said(completion_text(chat.tokenizer, each), each.finished, len(each.token_ids))
+        for (each,) in completions
+    ]
+
+
+def judged(tasks: RunTasks, said: Sequence[Said]) -> list[Answer]:
+    """What was said to every held-out task, mended where the tasks have a repair, and judged."""
     answers = []
-    for task, (completion,) in zip(tasks.heldout, completions, strict=True):
-        text, said = completion_text(chat.tokenizer, completion), None
-        if tasks.repair is not None:
-            text, said = tasks.repair(task, text), text
+    for task, each in zip(tasks.heldout, said, strict=True):
+        text = each.text if tasks.repair is None else tasks.repair(task, each.text)
         verdict = tasks.check(task, text)
         cost = tasks.cost(task, text) if tasks.cost is not None and verdict.valid else None
-        answers.append(Answer(text, completion.finished, len(completion.token_ids), verdict, said, cost))
+        wrote = None if tasks.repair is None else each.text
+        answers.append(Answer(text, each.finished, each.tokens, verdict, wrote, cost))
     return answers
 
 
