@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -171,7 +171,7 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
     known, words = _walk(model, first["loc"])
     where = ".".join(words)
     if first["type"] == "extra_forbidden":
-        hint = nearest(words[-1], known) or f"; known here: {', '.join(known)}"
+        hint = nearest(words[-1], known) or _deeper(model, words) or f"; known here: {', '.join(known)}"
         return f"unknown key {where!r}{hint}"
     if first["type"] == "missing":
         return f"{where} is missing: give {where}=VALUE, or the key in the file"
@@ -179,6 +179,16 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
         return f"{where.removesuffix('.constrained-str')} is empty: give a value, or leave it out"
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
+
+
+def _deeper(model: type[BaseModel], words: Sequence[str]) -> str:
+    """Where a key is known that stands at the top, if that is one level deeper."""
+    for name, field in model.model_fields.items():
+        inner = _model_in(field.annotation)
+        if len(words) == 1 and inner is not None and words[0] in inner.model_fields:
+            many = typing.get_origin(field.annotation) in (list, dict)
+            return f": it belongs into {name}; give {name}.{'NAME.' if many else ''}{words[0]}"
+    return ""
 
 
 def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:

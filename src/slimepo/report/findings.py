@@ -15,6 +15,7 @@ from slimepo.words import short_number
 
 # So many runs are named in a sentence.
 _MOST_NAMED = 3
+_CHOSEN, _REJECTED = "logps/chosen", "logps/rejected"
 _CONTROL = "plain SFT on the chosen answers"
 
 
@@ -85,6 +86,22 @@ def verdict(groups: Sequence[Group]) -> str:
     if still := [f"{plain_label(move.group)} ({_moved_by(move.chosen, 1, 3)})" for move in unclear]:
         more = f" and {len(still) - _MOST_NAMED} more" * (len(still) > _MOST_NAMED)
         sentences.append(f"They did not clearly move with {', '.join(still[:_MOST_NAMED])}{more}.")
+    # Of what only sees right answers nobody expects it.
+    compared = [move.group for move in found if move.group.first.loss != "sft"]
+    gaps = [
+        (
+            mean_of([c - r for c, r in zip(changes(group, _CHOSEN), changes(group, _REJECTED), strict=True)]),
+            group,
+        )
+        for group in compared
+    ]
+    narrow = [(gap, group) for gap, group in gaps if not (_clear(gap) and gap.value > 0)]
+    if narrow:
+        told = ", ".join(
+            f"{plain_label(group)} ({_moved_by(gap, 1, 3)})" for gap, group in narrow[:_MOST_NAMED]
+        )
+        more = f" and {len(narrow) - _MOST_NAMED} more" * (len(narrow) > _MOST_NAMED)
+        sentences.append(f"The gap to rejected answers did not clearly widen with {told}{more}.")
     both = [plain_label(move.group) for move in found if _clear(move.chosen) and move.quadrant == BOTH_DOWN]
     if both:
         sentences.append(f"With {', '.join(both)} rejected answers fell too: that is unlearning.")
@@ -104,9 +121,11 @@ def _moved_by(change: Mean, scale: int, digits: int) -> str:
 def _warned(group: Group) -> str:
     """What the monitor said of a group: of the seed whose chosen answers fell most, and how many seeds it warned of."""
     warned = [record for record in group.records if record.warnings]
-    key = "logps/chosen"
     worst = min(
-        warned, key=lambda r: r.after[key] - r.before[key] if key in r.after and key in r.before else 0.0
+        warned,
+        key=lambda r: (
+            r.after[_CHOSEN] - r.before[_CHOSEN] if {_CHOSEN} <= r.after.keys() & r.before.keys() else 0.0
+        ),
     )
     seeds = f"{len(warned)} of {len(group.records)} seeds, " if len(group.records) > 1 else ""
     return f"{plain_label(group)}: {seeds}{_worst(worst.warnings)}"
