@@ -171,7 +171,7 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
     known, words = _walk(model, first["loc"])
     where = ".".join(words)
     if first["type"] == "extra_forbidden":
-        hint = nearest(words[-1], known) or _deeper(model, words) or f"; known here: {', '.join(known)}"
+        hint = _deeper(model, words) or nearest(words[-1], known) or f"; known here: {', '.join(known)}"
         return f"unknown key {where!r}{hint}"
     if first["type"] == "missing":
         return f"{where} is missing: give {where}=VALUE, or the key in the file"
@@ -183,12 +183,19 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
 
 def _deeper(model: type[BaseModel], words: Sequence[str]) -> str:
     """Where a key is known that stands at the top, if that is one level deeper."""
-    for name, field in model.model_fields.items():
+    places = []
+    for name, field in model.model_fields.items() if len(words) == 1 else ():
         inner = _model_in(field.annotation)
-        if len(words) == 1 and inner is not None and words[0] in inner.model_fields:
+        if inner is not None and words[0] in inner.model_fields:
             many = typing.get_origin(field.annotation) in (list, dict)
-            return f": it belongs into {name}; give {name}.{'NAME.' if many else ''}{words[0]}"
-    return ""
+            # An entry of a list is called by its name, where it has one.
+            entry = (
+                "NAME."
+                if typing.get_origin(field.annotation) is dict or "name" in inner.model_fields
+                else "0."
+            )
+            places.append(f"{name}.{entry if many else ''}{words[0]}")
+    return f": it belongs elsewhere; give {' or '.join(places)}" if places else ""
 
 
 def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:

@@ -1,5 +1,8 @@
 """Every column of a row is read, read under another name, refused by name, or said to be unread."""
 
+import json
+from typing import ClassVar
+
 import pytest
 
 from slimepo.data.chat import chat_format
@@ -7,8 +10,9 @@ from slimepo.data.columns import renamed
 from slimepo.data.formats import FORMATS, convert, recognise
 from slimepo.data.messages import MalformedRow
 from slimepo.data.notes import row_notes
-from slimepo.data.read import rows_from_records
+from slimepo.data.read import read_rows, rows_from, rows_from_records
 from slimepo.data.tokenize import tokenize
+from slimepo.data.winners import Tie
 from slimepo.errors import InputError
 from slimepo.types import Preference, Unpaired
 from tests.tiny import letter_tokenizer
@@ -201,24 +205,31 @@ def test_every_format_says_which_columns_it_reads():
 class TestWinners:
     """Two answers side by side, and a column that says which one is better."""
 
+    SIDES: ClassVar = {"prompt": "q", "response_a": "a", "response_b": "b"}
+
     @pytest.mark.parametrize(
         "row",
         [
-            {"prompt": "q", "response_a": "a", "response_b": "b", "preferred": "a"},
+            {**SIDES, "preferred": "a"},
             {"prompt": "q", "response_a": "b", "response_b": "a", "preferred": "B"},
             {"prompt": "q", "response_a": "b", "response_b": "a", "winner": "response_b"},
-            {"prompt": "q", "answer_A": "a", "answer_B": "b", "winner": "model_a"},
+            {"prompt": "q", "answer_A": "a", "answer_B": "b", "Winner": "model_a"},
             {"question": "q", "response_0": "b", "response_1": "a", "better_response_id": 1},
             {"prompt": "q", "response_1": "a", "response_2": "b", "preference": 1},
             {"prompt": "q", "response1": "b", "response2": "a", "choice": "2"},
             {"instruction": "q", "output_1": "b", "output_2": "a", "preference": 2.0},
+            {**SIDES, "preferred": None, "winner": "a"},
+            {**SIDES, "preferred": "a", "other": "b"},
             {
                 "conversation_a": [user("q"), assistant("b")],
                 "conversation_b": [user("q"), assistant("a")],
                 "model_a": "one", "model_b": "two", "winner": "model_b",
             },
         ],
-        ids=["letter", "capital", "column", "model", "id", "from one", "no mark", "float", "conversations"],
+        ids=[
+            "letter", "capital", "column", "model", "id", "from one", "no mark", "float", "the filled one", "another",
+            "conversations",
+        ],
     )  # fmt: skip
     def test_the_better_answer_is_chosen(self, row):
         assert read(row) == PAIR
@@ -226,54 +237,135 @@ class TestWinners:
     @pytest.mark.parametrize("said", ["left_text", "left", "Left"])
     def test_other_names_are_mapped_and_may_say_it(self, said):
         row = {"ask": "q", "left_text": "a", "right_text": "b", "pick": said}
-        assert (
-            read(row, prompt="ask", response_a="left_text", response_b="right_text", preferred="pick") == PAIR
-        )
+        mapping = {
+            "prompt": "ask",
+            "response_a": "left_text",
+            "response_b": "right_text",
+            "preferred": "pick",
+        }
+        assert read(row, **mapping) == PAIR
 
-    @pytest.mark.parametrize("said", [1, "1", 0, True, "first", "a or b", -1])
+    @pytest.mark.parametrize("said", ["answer_b", "b", "model_b"])
+    def test_the_files_own_names_say_it_and_not_those_that_they_are_mapped_to(self, said):
+        row = {"prompt": "q", "answer_a": "worse", "answer_b": "better", "w": said}
+        found = read(row, response_a="answer_b", response_b="answer_a", preferred="w")
+        assert (found.chosen, found.rejected) == ([assistant("better")], [assistant("worse")])
+        row = {"prompt": "q", "text_1": "b", "text_2": "a", "pick": 2}
+        assert read(row, response_0="text_1", response_1="text_2", preferred="pick") == PAIR
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            1,
+            "1",
+            0,
+            True,
+            "first",
+            "a or b",
+            -1,
+            "not a",
+            "loser_b",
+            "class a",
+            "Response A, though both are",
+        ],
+    )
     def test_what_may_mean_either_is_refused(self, said):
-        with pytest.raises(
-            MalformedRow, match="does not say whether 'response_a' or 'response_b' is better: write a or b"
-        ):
-            read({"prompt": "q", "response_a": "a", "response_b": "b", "preferred": said})
+        with pytest.raises(MalformedRow, match="does not say whether 'response_a' or 'response_b' is better"):
+            read({**self.SIDES, "preferred": said})
 
-    def test_of_three_answers_none_is_taken(self):
-        row = {"prompt": "q", "response_0": "a", "response_1": "b", "response_2": "c", "preferred": 0}
+    def test_a_scale_stops_the_file_whatever_is_skipped(self):
+        """Its 1 means slightly better, and without its other numbers nobody would see that."""
+        row = {"prompt": "q", "response_1": "a", "response_2": "b"}
+        rows = [{**row, "preference": 1}, {**row, "preference": -2}]
+        with pytest.raises(InputError, match="dataset:row 2: 'preference' is -2, which does not say"):
+            rows_from_records(rows, skip_bad_rows=True)
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            {"prompt": "q", "response_0": "a", "response_1": "b", "response_2": "c", "winner": 0},
+            {"question": "q", "answer_a": "a", "answer_b": "b", "answer_c": "c", "choice": "b"},
+            {"prompt": "q", "text_1": "a", "text_2": "b", "label": 1},
+        ],
+        ids=["three numbers", "multiple choice", "similar texts"],
+    )
+    def test_what_is_no_comparison_of_two_is_no_pair(self, row):
         with pytest.raises(InputError, match="no format fits"):
             read(row)
 
-    @pytest.mark.parametrize("said", ["tie", "tie (bothbad)", "both", None, ""])
+    def test_an_answer_that_is_there_is_left_alone(self):
+        row = {"prompt": "q", "completion": "a", "label": True, "output_1": "x", "output_2": "y"}
+        assert read(row) == Unpaired([user("q")], [assistant("a")], True)
+
+    @pytest.mark.parametrize(
+        "said", ["tie", "Tie (bothbad)", "both", "both_bad", "a tie", "no preference", None, ""]
+    )
     def test_ties_are_left_out_and_counted(self, said):
-        row = {"prompt": "q", "response_a": "a", "response_b": "b", "winner": "a"}
-        rows = rows_from_records([{**row, "winner": said}, row])
+        row = {**self.SIDES, "winner": "a"}
+        rows = rows_from_records([{**row, "winner": said}] * 120 + [row])
         assert list(rows.preferences) == [
-            Preference(PAIR.prompt, PAIR.chosen, PAIR.rejected, "dataset:row 2")
+            Preference(PAIR.prompt, PAIR.chosen, PAIR.rejected, "dataset:row 121")
         ]
-        assert rows.ties == ["dataset:row 1"]
-        assert not rows.malformed
-        assert any("1 rows are left out as ties" in note for note in row_notes(rows))
+        assert (len(rows.ties), rows.ties[0], rows.malformed) == (120, "dataset:row 1", [])
         with pytest.raises(InputError, match="all of its 2 rows are ties"):
             rows_from_records([{**row, "winner": said}] * 2)
 
-    def test_a_winner_that_a_mapping_passes_over_is_refused(self):
-        row = {"prompt": "q", "response_a": "a", "response_b": "b", "pick": "b"}
-        mapping = {"chosen": "response_a", "rejected": "response_b"}
-        with pytest.raises(MalformedRow, match="preferred: pick") as refused:
-            read(row, **mapping)
-        assert "'pick' is 'b', which says which of 'response_a' and 'response_b' is better" in str(
-            refused.value
-        )
-        assert read(row, **mapping, pick=None) == PAIR
-        with pytest.raises(MalformedRow, match="'preferred'"):
-            read({"prompt": "q", "response_a": "a", "response_b": "b", "preferred": 1}, **mapping)
+    def test_ties_say_what_format_the_others_have(self):
+        row = {"conversation_a": [user("q"), assistant("a")], "conversation_b": [user("q"), assistant("b")]}
+        rows = rows_from_records([{**row, "winner": "tie"}] * 101 + [{**row, "winner": "a"}])
+        assert (rows.format, len(rows.preferences)) == ("implicit", 1)
 
-    def test_a_word_in_another_column_is_no_winner_where_names_have_nothing_in_common(self):
-        row = {"prompt": "q", "good": "a", "bad": "b", "quality": "good"}
-        assert read(row, chosen="good", rejected="bad") == PAIR
+    def test_a_mapped_verdict_that_is_not_there_is_a_tie_too(self):
+        row = {"prompt": "q", "answer": "x", "answer_2": "y"}
+        mapping = {"response_a": "answer", "response_b": "answer_2", "preferred": "pick"}
+        for nothing in ("", None):
+            with pytest.raises(Tie):
+                read({**row, "pick": nothing}, **mapping)
+
+    def test_a_verdict_may_repeat_the_answer(self):
+        row = {"prompt": "q", "response_a": "b", "response_b": "a", "winner": "a"}
+        with pytest.raises(MalformedRow, match="names one answer and is the text of the other"):
+            read(row)
+        row = {"prompt": "q", "response_a": "no it is", "response_b": "a", "winner": "no it is"}
+        assert read(row).chosen == [assistant("no it is")]
+
+    def test_a_side_that_is_null_has_its_own_name(self):
+        with pytest.raises(MalformedRow, match="'response_b' is null"):
+            read({**self.SIDES, "response_b": None, "winner": "a"})
+
+    @pytest.mark.parametrize("ends", ["ab", [1, 2]])
+    def test_a_winner_that_a_mapping_passes_over_is_refused(self, ends):
+        first, second = (f"answer_{end}" for end in ends)
+        rows = [{"prompt": "q", first: "a", second: "b", "pick": pick} for pick in (*ends, "tie", None)]
+        mapping = {"chosen": first, "rejected": second}
+
+        def read_all(**columns):
+            placed = ((f"row {at}", row) for at, row in enumerate(rows))
+            return rows_from(placed, name="f", format="auto", skip_bad_rows=False, columns=columns)
+
+        with pytest.raises(InputError, match=f"response_b: {second}, preferred: pick"):
+            read_all(**mapping)
+        assert len(read_all(**mapping, pick=None).preferences) == 4
+        assert len(read_all(response_a=first, response_b=second, preferred="pick").ties) == 2
+
+    def test_a_column_with_other_values_is_no_winner(self):
+        rows = [{"prompt": "q", "answer_1": "a", "answer_2": "b", "id": str(at)} for at in range(4)]
+        placed = ((str(at), row) for at, row in enumerate(rows))
+        mapping = {"chosen": "answer_1", "rejected": "answer_2"}
+        read_in = rows_from(placed, name="f", format="auto", skip_bad_rows=False, columns=mapping)
+        assert len(read_in.preferences) == 4
+
+    def test_two_sides_without_a_verdict_are_told_how(self):
+        with pytest.raises(
+            InputError, match="which of response_a and response_b is better, a column says: --column p"
+        ):
+            read({**self.SIDES, "verdict": "a"})
 
     def test_a_second_verdict_is_refused(self):
-        row = {
-            "prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 0, "safer_response_id": 1,
-        }  # fmt: skip
+        row = {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 0}
         with pytest.raises(MalformedRow, match="safer_response_id"):
-            read(row)
+            read({**row, "safer_response_id": 1})
+
+    def test_a_file_of_one_such_object_is_read(self, tmp_path):
+        (tmp_path / "one.json").write_text(json.dumps({**self.SIDES, "winner": "b"}))
+        assert read_rows(tmp_path / "one.json").preferences[0].chosen == [assistant("b")]

@@ -178,11 +178,27 @@ def test_vllm_gets_ids_limits_ends_and_a_seed_each(llama: HFModel, monkeypatch: 
     assert len(vllm.made) == 1
 
 
+def test_the_dtype_is_what_was_asked_for(llama: HFModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = open_answerer(llama.name, dtype="bfloat16")
+    assert isinstance(half, HFModel)
+    assert {parameter.dtype for parameter in half.loaded.model.parameters()} == {torch.bfloat16}
+    assert (half.identity["dtype"], llama.identity["dtype"]) == ("bfloat16", "float32")
+    vllm = FakeVLLM()
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0")
+    model = open_answerer(llama.name, backend="vllm", dtype="bfloat16")
+    said(model, GREEDY[:1])
+    assert (vllm.made[0]["dtype"], model.identity["dtype"]) == ("bfloat16", "bfloat16")
+
+
 def test_backends_that_do_not_fit_are_refused(llama: HFModel, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown backend 'tgi'"):
         open_answerer(llama.name, backend="tgi")
     with pytest.raises(InputError, match="is an endpoint"):
         open_answerer("m@http://h/v1", backend="hf")
+    with pytest.raises(InputError, match="--dtype bfloat16 is for local models"):
+        open_answerer("m@http://h/v1", dtype="bfloat16")
     with pytest.raises(InputError, match="NAME@URL"):
         open_answerer("http://h/v1")
     (tmp_path / "adapter_config.json").write_text("{}")

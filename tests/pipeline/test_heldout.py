@@ -65,8 +65,9 @@ def test_arms_that_start_from_the_same_weights_are_asked_once(
             {"loss": "sft", "learning_rate": 1e-2, "epochs": 1, "batch_size": 20, "monitor": False},
             {"loss": "slime", "learning_rate": 1e-3, **stage},
             {"loss": "dpo", "learning_rate": 1e-3, **stage},
-            # Another precision computes other log-probs from the same weights.
+            # What it trains in changes nothing of what it starts from.
             {"loss": "dpo", "name": "half", "learning_rate": 1e-3, "args": {"bf16": True}, **stage},
+            {"loss": "dpo", "name": "whole-again", "learning_rate": 1e-3, **stage},
         ],
     }
     looked: list[str] = []
@@ -78,8 +79,8 @@ def test_arms_that_start_from_the_same_weights_are_asked_once(
 
     monkeypatch.setattr(heldout, "_look", watched)
     run_recipe(make_recipe(values), tmp_path / "run", make_console(quiet=True))
-    # SFT before and after, the pairs' stages once before in float32 and once in bfloat16, and each after.
-    assert sorted(looked) == ["after"] * 4 + ["before"] * 3
+    # SFT before and after, the stages on pairs once before, and each after.
+    assert sorted(looked) == ["after"] * 5 + ["before"] * 2
     of = {
         name: json.loads((tmp_path / "run" / name / "stage.json").read_text())["heldout"]
         for name in ("sft", "slime", "dpo")
@@ -89,4 +90,7 @@ def test_arms_that_start_from_the_same_weights_are_asked_once(
     assert of["slime"]["after"] != of["dpo"]["after"]
     first, second = (json_lines(tmp_path / "run" / name / "answers.jsonl") for name in ("slime", "dpo"))
     assert [line["before"] for line in first] == [line["before"] for line in second]
-    assert len(list((tmp_path / "run" / "own").glob("standing-*.npz"))) == 2
+    (kept,) = (tmp_path / "run" / "own").glob("standing-*.npz")
+    for size in (0, 100):
+        kept.write_bytes(kept.read_bytes()[:size])
+        assert heldout._read(kept) is None

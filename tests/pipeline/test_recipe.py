@@ -141,9 +141,9 @@ def test_a_model_can_be_replaced_by_a_random_one(recipe_file: Path) -> None:
         ("sed=1", "unknown key 'sed' .did you mean 'seed'"),
         (
             "learning_rate=1",
-            "unknown key 'learning_rate': it belongs into stages; give stages.NAME.learning_rate",
+            "'learning_rate': it belongs elsewhere; give stages.NAME.learning_rate",
         ),
-        ("max_length=9", "unknown key 'max_length': it belongs into data; give data.max_length"),
+        ("max_length=9", "unknown key 'max_length': it belongs elsewhere; give data.max_length"),
         ("data.pth=x", "unknown key 'data.pth' .did you mean 'path'"),
         ("stages.slime.learning_rte=1", "unknown key 'stages.1.learning_rte' .did you mean 'learning_rate'"),
         ("adapter.rank=3", "unknown key 'adapter.rank'"),

@@ -1,6 +1,7 @@
 """Folders to records: what is there is read, what is not is not made up, and a wrong folder is named."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +118,17 @@ def test_a_run_that_ended_between_two_stages_is_not_a_whole_one(make_run: MakeRu
     # It was given other stages later: what it was to do then, it did.
     write_json(folder / "status.json", {"status": "done"})
     assert [record.loss for record in read_source(folder).records] == ["sft"]
+
+
+def test_a_run_that_was_stopped_or_never_began_waits_for_nothing(make_run: MakeRun) -> None:
+    folder = make_run("stopped", state="new")
+    write_json(folder / "status.json", {"status": "stopped"})
+    assert [record.loss for record in read_source(folder).records] == ["sft"]
+    shutil.rmtree(folder / "sft")
+    for status in ("done", "running"):
+        write_json(folder / "status.json", {"status": status})
+        (record,) = read_source(folder).records
+        assert (record.stage, record.state) == ("sft", "unfinished")
 
 
 def test_of_several_stages_that_never_began_the_first_stands_for_all(tmp_path: Path) -> None:

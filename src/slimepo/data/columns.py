@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slimepo.data.messages import MalformedRow, RawRow, holds_something, json_object, unread_keys
-from slimepo.data.winners import WINNERS, ordered, refuse_unread_winner
+from slimepo.data.winners import ordered
 
 # Names that others give to our columns; one is read where ours is not there.
 SYNONYMS = {
@@ -25,7 +25,7 @@ SYNONYMS = {
 }
 
 # Read in every format, beside what the format itself reads.
-_ALWAYS_READ = ("system", "weight", "tools", "chat_template_kwargs")
+ALWAYS_READ = ("system", "weight", "tools", "chat_template_kwargs")
 
 # Scores of the two answers of a pair: held against their order, and `rewards` for objectives that ask for such.
 _SCORES = (
@@ -41,7 +41,7 @@ _ONLY_TEXT = "only text is trained on"
 _TELLING = {
     **dict.fromkeys(("images", "image", "videos", "video", "audios", "audio"), _ONLY_TEXT),
     **dict.fromkeys(
-        (*WINNERS, "kto_tag", "safer_response_id"),
+        ("label", "kto_tag", "preferred", "preference", "winner", "better_response_id", "safer_response_id"),
         "it says which answer is good, and this format does not read it",
     ),
     **dict.fromkeys(
@@ -74,8 +74,8 @@ def renamed(row: RawRow, columns: Mapping[str, str | None]) -> RawRow:
     for ours, theirs in columns.items():
         result.pop(ours, None)
         if theirs is not None:
-            result[ours] = required(row, theirs)
-    refuse_unread_winner(result, columns)
+            # No verdict is one too: a tie.
+            result[ours] = row[theirs] if ours == "preferred" and theirs in row else required(row, theirs)
     given = result.get("input")
     if isinstance(given, str) and given.lstrip().startswith('{"messages"'):
         given = json_object(given, "'input'")
@@ -106,7 +106,7 @@ def left_out(key: str) -> str:
 
 def unread_columns(row: RawRow, format_reads: Sequence[str]) -> list[str]:
     """Columns of a row, and keys of its messages, that hold something and that the format does not read."""
-    reads = (*format_reads, *_ALWAYS_READ, *(column for pair in _SCORES for column in pair))
+    reads = (*format_reads, *ALWAYS_READ, *(column for pair in _SCORES for column in pair))
     keys = [f"{column}.{key}" for column in format_reads for key in unread_keys(row.get(column))]
     return [str(key) for key in row if key not in reads and holds_something(row[key])] + keys
 

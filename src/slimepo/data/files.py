@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from slimepo.data.columns import renamed
 from slimepo.data.formats import recognise
+from slimepo.data.messages import MalformedRow
+from slimepo.data.winners import Tie
 from slimepo.errors import InputError
 from slimepo.files import parse_json
 from slimepo.words import first_line
@@ -129,8 +132,9 @@ def _json_rows(path: Path) -> Iterator[PlacedRow]:
                 f"{path} is a table by columns ({', '.join(data)}); write a list with one object a row"
             )
         # A lone object may be a row by itself: a one-line JSONL file called .json.
-        with suppress(InputError):
-            recognise(data)
+        with suppress(InputError, MalformedRow):
+            with suppress(Tie):
+                recognise(renamed(data, {}))
             data = [data]
     if not isinstance(data, list):
         keys = f" with the keys {', '.join(sorted(data))}" if isinstance(data, dict) else ""

@@ -23,6 +23,7 @@ from slimepo.data.messages import (
     transcript_turns,
     without_nulls,
 )
+from slimepo.data.winners import sides_of
 from slimepo.errors import InputError
 from slimepo.types import Message, Preference, Unpaired
 from slimepo.words import nearest
@@ -83,6 +84,8 @@ def recognise(row: RawRow, found: Iterable[str] | None = None) -> str:
             ": where 'chosen' and 'rejected' are plain strings without a 'prompt' column, the end of the prompt "
             "can only be told in '\\n\\nHuman: ...\\n\\nAssistant: ...' transcripts"
         )
+    elif sides := sides_of(row):
+        hint = f": which of {sides[0]} and {sides[1]} is better, a column says: --column preferred=THEIR-NAME"
     elif isinstance(row.get("text"), str):
         hint = ": nothing says what of 'text' is the answer; give prompt and completion, or messages"
     elif "input_ids" in row:

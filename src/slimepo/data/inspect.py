@@ -16,7 +16,7 @@ from slimepo.data.read import Rows
 from slimepo.data.render import ChatFormat
 from slimepo.data.rows import CHOSEN, REJECTED, Ids, Row, as_preference
 from slimepo.data.split import PAPER_SPLIT, fingerprint, message_hash, row_hash, split
-from slimepo.data.tokenize import DROP_REASONS, MALFORMED_ROW, Drop, by_reason, tokenize
+from slimepo.data.tokenize import DROP_REASONS, MALFORMED_ROW, TIE, Drop, by_reason, tokenize
 from slimepo.types import Preference, Unpaired
 
 _PERCENTILES = (0, 5, 50, 95, 99, 100)
@@ -80,6 +80,7 @@ def check(
     """
     records: list[Preference | Unpaired] = [*rows.preferences, *rows.unpaired]
     drops = [Drop(MALFORMED_ROW, place, reason) for place, reason in rows.malformed]
+    drops += [Drop(TIE, place, "neither answer is preferred") for place in rows.ties]
     tokens = tokenize(
         [*rows.preferences, *map(as_preference, rows.unpaired)],
         chat,

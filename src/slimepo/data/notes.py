@@ -13,11 +13,6 @@ def row_notes(rows: Rows) -> Iterator[str]:
     if rows.unread:
         columns = ", ".join(f"{name} ({count:,})" for name, count in sorted(rows.unread.items()))
         yield f"columns that were not read (rows that have them): {columns}"
-    if rows.ties:
-        yield (
-            f"{len(rows.ties):,} rows are left out as ties, in which neither answer is preferred; the first, "
-            f"{rows.ties[0]}"
-        )
     labels = {row.label for row in rows.unpaired}
     if len(labels) == 1:
         what = "desirable" if labels == {True} else "undesirable"

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from slimepo.data.columns import renamed, unread_columns
+from slimepo.data.columns import ALWAYS_READ, renamed, unread_columns
 from slimepo.data.files import SUFFIXES, BadRow, PlacedRow, data_suffix, file_rows
 from slimepo.data.formats import FORMATS, convert, known_format, recognise
 from slimepo.data.messages import MalformedRow
 from slimepo.data.rows import as_preference
-from slimepo.data.winners import Tie
+from slimepo.data.winners import NoVerdict, Tie, passed_over
 from slimepo.errors import InputError
 from slimepo.files import Kept
 from slimepo.hub import look_for_hub, without_hub
@@ -110,6 +110,9 @@ def rows_from(
     format = (
         _most_fitting([row for _, row in head], columns, name) if format == "auto" else known_format(format)
     )
+    raw = [row for _, row in head if not isinstance(row, BadRow)]
+    if wrong := passed_over(raw, columns, (*FORMATS[format].reads, *ALWAYS_READ)):
+        raise InputError(f"{name}: {wrong}")
     result = Rows(Kept(), Kept(), format, [])
     for place, row in itertools.chain(head, rows):
         try:
@@ -121,6 +124,9 @@ def rows_from(
             result.ties.append(place)
             continue
         except MalformedRow as error:
+            if isinstance(error, NoVerdict):
+                # To go on without it would read the other numbers of a scale as names.
+                raise InputError(f"{place}: {error}") from error
             if not skip_bad_rows:
                 raise InputError(_stopped(place, str(error))) from error
             result.malformed.append((place, str(error)))
@@ -159,16 +165,13 @@ def _most_fitting(
             continue
         try:
             votes[recognise(renamed(row, columns), row)] += 1
-        except Tie:
-            continue
+        except Tie as tie:
+            votes[recognise(tie.row, row)] += 1
         except (InputError, MalformedRow) as error:
             first_error = first_error or error
     if votes:
         return max(FORMATS, key=votes.__getitem__)
     if first_error is None:
-        # Ties alone, or rows that are none.
-        if not all(isinstance(row, BadRow) for row in rows):
-            return "explicit"
         bad = next(row.reason for row in rows if isinstance(row, BadRow))
         raise InputError(f"{name}: none of the first {len(rows)} rows can be parsed; the first: {bad}")
     raise InputError(f"{name}: {first_error}") from first_error

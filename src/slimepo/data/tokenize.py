@@ -32,6 +32,7 @@ from slimepo.files import Kept
 from slimepo.types import Preference
 
 MALFORMED_ROW = "malformed row"
+TIE = "tie"
 EMPTY_RESPONSE = "empty response"
 NOT_A_PAIR = "not a pair"
 IDENTICAL_RESPONSES = "identical responses"
@@ -49,6 +50,7 @@ DROP_REASONS = (
     LEFT_OUT,
     TEMPLATE_REFUSES,
     NO_BOUNDARY,
+    TIE,
     MALFORMED_ROW,
 )
 # What other templates write, and so what a text that was rendered before holds. It may be a text about templates.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,6 +108,24 @@ def score_pairs(
     if not any(len(row.response(REJECTED)) for row in rows):
         return PairScores(means[:, CHOSEN], np.zeros(0), [])
     return PairScores(means[:, CHOSEN], means[:, REJECTED], [of_row[REJECTED] for of_row in tokens])
+
+
+def add_weights(digest: Any, model: nn.Module, without: Collection[str] = ()) -> None:
+    """Take a model's weights up in a digest, those left out whose names hold a part in `without`."""
+    for name, tensor in model.state_dict().items():
+        if any(part in name for part in without):
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
+
+
+def add_rows(digest: Any, rows: Sequence[Row]) -> None:
+    """Take the token ids of rows up in a digest."""
+    for row in rows:
+        digest.update(len(row.responses).to_bytes(4, "little"))
+        for part in (row.prompt_ids, *row.responses):
+            digest.update(len(part).to_bytes(4, "little"))
+            digest.update(np.ascontiguousarray(part, dtype="<i4").data)
 
 
 def summary(scores: PairScores, threshold: float) -> dict[str, float]:

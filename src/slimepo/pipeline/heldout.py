@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 import os
+import platform
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +20,18 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from slimepo.data.render import ChatFormat
 from slimepo.files import append_json_lines, is_main_process, json_lines, write_json, write_json_lines
+from slimepo.model.adapters import adapter_state
 from slimepo.model.modes import in_parts
-from slimepo.model.score import PairScores, chosen_fell, distributions, histogram, score_pairs, summary
+from slimepo.model.score import (
+    PairScores,
+    add_rows,
+    add_weights,
+    chosen_fell,
+    distributions,
+    histogram,
+    score_pairs,
+    summary,
+)
 from slimepo.monitor.settings import look_steps
 from slimepo.pipeline.data import StageRows
 from slimepo.pipeline.tasks import Answer, RunTasks, Said, Task, answer_tasks, judged, measure, prompt_ids
@@ -30,6 +42,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from slimepo.training.trainer import PreferenceTrainer
+
+
+# Changes with what a kept file holds, and with how scores and answers are made.
+_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -50,12 +66,12 @@ def standing(
 ) -> Standing:
     """Score and answer all that is held out, with the trainer's model as it is now; `when` is for the console.
 
-    `kept`: a folder that keeps what the model says, for a run that goes on and for those that start from the same
-    weights. It is judged anew.
+    `kept`: a folder that keeps what the model says, for those that start from the same weights. It is judged anew.
     """
     model = trainer.whole_model()
     file, found = None, None
-    if kept is not None and trainer.args.world_size == 1 and not in_parts(model):
+    asked = rows.heldout or (rows.tasks is not None and rows.tasks.heldout)
+    if kept is not None and asked and trainer.args.world_size == 1 and not in_parts(model):
         file = kept / f"standing-{_identity(model, trainer, rows, chat)}.npz"
         found = _read(file)
     if found is None:
@@ -92,22 +108,25 @@ def _look(
 
 
 def _identity(model: Any, trainer: PreferenceTrainer, rows: StageRows, chat: ChatFormat) -> str:
-    """A digest of all that scores and answers depend on, to the last bit: weights, rows, how they are computed."""
+    """A digest of what scores and answers depend on, to the last bit: weights, rows, and how they are computed."""
     args, tasks, digest = trainer.args, rows.tasks, hashlib.blake2b(digest_size=16)
     device = next(model.parameters()).device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    how: list[Any] = [versions(), name, type(model).__name__, model.config.to_json_string()]
-    how += [model.config._attn_implementation, trainer.layout, args.eval_batch_size, args.bf16, args.fp16]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    # An adapter's weights say nothing of what they are scaled by.
+    how: list[Any] = [_VERSION, versions(), name, model.config.to_json_string(), adapter_state(model)]
+    how += [model.config._attn_implementation, args.tf32, args.eval_batch_size]
+    how += [trainer.data_collator.layout, trainer.data_collator.max_tokens]
     if tasks is not None:
         how += [tasks.facts["heldout"], tasks.max_new_tokens, tasks.batch_rows, chat.end_id]
+        how += [
+            chat.tokenizer.backend_tokenizer.to_str()
+            if chat.tokenizer.is_fast
+            else chat.tokenizer.get_vocab()
+        ]
         how += [prompt_ids(tasks.heldout, chat)]
     digest.update(json.dumps(how, default=str).encode())
-    for row in rows.heldout:
-        for ids in (row.prompt_ids, *row.responses):
-            digest.update(np.int64(len(ids)).tobytes() + np.asarray(ids, np.int64).tobytes())
-    for key, tensor in model.state_dict().items():
-        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    add_rows(digest, rows.heldout)
+    add_weights(digest, model)
     return digest.hexdigest()
 
 
@@ -124,14 +143,17 @@ def _write(file: Path, scores: PairScores | None, said: Sequence[Said]) -> None:
 
 
 def _read(file: Path) -> tuple[PairScores | None, list[Said]] | None:
-    if not file.exists():
+    try:
+        with np.load(file) as found:
+            said = [Said(*each) for each in json.loads(str(found["said"]))]
+            if "chosen" not in found:
+                return None, said
+            ends = np.cumsum(found["lengths"])
+            tokens = np.split(found["tokens"], ends[:-1]) if len(ends) else []
+            return PairScores(found["chosen"], found["rejected"], tokens), said
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        # Not there, or damaged: it is asked again, and written anew.
         return None
-    with np.load(file) as found:
-        said = [Said(*each) for each in json.loads(str(found["said"]))]
-        if "chosen" not in found:
-            return None, said
-        tokens = np.split(found["tokens"], np.cumsum(found["lengths"])[:-1]) if len(found["lengths"]) else []
-        return PairScores(found["chosen"], found["rejected"], tokens), said
 
 
 def compared(

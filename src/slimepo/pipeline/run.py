@@ -319,6 +319,8 @@ def _announce(
         )
     if facts["in_no_part"] > 0:
         console.print(f"{facts['in_no_part']:,} rows are in no part of data.parts")
+    if ties := facts.get("ties"):
+        console.print(f"{ties:,} ties left out, in which neither answer is preferred")
     if facts["malformed"]:
         console.print(f"{facts['malformed']} malformed rows skipped")
     if tasks is not None:

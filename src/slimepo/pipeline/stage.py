@@ -70,8 +70,7 @@ def run_stage(
     progress = TrainingProgress(console, stage.name)
     rewards = stage_rewards(stage, rows.tasks, folder)
     # accelerate has one state a process, and a stage may compute in another precision than the one before.
-    computed = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != computed:
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != args.mixed_precision:
         AcceleratorState._reset_state()
     trainer = stage_trainer(recipe, args, base, rows, chat.tokenizer, folder, [progress], **rewards)
     # What could not be exported is better known before it trains.
@@ -81,9 +80,12 @@ def run_stage(
     checkpoint = trainer.sound_checkpoint(accept)
     if checkpoint is not None:
         console.print(f"{stage.name}: going on from {checkpoint.name}")
-    # Stages that train on the same pairs mostly start from the same model too; a sweep shares the folder of these.
-    kept = folder.parent / stage.part if stage.part in recipe.pairs else folder
+    # Stages that train on the same pairs mostly start from the same model too; a sweep shares the folder of these. What
+    # is found there takes no time, so that none of it counts.
+    looked = time.time()
+    kept = folder.parent / stage.part if stage.part in recipe.pairs else None
     before = standing(trainer, rows, chat, console, "before", kept)
+    started += time.time() - looked
     by_step = None
     if stage.answer_every is not None and rows.tasks is not None:
         by_step = AnswersByStep(

@@ -87,13 +87,9 @@ def verdict(groups: Sequence[Group]) -> str:
         more = f" and {len(still) - _MOST_NAMED} more" * (len(still) > _MOST_NAMED)
         sentences.append(f"They did not clearly move with {', '.join(still[:_MOST_NAMED])}{more}.")
     # Of what only sees right answers nobody expects it.
-    compared = [move.group for move in found if move.group.first.loss != "sft"]
+    compared = [move for move in found if move.group.first.loss != "sft"]
     gaps = [
-        (
-            mean_of([c - r for c, r in zip(changes(group, _CHOSEN), changes(group, _REJECTED), strict=True)]),
-            group,
-        )
-        for group in compared
+        (mean_of([chosen - rejected for chosen, rejected in move.seeds]), move.group) for move in compared
     ]
     narrow = [(gap, group) for gap, group in gaps if not (_clear(gap) and gap.value > 0)]
     if narrow:
@@ -152,9 +148,9 @@ def _match(group: Group) -> str:
 
 def _best_match(best: Group, groups: Sequence[Group], start: Group | None) -> str:
     # What others start from is no control to them.
-    starts = {group.first.start for group in groups}
+    starts = {(record.source, record.start) for group in groups for record in group.records}
     supervised = [group for group in groups if group.first.loss == "sft"]
-    control = best_group([group for group in supervised if group.first.stage not in starts])
+    control = best_group([g for g in supervised if (g.first.source, g.first.stage) not in starts])
     others = best_group([group for group in groups if group.first.loss != "sft"])
     text = f"{best.label}{f', the control ({_CONTROL})' if best is control else ''}: {_match(best)}"
     text += f", from {_match(start)} at the start." if start and _match(start) else "."

@@ -25,7 +25,7 @@ from slimepo.errors import InputError, unwritable
 from slimepo.files import cache_folder
 from slimepo.model.adapters import OF_ADAPTERS, adapter_state
 from slimepo.model.logps import causal_lm
-from slimepo.model.score import score_rows
+from slimepo.model.score import add_rows, add_weights, score_rows
 from slimepo.parallel.agree import of_all_ranks, on_main
 from slimepo.terminal import Report
 from slimepo.training.callbacks import TrainingProgress
@@ -146,16 +146,8 @@ def _key(
         config.pop(name, None)
     facts = [_CACHE_VERSION, computing, precision, config, list(positions), state]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    for name, tensor in model.state_dict().items():
-        if reference.without_adapters and any(part in name for part in OF_ADAPTERS):
-            continue
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
-    for row in rows:
-        digest.update(len(row.responses).to_bytes(4, "little"))
-        for part in (row.prompt_ids, *row.responses):
-            digest.update(len(part).to_bytes(4, "little"))
-            digest.update(np.ascontiguousarray(part, dtype="<i4").data)
+    add_weights(digest, model, OF_ADAPTERS if reference.without_adapters else ())
+    add_rows(digest, rows)
     return digest.hexdigest()
 
 

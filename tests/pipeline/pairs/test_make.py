@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from slimepo.data.chat import chat_format
 from slimepo.data.read import read_rows
@@ -20,7 +21,7 @@ from slimepo.pipeline.pairs import samples as module
 from slimepo.pipeline.pairs.make import Pair, judged_pairs
 from slimepo.pipeline.recipe.read import make_recipe
 from slimepo.pipeline.recipe.sections import Pairs
-from slimepo.pipeline.run import run_recipe
+from slimepo.pipeline.run import only_pairs, run_recipe
 from slimepo.pipeline.tasks import RunTasks, Task
 from slimepo.playground.tasks import judge
 from slimepo.playground.world import WorldSettings, write_world
@@ -158,6 +159,25 @@ def test_the_pairs_are_an_ordinary_file_named_after_their_tasks(base: tuple[dict
     lines = json_lines(run / "slime" / "answers.jsonl")
     right = [line["after"]["correct"] and line["after"]["finished"] for line in lines]
     assert sum(right) / 24 == stage["heldout"]["after"]["exact_match"]
+
+
+def test_samples_are_computed_in_the_dtype_that_was_asked_for(
+    base: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, run = base
+    shutil.copytree(run, tmp_path / "run")
+    for made in ("own", "slime"):
+        shutil.rmtree(tmp_path / "run" / made)
+    used = []
+
+    def sampled(answerer: ChatModel, of_set: Any, *_: Any, **__: Any) -> list[list[str]]:
+        used.append(next(answerer.model.parameters()).dtype)
+        return [["1", "2"] for _ in of_set]
+
+    monkeypatch.setattr("slimepo.pipeline.pairs.make.sampled", sampled)
+    own = values["pairs"]["own"] | {"dtype": "bfloat16"}
+    only_pairs(make_recipe(values | {"pairs": {"own": own}}), tmp_path / "run", make_console(quiet=True))
+    assert set(used) == {torch.bfloat16}
 
 
 def test_the_monitor_is_given_the_form_check(base: tuple[dict[str, Any], Path]) -> None:
