@@ -18,7 +18,9 @@ from slimepo.pipeline.folder import record_settings
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.settings import read_mapping
 from slimepo.sweep.cells import Cell, by_shared, cell_recipe
-from slimepo.sweep.run import Process, run_cells, run_processes, searched
+from slimepo.sweep.processes import Process, run_processes
+from slimepo.sweep.run import run_cells
+from slimepo.sweep.search import searched
 from slimepo.sweep.settings import load_sweep
 from slimepo.terminal import make_console
 from tests.command import slimepo

@@ -21,7 +21,7 @@ from slimepo.pipeline.recipe.read import make_recipe
 from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.pipeline.recipe.sections import Stage
 from slimepo.settings import dump, set_value, validate
-from slimepo.sweep.settings import Keys
+from slimepo.sweep.settings import Keys, Sweep, arms_of
 from slimepo.words import nearest
 
 
@@ -126,6 +126,12 @@ def cell_recipe(base: Keys, compared: str | None, name: str, keys: Keys, seed: i
         ]
     cut["evaluate"] = [entry for entry in cut["evaluate"] if entry["stages"]]
     return make_recipe(cut, place)
+
+
+def cell_at(sweep: Sweep, base: Keys, arm: str, point: Keys, seed: int, folder: Path) -> Cell:
+    """The cell of an arm at a point of the grid with a seed, in `folder/seed-N`."""
+    recipe = cell_recipe(base, sweep.stage, arm, arms_of(sweep)[arm] | point, seed)
+    return Cell(arm, point, recipe, folder / f"seed-{seed}")
 
 
 def needed_by(recipe: Recipe, names: Sequence[str]) -> list[str]:
