@@ -97,6 +97,25 @@ def test_the_defaults_of_an_objective_are_what_they_are_written_out(tmp_path: Pa
     assert made_from(recipe(), "dpo") == made_from(recipe(loss_options={"beta": 0.1}), "dpo")
 
 
+def test_samples_of_the_recipes_own_model_do_not_depend_on_what_trains(tmp_path: Path) -> None:
+    pairs = {"pairs": {"own": {}}, "tasks": {"train": "t.jsonl", "checker": "c.py:right"}}
+    stages = {"stages": [{"loss": "dpo", "part": "own"}]}
+    whole, adapter = (
+        recipe(pairs | stages),
+        recipe({**pairs, **stages, "adapter": {"r": 4}, "dtype": "bfloat16"}),
+    )
+    assert made_from(whole, "own") == made_from(adapter, "own")
+    assert made_from(whole, "dpo") != made_from(adapter, "dpo")
+    # Earlier versions wrote down how the model trains beside them.
+    for name in ("own", "dpo"):
+        done(whole, tmp_path, name)
+        made = json.loads((tmp_path / name / SETTINGS).read_text())
+        (made if name == "own" else made["stage"]["pairs"]).update(adapter=None, dtype="auto", quantize=None)
+        (tmp_path / name / SETTINGS).write_text(json.dumps(made))
+    (tmp_path / "own" / "pairs.json").write_text("{}")
+    check_folder(whole, tmp_path, restart=False)
+
+
 def test_a_run_without_its_recipe_says_so_and_one_that_has_nothing_yet_goes_on(tmp_path: Path) -> None:
     (tmp_path / MARKER).write_text("")
     check_folder(recipe(), tmp_path, restart=False)

@@ -136,6 +136,22 @@ def test_what_cells_start_from_is_made_once_a_seed_and_setting(tmp_path: Path) -
     assert by_shared([alone], tmp_path) == {}
 
 
+def test_an_adapter_and_all_weights_learn_from_the_same_samples_of_the_recipes_model(tmp_path: Path) -> None:
+    base = BASE | {"pairs": {"own": {}}, "stages": [{"loss": "dpo", "part": "own"}]}
+    arms = {
+        "all": {"adapter": "none"},
+        "lora": {"adapter": {"r": 16}, "dtype": "float32"},
+        "other": {"model": "another/model"},
+    }
+    cells = [
+        Cell(arm, {}, cell_recipe(base, None, arm, keys, 0), tmp_path / arm) for arm, keys in arms.items()
+    ]
+    assert [[each.arm for each in alike] for alike in by_shared(cells, tmp_path).values()] == [
+        ["all", "lora"],
+        ["other"],
+    ]
+
+
 def test_a_cell_s_folder_holds_what_is_shared(tmp_path: Path) -> None:
     made = tmp_path / "shared"
     for name in ("sft", "samples"):

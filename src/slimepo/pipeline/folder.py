@@ -43,6 +43,8 @@ _TELLS_ONLY = (
 )  # fmt: skip
 # Keys that earlier versions did not have, with what stands for that: left out, so that runs of these can go on.
 _SINCE = {"grammar": None, "repair": None, "cost": None, "keep": 2, "most": None, "dtype": "auto"}
+# Keys of the recipe that say how a model trains, not what it is.
+_OF_TRAINING = ("adapter", "dtype", "quantize")
 # package.module:function or file.py:function
 _FUNCTION = re.compile(r"[^\s:]*(\.py|\.\w+|^\w+):[A-Za-z_]\w*")
 # What a run goes on from: stages that are done, checkpoints, samples for pairs.
@@ -170,6 +172,11 @@ def _recorded(out: Path, name: str) -> dict[str, Any]:
         if settings is None:
             # A run of an earlier version: its recipe tells.
             settings = made_from(make_recipe(read_mapping(out / "recipe.yaml", "recipe")), name)
+        # Earlier versions held these against pairs of the recipe's own model.
+        for made in (settings, settings.get("stage", {}).get("pairs", {})):
+            if "pairs" in made and "sampled" not in made:
+                for key in _OF_TRAINING:
+                    made.pop(key, None)
         return flat(settings)
     except (InputError, StopIteration) as error:
         reason = str(error) or f"recipe.yaml does not name {name!r}"
@@ -203,7 +210,11 @@ def made_from(recipe: Recipe, name: str) -> dict[str, Any]:
     if name in recipe.pairs:
         asked = values["pairs"][name]
         found |= {"pairs": _without_new(asked)}
-        found |= {"sampled": made_from(recipe, asked["model"])["stage"]} if asked["model"] else {}
+        if asked["model"]:
+            found |= {"sampled": made_from(recipe, asked["model"])["stage"]}
+        else:
+            # Samples of the recipe's own model are the same whatever trains on them: all of it, or an adapter.
+            found = {key: value for key, value in found.items() if key not in _OF_TRAINING}
     else:
         stage = next(stage for stage in recipe.stages if stage.name == name)
         monitor = monitor_settings(stage.monitor)
