@@ -5,10 +5,11 @@ import io
 import pytest
 from PIL import Image
 
-from slimepo.report.findings import verdict
+from slimepo.report.findings import findings, verdict
 from slimepo.report.groups import Group
 from slimepo.report.map import map_panel, map_picture, moves
 from slimepo.report.records import Record
+from slimepo.report.tables import best_group, other_seeds
 
 
 def group(label: str, *seeds: tuple[float, float]) -> Group:
@@ -71,6 +72,24 @@ def test_many_runs_are_named_in_the_legend_alone() -> None:
     assert panel is not None
     assert ">run 3<" not in panel.svg
     assert ">DPO<" in (map_panel(GROUPS) or panel).svg
+
+
+def test_of_groups_with_other_seeds_the_one_that_gained_most_is_the_best() -> None:
+    def matched(label: str, *seeds: tuple[int, float, float]) -> Group:
+        records = (
+            Record(label, "run", "slime", seed=seed, before={"exact_match": was}, after={"exact_match": now})
+            for seed, was, now in seeds
+        )
+        return Group(label, tuple(records))
+
+    gained, high = matched("gained", (0, 0.1, 0.4)), matched("high", (0, 0.1, 0.3), (1, 0.6, 0.7))
+    best = best_group([gained, high])
+    assert best is gained
+    assert other_seeds([gained, high])
+    assert best_group([gained, matched("more", (0, 0.3, 0.5))]) is not gained
+    (said,) = (each.text for each in findings([gained, high], []) if each.head == "Best exact match")
+    assert "Not all have the same seeds, so that the change since the start decides." in said
+    assert said.startswith("gained: 40.0")
 
 
 def test_the_verdict_says_who_unlearnt() -> None:

@@ -10,7 +10,7 @@ from slimepo.means import Mean, mean_of
 from slimepo.report.groups import Group, by_rate, changes, count, percent, plain_label
 from slimepo.report.map import BOTH_DOWN, moves
 from slimepo.report.records import Source, Warned
-from slimepo.report.tables import best_group, start_group, trouble
+from slimepo.report.tables import best_group, other_seeds, start_group, trouble
 from slimepo.words import short_number
 
 # So many runs are named in a sentence.
@@ -156,6 +156,8 @@ def _best_match(best: Group, groups: Sequence[Group], start: Group | None) -> st
     text += f", from {_match(start)} at the start." if start and _match(start) else "."
     if start and _match(start) and best_group([start, best]) is start:
         text = f"No run is better than the start. The nearest is {text}"
+    if other_seeds(groups):
+        text += " Not all have the same seeds, so that the change since the start decides."
     if best is control and others is not None:
         text += f" Best of those that also see rejected answers: {others.label}, {_match(others)}."
     elif control is not None and best is not control:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +13,7 @@ from slimepo.report.groups import (
     Cell,
     Group,
     change,
+    changes,
     group_records,
     plain_label,
     series_label,
@@ -186,9 +188,21 @@ def trouble(group: Group) -> str:
 
 
 def best_group(groups: Sequence[Group]) -> Group | None:
-    """The group with the highest exact match; None where it was not measured or there is nothing to compare."""
+    """The group with the highest exact match; None where it was not measured or there is nothing to compare.
+
+    Of groups with other seeds, and so other starts, the one that gained most (`other_seeds`).
+    """
     have = [(mean, group) for group in groups if (mean := group.mean("exact_match")) is not None]
+    if other_seeds(groups):
+        have = [(statistics.fmean(changes(group, "exact_match")), group) for _, group in have]
     return max(have, key=lambda each: each[0])[1] if have else None
+
+
+def other_seeds(groups: Sequence[Group]) -> bool:
+    """Whether groups whose exact match was measured before and after have not all the same seeds."""
+    have = [group for group in groups if group.mean("exact_match") is not None]
+    seeds = {frozenset(record.seed for record in group.records) for group in have}
+    return len(seeds) > 1 and all(changes(group, "exact_match") for group in have)
 
 
 def start_groups(sources: Sequence[Source]) -> list[Group]:
