@@ -90,6 +90,12 @@ def test_a_sweep_searches_runs_every_arm_and_seed_and_compares(
     # SFT once a seed, two points for each of two arms, and every arm with every seed.
     assert [command[0] for command in commands] == ["run"] * (2 + 4 + 2)
     searched = json.loads((out / "search.json").read_text())
+    with (out / "search-runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    tried = [point for points in searched["arms"].values() for point in points]
+    # A table has six digits.
+    figures = [point[searched["by"]] for point in tried]
+    assert [float(row[searched["by"]]) for row in rows] == pytest.approx(figures, rel=1e-5)
     for arm, tried in searched["arms"].items():
         best = max(tried, key=lambda each: each["margin"])["point"]["learning_rate"]
         stage = json.loads((out / arm / "seed-0" / arm / "settings.json").read_text())["stage"]

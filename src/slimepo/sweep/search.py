@@ -13,7 +13,7 @@ from slimepo.errors import Failure, InputError
 from slimepo.files import write_json
 from slimepo.sweep.cells import Cell, cell_at
 from slimepo.sweep.settings import SEARCH, Keys, Search, Sweep, arms_of, label, points_of
-from slimepo.sweep.table import figures_of
+from slimepo.sweep.table import figures_of, write_csv
 from slimepo.words import nearest
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Runner(Protocol):
 def searched(
     sweep: Sweep, search: Search, base: Keys, run: Runner, out: Path, console: Console
 ) -> dict[str, Keys]:
-    """The best point of every arm; all that were tried, with their figures, are in search.json of `out`.
+    """The best point of every arm; all that were tried are in search.json of `out`, their figures in search-runs.csv.
 
     Of the recipe's benchmarks the search runs the one that it goes by, if it goes by one. Weights of its runs are
     removed once that figure is known.
@@ -51,6 +51,7 @@ def searched(
             drop_weights(cell)
 
     tried: dict[str, list[tuple[Keys, float | None]]] = {name: [] for name in arms}
+    runs: list[tuple[Cell, dict[str, float]]] = []
 
     def attempt(asked: Mapping[str, Sequence[Keys]]) -> None:
         cells = {
@@ -60,6 +61,7 @@ def searched(
         }
         run([cell for alike in cells.values() for cell in alike], ended=ended)
         figures = {cell.folder: figures_of(cell) for alike in cells.values() for cell in alike}
+        runs.extend((cell, figures[cell.folder]) for alike in cells.values() for cell in alike)
         known = dict.fromkeys(key for found in figures.values() for key in found)
         if known and search.by not in known:
             raise InputError(
@@ -84,6 +86,7 @@ def searched(
                 studies[name].tell(trial, value, **({} if value is not None else {"state": _failed()}))
     else:
         attempt({name: [*points_of(search.grid)] for name in arms})
+    write_csv(out / "search-runs.csv", runs)
     write_json(
         out / "search.json",
         {
