@@ -1,11 +1,12 @@
 """What the arms of a sweep did to a real model's IFEval answers, beside those of the model that they started from.
 
-    python -m benchmarks.ifeval_arms SWEEP START [--out CSV]
+    python -m benchmarks.ifeval_arms SWEEP START [--against ARM] [--out CSV]
 
-SWEEP is a folder of `slimepo sweep recipes/sweeps/smollm2-ifeval.yaml`, START the `--out` of `slimepo eval ifeval` on
-the model that all arms start from. Of each: the four scores with their intervals, their differences to the start,
-paired by prompt; tokens of an answer, answers that end, the share of an answer's 4-grams of words that stand in it
-further ahead; and what became of the held-out pairs. Arms without scores are named.
+SWEEP is a folder of `slimepo sweep recipes/sweeps/smollm2-ifeval.yaml`, or the `search` in it, START the `--out` of
+`slimepo eval ifeval` on the model that all arms start from. Of each: the four scores with their intervals, their
+differences to the start, paired by prompt; tokens of an answer, answers that end, the share of an answer's 4-grams of
+words that stand in it further ahead; and what became of the held-out pairs and requests, of these also the difference
+to the arm `--against` with the same seed, paired by request. Arms without scores are named, and have the latter alone.
 """
 
 from __future__ import annotations
@@ -33,30 +34,56 @@ def repeated(text: str) -> float:
 
 
 def line(
-    arm: str, evaluation: Path, keys: set[int], start: dict[str, Any] | None = None, stage: Path | None = None
+    arm: str,
+    evaluation: Path | None,
+    keys: set[int],
+    start: dict[str, Any] | None = None,
+    stage: Path | None = None,
+    against: Path | None = None,
 ) -> dict[str, Any]:
-    """The figures of one evaluated model; of its answers those to the prompts `keys`."""
-    score = scores_of(evaluation)
+    """The figures of one model; of its answers to the benchmark those to the prompts `keys`."""
     found: dict[str, Any] = {"arm": arm}
-    for name in FIGURES:
-        measure = score["measures"][name]
-        found |= {name: measure["value"], f"{name}_low": measure["lower"], f"{name}_high": measure["upper"]}
-        if start is not None:
-            apart = paired_difference(score["items"][name], start["items"][name], seed=0)
-            ends = ("to_start", "to_start_low", "to_start_high")
-            found |= {f"{name}_{end}": 100 * value for end, value in zip(ends, apart, strict=True)}
-    answers = [row for row in answers_of(evaluation) if row["key"] in keys]
-    turns = [row["slimepo"]["turns"][-1] for row in answers]
-    found["tokens"] = mean([turn["tokens"] for turn in turns])
-    found["ended"] = sum(turn["stop"] == "stop" for turn in turns)
-    found["repeated_4_grams"] = mean([repeated(row["response"]) for row in answers])
+    if evaluation is not None:
+        score = scores_of(evaluation)
+        for name in FIGURES:
+            measure = score["measures"][name]
+            found |= {
+                name: measure["value"],
+                f"{name}_low": measure["lower"],
+                f"{name}_high": measure["upper"],
+            }
+            if start is not None:
+                found |= apart(f"{name}_to_start", score["items"][name], start["items"][name])
+        answers = [row for row in answers_of(evaluation) if row["key"] in keys]
+        turns = [row["slimepo"]["turns"][-1] for row in answers]
+        found["tokens"] = mean([turn["tokens"] for turn in turns])
+        found["ended"] = sum(turn["stop"] == "stop" for turn in turns)
+        found["repeated_4_grams"] = mean([repeated(row["response"]) for row in answers])
     if stage is not None:
         heldout = read_json(stage)["heldout"]
         for side in ("chosen", "rejected"):
             key = f"logps/{side}"
             found[f"{side}_change"] = heldout["after"][key] - heldout["before"][key]
         found |= {"chosen_fell": heldout["chosen_fell"], "accuracy": heldout["after"]["accuracy"]}
+        if (stage.parent / "answers.jsonl").exists():
+            before, after = (right(stage.parent, when) for when in ("before", "after"))
+            found["requests"] = 100 * mean(value for (value,) in after)
+            found |= apart("requests_to_start", after, before)
+            if against is not None:
+                found |= apart("requests_to_control", after, right(against, "after"))
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
+
+
+def apart(name: str, ones: Sequence[Any], others: Sequence[Any]) -> dict[str, float]:
+    """A difference in points with its interval, paired by prompt."""
+    ends = zip((name, f"{name}_low", f"{name}_high"), paired_difference(ones, others, seed=0), strict=True)
+    return {end: 100 * value for end, value in ends}
+
+
+def right(stage: Path, when: str) -> list[list[int]]:
+    """Whether each held-out request was answered as it asks, and the answer ended."""
+    answers = [row[when] for row in json_lines(stage / "answers.jsonl")]
+    return [[int(answer["correct"] and answer["finished"])] for answer in answers]
 
 
 def scores_of(evaluation: Path) -> dict[str, Any]:
@@ -78,19 +105,37 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     )
     parser.add_argument("sweep", type=Path)
     parser.add_argument("start", type=Path)
+    parser.add_argument("--against", help="an arm's folder in SWEEP, such as sft-on-chosen")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args(argv)
+    # What an arm shares with others is linked.
+    stages = [
+        stage for stage in sorted(given.sweep.glob("*/seed-*/*/stage.json")) if not stage.parent.is_symlink()
+    ]
+    found = {stage: stage.parents[1] / "eval" for stage in stages}
+    for stage, folder in found.items():
+        if not (folder / "scores").exists():
+            print(f"not evaluated yet: {stage.parents[1]}")
+    evaluations = [given.start, *(folder for folder in found.values() if (folder / "scores").exists())]
     # Of one model more prompts may have been answered.
-    seeds = [folder.parents[1] for folder in sorted(given.sweep.glob("*/seed-*/eval/scores"))]
-    for other in sorted({*given.sweep.glob("*/seed-*")} - {*seeds}):
-        print(f"left out, not evaluated yet: {other}")
-    evaluations = [given.start, *(seed / "eval" for seed in seeds)]
     keys = set.intersection(*({row["key"] for row in answers_of(each)} for each in evaluations))
     start = scores_of(given.start)
     lines = [line("base", given.start, keys)]
-    for seed in seeds:
-        (stage,) = seed.glob("*/stage.json")
-        lines.append(line(f"{seed.parent.name}, {seed.name}", seed / "eval", keys, start, stage))
+    for stage, folder in found.items():
+        seed, arm = stage.parents[1], stage.parents[2]
+        (control,) = (
+            given.sweep.glob(f"{given.against}/{seed.name}/*/stage.json") if given.against else (None,)
+        )
+        lines.append(
+            line(
+                f"{arm.name}, {seed.name}",
+                folder if folder in evaluations else None,
+                keys,
+                start,
+                stage,
+                control.parent if control and control != stage else None,
+            )
+        )
     with given.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=[*dict.fromkeys(name for each in lines for name in each)])
         writer.writeheader()

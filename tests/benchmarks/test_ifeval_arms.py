@@ -39,15 +39,32 @@ def test_each_arm_is_set_against_the_start(tmp_path: Path, capsys: pytest.Captur
     before, after = ({"logps/chosen": c, "logps/rejected": -2.0, "accuracy": 0.5} for c in (-1.0, -0.75))
     heldout = {"before": before, "after": after, "chosen_fell": 0.25}
     (arm / "dpo" / "stage.json").write_text(json.dumps({"heldout": heldout}))
-    (tmp_path / "sweep" / "slime" / "seed-0").mkdir(parents=True)
+    slime = tmp_path / "sweep" / "slime" / "seed-0" / "slime"
+    slime.mkdir(parents=True)
+    (slime / "stage.json").write_text(json.dumps({"heldout": heldout}))
+    for folder, rights in ((arm / "dpo", [0, 0, 1, 0]), (slime, [1, 1, 0, 0])):
+        told = [
+            {
+                "before": {"correct": False, "finished": True},
+                "after": {"correct": bool(each), "finished": True},
+            }
+            for each in rights
+        ]
+        (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
 
-    main([str(tmp_path / "sweep"), str(tmp_path / "start"), "--out", str(tmp_path / "arms.csv")])
-    start, dpo = csv.DictReader((tmp_path / "arms.csv").open())
+    arguments = [str(tmp_path / "sweep"), str(tmp_path / "start"), "--against", "dpo"]
+    main([*arguments, "--out", str(tmp_path / "arms.csv")])
+    with (tmp_path / "arms.csv").open() as file:
+        start, dpo, other = csv.DictReader(file)
     assert (start["prompt_strict"], start["tokens"], start["ended"]) == ("25.0", "2.5", "4")
     assert start["prompt_strict_to_start"] == ""
     assert (dpo["arm"], dpo["prompt_strict_to_start"]) == ("dpo, seed-0", "50.0")
     assert (dpo["chosen_change"], dpo["rejected_change"], dpo["chosen_fell"]) == ("0.25", "0.0", "0.25")
-    assert "left out, not evaluated yet" in capsys.readouterr().out
+    assert (dpo["requests"], dpo["requests_to_start"], dpo["requests_to_control"]) == ("25.0", "25.0", "")
+    # It was not evaluated.
+    assert (other["arm"], other["prompt_strict"], other["requests"]) == ("slime, seed-0", "", "50.0")
+    assert (other["requests_to_start"], other["requests_to_control"]) == ("50.0", "25.0")
+    assert "not evaluated yet" in capsys.readouterr().out
 
 
 def test_what_stands_in_an_answer_twice_is_repeated() -> None:
