@@ -6,6 +6,7 @@ which ones did.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from slimepo.report.groups import Group, changes, short_names
 # In inches. On a phone it is shrunk to four fifths, and its text stays readable.
 _WIDTH, _HEIGHT = 4.7, 3.7
 _LONGEST_NAME = 22
+# Of the legend.
+_LINE = 0.165
 # Whether chosen and rejected answers became likelier, and what that is called.
 BOTH_DOWN = "both down: unlearning"
 QUADRANTS = {
@@ -55,7 +58,8 @@ def map_panel(groups: Sequence[Group]) -> Panel | None:
     found = moves(groups)
     if not found:
         return None
-    with figure_of(_WIDTH, _HEIGHT, left=0.135) as (figure, axes):
+    height = _HEIGHT + _below(found)
+    with figure_of(_WIDTH, height, left=0.135, bottom=(0.44 + _below(found)) / height) as (figure, axes):
         _draw(axes, found, groups)
         words = "; ".join(
             f"{move.group.label}: chosen {move.chosen.value:+.3f}, rejected {move.rejected.value:+.3f}, {move.quadrant}"
@@ -71,10 +75,17 @@ def map_picture(groups: Sequence[Group], title: str) -> bytes | None:
     found = moves(groups)
     if not found:
         return None
-    with figure_of(_WIDTH, _HEIGHT, left=0.135, top=1 - 0.42 / _HEIGHT) as (figure, axes):
+    height = _HEIGHT + _below(found)
+    bottom, top = (0.44 + _below(found)) / height, 1 - 0.42 / height
+    with figure_of(_WIDTH, height, left=0.135, bottom=bottom, top=top) as (figure, axes):
         _draw(axes, found, groups)
         axes.set_title("\n".join(wrap(title, 62, max_lines=2, placeholder=" …")), fontsize=8.25, loc="left")
         return png(figure)
+
+
+def _below(found: Sequence[Move]) -> float:
+    """Inches for the legend under the map, of more groups than can be named in it."""
+    return 0.0 if len(found) <= MOST_NAMED else 0.08 + _LINE * math.ceil(len(found) / 2)
 
 
 def _draw(axes: Any, found: Sequence[Move], groups: Sequence[Group]) -> None:
@@ -114,8 +125,21 @@ def _draw(axes: Any, found: Sequence[Move], groups: Sequence[Group]) -> None:
                 cloud = zip(*move.seeds, strict=True)
                 axes.plot(*cloud, ".", color=style.colour, alpha=0.6, markersize=5, markeredgewidth=0)
             axes.plot(*tip, style.marker, color=style.colour, markersize=6.5)
+    names = short_names(groups, _LONGEST_NAME)
     if named:
-        _name(axes, found, places, short_names(groups, _LONGEST_NAME))
+        _name(axes, found, places, names)
+        return
+    for move in found:
+        style = drawn[move.group.label]
+        axes.plot(
+            [], [], color=style.colour, linewidth=1.8, linestyle=style.line, marker=style.marker, markersize=5,
+            label=names[move.group.label],
+        )  # fmt: skip
+    # Under the label of the axis.
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0.1, 0.0), bbox_transform=axes.figure.transFigure, ncol=2, frameon=False,
+        fontsize=7.5,
+    )  # fmt: skip
 
 
 def _name(axes: Any, found: Sequence[Move], places: Mapping[str, int], names: Mapping[str, str]) -> None:
