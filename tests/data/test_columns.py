@@ -9,8 +9,7 @@ from slimepo.data.chat import chat_format
 from slimepo.data.columns import renamed
 from slimepo.data.formats import FORMATS, convert, recognise
 from slimepo.data.messages import MalformedRow
-from slimepo.data.notes import row_notes
-from slimepo.data.read import read_rows, rows_from, rows_from_records
+from slimepo.data.read import read_rows, row_notes, rows_from, rows_from_records
 from slimepo.data.tokenize import tokenize
 from slimepo.data.winners import Tie
 from slimepo.errors import InputError

@@ -39,7 +39,7 @@ def loads(one_llama: ChatModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tiny Llama is loaded once for all tests; the names that were asked for."""
     asked: list[str] = []
 
-    def load(name: str) -> ChatModel:
+    def load(name: str, dtype: str) -> ChatModel:
         asked.append(name)
         return one_llama
 

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from slimepo.data.notes import row_notes
-from slimepo.data.read import Rows
+from slimepo.data.read import Rows, row_notes
 from slimepo.data.render import ChatFormat
 from slimepo.data.rows import CHOSEN, REJECTED, Ids, Row, as_preference
 from slimepo.data.split import PAPER_SPLIT, fingerprint, message_hash, row_hash, split

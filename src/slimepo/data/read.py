@@ -18,6 +18,7 @@ from slimepo.data.files import SUFFIXES, BadRow, PlacedRow, data_suffix, file_ro
 from slimepo.data.formats import FORMATS, convert, known_format, recognise
 from slimepo.data.messages import MalformedRow
 from slimepo.data.rows import as_preference
+from slimepo.data.split import message_hash
 from slimepo.data.winners import NoVerdict, Tie, passed_over
 from slimepo.errors import InputError
 from slimepo.files import Kept
@@ -175,6 +176,39 @@ def _most_fitting(
         bad = next(row.reason for row in rows if isinstance(row, BadRow))
         raise InputError(f"{name}: none of the first {len(rows)} rows can be parsed; the first: {bad}")
     raise InputError(f"{name}: {first_error}") from first_error
+
+
+def row_notes(rows: Rows) -> Iterator[str]:
+    """Columns that were not read, answers judged all alike, and pairs that contradict themselves or each other."""
+    if rows.unread:
+        columns = ", ".join(f"{name} ({count:,})" for name, count in sorted(rows.unread.items()))
+        yield f"columns that were not read (rows that have them): {columns}"
+    labels = {row.label for row in rows.unpaired}
+    if len(labels) == 1:
+        what = "desirable" if labels == {True} else "undesirable"
+        yield f"all {len(rows.unpaired):,} judged answers are {what}: nothing is there to tell them from"
+    if rows.scored_against:
+        yield (
+            f"{len(rows.scored_against):,} rows score their rejected answer higher than the chosen one; the first, "
+            f"{rows.scored_against[0]}"
+        )
+    seen: set[tuple[str, str, str]] = set()
+    turned: list[str] = []
+    for row in rows.preferences:
+        if row.rejected:
+            prompt, chosen, rejected = (
+                message_hash(row.prompt),
+                message_hash(row.chosen),
+                message_hash(row.rejected),
+            )
+            if chosen != rejected and (prompt, rejected, chosen) in seen:
+                turned.append(row.source)
+            seen.add((prompt, chosen, rejected))
+    if turned:
+        yield (
+            f"{len(turned):,} pairs stand there the other way round too (A preferred to B, and B to A); the first, "
+            f"{turned[0]}"
+        )
 
 
 # --- where rows come from ----------------------------------------------------------------------------

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimepo.checkpoints.identity import digest_of
 from slimepo.data.chat import load_tokenizer
-from slimepo.data.notes import row_notes
-from slimepo.data.read import Rows, all_preferences, read_rows
+from slimepo.data.read import Rows, all_preferences, read_rows, row_notes
 from slimepo.data.render import ChatFormat
 from slimepo.data.rows import Row
 from slimepo.data.split import fingerprint, message_hash, order, row_hash, split

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import Dataset
 
 from slimepo.data.chat import chat_format
-from slimepo.data.notes import row_notes
-from slimepo.data.read import all_preferences, rows_from_records
+from slimepo.data.read import all_preferences, row_notes, rows_from_records
 from slimepo.data.rows import (
     MISMATCHED,
     SIDES,

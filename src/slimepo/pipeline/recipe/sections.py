@@ -109,8 +109,8 @@ class Pairs(Settings):
     with the best. With `most`, and by cost, a task whose lowest cost only one sample has is sampled again, `per_prompt`
     at a time, until another one has it or there are `most`.
     `seed` is that of the run unless given. `engine` writes the samples, as that of rollouts does: transformers, vllm,
-    or http://host:port. `dtype` is what the model computes in meanwhile (auto: bfloat16 where a GPU does; a CPU with
-    AMX does it three times as fast as float32).
+    or http://host:port. `dtype` is what the model computes in meanwhile (auto: bfloat16 where a GPU does; on a CPU
+    with AMX, vLLM does it three times as fast as float32).
     """
 
     model: str | None = None
