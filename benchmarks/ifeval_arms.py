@@ -5,8 +5,9 @@
 SWEEP is a folder of `slimepo sweep recipes/sweeps/smollm2-ifeval.yaml`, or the `search` in it, START the `--out` of
 `slimepo eval ifeval` on the model that all arms start from. Of each: the four scores with their intervals, their
 differences to the start, paired by prompt; tokens of an answer, answers that end, the share of an answer's 4-grams of
-words that stand in it further ahead; and what became of the held-out pairs and requests, of these also the difference
-to the arm `--against` with the same seed, paired by request. Arms without scores are named, and have the latter alone.
+words that stand in it further ahead, the shares of answers that begin with a quotation mark and of those with fewer
+than ten words; and what became of the held-out pairs and requests, of these also the difference to the arm `--against`
+with the same seed, paired by request. Arms without scores are named, and have the latter alone.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def line(
         turns = [row["slimepo"]["turns"][-1] for row in answers]
         found["tokens"] = mean([turn["tokens"] for turn in turns])
         found["ended"] = sum(turn["stop"] == "stop" for turn in turns)
+        found["under_ten_words"] = mean([len(row["response"].split()) < 10 for row in answers])
+        found["quoted"] = mean([row["response"].lstrip().startswith('"') for row in answers])
         found["repeated_4_grams"] = mean([repeated(row["response"]) for row in answers])
     if stage is not None:
         heldout = read_json(stage)["heldout"]
