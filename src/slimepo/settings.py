@@ -187,14 +187,11 @@ def _deeper(model: type[BaseModel], words: Sequence[str]) -> str:
     for name, field in model.model_fields.items() if len(words) == 1 else ():
         inner = _model_in(field.annotation)
         if inner is not None and words[0] in inner.model_fields:
-            many = typing.get_origin(field.annotation) in (list, dict)
             # An entry of a list is called by its name, where it has one.
-            entry = (
-                "NAME."
-                if typing.get_origin(field.annotation) is dict or "name" in inner.model_fields
-                else "0."
-            )
-            places.append(f"{name}.{entry if many else ''}{words[0]}")
+            kind = typing.get_origin(field.annotation)
+            named = kind is dict or "name" in inner.model_fields
+            entry = ("NAME." if named else "0.") if kind in (list, dict) else ""
+            places.append(f"{name}.{entry}{words[0]}")
     return f": it belongs elsewhere; give {' or '.join(places)}" if places else ""
 
 

@@ -67,8 +67,9 @@ def load_chat_model(name: str, dtype: str = "auto") -> ChatModel:
     folder = model_folder(name)
     # An adapter is merged in float32: a small update would be rounded away.
     adapter = adapter_base(str(folder)) is not None
-    model: Any = load_model(str(folder), dtype=torch.float32 if adapter else answer_dtype(dtype))
-    model = merge(model).to(answer_dtype(dtype)) if adapter else model
+    wanted = answer_dtype(dtype)
+    model: Any = load_model(str(folder), dtype=torch.float32 if adapter else wanted)
+    model = merge(model).to(wanted) if adapter else model
     tokenizer = load_tokenizer(str(folder))
     chat = _chat(folder, tokenizer)
     device = (

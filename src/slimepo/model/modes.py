@@ -74,7 +74,9 @@ def compute_dtype(args: Any) -> torch.dtype | None:
 
 def answer_dtype(asked: str = "auto") -> torch.dtype:
     """What a model that answers is loaded in; auto is bfloat16 where a GPU computes in it, else float32."""
-    return getattr(torch, ("bfloat16" if computes_in_bf16() else "float32") if asked == "auto" else asked)  # type: ignore[no-any-return]
+    if asked == "auto":
+        return torch.bfloat16 if computes_in_bf16() else torch.float32
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[asked]
 
 
 def computes_in_bf16() -> bool:

@@ -33,8 +33,8 @@ from slimepo.model.score import (
     summary,
 )
 from slimepo.monitor.settings import look_steps
-from slimepo.pipeline.data import StageRows
-from slimepo.pipeline.tasks import Answer, RunTasks, Said, Task, answer_tasks, judged, measure, prompt_ids
+from slimepo.pipeline.data import StageRows, template_facts
+from slimepo.pipeline.tasks import Answer, RunTasks, Said, Task, answer_tasks, judged, measure
 from slimepo.terminal import make_console
 from slimepo.versions import versions
 
@@ -117,13 +117,13 @@ def _identity(model: Any, trainer: PreferenceTrainer, rows: StageRows, chat: Cha
     how += [model.config._attn_implementation, args.tf32, args.eval_batch_size]
     how += [trainer.data_collator.layout, trainer.data_collator.max_tokens]
     if tasks is not None:
-        how += [tasks.facts["heldout"], tasks.max_new_tokens, tasks.batch_rows, chat.end_id]
         how += [
-            chat.tokenizer.backend_tokenizer.to_str()
-            if chat.tokenizer.is_fast
-            else chat.tokenizer.get_vocab()
+            tasks.facts["heldout"],
+            tasks.max_new_tokens,
+            tasks.batch_rows,
+            chat.end_id,
+            template_facts(chat.tokenizer, chat.template_options),
         ]
-        how += [prompt_ids(tasks.heldout, chat)]
     digest.update(json.dumps(how, default=str).encode())
     add_rows(digest, rows.heldout)
     add_weights(digest, model)

@@ -15,7 +15,6 @@ from slimepo.words import short_number
 
 # So many runs are named in a sentence.
 _MOST_NAMED = 3
-_CHOSEN, _REJECTED = "logps/chosen", "logps/rejected"
 _CONTROL = "plain SFT on the chosen answers"
 
 
@@ -74,34 +73,36 @@ def verdict(groups: Sequence[Group]) -> str:
     for risen, words in ((True, "likelier"), (False, "less likely")):
         named = [move for move in found if _clear(move.chosen) and (move.chosen.value > 0) is risen]
         named.sort(key=lambda move: -abs(move.chosen.value))
-        told = ", ".join(
-            f"{plain_label(move.group)} {_moved_by(move.chosen, 1, 3)}" for move in named[:_MOST_NAMED]
-        )
-        more = f" and {len(named) - _MOST_NAMED} more" * (len(named) > _MOST_NAMED)
         if named:
-            sentences.append(f"Chosen answers became {words}, in nats a token: {told}{more}.")
+            told = _some([f"{plain_label(move.group)} {_moved_by(move.chosen, 1, 3)}" for move in named])
+            sentences.append(f"Chosen answers became {words}, in nats a token: {told}.")
     unclear = sorted(
         (move for move in found if not _clear(move.chosen)), key=lambda move: -abs(move.chosen.value)
     )
     if still := [f"{plain_label(move.group)} ({_moved_by(move.chosen, 1, 3)})" for move in unclear]:
-        more = f" and {len(still) - _MOST_NAMED} more" * (len(still) > _MOST_NAMED)
-        sentences.append(f"They did not clearly move with {', '.join(still[:_MOST_NAMED])}{more}.")
+        sentences.append(f"They did not clearly move with {_some(still)}.")
     # Of what only sees right answers nobody expects it.
     compared = [move for move in found if move.group.first.loss != "sft"]
     gaps = [
-        (mean_of([chosen - rejected for chosen, rejected in move.seeds]), move.group) for move in compared
+        (mean_of([chosen - rejected for chosen, rejected in each.seeds]), each.group) for each in compared
     ]
-    narrow = [(gap, group) for gap, group in gaps if not (_clear(gap) and gap.value > 0)]
+    narrow = [
+        f"{plain_label(group)} ({_moved_by(gap, 1, 3)})"
+        for gap, group in gaps
+        if not (_clear(gap) and gap.value > 0)
+    ]
     if narrow:
-        told = ", ".join(
-            f"{plain_label(group)} ({_moved_by(gap, 1, 3)})" for gap, group in narrow[:_MOST_NAMED]
-        )
-        more = f" and {len(narrow) - _MOST_NAMED} more" * (len(narrow) > _MOST_NAMED)
-        sentences.append(f"The gap to rejected answers did not clearly widen with {told}{more}.")
+        sentences.append(f"The gap to rejected answers did not clearly widen with {_some(narrow)}.")
     both = [plain_label(move.group) for move in found if _clear(move.chosen) and move.quadrant == BOTH_DOWN]
     if both:
         sentences.append(f"With {', '.join(both)} rejected answers fell too: that is unlearning.")
     return " ".join(sentences)
+
+
+def _some(told: Sequence[str]) -> str:
+    """The first few of several, and how many more there are."""
+    more = f" and {len(told) - _MOST_NAMED} more" * (len(told) > _MOST_NAMED)
+    return ", ".join(told[:_MOST_NAMED]) + more
 
 
 def _clear(change: Mean) -> bool:
@@ -117,11 +118,9 @@ def _moved_by(change: Mean, scale: int, digits: int) -> str:
 def _warned(group: Group) -> str:
     """What the monitor said of a group: of the seed whose chosen answers fell most, and how many seeds it warned of."""
     warned = [record for record in group.records if record.warnings]
+    key = "logps/chosen"
     worst = min(
-        warned,
-        key=lambda r: (
-            r.after[_CHOSEN] - r.before[_CHOSEN] if {_CHOSEN} <= r.after.keys() & r.before.keys() else 0.0
-        ),
+        warned, key=lambda r: r.after[key] - r.before[key] if key in r.after and key in r.before else 0.0
     )
     seeds = f"{len(warned)} of {len(group.records)} seeds, " if len(group.records) > 1 else ""
     return f"{plain_label(group)}: {seeds}{_worst(worst.warnings)}"

@@ -152,18 +152,19 @@ def _read_run(path: Path) -> Source:
     # Supervised training that others start from is not what a report compares, unless there is nothing else yet.
     started = {place for at in begun for place in led_to(stages, at)}
     shown = [at for at in begun if at not in started or stages[at].get("loss") != "sft"]
-    shown = shown or begun or list(range(len(stages)))[:1]
+    shown = shown or [*begun] or list(range(len(stages)))[:1]
     waiting = [at for at in range(len(stages)) if at not in begun]
     ended = mapping(read_json(path / STATUS)).get("status") in ("done", "stopped")
-    if begun and waiting and not ended and all((path / names[at] / "stage.json").exists() for at in begun):
-        # A run that was cut short between two stages, or is between them now.
-        shown = [*shown, waiting[0]]
+    done = all((path / names[at] / "stage.json").exists() for at in begun)
+    # A run that was cut short between two stages, or is between them now.
+    between = bool(begun and waiting) and done and not ended
+    shown += waiting[:1] if between else []
     pairs = {name: mapping(read_json(path / name / "pairs.json")) for name in mapping(recipe.get("pairs"))}
     others = [names[at] for at in begun if at not in shown]
     times = {name: mapping(read_json(path / name / "stage.json")).get("seconds") for name in others}
     times |= {f"{name} (pairs)": facts.get("seconds") for name, facts in pairs.items()}
     records = [stage_record(path, recipe, at, len(shown) > 1) for at in shown]
-    if begun and waiting[1:] and shown[-1] == waiting[0]:
+    if between and waiting[1:]:
         behind = f"{len(waiting) - 1} more stage{'' if len(waiting) == 2 else 's'} behind it"
         records[-1] = replace(records[-1], note=f"{records[-1].note}; {behind}")
     return Source(
