@@ -144,7 +144,7 @@ class TestWarnings:
         assert of_kind(healthy, "warning") == []
         assert (kept["warnings"], kept["stopped"], len(kept["facts"])) == ([], None, 4)
         assert kept["facts"][-1].startswith(
-            "SLIME's bounds, of 64 pairs trained on: chosen answers may fall by"
+            "SLIME's bounds, of 16 pairs trained on: chosen answers may fall by"
         )
 
     def test_it_can_stop_the_run(self, stopped: PreferenceTrainer) -> None:
@@ -212,14 +212,14 @@ class TestFile:
             *("start", "probe", "tokens", "generation"), *looks, "fallen", "end"
         ]  # fmt: skip
         start, end, probes = lines[0], lines[-1], of_kind(healthy, "probe")
-        assert [len(ids) for ids in start["rows"].values()] == [64, 64]
+        assert [len(ids) for ids in start["rows"].values()] == [16, 16]
         assert (start["threshold"], start["margins"], start["steps"]) == (1.25, [1.0, 1.5], 24)
         assert len(start["prompts"]) == 4
         assert all(prompt["text"] for prompt in start["prompts"])
         assert [p["step"] for p in probes] == [0, 3, 6, 12, 18, 24]
         for probe in probes:
             assert probe["since"] == 0
-            assert len(probe["train"]["per_pair"]["chosen"]) == 64
+            assert len(probe["train"]["per_pair"]["chosen"]) == 16
             assert sum(probe["gradient_share"].values()) == pytest.approx(1, abs=1e-5)
         assert (end["reason"], end["warnings"]) == ("finished", [])
         assert summary(healthy)["seconds"] > 0

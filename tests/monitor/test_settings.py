@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from slimepo.errors import InputError
-from slimepo.monitor.settings import MonitorSettings, look_steps, monitor_settings
+from slimepo.monitor.settings import MonitorSettings, look_steps, monitor_settings, sample_size
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,16 @@ def test_settings_are_a_switch_or_a_mapping() -> None:
     assert monitor_settings(False) is None
     found = monitor_settings({"every": 3, "stop_on": ["floor"]})
     assert found is not None
-    assert (found.every, found.stop_on, found.pairs) == (3, ["floor"], 64)
+    assert (found.every, found.stop_on, found.pairs) == (3, ["floor"], None)
+
+
+@pytest.mark.parametrize(("trained", "pairs"), [(0, 16), (483, 16), (1_000, 25), (2_560, 64), (10**6, 64)])
+def test_a_short_run_is_watched_by_fewer_pairs(trained: int, pairs: int) -> None:
+    looks = len(look_steps(188))
+    assert sample_size(trained, looks) == pairs
+    # Two sets at each look, a forward pass each, against forward and backward of what is trained on.
+    if pairs > 16:
+        assert 2 * looks * pairs <= 0.1 * 3 * trained
 
 
 @pytest.mark.parametrize(

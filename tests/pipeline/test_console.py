@@ -37,6 +37,25 @@ def test_three_facts_and_the_places(tmp_path: Path) -> None:
     ]
 
 
+def test_the_time_of_a_stage_and_what_it_went_to(tmp_path: Path) -> None:
+    file = io.StringIO()
+    times = {
+        "set_up": 3.0,
+        "before": 9.0,
+        "training": 70.0,
+        "monitor": 5.0,
+        "answers_by_step": 2.0,
+        "after": 20.0,
+    }
+    earlier, now = result(None), result(None) | {"name": "dpo", "seconds": 100.0, "times": times}
+    print_summary([earlier, now], tmp_path, make_console(file=file, width=160))
+    rows = [[cell.strip() for cell in line.strip("│ ").split("│")] for line in file.getvalue().splitlines()]
+    assert ["steps, time", "12, 1:01", "12, 1:40"] in rows
+    assert ["of it training", "-", "1:10"] in rows
+    assert ["of it monitor", "-", "0:05"] in rows
+    assert ["of it held out", "-", "0:22"] in rows
+
+
 def test_a_report_that_is_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("")
     assert f"report: {tmp_path / 'report.html'}" in printed(None, tmp_path)

@@ -107,6 +107,11 @@ def test_the_run_folder_holds_everything(finished: Path) -> None:
         assert "logps/chosen" in lines[0]
         card = (finished / stage / "model" / "README.md").read_text()
         assert "nats per token" in card
+        done = json.loads((finished / stage / "stage.json").read_text())
+        assert min(done["times"][part] for part in ("set_up", "training", "monitor", "after")) > 0
+        assert sum(done["times"].values()) - done["times"]["before"] == pytest.approx(
+            done["seconds"], abs=0.4
+        )
     parts = json.loads((finished / "data.json").read_text())["parts"]
     assert sum(part["rows"] for part in parts.values()) == 240
     assert all(part["fingerprint"] for part in parts.values())

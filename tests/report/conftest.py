@@ -208,6 +208,14 @@ def write_run(
             "loss": loss,
             "steps": steps,
             "seconds": 75.4,
+            "times": {
+                "set_up": 1.0,
+                "before": 9.0,
+                "training": 60.0,
+                "monitor": 4.4,
+                "answers_by_step": 2.0,
+                "after": 8.0,
+            },
             "layout": "shared",
             "heldout": heldout,
         }

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from slimepo.report.facts import certificates, searched
-from slimepo.report.folders import read_report
+from slimepo.report.facts import certificates, searched, speed
+from slimepo.report.folders import read_report, read_source
 from slimepo.report.groups import Group
 from slimepo.report.page import report_page
 from slimepo.report.records import Record
@@ -47,6 +47,23 @@ class TestCertificates:
         assert "First numbers" not in report_page(read_report([run]))
         write_json(run / "slime" / "certificate.json", certificate(3e-7))
         assert "<td>agrees</td>" in report_page(read_report([run]))
+
+
+def test_what_a_run_spent_its_time_on(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    table = speed([Group("g", tuple(read_source(run).records))], [])
+    told = dict(zip(table.heads[1:], table.lines[0].cells, strict=True))
+    assert told["time"] == "1 min 15 s"
+    assert (told["of it training"], told["of it monitor"], told["of it held out"]) == (
+        "1 min 0 s",
+        "4.4 s",
+        "10.0 s",
+    )
+
+
+def test_a_run_of_an_earlier_version_has_a_time_alone() -> None:
+    table = speed([Group("g", (Record("a", "", "slime", seconds=10.0),))], [])
+    assert table.heads == ("run", "time")
 
 
 def test_a_sweep_s_search_has_every_point_and_the_one_taken(tmp_path: Path) -> None:

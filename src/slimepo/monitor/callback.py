@@ -38,7 +38,7 @@ from slimepo.monitor.probe import (
     score_sample,
 )
 from slimepo.monitor.record import FILE, VERSION, MonitorRecord, cured_in
-from slimepo.monitor.settings import MonitorSettings, look_steps
+from slimepo.monitor.settings import MonitorSettings, look_steps, sample_size
 from slimepo.monitor.verdicts import judge_answers, judge_pairs
 
 
@@ -85,6 +85,8 @@ class DisplacementMonitor(TrainerCallback):
         self.settings, self.heldout, self.valid = settings, heldout, valid
         self.record = MonitorRecord(Path(folder) / FILE, say)
         self._watched: Watched | None = None
+        # What this process has spent on it.
+        self.seconds = 0.0
         self._unlogged: dict[str, float] = {}
 
     def watch(self, watched: Watched) -> None:
@@ -124,9 +126,11 @@ class DisplacementMonitor(TrainerCallback):
             str(tokenizer.decode(ids)) if tokenizer else None
         )
         heldout = list(watched.heldout if self.heldout is None else self.heldout)
+        trained = state.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        pairs = settings.pairs or sample_size(trained, len(self._steps))
         self._rows = {
-            "train": sample(watched.train, settings.pairs, args.seed),
-            "heldout": sample(heldout, settings.pairs, args.seed),
+            "train": sample(watched.train, pairs, args.seed),
+            "heldout": sample(heldout, pairs, args.seed),
         }
         # Whose answers are kept token by token.
         self._shown = "heldout" if self._rows["heldout"] else "train"
@@ -293,6 +297,7 @@ class DisplacementMonitor(TrainerCallback):
             **found,
         }
         record.append(line)
+        self.seconds += line["seconds"]
         if before is None and self._chosen is not None:
             record.append(
                 {"kind": "tokens", "step": step, "set": self._shown, "chosen": first_tokens(self._chosen)}
@@ -312,6 +317,7 @@ class DisplacementMonitor(TrainerCallback):
             self._prompts = []
             return
         seconds = round(time.perf_counter() - started, 4)
+        self.seconds += seconds
         line = {"kind": "generation", "step": step, "seconds": seconds, **answers}
         record.append(line)
         self._unlogged |= flat(line)

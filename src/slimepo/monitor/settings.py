@@ -16,18 +16,21 @@ Cure = Literal["stop", "lower-rate", "raise-anchor"]
 # Of the steps of a run. Far too high a learning rate shows early, and a run that is to be stopped should stop early.
 # Behind 1/16, though, healthy runs of supervised training dip too, and climb back.
 FRACTIONS = (0, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
+# Of the sample: with fewer pairs little is certain, and more would not say much more.
+FEWEST, MOST = 16, 64
 
 
 class MonitorSettings(Settings):
     """What the displacement monitor measures (`slimepo.monitor.callback`).
 
-    `pairs`: pairs of the sample, of training and of held-out rows each. `every`: optimizer steps from one look to the
-    next; None looks at fixed fractions of the run. `prompts`: prompts answered greedily at each look with at most
-    `max_new_tokens`; 0 turns that off. `entanglement`: training pairs whose gradients are compared. `stop_on`: warnings
-    that end the run. `on_unlearning`: what is done at the warning of that name (`slimepo.monitor.cures`).
+    `pairs`: pairs of the sample, of training and of held-out rows each; None: as many as `sample_size` says. `every`:
+    optimizer steps from one look to the next; None looks at fixed fractions of the run. `prompts`: prompts answered
+    greedily at each look with at most `max_new_tokens`; 0 turns that off. `entanglement`: training pairs whose
+    gradients are compared. `stop_on`: warnings that end the run. `on_unlearning`: what is done at the warning of that
+    name (`slimepo.monitor.cures`).
     """
 
-    pairs: int = Field(64, ge=1)
+    pairs: int | None = Field(None, ge=1)
     every: int | None = Field(None, ge=1)
     prompts: int = Field(4, ge=0)
     max_new_tokens: int = Field(256, ge=1)
@@ -73,3 +76,11 @@ def look_steps(last_step: int, every: int | None = None) -> list[int]:
     if every is not None:
         return sorted({*range(0, last_step, every), last_step})
     return sorted({math.ceil(fraction * last_step) for fraction in FRACTIONS})
+
+
+def sample_size(trained: int, looks: int) -> int:
+    """The pairs of each of two samples whose scores, at all looks, take a tenth of the work of training.
+
+    To train on a pair, on `trained` of them over all steps, costs as much as to score three: backward is two forwards.
+    """
+    return min(MOST, max(FEWEST, 3 * trained // (10 * 2 * looks)))

@@ -24,6 +24,8 @@ FIGURES = (
     ("answers that the repair changed", "repaired", "{:.1%}"),
     ("cost of valid answers", "cost", "{:.4g}"),
 )
+# What a stage's time went to, but for what it took to set up; `before` is not in it.
+TIMES = {"training": ["training"], "monitor": ["monitor"], "held out": ["answers_by_step", "after"]}
 
 
 def print_summary(results: Sequence[dict[str, Any]], out: Path, console: Console) -> None:
@@ -51,11 +53,11 @@ def print_summary(results: Sequence[dict[str, Any]], out: Path, console: Console
             table.add_row(label, *cells)
     fell = [f"{each['chosen_fell']:.1%}" if "chosen_fell" in each else "-" for each in held]
     table.add_row("pairs whose chosen answer fell", *fell)
-    times = [divmod(round(result["seconds"]), 60) for result in results]
-    table.add_row(
-        "steps, time",
-        *(f"{r['steps']}, {minutes}:{rest:02d}" for r, (minutes, rest) in zip(results, times, strict=True)),
-    )
+    table.add_row("steps, time", *(f"{r['steps']}, {_minutes(r['seconds'])}" for r in results))
+    for label, parts in TIMES.items():
+        # A stage of an earlier version has no parts.
+        spent = [sum(r["times"][part] for part in parts) if "times" in r else None for r in results]
+        table.add_row(f"  of it {label}", *("-" if each is None else _minutes(each) for each in spent))
     console.print(table)
     for result in results:
         stopped = (result.get("monitor") or {}).get("stopped")
@@ -71,6 +73,10 @@ def print_summary(results: Sequence[dict[str, Any]], out: Path, console: Console
         "report": page if page.exists() else f"slimepo report {out}",
     }.items():
         console.print(f"{what}: {where}")
+
+
+def _minutes(seconds: float) -> str:
+    return "{}:{:02d}".format(*divmod(round(seconds), 60))
 
 
 def final_facts(result: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import time
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -194,6 +195,8 @@ class AnswersByStep(TrainerCallback):
         before: the answers of the model that the stage starts from.
         whole: gives the model with all of its weights.
         say: is told how many were right.
+
+    Its `seconds` are what this process has spent on them.
     """
 
     FILE = "answers-by-step.jsonl"
@@ -210,6 +213,7 @@ class AnswersByStep(TrainerCallback):
     ) -> None:
         self.file, self.tasks, self.chat, self.every = folder / self.FILE, tasks, chat, every
         self.before, self.whole, self.say = before, whole, say
+        self.seconds = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -228,11 +232,13 @@ class AnswersByStep(TrainerCallback):
         # Behind the last step the stage itself asks.
         if state.global_step not in self.steps or state.global_step == state.max_steps:
             return
+        started = time.perf_counter()
         # The panel of training stays on show.
         quiet, what = make_console(quiet=True), f"held-out tasks at step {state.global_step}"
         said = answer_tasks(self.whole(), self.tasks, self.chat, {self.chat.end_id}, quiet, what)
         answers = judged(self.tasks, said)
         self.keep(state.global_step, answers)
+        self.seconds += time.perf_counter() - started
         self.say(f"{what}: exact match {measure(self.tasks.heldout, answers)['exact_match']:.1%}")
 
     def keep(self, step: int, answers: Sequence[Answer]) -> None:

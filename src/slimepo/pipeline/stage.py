@@ -66,7 +66,7 @@ def run_stage(
     A stage that was interrupted goes on from its newest sound checkpoint and ends in the same weights; what of it is
     another run's is refused, but for what is in `accept`.
     """
-    started = time.time()
+    started = time.perf_counter()
     progress = TrainingProgress(console, stage.name)
     rewards = stage_rewards(stage, rows.tasks, folder)
     # accelerate has one state a process, and a stage may compute in another precision than the one before.
@@ -80,24 +80,68 @@ def run_stage(
     checkpoint = trainer.sound_checkpoint(accept)
     if checkpoint is not None:
         console.print(f"{stage.name}: going on from {checkpoint.name}")
-    # Stages that train on the same pairs mostly start from the same model too; a sweep shares the folder of these. What
-    # is found there takes no time, so that none of it counts.
-    looked = time.time()
+    set_up = time.perf_counter()
+    # Stages that train on the same pairs mostly start from the same model too; a sweep shares the folder of these.
     kept = folder.parent / stage.part if stage.part in recipe.pairs else None
     before = standing(trainer, rows, chat, console, "before", kept)
-    started += time.time() - looked
+    stood = time.perf_counter()
     by_step = None
     if stage.answer_every is not None and rows.tasks is not None:
         by_step = AnswersByStep(
             folder, rows.tasks, chat, stage.answer_every, before.answers, trainer.whole_model, progress.say
         )
         trainer.add_callback(by_step)
-    sampling = args.sampling
+    _train(trainer, recipe.seed, checkpoint, accept, folder, progress)
+    trained = time.perf_counter()
+    after = standing(trainer, rows, chat, console, "after")
+    if by_step is not None:
+        by_step.keep(trainer.state.global_step, after.answers)
+    heldout = compared(
+        rows, before, after, stage.loss_options.get("threshold", hyperparameters(slime)["threshold"]), folder
+    )
+    watched = trainer.monitor.seconds if trainer.monitor else 0.0
+    answered = by_step.seconds if by_step else 0.0
+    times = {
+        "set_up": set_up - started,
+        "before": stood - set_up,
+        "training": trained - stood - watched - answered,
+        "monitor": watched,
+        "answers_by_step": answered,
+        "after": time.perf_counter() - trained,
+    }
+    result = _figures(trainer, stage, base, times)
+    result["resumed_from_step"] = step_of(checkpoint) if checkpoint else 0
+    if heldout:
+        result["heldout"] = heldout
+    if trainer.monitor is not None:
+        if before.scores is not None and after.scores is not None:
+            trainer.monitor.conclude(before.scores, after.scores)
+        result["monitor"] = trainer.monitor.record.summary(heldout if "pairs" in heldout else None)
+    _export(trainer, recipe, stage, rows, chat, folder, result)
+    if "merged" in result:
+        merged = result["merged"]
+        console.print(
+            f"{stage.name}: merged onto the plain weights of its base: log-probs of {merged['tokens']:,} tokens "
+            f"differ by at most {merged['largest']:.2g} nats, {merged['mean']:.2g} on the mean"
+        )
+    return result
+
+
+def _train(
+    trainer: PreferenceTrainer,
+    seed: int,
+    checkpoint: Path | None,
+    accept: Collection[str],
+    folder: Path,
+    progress: TrainingProgress,
+) -> None:
+    """Train to the end. Raises Preempted: told to end before, and a checkpoint is written."""
+    sampling = trainer.args.sampling
     ending = SaveOnTerm(sampling.steps if sampling else 1)
     trainer.add_callback(ending)
     try:
         # Scoring used no randomness that training needs, but the start must not depend on that.
-        set_seed(recipe.seed)
+        set_seed(seed)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, accept=accept)
     finally:
         progress.close()
@@ -107,13 +151,16 @@ def run_stage(
     if ending.stopped:
         trainer.accelerator.wait_for_everyone()
         raise Preempted(
-            f"{stage.name}: told to end; the same command goes on from step {trainer.state.global_step}"
+            f"{folder.name}: told to end; the same command goes on from step {trainer.state.global_step}"
         )
-    after = standing(trainer, rows, chat, console, "after")
-    if by_step is not None:
-        by_step.keep(trainer.state.global_step, after.answers)
+
+
+def _figures(
+    trainer: PreferenceTrainer, stage: Stage, base: str | RandomModel, times: dict[str, float]
+) -> dict[str, Any]:
+    """What a stage that has trained was, and what it took."""
     parameters = [(weights_of(p), p.requires_grad) for p in trainer.model.parameters()]
-    result: dict[str, Any] = {
+    return {
         "name": stage.name,
         "loss": stage.loss,
         "loss_options": stage.loss_options,
@@ -125,25 +172,11 @@ def run_stage(
         "parameters": sum(count for count, _ in parameters),
         "trained_parameters": sum(count for count, trains in parameters if trains),
         "peak_memory": peak_memory(),
-        "seconds": round(time.time() - started, 1),
-        "resumed_from_step": step_of(checkpoint) if checkpoint else 0,
+        # Where another stage left it, "before" is found and takes no time: it never counts.
+        "seconds": round(sum(times.values()) - times["before"], 1),
+        "times": {part: round(seconds, 3) for part, seconds in times.items()},
+        "monitor": None,
     }
-    threshold = stage.loss_options.get("threshold", hyperparameters(slime)["threshold"])
-    heldout = compared(rows, before, after, threshold, folder)
-    if heldout:
-        result["heldout"] = heldout
-    if trainer.monitor is not None and before.scores is not None and after.scores is not None:
-        trainer.monitor.conclude(before.scores, after.scores)
-    of_pairs = heldout if "pairs" in heldout else None
-    result["monitor"] = trainer.monitor.record.summary(of_pairs) if trainer.monitor else None
-    _export(trainer, recipe, stage, rows, chat, folder, result)
-    if "merged" in result:
-        merged = result["merged"]
-        console.print(
-            f"{stage.name}: merged onto the plain weights of its base: log-probs of {merged['tokens']:,} tokens "
-            f"differ by at most {merged['largest']:.2g} nats, {merged['mean']:.2g} on the mean"
-        )
-    return result
 
 
 def how_it_trains(trainer: PreferenceTrainer) -> list[str]:

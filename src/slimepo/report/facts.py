@@ -18,6 +18,9 @@ SPEED = (
     ),
     Column("steps", lambda g: written(g.spread(lambda r: r.steps), ",.0f")),
     Column("time", lambda g: duration(s.median) if (s := g.spread(lambda r: r.seconds)) else ABSENT),
+    Column("of it training", lambda g: _part(g, "training")),
+    Column("of it monitor", lambda g: _part(g, "monitor")),
+    Column("of it held out", lambda g: _part(g, "answers_by_step", "after")),
     Column("peak memory", lambda g: size(m.high) if (m := g.spread(lambda r: r.peak_memory)) else ABSENT),
     Column("layout", lambda g: g.first.layout or ABSENT),
     Column("trained parameters", lambda g: count(g.first.trained_parameters)),
@@ -171,3 +174,9 @@ def _point(point: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{key.rpartition('.')[2].replace('_', ' ')} {told(value)}" for key, value in point.items()
     )
+
+
+def _part(group: Group, *parts: str) -> str:
+    """The time of these parts of a stage, the median of the runs that know it."""
+    known = [sum(record.times.get(part, 0.0) for part in parts) for record in group.records if record.times]
+    return duration(statistics.median(known)) if known else ABSENT

@@ -117,6 +117,7 @@ class Record:
     dropped: dict[str, float] = field(default_factory=dict)
     steps: float | None = None
     seconds: float | None = None
+    times: dict[str, float] = field(default_factory=dict)
     peak_memory: float | None = None
     stage: str = ""
     start: str = ""

@@ -89,6 +89,7 @@ def stage_record(path: Path, recipe: dict[str, Any], at: int, several: bool) -> 
         dropped=numbers(drops.get("dropped")),
         steps=number(done.get("steps")) or (curve[-1]["step"] if curve else None),
         seconds=number(done.get("seconds")),
+        times=numbers(done.get("times")),
         peak_memory=number(done.get("peak_memory")),
         certificate=mapping(read_json(folder / "certificate.json")),
     )
