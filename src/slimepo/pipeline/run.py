@@ -194,24 +194,7 @@ def _run_stages(
     if recipe.quantize is not None and pending:
         refuse_no_bitsandbytes()
     for stage in pending:
-        check_reference(recipe, stage)
-        asked = recipe.pairs.get(stage.part)
-        made = asked.reward if asked else None
-        if asked and asked.engine.startswith("http") and not recipe.smoke:
-            check_server(asked.rollouts)
-        # What a weight of a user's own objective is, the user knows.
-        own = ":" in stage.loss
-        if asked and made != COST and not own and "weight" in find_objective(stage.loss).asks:
-            raise InputError(
-                f"stage {stage.name!r}: {stage.loss} weighs pairs by their costs, and pairs {stage.part!r} have none: "
-                f"give tasks.cost and pairs.{stage.part}.reward=cost"
-            )
-        if stage.rollouts is not None or made not in (None, COST):
-            given = stage.reward if made is None else made
-            check_rewards(reward_weights(given), bool(recipe.tasks and recipe.tasks.checker))
-        if stage.rollouts is not None and stage.rollouts.cost is not None:
-            costs = reward_weights(stage.rollouts.cost.of, "cost")
-            check_rewards(costs, bool(recipe.tasks and recipe.tasks.checker), "cost")
+        check_stage(recipe, stage)
     if pending:
         if not recipe.smoke:
             on_main(lambda: check_space(recipe, len(pending), out), PartialState())
@@ -288,6 +271,31 @@ def check_space(recipe: Recipe, stages: int, out: Path) -> None:
             f"--out {out}: the run leaves {needed / 2**30:,.2f} GiB at the least and {free / 2**30:,.2f} GiB are free; "
             "make room, or give a folder on another disk"
         )
+
+
+def check_stage(recipe: Recipe, stage: Stage) -> None:
+    """Refuse, before anything trains, what a stage asks for and cannot have.
+
+    Raises:
+        InputError: its reference, its objective's side information, its rewards and costs, or the server that samples.
+    """
+    check_reference(recipe, stage)
+    checker = bool(recipe.tasks and recipe.tasks.checker)
+    asked = recipe.pairs.get(stage.part)
+    made = asked.reward if asked else None
+    if asked and asked.engine.startswith("http") and not recipe.smoke:
+        check_server(asked.rollouts)
+    # What a weight of a user's own objective is, the user knows.
+    own = ":" in stage.loss
+    if asked and made != COST and not own and "weight" in find_objective(stage.loss).asks:
+        raise InputError(
+            f"stage {stage.name!r}: {stage.loss} weighs pairs by their costs, and pairs {stage.part!r} have none: "
+            f"give tasks.cost and pairs.{stage.part}.reward=cost"
+        )
+    if stage.rollouts is not None or made not in (None, COST):
+        check_rewards(reward_weights(stage.reward if made is None else made), checker)
+    if stage.rollouts is not None and stage.rollouts.cost is not None:
+        check_rewards(reward_weights(stage.rollouts.cost.of, "cost"), checker, "cost")
 
 
 def check_reference(recipe: Recipe, stage: Stage) -> None:
