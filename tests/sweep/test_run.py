@@ -298,6 +298,55 @@ def test_processes_run_side_by_side_and_one_waits_for_a_folder_that_is_held(tmp_
     assert failed["c"].code == 2
 
 
+def test_a_start_is_made_right_before_the_runs_that_need_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def run(words: list[str], **_: Any) -> SimpleNamespace:
+        ran.append(words[-1])
+        return SimpleNamespace(returncode=3 if words[-1] == "start 1" else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    starts = [Process(f"start {seed}", tmp_path, [[f"start {seed}"]]) for seed in (0, 1)]
+    runs = [
+        Process(f"{arm} {seed}", tmp_path, [[f"{arm} {seed}"]], starts[seed])
+        for seed in (0, 1)
+        for arm in "ab"
+    ]
+    processes = [starts[0], *runs[:2], starts[1], *runs[2:]]
+    ended: list[str] = []
+    failed = run_processes(processes, 1, make_console(quiet=True), ended.append)
+    assert ran == ["start 0", "a 0", "b 0", "start 1"]
+    assert ended == ["start 0", "a 0", "b 0"]
+    assert failed.keys() == {"start 1", "a 1", "b 1"}
+    assert "which it starts from, failed" in failed["a 1"].words
+    assert failed["a 1"].code == 3
+
+
+def test_a_free_place_takes_the_first_run_whose_start_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    second_ran = threading.Event()
+
+    def run(words: list[str], **_: Any) -> SimpleNamespace:
+        if words[-1] == "start 0":
+            assert second_ran.wait(10)
+        ran.append(words[-1])
+        if words[-1] == "start 1":
+            second_ran.set()
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    first, second = (Process(f"start {seed}", tmp_path / str(seed), [[f"start {seed}"]]) for seed in (0, 1))
+    for process in (first, second):
+        process.folder.mkdir()
+    needy = Process("a 0", tmp_path, [["a 0"]], first)
+    assert run_processes([first, needy, second], 2, make_console(quiet=True)) == {}
+    assert ran == ["start 1", "start 0", "a 0"]
+
+
 @pytest.mark.parametrize(("by", "scored"), [("margin", []), ("ifeval/prompt_strict", ["ifeval"])])
 def test_a_search_runs_the_benchmark_that_it_goes_by_and_no_other(
     folder: Path, tmp_path: Path, by: str, scored: list[str]

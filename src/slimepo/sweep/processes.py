@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,11 +25,12 @@ EVERY = 2.0
 
 
 class Process(NamedTuple):
-    """A run folder and the commands of `slimepo` that are run for it, one after another."""
+    """A run folder and the commands of `slimepo` that are run for it, one after another, once `needs` is done."""
 
     name: str
     folder: Path
     commands: list[list[str]]
+    needs: Process | None = None
 
 
 def run_processes(
@@ -39,6 +40,8 @@ def run_processes(
     ended: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Failure]:
     """Run them, `jobs` at a time, each with its share of the processors; what each that failed ended with, by name.
+
+    The first that can run does, whatever waits before it. What needs a process that failed has failed too.
 
     ended: called with the name of each that did not fail.
 
@@ -77,19 +80,32 @@ def run_processes(
         finally:
             places.put(environment)
 
+    def over(name: str, why: Failure | None) -> None:
+        states[name] = f"failed: {why.words}" if why else "done"
+        count = sum(state == "done" or state.startswith("failed") for state in states.values())
+        told = f"[{count}/{len(processes)}] {name}: {states[name]}, {time.monotonic() - started:.0f} s"
+        console.print(told, style="red" if why else None)
+        if why:
+            failed[name] = why
+        else:
+            ended(name)
+
+    waiting, running = list(processes), dict[Future[Failure | None], Process]()
     with _progress(states, console), ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(run, process): process for process in processes}
         try:
-            for done in as_completed(waiting):
-                name, why = waiting[done].name, done.result()
-                states[name] = f"failed: {why.words}" if why else "done"
-                over = sum(state == "done" or state.startswith("failed") for state in states.values())
-                told = f"[{over}/{len(processes)}] {name}: {states[name]}, {time.monotonic() - started:.0f} s"
-                console.print(told, style="red" if why else None)
-                if why:
-                    failed[name] = why
-                else:
-                    ended(name)
+            while waiting or running:
+                for process in list(waiting):
+                    start = process.needs
+                    if start is not None and (why := failed.get(start.name)):
+                        waiting.remove(process)
+                        words = f"{start.folder}, which it starts from, failed: {why.words}"
+                        over(process.name, why._replace(words=words))
+                ready = [each for each in waiting if each.needs is None or states[each.needs.name] == "done"]
+                for process in ready[: jobs - len(running)]:
+                    waiting.remove(process)
+                    running[pool.submit(run, process)] = process
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    over(running.pop(done).name, done.result())
         except BaseException:
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)

@@ -109,38 +109,41 @@ def run_cells(
             (stage / "stage.json").unlink(missing_ok=True)
     for seed in dict.fromkeys(cell.recipe.seed for cell in cells):
         prepare(seed)
-    together = by_shared(missing, out / SHARED)
-    shared = []
-    for folder, alike in together.items():
-        recipe = shared_recipe(alike[0])
-        file = str(write_recipe(recipe, folder))
-        commands = []
-        own_stages = recipe.stages != alike[0].recipe.stages
-        if own_stages and not all(is_done(recipe, folder, stage.name) for stage in recipe.stages):
-            commands.append(["run", file, "--out", str(folder)])
-        if not all((folder / name / "pairs.json").exists() for name in recipe.pairs):
-            commands.append(["pairs", file, "--out", str(folder)])
-        if commands:
-            shared.append(Process(f"{SHARED} {folder.name}", folder, commands))
-    broken = run_processes(shared, jobs, console)
-    failed = {
-        cell.name: broken[process.name]._replace(
-            words=f"{process.folder}, which it starts from, failed: {broken[process.name].words}"
-        )
-        for process in shared
-        if process.name in broken
-        for cell in together[process.folder]
-    }
-    processes = []
+    starts: dict[str, tuple[Path, Process | None]] = {}
+    for folder, alike in by_shared(missing, out / SHARED).items():
+        made = _shared_process(alike[0], folder)
+        for cell in alike:
+            starts[cell.name] = folder, made
+    processes: list[Process] = []
+    # A start right before the first cell that needs it.
     for cell in missing:
-        if cell.name in failed:
-            continue
         file = str(write_recipe(cell.recipe, cell.folder))
-        for folder, alike in together.items():
-            if cell in alike:
-                link_shared(cell, folder)
-        processes.append(Process(cell.name, cell.folder, [["run", file, "--out", str(cell.folder)]]))
+        start = None
+        if cell.name in starts:
+            folder, start = starts[cell.name]
+            link_shared(cell, folder)
+            if start is not None and start not in processes:
+                processes.append(start)
+        processes.append(Process(cell.name, cell.folder, [["run", file, "--out", str(cell.folder)]], start))
     if len(missing) < len(cells):
         console.print(f"{len(cells) - len(missing)} of {len(cells)} runs are done")
     by_name = {cell.name: cell for cell in missing}
-    return failed | run_processes(processes, jobs, console, lambda name: ended(by_name[name]))
+
+    def done(name: str) -> None:
+        if name in by_name:
+            ended(by_name[name])
+
+    failed = run_processes(processes, jobs, console, done)
+    return {name: why for name, why in failed.items() if name in by_name}
+
+
+def _shared_process(cell: Cell, folder: Path) -> Process | None:
+    """What makes the start that a cell shares with others in `folder`; None where it is made."""
+    recipe = shared_recipe(cell)
+    file, commands = str(write_recipe(recipe, folder)), []
+    own_stages = recipe.stages != cell.recipe.stages
+    if own_stages and not all(is_done(recipe, folder, stage.name) for stage in recipe.stages):
+        commands.append(["run", file, "--out", str(folder)])
+    if not all((folder / name / "pairs.json").exists() for name in recipe.pairs):
+        commands.append(["pairs", file, "--out", str(folder)])
+    return Process(f"{SHARED} {folder.name}", folder, commands) if commands else None

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 WEIGHTS = ("model", "adapter", "base")
 
 Ended = Callable[[Cell], None]
+# A point and the figure that the search goes by, the mean over its seeds; None where one of them broke.
+Tried = tuple[Keys, float | None]
 
 
 class Runner(Protocol):
@@ -39,45 +41,36 @@ def searched(
     Of the recipe's benchmarks the search runs the one that it goes by, if it goes by one. Weights of its runs are
     removed once that figure is known.
     """
-    arms = arms_of(sweep)
-
-    def cell_of(name: str, point: Keys, seed: int) -> Cell:
-        cell = cell_at(sweep, base, name, point, seed, out / SEARCH / f"{name}-{label(point)}")
-        asked = [each for each in cell.recipe.evaluate if search.by.startswith(each.benchmark)]
-        return replace(cell, recipe=cell.recipe.model_copy(update={"evaluate": asked}))
-
-    def ended(cell: Cell) -> None:
-        if search.by in figures_of(cell):
-            drop_weights(cell)
-
-    tried: dict[str, list[tuple[Keys, float | None]]] = {name: [] for name in arms}
+    tried: dict[str, list[Tried]] = {name: [] for name in arms_of(sweep)}
     runs: list[tuple[Cell, dict[str, float]]] = []
 
     def attempt(asked: Mapping[str, Sequence[Keys]]) -> None:
-        cells = {
-            (name, label(point)): [cell_of(name, point, seed) for seed in search.seeds]
+        """Run these points of every arm, with every seed of the search."""
+        cells = [
+            (name, point, [_cell(sweep, search, base, name, point, seed, out) for seed in search.seeds])
             for name, points in asked.items()
             for point in points
-        }
-        run([cell for alike in cells.values() for cell in alike], ended=ended)
-        figures = {cell.folder: figures_of(cell) for alike in cells.values() for cell in alike}
-        runs.extend((cell, figures[cell.folder]) for alike in cells.values() for cell in alike)
-        known = dict.fromkeys(key for found in figures.values() for key in found)
+        ]
+        run(
+            [cell for *_, alike in cells for cell in alike],
+            ended=lambda cell: drop_weights(cell) if search.by in figures_of(cell) else None,
+        )
+        found = [(cell, figures_of(cell)) for *_, alike in cells for cell in alike]
+        runs.extend(found)
+        known = dict.fromkeys(key for _, figures in found for key in figures)
         if known and search.by not in known:
             raise InputError(
                 f"sweep: search.by: nothing is called {search.by!r}{nearest(search.by, known)}; there are: "
                 f"{', '.join(key for key in known if not key.startswith('train/'))}"
             )
-        for (name, _), alike in cells.items():
-            found = [figures[cell.folder].get(search.by) for cell in alike]
-            values = [value for value in found if value is not None]
+        of_cell = {cell.folder: figures.get(search.by) for cell, figures in found}
+        for name, point, alike in cells:
+            values = [value for cell in alike if (value := of_cell[cell.folder]) is not None]
             # A point at which one seed broke is out of the question.
-            tried[name].append(
-                (alike[0].point, statistics.fmean(values) if len(values) == len(found) else None)
-            )
+            tried[name].append((point, statistics.fmean(values) if len(values) == len(alike) else None))
 
     if search.range:
-        studies = {name: _study(search) for name in arms}
+        studies = {name: _study(search) for name in tried}
         for _ in range(search.trials):
             trials = {name: study.ask(_distributions(search)) for name, study in studies.items()}
             attempt({name: [trial.params] for name, trial in trials.items()})
@@ -85,19 +78,17 @@ def searched(
                 value = tried[name][-1][1]
                 studies[name].tell(trial, value, **({} if value is not None else {"state": _failed()}))
     else:
-        attempt({name: [*points_of(search.grid)] for name in arms})
+        attempt({name: [*points_of(search.grid)] for name in tried})
     write_csv(out / "search-runs.csv", runs)
-    write_json(
-        out / "search.json",
-        {
-            "by": search.by,
-            "seeds": search.seeds,
-            "arms": {
-                name: [{"point": point, search.by: value} for point, value in found]
-                for name, found in tried.items()
-            },
-        },
-    )
+    points = {
+        name: [{"point": point, search.by: value} for point, value in found] for name, found in tried.items()
+    }
+    write_json(out / "search.json", {"by": search.by, "seeds": search.seeds, "arms": points})
+    return best_points(search, tried, console)
+
+
+def best_points(search: Search, tried: Mapping[str, Sequence[Tried]], console: Console) -> dict[str, Keys]:
+    """The best point of every arm that has one, said with all that were tried."""
     best: dict[str, Keys] = {}
     sign = -1 if search.smallest else 1
     for name, found in tried.items():
@@ -105,7 +96,7 @@ def searched(
         if not known:
             console.print(f"{name}: no point of the search came to its end", style="red")
             continue
-        best[name], value = max(known, key=lambda each: sign * each[1])
+        best[name], _ = max(known, key=lambda each: sign * each[1])
         told = ", ".join(f"{label(point)}: {'failed' if at is None else f'{at:.4g}'}" for point, at in found)
         console.print(f"{name}: {search.by} {told}; taken: {label(best[name])}")
     return best
@@ -119,6 +110,12 @@ def drop_weights(cell: Cell) -> None:
             weights = [folder / name for name in WEIGHTS if (folder / name).exists()]
             for made in (*weights, *(folder / "checkpoints").glob("checkpoint-*")):
                 shutil.rmtree(made)
+
+
+def _cell(sweep: Sweep, search: Search, base: Keys, name: str, point: Keys, seed: int, out: Path) -> Cell:
+    cell = cell_at(sweep, base, name, point, seed, out / SEARCH / f"{name}-{label(point)}")
+    asked = [each for each in cell.recipe.evaluate if search.by.startswith(each.benchmark)]
+    return replace(cell, recipe=cell.recipe.model_copy(update={"evaluate": asked}))
 
 
 def _study(search: Search) -> Any:
