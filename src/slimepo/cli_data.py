@@ -54,16 +54,20 @@ def check_data(
         ),
     ] = None,
     gradient_pairs: Annotated[
-        int,
-        typer.Option(min=0, help="Number of pairs whose gradients are compared (two backward passes each)."),
-    ] = 100,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Number of pairs whose gradients are compared (two backward passes each); 100 if not given.",
+        ),
+    ] = None,
     keep: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write the rows with the lowest CHES to this file, as JSONL."),
     ] = None,
     keep_share: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="The share of pairs to keep with --keep.")
-    ] = 0.9,
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="The share of pairs to keep with --keep; 0.9 if not given."),
+    ] = None,
 ) -> None:
     """Check a file of pairs as training would read it: counts, lengths, drops by reason, duplicates."""
     from rich.progress import Progress
@@ -77,6 +81,10 @@ def check_data(
 
     if keep is not None and displacement is None:
         raise InputError("--keep goes with --displacement, which says what to keep")
+    if keep_share is not None and keep is None:
+        raise InputError("--keep-share is the share of pairs that --keep FILE writes: give that too")
+    if gradient_pairs is not None and displacement is None:
+        raise InputError("--gradient-pairs goes with --displacement, whose gradients are compared")
     if (tokens := model or displacement) is None:
         raise InputError("data check: give --model, whose tokens are counted, or --displacement")
     if keep is not None and keep.resolve() == Path(source).resolve():
@@ -105,18 +113,19 @@ def check_data(
     loaded = load_model(displacement)
     if torch.accelerator.is_available():
         loaded.to(torch.accelerator.current_accelerator())
+    of_gradients = 100 if gradient_pairs is None else gradient_pairs
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("gradients", total=gradient_pairs)
+        task = progress.add_task("gradients", total=of_gradients)
         found = forecast(
             loaded,
             kept,
-            gradient_pairs,
+            of_gradients,
             report=lambda done, total: progress.update(task, completed=done, total=total),
         )
     prompts = {row.source: _text(row.prompt) for row in rows.preferences}
     print_forecast(found, console, lambda row: f"{row}: {prompts.get(row, '')[-100:]!r}")
     if keep is not None:
-        ids = lowest(found, keep_share)
+        ids = lowest(found, 0.9 if keep_share is None else keep_share)
         _write_rows(keep, source, split, ids)
         console.print(f"{len(ids)} of {len(found.ids)} pairs written to {keep}", highlight=False)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from slimepo.errors import InputError
 from slimepo.pipeline import generate as module
 from slimepo.pipeline.generate import answer_prompts
 from slimepo.terminal import make_console
@@ -52,6 +53,19 @@ def test_what_is_given_counts(
 
 def test_any_other_model_says_what_is_likeliest(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked(llama_folder, monkeypatch, {}) == ((0.0, 1.0), "")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [({"top_p": 0.9}, "--top-p has nothing to draw from"), ({"samples": 3}, "the same answer")],
+)
+@pytest.mark.parametrize("temperature", [0.0, None])
+def test_what_only_sampling_can_do_is_refused_of_a_model_that_does_not_sample(
+    llama_folder: Path, given: dict[str, Any], words: str, temperature: float | None
+) -> None:
+    console = make_console(quiet=True)
+    with pytest.raises(InputError, match=f"{words}: give --temperature too"):
+        answer_prompts(str(llama_folder), PROMPTS, None, console, temperature=temperature, **given)
 
 
 def test_every_answer_follows_a_grammar_that_is_given(llama_folder: Path) -> None:

@@ -139,6 +139,8 @@ def test_the_command_shows_the_worst_pairs_and_writes_the_rest(tmp_path: Path) -
     assert all(row in rows for row in kept)
     for arguments, words in (
         (["--keep", data], "--keep goes with --displacement"),
+        (["--model", tmp_path / "model", "--keep-share", 0.5], "--keep FILE writes: give that too"),
+        (["--model", tmp_path / "model", "--gradient-pairs", 5], "--gradient-pairs goes with --displacement"),
         ([], "give --model, whose tokens are counted, or --displacement"),
         (["--displacement", tmp_path / "model", "--keep", data], "is the file that is read"),
         (["--displacement", tmp_path / "nothing"], "nothing"),

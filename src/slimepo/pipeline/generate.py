@@ -92,6 +92,9 @@ def answer_prompts(
             f"as the model comes: temperature {temperature:g}, top_p {top_p:g}{left_out}; --temperature 0 takes the "
             "likeliest token"
         )
+    elif not temperature and (top_p is not None or settings.get("samples", 1) > 1):
+        what = "--top-p has nothing to draw from" if top_p is not None else "all samples are the same answer"
+        raise InputError(f"at temperature 0 {what}: give --temperature too, such as 1")
     start: list[Message] = [Message(role="system", content=system)] if system else []
     messages = [start + prompt for prompt in prompts]
     constraints = None
