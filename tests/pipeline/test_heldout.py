@@ -12,8 +12,9 @@ from slimepo.model.score import PairScores
 from slimepo.pipeline import heldout
 from slimepo.pipeline.run import run_recipe
 from slimepo.pipeline.tasks import Said
-from slimepo.playground.world import WorldSettings, write_world
+from slimepo.playground.world import WorldSettings
 from slimepo.terminal import make_console
+from tests.pipeline.conftest import world_recipe
 from tests.pipeline.test_recipe import make_recipe
 
 
@@ -45,31 +46,17 @@ def test_what_is_kept_comes_back_to_the_last_bit(scores: PairScores | None, tmp_
 def test_arms_that_start_from_the_same_weights_are_asked_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_world(
-        WorldSettings(demonstrations=60, preference_prompts=30, heldout_prompts=8), 0, tmp_path / "world"
-    )
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    world = WorldSettings(demonstrations=60, preference_prompts=30, heldout_prompts=8)
+    values = world_recipe(tmp_path, world)
     stage = {"part": "own", "start": "sft", "batch_size": 20, "max_steps": 2, "epochs": 1}
-    values: dict[str, Any] = {
-        "model": {"init": "random", "architecture": "llama", "num_key_value_heads": 2, **sizes},
-        "tokenizer": f"{tmp_path}/world/tokenizer",
-        "data": {"path": f"{tmp_path}/world/demonstrations.jsonl", "parts": {"sft": 1.0}},
-        "tasks": {
-            "train": f"{tmp_path}/world/tasks.jsonl",
-            "heldout": f"{tmp_path}/world/heldout.jsonl",
-            "checker": "slimepo.playground.tasks:judge",
-            "max_new_tokens": 8,
-        },
-        "pairs": {"own": {"model": "sft", "per_prompt": 4, "max_new_tokens": 8, "gold": True}},
-        "stages": [
-            {"loss": "sft", "learning_rate": 1e-2, "epochs": 1, "batch_size": 20, "monitor": False},
-            {"loss": "slime", "learning_rate": 1e-3, **stage},
-            {"loss": "dpo", "learning_rate": 1e-3, **stage},
-            # What it trains in changes nothing of what it starts from.
-            {"loss": "dpo", "name": "half", "learning_rate": 1e-3, "args": {"bf16": True}, **stage},
-            {"loss": "dpo", "name": "whole-again", "learning_rate": 1e-3, **stage},
-        ],
-    }
+    values["pairs"] = {"own": {"model": "sft", "per_prompt": 4, "max_new_tokens": 8, "gold": True}}
+    values["stages"] += [
+        {"loss": "slime", "learning_rate": 1e-3, **stage},
+        {"loss": "dpo", "learning_rate": 1e-3, **stage},
+        # What it trains in changes nothing of what it starts from.
+        {"loss": "dpo", "name": "half", "learning_rate": 1e-3, "args": {"bf16": True}, **stage},
+        {"loss": "dpo", "name": "whole-again", "learning_rate": 1e-3, **stage},
+    ]
     looked: list[str] = []
     look = heldout._look
 

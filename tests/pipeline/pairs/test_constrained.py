@@ -1,5 +1,6 @@
 """Answers with hard constraints: a grammar, a repair and a cost, from the recipe to the pairs and the figures."""
 
+import copy
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -16,51 +17,38 @@ from slimepo.pipeline.recipe.read import make_recipe
 from slimepo.pipeline.run import run_recipe
 from slimepo.pipeline.tasks import load_tasks
 from slimepo.playground.tours import length
-from slimepo.playground.world import WorldSettings, write_world
+from slimepo.playground.world import WorldSettings
 from slimepo.terminal import make_console
+from tests.pipeline.conftest import world_recipe
 
 TOURS = "slimepo.playground.tours"
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tours")
-    settings = WorldSettings(
-        demonstrations=200, preference_prompts=24, heldout_prompts=12, families=("tours",)
-    )
-    write_world(settings, 0, folder / "world")
-    return folder
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """SFT, and BOPO on the cheapest of many trips."""
+    world = WorldSettings(demonstrations=200, preference_prompts=24, heldout_prompts=12, families=("tours",))
+    tools = {name: f"{TOURS}:{name}" for name in ("grammar", "repair", "cost")}
+    values = world_recipe(tmp_path_factory.mktemp("tours"), world, max_new_tokens=32, **tools)
+    values["pairs"] = {"best": {"model": "sft", "per_prompt": 4, "most": 12, "keep": 3, "reward": "cost"}}
+    values["stages"] += [
+        {"loss": "bopo", "part": "best", "learning_rate": 1e-3, "batch_size": 8, "max_steps": 2}
+    ]
+    return values
 
 
-def values(folder: Path, **changed: Any) -> dict[str, Any]:
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return {
-        "model": {"init": "random", "architecture": "llama", "num_key_value_heads": 2, **sizes},
-        "tokenizer": f"{folder}/world/tokenizer",
-        "data": {"path": f"{folder}/world/demonstrations.jsonl", "parts": {"sft": 1.0}},
-        "tasks": {
-            "train": f"{folder}/world/tasks.jsonl",
-            "heldout": f"{folder}/world/heldout.jsonl",
-            "checker": "slimepo.playground.tasks:judge",
-            "grammar": f"{TOURS}:grammar",
-            "repair": f"{TOURS}:repair",
-            "cost": f"{TOURS}:cost",
-            "max_new_tokens": 32,
-        },
-        "pairs": {"best": {"model": "sft", "per_prompt": 4, "most": 12, "keep": 3, "reward": "cost"}},
-        "stages": [
-            {"loss": "sft", "learning_rate": 1e-2, "epochs": 1, "batch_size": 20, "monitor": False},
-            {"loss": "bopo", "part": "best", "learning_rate": 1e-3, "batch_size": 8, "max_steps": 2},
-        ],
-        **changed,
-    }
+@pytest.fixture
+def given(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe, to be changed."""
+    return copy.deepcopy(recipe)
 
 
 @pytest.fixture(scope="module")
-def run(world: Path) -> Path:
+def run(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    run_recipe(make_recipe(values(world)), world / "run", make_console(quiet=True))
-    return world / "run"
+    run = tmp_path_factory.mktemp("tours") / "run"
+    run_recipe(make_recipe(recipe), run, make_console(quiet=True))
+    return run
 
 
 def test_every_answer_is_a_trip(run: Path) -> None:
@@ -84,8 +72,8 @@ def test_the_monitor_knows_the_task_of_every_pair_of_a_task(run: Path) -> None:
     assert None not in told
 
 
-def test_pairs_are_the_best_against_others_with_their_costs(run: Path, world: Path) -> None:
-    tasks = {row["id"]: row for row in json_lines(world / "world" / "tasks.jsonl")}
+def test_pairs_are_the_best_against_others_with_their_costs(run: Path, recipe: dict[str, Any]) -> None:
+    tasks = {row["id"]: row for row in json_lines(Path(recipe["tasks"]["train"]))}
     rows = json_lines(run / "best" / "train.jsonl")
     assert len(rows) > len({row["task"] for row in rows}), "keep: 3 gives up to two pairs a task"
     for row in rows:
@@ -109,9 +97,9 @@ def test_a_task_is_drawn_again_until_its_best_was_found_twice(run: Path) -> None
     assert any(drawn[task, 0] != drawn[task, 1] for task in again)
 
 
-def test_a_killed_run_draws_nothing_twice(run: Path, world: Path) -> None:
+def test_a_killed_run_draws_nothing_twice(run: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
     """The last lot was cut off in the middle of a line."""
-    again = world / "again"
+    again = tmp_path / "run"
     shutil.copytree(run, again)
     whole = (run / "best" / "samples-train.jsonl").read_text()
     lines = whole.splitlines(keepends=True)
@@ -119,13 +107,13 @@ def test_a_killed_run_draws_nothing_twice(run: Path, world: Path) -> None:
     for name in ("pairs.json", "train.jsonl"):
         (again / "best" / name).unlink()
     shutil.rmtree(again / "bopo")
-    run_recipe(make_recipe(values(world)), again, make_console(quiet=True))
+    run_recipe(make_recipe(recipe), again, make_console(quiet=True))
     for name in ("train.jsonl", "samples-train.jsonl"):
         kept = sorted(map(str, json_lines(run / "best" / name)))
         assert sorted(map(str, json_lines(again / "best" / name))) == kept
 
 
-def test_bopo_is_given_the_ratio_of_costs(run: Path, world: Path) -> None:
+def test_bopo_is_given_the_ratio_of_costs(run: Path) -> None:
     plain, weighed = (read_pairs(run / "best" / "train.jsonl", by_cost=by_cost) for by_cost in (False, True))
     assert {pair.weight for pair in plain} == {1.0}
     for pair in weighed:
@@ -154,23 +142,22 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("changes", "said"), REFUSED)
-def test_what_cannot_be_is_refused_with_the_way_out(changes: dict[str, Any], said: str) -> None:
-    given = values(Path("w"))
+def test_what_cannot_be_is_refused_with_the_way_out(
+    given: dict[str, Any], changes: dict[str, Any], said: str
+) -> None:
     given["tasks"] |= changes.get("tasks", {})
     given["pairs"]["best"] |= changes.get("pairs", {})
     with pytest.raises(InputError, match=said):
         make_recipe(given)
 
 
-def test_rollouts_do_not_learn_from_answers_that_others_have_changed() -> None:
-    given = values(Path("w"))
+def test_rollouts_do_not_learn_from_answers_that_others_have_changed(given: dict[str, Any]) -> None:
     given["stages"][1] = {"loss": "grpo", "rollouts": {"samples": 4}}
     with pytest.raises(InputError, match=r"stage 'grpo': rollouts learn .*tasks.grammar or tasks.repair"):
         make_recipe(given)
 
 
-def test_bopo_is_refused_where_pairs_have_no_costs(world: Path, tmp_path: Path) -> None:
-    given = values(world)
+def test_bopo_is_refused_where_pairs_have_no_costs(given: dict[str, Any], tmp_path: Path) -> None:
     given["pairs"]["best"] |= {"reward": f"{tmp_path}/own.py:count", "most": None}
     with pytest.raises(InputError, match=r"stage 'bopo': bopo weighs pairs by their costs.*reward=cost"):
         run_recipe(make_recipe(given), tmp_path / "run", make_console(quiet=True))
@@ -201,18 +188,16 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("key", "name", "said"), MISTAKES)
 def test_a_users_mistakes_are_told_with_the_task(
-    world: Path, tmp_path: Path, key: str, name: str, said: str
+    given: dict[str, Any], tmp_path: Path, key: str, name: str, said: str
 ) -> None:
     (tmp_path / "own.py").write_text(OWN)
-    given = values(world)
     given["tasks"][key] = f"{tmp_path}/own.py:{name}"
     with pytest.raises(InputError, match=said):
         load_tasks(make_recipe(given))
 
 
-def test_a_grammar_may_be_a_file(world: Path, tmp_path: Path) -> None:
+def test_a_grammar_may_be_a_file(given: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "trip.ebnf").write_text('root ::= "a" (" " [b-f])*')
-    given = values(world)
     given["tasks"]["grammar"] = f"{tmp_path}/trip.ebnf"
     tasks = load_tasks(make_recipe(given))
     assert tasks is not None

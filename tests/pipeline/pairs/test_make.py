@@ -24,8 +24,9 @@ from slimepo.pipeline.recipe.sections import Pairs
 from slimepo.pipeline.run import only_pairs, run_recipe
 from slimepo.pipeline.tasks import RunTasks, Task
 from slimepo.playground.tasks import judge
-from slimepo.playground.world import WorldSettings, write_world
+from slimepo.playground.world import WorldSettings
 from slimepo.terminal import make_console
+from tests.pipeline.conftest import world_recipe
 from tests.tiny import letter_tokenizer, tiny_model
 
 ROW = {"family": "add", "prompt": "Add 2 and 3.", "answer": "5", "numbers": [2, 3], "words": []}
@@ -109,34 +110,14 @@ def test_every_task_is_accounted_for(gold: bool) -> None:
 def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """A recipe of SFT and SLIME on its samples, run to its end."""
     folder = tmp_path_factory.mktemp("pairs")
-    write_world(
-        WorldSettings(demonstrations=200, preference_prompts=40, heldout_prompts=24), 0, folder / "world"
+    values = world_recipe(
+        folder, WorldSettings(demonstrations=200, preference_prompts=40, heldout_prompts=24), batch_rows=32
     )
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    values = {
-        "model": {"init": "random", "architecture": "llama", "num_key_value_heads": 2, **sizes},
-        "tokenizer": f"{folder}/world/tokenizer",
-        "data": {"path": f"{folder}/world/demonstrations.jsonl", "parts": {"sft": 1.0}},
-        "tasks": {
-            "train": f"{folder}/world/tasks.jsonl",
-            "heldout": f"{folder}/world/heldout.jsonl",
-            "checker": "slimepo.playground.tasks:judge",
-            "max_new_tokens": 8,
-            "batch_rows": 32,
-        },
-        "pairs": {"own": {"model": "sft", "per_prompt": 4, "max_new_tokens": 8, "gold": True}},
-        "stages": [
-            {
-                "loss": "sft",
-                "learning_rate": 1e-2,
-                "epochs": 1,
-                "batch_size": 20,
-                "micro_batch_size": 20,
-                "monitor": False,
-            },
-            {"loss": "slime", "part": "own", "learning_rate": 1e-3, "batch_size": 20, "max_steps": 2},
-        ],
-    }
+    values["stages"][0]["micro_batch_size"] = 20
+    values["pairs"] = {"own": {"model": "sft", "per_prompt": 4, "max_new_tokens": 8, "gold": True}}
+    values["stages"] += [
+        {"loss": "slime", "part": "own", "learning_rate": 1e-3, "batch_size": 20, "max_steps": 2}
+    ]
     run_recipe(make_recipe(values), folder / "run", make_console(quiet=True))
     return values, folder / "run"
 
