@@ -10,7 +10,7 @@ __all__ = ["console", "loads", "one_llama"]
 
 
 def world_recipe(folder: Path, settings: WorldSettings, **tasks: Any) -> dict[str, Any]:
-    """A recipe of SFT alone, of a tiny Llama in a world that is written to `folder`; `tasks`: more keys of its tasks."""
+    """A recipe of SFT alone, of a tiny Llama in a world that is written to `folder`; `tasks`: more keys of tasks."""
     world = folder / "world"
     write_world(settings, 0, world)
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
