@@ -111,6 +111,8 @@ def test_repetition_counts_ngrams_that_stood_there_before() -> None:
         ([4] * 5, True),
         ([4] * 4, False),
         (list(range(16)) * 5, True),
+        (list(range(48)) * 5, True),
+        (list(range(49)) * 5, False),
         (list(range(40)), False),
         ([], False),
     ],

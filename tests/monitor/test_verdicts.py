@@ -108,8 +108,10 @@ class TestEntropy:
 
 
 class TestAnswers:
-    def answers(self, finished: float = 1.0, looping: float = 0.0) -> dict[str, Any]:
-        return {"finished": finished, "looping": looping, "length": 20.0, "answers": [{}] * 4}
+    def answers(self, finished: float = 1.0, looping: float = 0.0, repeated: float = 0.1) -> dict[str, Any]:
+        return {
+            "finished": finished, "looping": looping, "repeated": repeated, "length": 20.0, "answers": [{}] * 4,
+        }  # fmt: skip
 
     def test_answers_that_loop_or_do_not_end(self) -> None:
         start = self.answers()
@@ -118,7 +120,13 @@ class TestAnswers:
         assert not judge_answers(self.answers(finished=0.75, looping=0.25), start, {}).holds
         assert judge_answers(self.answers(looping=0.25), start, {("repetition", None): True}).holds
         message = judge_answers(self.answers(finished=0.25, looping=0.5), start, {}).message
-        assert message.startswith("of 4 greedy answers 2 repeat themselves (0 at the start) and 3 do not end")
+        assert message.startswith("of 4 greedy answers 2 repeat themselves (0 at the start) and 3 do not end within")
+
+    def test_loops_that_vary_a_little_take_nothing_back(self) -> None:
+        start, on = self.answers(finished=0.0), {("repetition", None): True}
+        assert judge_answers(self.answers(finished=0.0, repeated=0.78), start, on).holds
+        assert not judge_answers(self.answers(finished=0.0, repeated=0.2), start, on).holds
+        assert not judge_answers(self.answers(finished=0.0, repeated=0.78), start, {}).holds
 
     def test_a_model_that_never_ended_has_not_become_worse(self) -> None:
         start = self.answers(finished=0.0, looping=1.0)
@@ -127,7 +135,7 @@ class TestAnswers:
     def test_the_fact(self) -> None:
         said = answers_fact(self.answers(looping=0.25), self.answers())
         assert said == (
-            "4 of 4 greedy answers end by themselves (4 at the start), 1 repeats itself; "
+            "4 of 4 greedy answers end within the limit (4 at the start), 1 repeats itself; "
             "they are 20 tokens long (20)."
         )
 

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from slimepo.report.facts import certificates, searched, speed
+import pytest
+
+from slimepo.report.facts import certificates, data_facts, searched, speed
 from slimepo.report.folders import read_report, read_source
 from slimepo.report.groups import Group
-from slimepo.report.page import report_page
+from slimepo.report.page import report_page, spoken
 from slimepo.report.records import Record
 from slimepo.report.tables import differences
 from tests.report.conftest import write_json, write_run
@@ -114,3 +116,49 @@ class TestDifferences:
             [self.group("a", "slime", 0.1, 0.1), self.group("b", "dpo", 0.1, 0.1, start=0.25)]
         ).lines
         assert not differences([]).lines
+
+
+def test_every_row_of_the_file_is_in_a_column(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    facts = json.loads((run / "data.json").read_text()) | {
+        "rows": 100,
+        "malformed": 2,
+        "ties": 3,
+        "in_no_part": 26,
+    }
+    write_json(run / "data.json", facts)
+    drops = {"kept": 60, "dropped": {"row too long": 3}, "heldout": {"empty response": 1}}
+    write_json(run / "slime" / "data.json", drops)
+    source = read_source(run)
+    table = data_facts([Group("g", tuple(source.records))], [source])
+    told = dict(zip(table.heads[1:], map(str, table.lines[0].cells), strict=True))
+    assert told["rows in the file"] == "105"
+    assert (told["malformed"], told["ties"], told["in no part"]) == ("2", "3", "26")
+    assert (told["trained on"], told["dropped: row too long"]) == ("60", "3")
+    assert told["held out, dropped: empty response"] == "1"
+
+
+def test_the_command_of_a_run_is_for_the_folder_that_the_report_is_made_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "runs" / "first")
+    monkeypatch.chdir(tmp_path)
+    assert "slimepo run runs/first/recipe.yaml --out again/first" in report_page(read_report([run]))
+    monkeypatch.chdir(tmp_path / "runs")
+    assert "slimepo run first/recipe.yaml --out again/first" in report_page(read_report([Path("first")]))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\n", "Hi!"),
+        ("<bos><start_of_turn>user\nName a\nriver.<end_of_turn>\n<start_of_turn>model\n", "Name a\nriver."),
+        ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi!<|eot_id|><|start_header_id|>assistant"
+         "<|end_header_id|>\n\n", "Hi!"),
+        ("<s>[INST] Hi! [/INST]", "Hi!"),
+        ("Is a < b and b > a?", "Is a < b and b > a?"),
+        ("user\nof this", "user\nof this"),
+    ],
+)  # fmt: skip
+def test_a_prompt_is_shown_as_its_last_turn(prompt: str, said: str) -> None:
+    assert spoken(prompt) == said

@@ -98,6 +98,16 @@ def test_the_verdict_says_who_unlearnt() -> None:
     assert "became likelier, in nats a token: SFT +0.200, SLIME +0.150 ± 0.124." in said
     assert "less likely, in nats a token: DPO -0.350 ± 0.124, odd -0.100." in said
     assert "They did not clearly move with still (+0.001)." in said
-    assert "The gap to rejected answers did not clearly widen with odd (-0.200)." in said
+    assert "The gap to rejected answers widened: " in said
+    assert "; not clearly with odd (-0.200)." in said
     assert "With DPO rejected answers fell too: that is unlearning." in said
     assert verdict([]) == ""
+
+
+def test_of_one_run_the_verdict_leaves_its_name_out() -> None:
+    still = next(group for group in GROUPS if group.label == "still")
+    assert verdict([still]).startswith("Chosen answers did not clearly move (+0.001 nats a token).")
+    odd = next(group for group in GROUPS if group.label == "odd")
+    said = verdict([odd])
+    assert said.startswith("Chosen answers became less likely, in nats a token: -0.100.")
+    assert "The gap to rejected answers did not clearly widen (-0.200 nats a token)." in said

@@ -160,9 +160,9 @@ def test_speed_memory_and_drops_are_those_of_the_files(whole: str) -> None:
     assert row["tokens/s"] == "1,040"
     assert (row["padding, %"], row["steps"], row["time"]) == ("12.5", "60", "1 min 15 s")
     assert (row["peak memory"], row["trained parameters"]) == ("3.0 GiB", "12,345")
-    row = table_with(page, "rows read")["dpo"]
-    assert (row["rows read"], row["malformed"], row["trained on"], row["held-out pairs"]) == (
-        "1,234",
+    row = table_with(page, "rows in the file")["dpo"]
+    assert (row["rows in the file"], row["malformed"], row["trained on"], row["held-out pairs"]) == (
+        "1,237",
         "3",
         "777",
         "200",
@@ -291,7 +291,9 @@ def test_no_key_of_a_runs_files_is_needed(tmp_path: Path, value: Any) -> None:
 def test_markdown_has_a_line_a_run(tmp_path: Path) -> None:
     stages = [SIX[0] | {"name": "a|b"}, *SIX[1:]]
     report = read_report([write_comparison(tmp_path / "made-up", stages)])
-    lines = report_markdown(report).split("\n\n")[0].splitlines()
+    title, said, table, *_ = report_markdown(report).split("\n\n")
+    assert (title, said.startswith("Right answers on held-out prompts")) == ("# made-up", True)
+    lines = table.splitlines()
     assert len(lines) == 2 + 1 + 6
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
     assert "a\\|b" in lines[3]
@@ -301,7 +303,7 @@ def test_markdown_has_a_line_a_run(tmp_path: Path) -> None:
 
 def test_markdown_keeps_the_figure_of_seeds_that_came_to_their_end(make_run: MakeRun) -> None:
     folders = [make_run("a", seed=1), make_run("b", seed=2, state="failed")]
-    line = report_markdown(read_report(folders)).splitlines()[2]
+    line = report_markdown(read_report(folders)).split("\n\n")[2].splitlines()[2]
     assert "| -0.660 (-0.150) (seed 2 stopped: the loss is not finite at step 61) |" in line
 
 
@@ -312,7 +314,9 @@ def test_nothing_is_minus_zero(make_run: MakeRun) -> None:
     stage["heldout"]["after"]["logps/chosen"] = stage["heldout"]["before"]["logps/chosen"] - 1e-5
     stage["heldout"]["after"]["repetition"] = -1e-9
     file.write_text(json.dumps(stage))
-    line = report_markdown(read_report([folder])).splitlines()[2]
+    _, said, table, *_ = report_markdown(read_report([folder])).split("\n\n")
+    assert "(+0.000 nats a token)" in said
+    line = table.splitlines()[2]
     assert "(+0.000)" in line
     assert "| 0.0 |" in line
     assert "-0.0 " not in line
@@ -360,7 +364,7 @@ def test_the_page_tells_what_a_comparison_holds(six: Report) -> None:
         "stopped: the loss is not finite at step 12",
         "✓ right",
         "✗ wrong form",
-        "✗ does not end",
+        "✗ cut off at the limit",
         "plain SFT on the chosen answers",
         "samples (pairs)",
         "hidden_size: 96",

@@ -61,6 +61,12 @@ def test_the_page_s_first_words_are_the_last_on_what_was_warned_of_first(tmp_pat
     report = read_report([folder])
     (monitor,) = (found for found in findings(report.groups, report.sources) if found.head == "Monitor")
     assert monitor.lines == ("slime-run: from step 4 on; at step 8 fallen by 8 (and 2 more)",)
+    # What was worse and is over is told beside what holds.
+    over = [line(2, "on"), line(3, "off"), floor, end]
+    (stage / "monitor.jsonl").write_text("".join(json.dumps(each) + "\n" for each in [lines[0], *over]))
+    report = read_report([folder])
+    (monitor,) = (found for found in findings(report.groups, report.sources) if found.head == "Monitor")
+    assert monitor.lines == ("slime-run: step 8, low (and 1 more, among them unlearning until step 3)",)
 
 
 def test_seeds_that_were_warned_of_have_one_line(tmp_path: Path) -> None:

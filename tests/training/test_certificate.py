@@ -13,7 +13,7 @@ from slimepo.data.rows import length
 from slimepo.errors import CertificateError
 from slimepo.model.adapters import lora_config
 from slimepo.training import step
-from slimepo.training.certificate import certify, chosen_rows, compared, in_words
+from slimepo.training.certificate import beside, certify, chosen_rows, compared, in_words
 from slimepo.training.config import PreferenceConfig
 from slimepo.training.step import OutOfMemory
 from slimepo.training.trainer import PreferenceTrainer
@@ -211,6 +211,17 @@ def test_a_loss_may_be_off_by_three_times_what_the_precision_makes_of_it() -> No
     for loss, agrees in ((1.08, True), (1.1, False)):
         found = compared((loss, same), (1.0, same), [{"w": 1.0}], "half", {"w": 0.0}, 0.03)
         assert found["agrees"] == agrees
+
+
+def test_errors_of_rows_that_cancel_by_chance_still_say_how_coarse_a_precision_is() -> None:
+    """Of a run whose three rows are off alike, as it happens in one of several bfloat16 runs with SimPO."""
+    model, same = tiny_model(), {"w": torch.ones(1, 1)}
+    for of_rows, agrees in (([0.72, 0.68, 0.7], True), ([0.7, 0.7, 0.7], False)):
+        plain = iter([([0.7, 0.7, 0.7], same), (of_rows, same)])
+        found = beside(
+            plain.__next__, model, (2.2, same), [{"w": 1.0}], "half", torch.device("cpu"), torch.bfloat16
+        )
+        assert found["agrees"] is agrees
 
 
 def test_rows_without_weight_are_looked_at_last_and_of_nothing_else_nothing_is_said(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ FloatArray = NDArray[np.float64]
 
 # Edges of the histogram of rejected tokens, in nats; what is lower counts in the first bin.
 BINS: tuple[float, ...] = tuple(-30 + 0.5 * i for i in range(61))
-_LONGEST_BLOCK, _LOOP_COPIES, _NGRAM = 16, 5, 4
+_LONGEST_BLOCK, _LOOP_COPIES, _NGRAM = 48, 5, 4
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def repeated(tokens: Sequence[int]) -> float:
 
 
 def looping(tokens: Sequence[int]) -> bool:
-    """Whether a block of 1 to 16 tokens stands 5 times or more in a row.
+    """Whether a block of 1 to 48 tokens stands 5 times or more in a row: a clause, also where tokens are letters.
 
     Five, because right answers repeat too: a row of dashes under a table's head, digits of a number, "ha ha ha".
     """

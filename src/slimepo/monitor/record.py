@@ -12,7 +12,7 @@ from typing import Any
 from slimepo.files import append_json_lines, json_lines, write_text
 from slimepo.monitor.bounds import bounds_fact
 from slimepo.monitor.settings import Kind
-from slimepo.monitor.verdicts import Verdict, Warned, three_facts
+from slimepo.monitor.verdicts import Verdict, Warned, last_facts
 
 VERSION = 2
 FILE = "monitor.jsonl"
@@ -103,7 +103,7 @@ class MonitorRecord:
         (self.say or logger.warning)(message)
 
     def summary(self, heldout: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-        """What is worth keeping in the stage's record: warnings, why it stopped, the cost, three facts.
+        """What is worth keeping in the stage's record: warnings, why it stopped, the cost, the facts that matter most.
 
         A warning is there once with its last words, and with the step at which it was `gone` again. heldout: the
         record's own figures of all held-out pairs, which the facts are then of; else of the sample.
@@ -126,7 +126,7 @@ class MonitorRecord:
             "stopped": self.stopped,
             "cures": [{key: line[key] for key in ("step", "message")} for line in self.of_kind("cure")],
             "seconds": sum(line["seconds"] for line in self.lines if line["kind"] in ("probe", "generation")),
-            "facts": [*three_facts(self.lines, heldout), *self._bounds()],
+            "facts": [*last_facts(self.lines, heldout), *self._bounds()],
         }
 
     def _bounds(self) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slimepo.monitor.settings import Kind
+from slimepo.monitor.settings import FEWEST_PAIRS, Kind
 
 Figures = Mapping[str, Any]
 # What is warned of, and of which set; None where it is of no set.
@@ -35,8 +35,6 @@ FELL_SHARE = 0.5
 # Standard errors by which the fall must stand out from the spread over pairs. With a dozen pairs chance exceeds 2 of
 # them in 4 looks out of 100, 3 in less than one (Student's t), and a run is looked at many times.
 FELL_ERRORS = 3.0
-# Of fewer pairs chance cannot be told from a fall.
-FEWEST_PAIRS = 8
 # Share of rejected tokens, as a rise since step 0.
 UNDER_ON, UNDER_OFF = 0.25, 0.2
 # Fall of the 5th percentile of rejected tokens since step 0, in nats: e^5 = 148 times less likely.
@@ -114,20 +112,24 @@ _JUDGES: Mapping[Kind, tuple[str, Callable[[str, Figures, Figures, bool], Verdic
 
 def judge_answers(now: Figures, start: Figures, on: Mapping[Warned, bool]) -> Verdict:
     """Repetition: greedy answers that loop, or go on without end, where they did not at step 0."""
-    limit = BROKEN_OFF if on.get(("repetition", None), False) else BROKEN_ON
+    held = on.get(("repetition", None), False)
+    limit = BROKEN_OFF if held else BROKEN_ON
     endless = start["finished"] - now["finished"]
     loops = now["looping"] - start["looping"]
+    if held:
+        # A loop that varies a little is still one: what was said of it is not taken back for that.
+        loops = max(loops, (now["repeated"] or 0.0) - (start["repeated"] or 0.0))
     count = len(now["answers"])
     message = (
         f"of {count} greedy answers {round(now['looping'] * count)} repeat themselves "
         f"({round(start['looping'] * count)} at the start) and {round((1 - now['finished']) * count)} do not end "
-        f"({round((1 - start['finished']) * count)} at the start): degenerate generation"
+        f"within the limit ({round((1 - start['finished']) * count)} at the start): degenerate generation"
     )
     return Verdict("repetition", max(endless, loops) >= limit - 1e-9, None, message)
 
 
-def three_facts(lines: Sequence[Mapping[str, Any]], heldout: Figures | None = None) -> list[str]:
-    """The three facts that matter most about a monitored run: what was warned of and still holds first.
+def last_facts(lines: Sequence[Mapping[str, Any]], heldout: Figures | None = None) -> list[str]:
+    """What matters most about a monitored run: what was warned of and still holds, then at most three facts.
 
     lines: of its file. heldout: the stage's record of all its held-out pairs, which the facts are then of.
     """
@@ -144,7 +146,7 @@ def three_facts(lines: Sequence[Mapping[str, Any]], heldout: Figures | None = No
         said += facts(name, probes[-1][name], probes[0][name], probes[-1][name]["chosen_fell"])
     if answers:
         said.append(answers_fact(answers[-1], answers[0]))
-    return said[:3]
+    return said
 
 
 def facts(rows: str, now: Figures, start: Figures, chosen_fell: float | None) -> list[str]:
@@ -179,7 +181,7 @@ def heldout_facts(heldout: Figures) -> list[str]:
 def answers_fact(now: Figures, start: Figures) -> str:
     """What became of the greedy answers, in plain words."""
     count = len(now["answers"])
-    ends = f"{round(now['finished'] * count)} of {count} greedy answers end by themselves"
+    ends = f"{round(now['finished'] * count)} of {count} greedy answers end within the limit"
     loops = round(now["looping"] * count)
     repeats = (
         "none repeats itself" if not loops else f"{loops} repeat{'s itself' if loops == 1 else ' themselves'}"

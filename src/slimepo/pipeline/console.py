@@ -34,7 +34,7 @@ def print_summary(results: Sequence[dict[str, Any]], out: Path, console: Console
 
     held = [result.get("heldout", {}) for result in results]
     counts = [
-        f"{' / '.join(found)} held-out {what}"
+        f"{' / '.join(found)} held-out {what if found != ['1'] else what[:-1]}"
         for what in ("pairs", "prompts")
         if (found := sorted({str(each[what]) for each in held if what in each}))
     ]

@@ -44,19 +44,26 @@ def speed(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
 
 
 def data_facts(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
-    """Rows by part, what was kept and what was dropped, a line a group."""
+    """What became of the rows of the data, a line a group: every one of them is in one of the columns."""
     data = {str(source.path): source.data for source in sources}
-    reasons = list(
-        dict.fromkeys(key for group in groups for record in group.records for key in record.dropped)
-    )
+    records = [record for group in groups for record in group.records]
+    reasons = list(dict.fromkeys(key for record in records for key in record.dropped))
+    reasons_heldout = list(dict.fromkeys(key for record in records for key in record.dropped_heldout))
     lines = []
     for group in groups:
         first, facts = group.first, data.get(group.first.source, {})
-        counts = [facts.get("rows"), facts.get("malformed"), first.heldout, first.kept]
+        lost = [number(facts.get(key)) for key in ("malformed", "ties", "in_no_part")]
+        rows = number(facts.get("rows"))
+        # What could be read is counted behind malformed rows and ties.
+        counts = [None if rows is None else rows + sum(each or 0 for each in lost[:2])]
+        counts += [lost[0], lost[1] or None, lost[2] or None, first.kept]
         counts += [first.dropped.get(reason, None if first.kept is None else 0.0) for reason in reasons]
+        counts += [first.heldout, *(first.dropped_heldout.get(reason, 0.0) for reason in reasons_heldout)]
         lines.append(Line(group.label, tuple(map(count, counts))))
-    heads = ("rows read", "malformed", "held-out pairs", "trained on")
-    return filled("run", [*heads, *(f"dropped: {reason}" for reason in reasons)], lines)
+    heads = ["rows in the file", "malformed", "ties", "in no part", "trained on"]
+    heads += [f"dropped: {reason}" for reason in reasons]
+    heads += ["held-out pairs", *(f"held out, dropped: {reason}" for reason in reasons_heldout)]
+    return filled("run", heads, lines)
 
 
 def pair_facts(sources: Sequence[Source]) -> Table:

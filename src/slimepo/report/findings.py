@@ -9,7 +9,7 @@ from typing import NamedTuple
 from slimepo.means import Mean, mean_of
 from slimepo.report.groups import Group, by_rate, changes, count, percent, plain_label
 from slimepo.report.map import BOTH_DOWN, moves
-from slimepo.report.records import Source, Warned
+from slimepo.report.records import Source, Warned, by_kind
 from slimepo.report.tables import best_group, other_seeds, start_group, trouble
 from slimepo.words import short_number
 
@@ -58,45 +58,60 @@ def findings(groups: Sequence[Group], sources: Sequence[Source]) -> list[Finding
 
 def verdict(groups: Sequence[Group]) -> str:
     """What training did, in a few sentences: to right answers, and to chosen and rejected ones."""
+    # Of one run its name says nothing.
+    several = len(groups) > 1
     matched = [(moved, group) for group in groups if (moved := mean_of(changes(group, "exact_match"))).n]
     sentences = []
     if matched:
         matched.sort(key=lambda each: -each[0].value)
         ends = [matched[0], *matched[1:][-1:]]
         told = " and ".join(
-            f"{_moved_by(moved, 100, 1)}{' points' if moved is ends[0][0] else ''} with {plain_label(group)}"
+            f"{_moved_by(moved, 100, 1)}{' points' if moved is ends[0][0] else ''}"
+            f"{f' with {plain_label(group)}' if several else ''}"
             for moved, group in ends
         )
         most = f", the most and the least of {len(matched)}" if len(matched) > 2 else ""
         sentences.append(f"Right answers on held-out prompts: {told}{most}.")
     found = moves(groups)
+
+    def figures(moved: Sequence[tuple[Mean, Group]], within: str = "{} {}") -> str:
+        """Changes, the largest first, each with its group's name."""
+        named = [
+            within.format(plain_label(group), _moved_by(change, 1, 3)) if several else _moved_by(change, 1, 3)
+            for change, group in sorted(moved, key=lambda each: -abs(each[0].value))
+        ]
+        return _some(named)
+
+    chosen = [(move.chosen, move.group) for move in found]
     for risen, words in ((True, "likelier"), (False, "less likely")):
-        named = [move for move in found if _clear(move.chosen) and (move.chosen.value > 0) is risen]
-        named.sort(key=lambda move: -abs(move.chosen.value))
-        if named:
-            told = _some([f"{plain_label(move.group)} {_moved_by(move.chosen, 1, 3)}" for move in named])
-            sentences.append(f"Chosen answers became {words}, in nats a token: {told}.")
-    unclear = sorted(
-        (move for move in found if not _clear(move.chosen)), key=lambda move: -abs(move.chosen.value)
-    )
-    if still := [f"{plain_label(move.group)} ({_moved_by(move.chosen, 1, 3)})" for move in unclear]:
-        sentences.append(f"They did not clearly move with {_some(still)}.")
+        if named := [each for each in chosen if _clear(each[0]) and (each[0].value > 0) is risen]:
+            sentences.append(f"Chosen answers became {words}, in nats a token: {figures(named)}.")
+    if still := [each for each in chosen if not _clear(each[0])]:
+        who = "They" if len(still) < len(chosen) else "Chosen answers"
+        sentences.append(f"{who} did not clearly move{_with(several, figures(still, '{} ({})'))}.")
     # Of what only sees right answers nobody expects it.
-    compared = [move for move in found if move.group.first.loss != "sft"]
     gaps = [
-        (mean_of([chosen - rejected for chosen, rejected in each.seeds]), each.group) for each in compared
+        (mean_of([up - down for up, down in move.seeds]), move.group)
+        for move in found
+        if move.group.first.loss != "sft"
     ]
-    narrow = [
-        f"{plain_label(group)} ({_moved_by(gap, 1, 3)})"
-        for gap, group in gaps
-        if not (_clear(gap) and gap.value > 0)
-    ]
-    if narrow:
-        sentences.append(f"The gap to rejected answers did not clearly widen with {_some(narrow)}.")
+    wide = [(gap, group) for gap, group in gaps if _clear(gap) and gap.value > 0]
+    narrow = [each for each in gaps if each not in wide]
+    if wide:
+        rest = f"; not clearly with {figures(narrow, '{} ({})')}" if narrow else ""
+        sentences.append(f"The gap to rejected answers widened: {figures(wide)}{rest}.")
+    elif narrow:
+        told = _with(several, figures(narrow, "{} ({})"))
+        sentences.append(f"The gap to rejected answers did not clearly widen{told}.")
     both = [plain_label(move.group) for move in found if _clear(move.chosen) and move.quadrant == BOTH_DOWN]
     if both:
-        sentences.append(f"With {', '.join(both)} rejected answers fell too: that is unlearning.")
+        who = f"With {', '.join(both)} rejected" if several else "Rejected"
+        sentences.append(f"{who} answers fell too: that is unlearning.")
     return " ".join(sentences)
+
+
+def _with(several: bool, told: str) -> str:
+    return f" with {told}" if several else f" ({told} nats a token)"
 
 
 def _some(told: Sequence[str]) -> str:
@@ -112,7 +127,7 @@ def _clear(change: Mean) -> bool:
 
 def _moved_by(change: Mean, scale: int, digits: int) -> str:
     half = f" ± {scale * change.half:.{digits}f}" if change.n > 1 else ""
-    return f"{scale * change.value:+.{digits}f}{half}"
+    return f"{scale * change.value:+z.{digits}f}{half}"
 
 
 def _warned(group: Group) -> str:
@@ -127,17 +142,18 @@ def _warned(group: Group) -> str:
 
 
 def _worst(warnings: Sequence[Warned]) -> str:
-    """The last words on the first warning that held to the end, or on the first, and how many there are beside it."""
-    found: dict[tuple[str, str], list[Warned]] = {}
-    for warned in warnings:
-        found.setdefault((warned.kind, warned.rows), []).append(warned)
-    told = next((each for each in found.values() if each[-1].gone is None), next(iter(found.values())))
-    first, last = told[0], told[-1]
+    """The last words on what held to the end, or else on the first, and how many there are beside it."""
+    found = [each for each in by_kind(warnings) if each[0].kind != "cure"] or by_kind(warnings)
+    # Unlearning before all others.
+    found.sort(key=lambda each: (each[1].gone is not None, each[0].kind != "unlearning"))
+    (first, last), *others = found
     step = "" if first.step is None else f"step {first.step:.0f}, "
     if first.step is not None and last.step is not None and first.step != last.step:
         step = f"from step {first.step:.0f} on; at step {last.step:.0f} "
     gone = "" if last.gone is None else f" (gone at step {last.gone:.0f})"
-    return f"{step}{last.text}{gone}{f' (and {len(found) - 1} more)' if len(found) > 1 else ''}"
+    over = [end.gone for _, end in others if end.kind == "unlearning" != last.kind and end.gone is not None]
+    among = f", among them unlearning until step {max(over):.0f}" if over else ""
+    return f"{step}{last.text}{gone}{f' (and {len(others)} more{among})' if others else ''}"
 
 
 def _match(group: Group) -> str:
@@ -190,12 +206,14 @@ def _certainty(groups: Sequence[Group], start: Group | None) -> str:
     shares = [match.median for group in groups if (match := group.after("exact_match"))]
     shares += [r.after["exact_match"] for r in start.records if "exact_match" in r.after] if start else []
     known = [share for share in shares if 0 <= share <= 1]
-    seeds = len({record.seed for record in records})
-    told = "One seed" if seeds < 2 else f"{seeds} seeds"
-    pairs = min((record.heldout for record in records if record.heldout), default=0)
+    # Runs with other settings are no seeds of one another.
+    seeds = max((len({record.seed for record in group.records}) for group in groups), default=0)
+    told = f"{seeds} seeds" if seeds > 1 else "One seed of each" if len(groups) > 1 else "One seed"
+    pairs = sorted({int(record.heldout) for record in records if record.heldout})
     if prompts < 1 or not known:
         rest = "; another seed was not tried" if seeds < 2 else ""
-        return f"{told} and {count(pairs)} held-out pairs{rest}." if pairs else ""
+        amount = " to ".join(count(each) for each in (pairs[0], *pairs[1:][-1:])) if pairs else ""
+        return f"{told} and {amount} held-out pair{'' if pairs == [1] else 's'}{rest}." if pairs else ""
     # The share nearest to one half has the widest interval.
     share = min(known, key=lambda share: abs(share - 0.5))
     points = 196 * math.sqrt(share * (1 - share) / prompts)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 
 from slimepo.report.benchmarks import benchmark_table, canary_table, category_tables, paired_tables
+from slimepo.report.findings import verdict
 from slimepo.report.folders import Report
 from slimepo.report.groups import compare_settings
+from slimepo.report.records import by_kind
 from slimepo.report.tables import Line, Table
 from slimepo.words import ABSENT
 
@@ -18,9 +20,11 @@ _LATEX = {
 
 
 def report_markdown(report: Report) -> str:
-    """Results, benchmarks, canaries, differing settings and warnings in Markdown."""
+    """Title, verdict, results, benchmarks, canaries, differing settings and warnings in Markdown."""
     groups, columns = report.groups, report.scores
-    parts = [markdown_table(report.results)] if report.results.lines else []
+    parts = [f"# {_markdown(report.title)}\n"]
+    parts += [f"{_markdown(said)}\n"] if (said := verdict(groups)) else []
+    parts += [markdown_table(report.results)] if report.results.lines else []
     scores, notes = benchmark_table(columns)
     if scores.lines:
         parts += [markdown_table(scores), "\n".join(f"- {_markdown(note)}" for note in notes) + "\n"]
@@ -37,8 +41,8 @@ def report_markdown(report: Report) -> str:
         parts.append(markdown_table(Table(heads, lines)))
     warned = []
     for record in (record for group in groups for record in group.records):
-        for each in record.warnings:
-            step = "" if each.step is None else f", step {each.step:.0f}"
+        for first, each in by_kind(record.warnings):
+            step = "" if first.step is None else f", step {first.step:.0f}"
             gone = "" if each.gone is None else f" (gone at step {each.gone:.0f})"
             warned.append(f"- {_markdown(f'{record.name}{step}: {each.text}{gone}')}")
     if warned:

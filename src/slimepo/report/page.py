@@ -22,7 +22,7 @@ from slimepo.report.folders import Report, read_report
 from slimepo.report.groups import Group, compare_settings, count
 from slimepo.report.map import map_panel, map_picture
 from slimepo.report.markdown import latex_table, markdown_table, report_markdown
-from slimepo.report.records import Fallen, Sample, Source, mapping
+from slimepo.report.records import Fallen, Sample, Source, by_kind, mapping
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -33,6 +33,9 @@ _MOST_SAMPLES = 24
 # Answers a group that fell most.
 _MOST_FALLEN = 3
 _MOST_TIMELINES = 6
+# What chat templates put around turns, and what they call who speaks.
+_MARKS = re.compile(r"<\|[^|<>]+\|>|</?(?:start_of_turn|end_of_turn|bos|eos|s)>|\[/?INST\]")
+_ROLES = ("system", "user", "assistant", "model", "tool")
 _MOST_COMMANDS = 12
 # In nats: from each on, a token that became so much likelier or less likely has a deeper shade.
 _SHADES = (0.1, 0.3, 1.0, 3.0)
@@ -91,14 +94,16 @@ def report_page(report: Report) -> str:
         loader=PackageLoader("slimepo", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(svg=Markup, count=count, short=_short, whole=_whole, shade=_shade, nats=_nats)
+    environment.filters.update(by_kind=by_kind, spoken=spoken)
     groups, sources = report.groups, report.sources
+    records = [record for group in groups for record in group.records]
     differing, same = compare_settings(groups)
     return environment.get_template("template.html.j2").render(
         report=report,
         groups=groups,
         keys={label: swatch(style) for label, style in styles(groups).items()},
         start_key=swatch(),
-        records=[record for group in groups for record in group.records],
+        records=records,
         start=tables.start_group(sources),
         map=map_panel(groups),
         verdict=" ".join(filter(None, (verdict(groups), benchmark_verdict(report.scores, sources)))),
@@ -123,10 +128,13 @@ def report_page(report: Report) -> str:
         pairs=facts.pair_facts(sources),
         versions=_versions(sources),
         commands=[
-            f"slimepo run {source.path.name}/recipe.yaml --out again/{source.path.name}"
+            f"slimepo run {_from_here(source.path)}/recipe.yaml --out again/{source.path.resolve().name}"
             for source in sources
             if source.records
         ][:_MOST_COMMANDS],
+        watched="Held-out"
+        if any("heldout/pairs" in line for r in records for line in r.monitor)
+        else "Training",
         cited=[("Markdown", markdown_table(report.results)), ("LaTeX", latex_table(report.results))],
         recipes=[(source.path.name, _yaml(source.recipe)) for source in sources if source.recipe],
     )
@@ -190,6 +198,28 @@ def shown_samples(groups: Sequence[Group]) -> list[Sample]:
             found[sample.prompt] = replace(old, answers=(*old.answers, *new))
     several = sorted(found.values(), key=lambda sample: -len({answer.text for answer in sample.answers}))
     return several[:_MOST_SAMPLES]
+
+
+def spoken(prompt: str) -> str:
+    """The last turn of a prompt that was written with a chat template's tokens; any other as it is.
+
+    >>> spoken("<|im_start|>system\\nBe brief.<|im_end|>\\n<|im_start|>user\\nHi!<|im_end|>\\n<|im_start|>assistant\\n")
+    'Hi!'
+    """
+    parts = [part for part in map(str.strip, _MARKS.split(prompt)) if part]
+    # The turn that is to come has its role alone.
+    said = [part for part in parts if part not in _ROLES]
+    if not _MARKS.search(prompt) or not said:
+        return prompt
+    last = said[-1]
+    role, _, text = last.partition("\n")
+    return text.strip() if role in _ROLES and text.strip() else last
+
+
+def _from_here(path: Path) -> str:
+    """A run folder as it is called from where the report is made; by its name alone if it is somewhere else."""
+    whole, here = path.resolve(), Path.cwd()
+    return str(whole.relative_to(here)) if whole.is_relative_to(here) and whole != here else whole.name
 
 
 def _yaml(recipe: Any) -> str:

@@ -115,6 +115,7 @@ class Record:
     trained_parameters: float | None = None
     kept: float | None = None
     dropped: dict[str, float] = field(default_factory=dict)
+    dropped_heldout: dict[str, float] = field(default_factory=dict)
     steps: float | None = None
     seconds: float | None = None
     times: dict[str, float] = field(default_factory=dict)
@@ -187,3 +188,11 @@ def unique(names: Sequence[str]) -> list[str]:
             wanted = f"{name} ({count})"
         made.append(wanted)
     return made
+
+
+def by_kind(warnings: Sequence[Warned]) -> list[tuple[Warned, Warned]]:
+    """The first and the last words on each thing that was warned of: of a kind, and of which rows."""
+    found: dict[tuple[str, str], list[Warned]] = {}
+    for warned in warnings:
+        found.setdefault((warned.kind, warned.rows), []).append(warned)
+    return [(each[0], each[-1]) for each in found.values()]

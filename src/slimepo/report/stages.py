@@ -87,6 +87,7 @@ def stage_record(path: Path, recipe: dict[str, Any], at: int, several: bool) -> 
         trained_parameters=number(done.get("trained_parameters")),
         kept=number(drops.get("kept")),
         dropped=numbers(drops.get("dropped")),
+        dropped_heldout=numbers(drops.get("heldout")),
         steps=number(done.get("steps")) or (curve[-1]["step"] if curve else None),
         seconds=number(done.get("seconds")),
         times=numbers(done.get("times")),

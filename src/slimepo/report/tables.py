@@ -67,7 +67,7 @@ RESULTS = (
     Column("exact match, %", lambda g: change(g, "exact_match", ".1f", 100), "exact, %"),
     Column("chosen, nats/token", lambda g: change(g, "logps/chosen", ".3f"), "chosen"),
     Column("chosen fell, %", lambda g: written(g.spread(lambda r: r.chosen_fell), ".1f", 100), "fell"),
-    Column("under floor, %", _after("rejected_below_floor", ".1f", 100), "floor"),
+    Column("under floor, %", lambda g: change(g, "rejected_below_floor", ".1f", 100), "floor"),
     Column("rejected, nats/token", lambda g: change(g, "logps/rejected", ".3f"), "reject."),
     Column("chosen likelier, %", lambda g: change(g, "accuracy", ".1f", 100)),
     Column("valid format, %", _after("format_valid", ".1f", 100), "valid"),
@@ -85,7 +85,7 @@ _DIFFERENCES = (
     ("chosen likelier, points", "accuracy", 1, 100),
 )
 _TERMINAL_NOTES = (
-    "exact, chosen, reject.: the change since the start below; chosen, reject.: nats per token",
+    "exact, chosen, floor, reject.: the change since the start below; chosen, reject.: nats per token",
     "rep.: answers that loop; fell: pairs whose chosen answer became less likely",
     "floor: rejected tokens under the floor of SLIME's rejected term",
 )

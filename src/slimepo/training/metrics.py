@@ -71,9 +71,12 @@ class MetricSums:
         parts = [v / (n or 1) for k, (v, n) in totals.items() if k.startswith("token_loss/")]
         return {**means, "loss": means.get("loss", 0.0) + sum(parts)}
 
-    def speed(self) -> dict[str, float]:
-        """Tokens a second since this was made (all ranks, padding left out), and the share that was padding."""
-        seconds = max(time.perf_counter() - self.started, 1e-9)
+    def speed(self, looking: float = 0.0) -> dict[str, float]:
+        """Tokens a second since this was made (all ranks, padding left out), and the share that was padding.
+
+        looking: seconds of that time in which nothing was trained.
+        """
+        seconds = max(time.perf_counter() - self.started - looking, 1e-9)
         return {
             "tokens_per_second": self.real_tokens / seconds,
             "padding_share": 1 - self.real_tokens / max(self.computed_tokens, 1),
