@@ -104,7 +104,7 @@ def test_help_and_version() -> None:
         (["train", "--model", "m", "--data", "absent.jsonl", "--out", "TMP"], "model 'm' cannot be loaded"),
         (["quickstart", "preference.epoch=1"], "did you mean 'epochs'"),
         (["quickstart", "--objective", "dpoo"], "unknown loss 'dpoo'"),
-        (["export", "nowhere", "TMP"], "nowhere: no checkpoint, adapter or model there"),
+        (["export", "nowhere", "TMP"], "nowhere: no such folder"),
         (["export", "nowhere", "TMP", "--bits", "5"], "--bits 5: give one of 8, 4, 3"),
         (["export", "nowhere", "TMP", "--prune", "1"], "--prune 1: give the share of weights that becomes 0"),
         (
@@ -207,6 +207,100 @@ def test_data_check_counts_and_shows_trained_tokens(model: Path, pairs: Path) ->
     assert result.returncode == 0, result.stderr
     assert "identical responses" in result.stdout
     assert "<end>" in result.stdout
+
+
+def test_data_check_that_keeps_no_row_ends_with_2_as_run_does(model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "same.jsonl"
+    data.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "b"}) + "\n")
+    result = slimepo("data", "check", data, "--model", model)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert f"{data}: no row is left to train on (identical responses: 1)" in result.stderr
+    assert "rows left out" in result.stdout
+
+
+def test_a_column_is_mapped_or_left_out_as_in_a_recipe(model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "other.jsonl"
+    row = {"prompt": "a", "good": "b", "bad": "c", "label": 3}
+    data.write_text(json.dumps(row) + "\n")
+    columns = ["--column", "chosen=good", "--column", "rejected=bad"]
+    for nothing in ("label=", "label=null"):
+        result = slimepo("data", "check", data, "--model", model, *columns, "--column", nothing)
+        assert result.returncode == 0, result.stderr
+    basics = ("eval", "basics", "--model", model, "--data", data, "--samples", 0, *columns)
+    result = slimepo(*basics, "--column", "label=")
+    assert result.returncode == 0, result.stderr
+    result = slimepo(*basics, "--column", "label=", "--format", "kto")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    for command in (basics, ("data", "check", data, "--model", model)):
+        result = slimepo(*command, "--column", "question=prompt")
+        assert "ours comes first: did you mean" not in result.stderr
+        assert slimepo(*command, "--column", "goods=chosen").returncode == 2
+    assert "'null=label': it is OURS=THEIRS" in slimepo(*basics, "--column", "null=label").stderr
+
+
+@pytest.mark.parametrize("command", ["generate", "export", "eval"])
+def test_a_stage_that_is_not_finished_a_run_and_a_folder_that_is_not_there_are_told_apart(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_hub() -> str:
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr("slimepo.hub._look", no_hub)
+    run = tmp_path / "runs" / "mine"
+    (run / "slime").mkdir(parents=True)
+    (run / "slime" / "data.json").write_text("{}")
+    (run / "recipe.yaml").write_text("{}")
+    (run / ".slimepo-run").touch()
+    monkeypatch.chdir(tmp_path)
+
+    def said(name: str) -> str:
+        arguments = {
+            "generate": ["generate", "hello", "--model", name],
+            "export": ["export", name, tmp_path / "out"],
+            "eval": ["eval", "basics", "--model", name, "--data", "pairs.jsonl"],
+        }
+        (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+        result = slimepo(*arguments[command])
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+        return result.stderr
+
+    assert "stage slime is not finished: the command that began it goes on with it" in said("runs/mine/slime")
+    assert "it is a run, and none of its stages is finished" in said("runs/mine")
+    (run / "slime" / "stage.json").write_text("{}")
+    assert "it is a run: give one of its stages, such as runs/mine/slime" in said("runs/mine")
+    nearest = said("runs/mone")
+    assert "no such folder" in nearest or "there is no file or folder runs/mone" in nearest
+    assert "(did you mean 'mine'?)" in nearest
+
+
+def test_a_bracket_that_the_shell_has_split_is_told(model: Path, pairs: Path) -> None:
+    for command in ("train", "calibrate"):
+        result = slimepo(
+            command, "--model", model, "--data", pairs, "data.columns={prompt:", "Customer", "question}"
+        )
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+        assert "quote the whole argument in the shell" in result.stderr
+    result = slimepo("train", "--model", model, "--data", pairs, "data.columns={prompt: }x}")
+    assert "quote the whole" not in result.stderr
+
+
+def test_a_key_of_a_stage_is_told_by_the_name_of_the_stage(model: Path, pairs: Path) -> None:
+    start = ("train", "--model", model, "--data", pairs)
+    assert (
+        "unknown key 'stages.slime.lerning_rate' (did you mean 'learning_rate'?)"
+        in slimepo(*start, "stages.slime.lerning_rate=1").stderr
+    )
+    assert "learning_rate: " in slimepo(*start, "learning_rate=-1").stderr
+    nothing = slimepo(*start, "max_steps=0").stderr
+    assert "stages.slime.max_steps: 0 steps train nothing: give 1 or more, or leave it out" in nothing
+
+
+def test_calibrate_says_how_columns_are_given_there(model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "other.jsonl"
+    data.write_text(json.dumps({"ask": "a", "good": "b", "bad": "c"}) + "\n")
+    said = slimepo("calibrate", "--model", model, "--data", data).stderr
+    assert "data.columns={prompt: THEIRS, ...}' after other commands" in said
+    assert "data.columns=" in slimepo("calibrate", "--help").stdout
 
 
 def test_help_waits_for_no_library_that_it_does_not_need() -> None:

@@ -177,7 +177,7 @@ def calibrate(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="The keys of slimepo train: adapter=none epochs=2 batch_size=32 ...",
+            help="The keys of slimepo train: adapter=none epochs=2 'data.columns={prompt: question}' ...",
         ),
     ] = None,
     rows: Annotated[int, typer.Option(min=20, help="Number of pairs to look at.")] = 256,

@@ -73,6 +73,7 @@ def check_data(
     from rich.progress import Progress
 
     from slimepo.data.chat import chat_format, load_tokenizer
+    from slimepo.data.columns import columns_from
     from slimepo.data.inspect import check, print_report, show_rows
     from slimepo.data.read import read_rows
     from slimepo.files import refuse_folder
@@ -91,7 +92,7 @@ def check_data(
         raise InputError(f"--keep {keep} is the file that is read: give another")
     refuse_folder(keep, "--keep")
     options = {key: parse_value(value) for key, value in _pairs(template_option, "--template-option")}
-    columns = {ours: theirs or None for ours, theirs in _pairs(column, "--column")}
+    columns = columns_from(column or ())
     console = make_console()
     rows = read_rows(source, format=format, split=split, skip_bad_rows=skip_bad_rows, columns=columns)
     chat = chat_format(load_tokenizer(tokens, chat_template), options)
@@ -102,6 +103,9 @@ def check_data(
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )  # fmt: skip
     print_report(report, console)
+    if not kept:
+        reasons = ", ".join(f"{reason}: {drop.count:,}" for reason, drop in report.drops.items())
+        raise InputError(f"{source}: no row is left to train on ({reasons})")
     show_rows(kept, chat, show, console)
     if displacement is None:
         return
@@ -189,12 +193,19 @@ def select_pairs(
     bins: Annotated[int, typer.Option(help="Pools of like difficulty; each gives the same share.")] = 4,
     beta: Annotated[float, typer.Option(help="Of z = beta (log-ratio chosen - log-ratio rejected).")] = 0.1,
     format: Annotated[str, typer.Option(help="The format's name, where it is not recognised.")] = "auto",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OURS=THEIRS", help="A column that has another name: prompt=question; label= ignores one."
+        ),
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="Which split of a folder, a Hub or a saved data set.")
     ] = None,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens of prompt and response together.")] = 2048,
 ) -> None:
     """Select pairs for the next round: those with the most signal to curvature in each pool of like difficulty."""
+    from slimepo.data.columns import columns_from
     from slimepo.data.read import read_rows
     from slimepo.files import refuse_folder
     from slimepo.losses.common import check_number
@@ -214,7 +225,7 @@ def select_pairs(
     refuse_folder(out)
     for name in (model, reference):
         model_chat(name)
-    rows = read_rows(source, format=format, split=split)
+    rows = read_rows(source, format=format, split=split, columns=columns_from(column or ()))
     pairs = [row for row in rows.preferences if row.rejected]
     if not pairs:
         raise InputError(f"{source}: no row has a chosen and a rejected answer")

@@ -95,6 +95,13 @@ def basics(
     out: Annotated[
         Path | None, typer.Option("--out", help="Also write the measures to this file, as JSON.")
     ] = None,
+    format: Annotated[str, typer.Option(help="The name of the format, if it is not recognised.")] = "auto",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OURS=THEIRS", help="A column that has another name: prompt=question; label= ignores one."
+        ),
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="The split to read, of a Hub data set or a saved one.")
     ] = None,
@@ -107,6 +114,7 @@ def basics(
     batch_rows: Annotated[int, typer.Option(min=1, help="Number of answers written side by side.")] = 32,
 ) -> None:
     """Measure, without a judge, preference accuracy, perplexity, and how generations end, repeat and vary."""
+    from slimepo.data.columns import columns_from
     from slimepo.evaluation.basics import measure_basics, show_basics
     from slimepo.files import refuse_folder, write_json
     from slimepo.terminal import make_console
@@ -114,8 +122,8 @@ def basics(
     refuse_folder(out)
     console = make_console()
     measures = measure_basics(
-        model, data, console, split=split, limit=limit, samples=samples, max_new_tokens=max_new_tokens,
-        max_length=max_length, batch_rows=batch_rows,
+        model, data, console, format=format, columns=columns_from(column or ()), split=split, limit=limit,
+        samples=samples, max_new_tokens=max_new_tokens, max_length=max_length, batch_rows=batch_rows,
     )  # fmt: skip
     show_basics(measures, console)
     if out is not None:

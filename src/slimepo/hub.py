@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import ssl
 import sys
 import threading
@@ -16,6 +17,10 @@ from slimepo.words import nearest_entry
 
 # For the Hub to answer; and for the name of its server to be found as well, which has no limit of its own.
 _SECONDS, _AT_MOST = 4.0, 7.0
+# How its libraries say that they have not reached it.
+_OFFLINE = re.compile(
+    r"couldn't (connect|reach)|can(no|')t reach|offline mode|outgoing traffic", re.IGNORECASE
+)
 
 
 def look_for_hub(name: str, said: str = "") -> None:
@@ -30,10 +35,13 @@ def look_for_hub(name: str, said: str = "") -> None:
         _look()
 
 
-def without_hub() -> str:
-    """What to add to an error where the Hub cannot be reached; nothing where it can, or was not asked for."""
+def not_given(said: str) -> str:
+    """Why there is no such thing: what its library says of it, and that the Hub cannot be reached, told once."""
     reason = _look() if _look.cache_info().currsize else ""
-    return f"; the Hub cannot be reached ({reason}), and the cache does not have it" if reason else ""
+    if not reason:
+        return said
+    away = f"the Hub cannot be reached ({reason}), and the cache does not have it"
+    return away if _OFFLINE.search(said) else f"{said}; {away}"
 
 
 @functools.cache
@@ -79,7 +87,7 @@ def _asked(address: str) -> str:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name can be that of a repository of the Hub and is no folder here."""
+    """Whether a name can be that of a repository of the Hub, and neither it nor its first part is a folder here."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -87,4 +95,4 @@ def is_hub_id(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return not Path(name).exists()
+    return not Path(name).exists() and not ("/" in name and Path(name).parent.is_dir())

@@ -49,7 +49,14 @@ def read_mapping(path: str | Path, what: str) -> dict[str, Any]:
 
 def parse_value(text: str) -> Any:
     """A value given on the command line, read as YAML."""
-    return _yaml(text, f"value {text!r}") if text.strip() else ""
+    try:
+        return _yaml(text, f"value {text!r}") if text.strip() else ""
+    except InputError as error:
+        if any(text.count(start) > text.count(end) for start, end in ("{}", "[]")):
+            raise InputError(
+                f"{error}; quote the whole argument in the shell, which splits at spaces"
+            ) from error
+        raise
 
 
 def set_key(values: dict[str, Any], override: str) -> None:
@@ -97,7 +104,7 @@ def validate(model: type[S], values: Mapping[str, Any], place: str) -> S:
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        raise InputError(f"{place}: {_explain(model, error)}") from error
+        raise InputError(f"{place}: {_explain(model, error, values)}") from error
 
 
 def dump(settings: Settings) -> str:
@@ -110,12 +117,14 @@ def dump(settings: Settings) -> str:
 def _child(place: Any, name: str, key: str) -> Any:
     """What is under `name`; a plain value there becomes a mapping."""
     if isinstance(place, list):
-        names = [entry.get("name") or entry.get("loss") for entry in place if isinstance(entry, dict)]
+        names = _names(place)
         if name in names:
             return place[names.index(name)]
         if name.isdigit() and int(name) < len(place):
             return place[int(name)]
-        raise InputError(f"{key}: there is no {name!r}; there are: {', '.join(map(str, names))}")
+        raise InputError(
+            f"{key}: there is no {name!r}; there are: {', '.join(map(str, filter(None, names)))}"
+        )
     if not isinstance(place.get(name), (dict, list)):
         place[name] = {}
     return place[name]
@@ -164,11 +173,11 @@ def _refuse_boundless(value: Any, place: str) -> None:
             left += [(item, deep + 1) for item in each]
 
 
-def _explain(model: type[BaseModel], error: ValidationError) -> str:
+def _explain(model: type[BaseModel], error: ValidationError, values: Mapping[str, Any]) -> str:
     # A union reports every branch; the branch that got furthest is the one that was meant.
     plain = ("extra_forbidden", "string_too_short")
     first = max(error.errors(), key=lambda e: (e["type"] in plain, len(e["loc"])))
-    known, words = _walk(model, first["loc"])
+    known, words = _walk(model, first["loc"], values)
     where = ".".join(words)
     if first["type"] == "extra_forbidden":
         hint = _deeper(model, words) or nearest(words[-1], known) or f"; known here: {', '.join(known)}"
@@ -195,16 +204,40 @@ def _deeper(model: type[BaseModel], words: Sequence[str]) -> str:
     return f": it belongs elsewhere; give {' or '.join(places)}" if places else ""
 
 
-def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
-    """The keys known where `location` ends, and its words without the marks of pydantic's unions."""
+def _walk(
+    model: type[BaseModel], location: tuple[int | str, ...], values: Any
+) -> tuple[list[str], list[str]]:
+    """The keys known where `location` ends, and its words: those by which `set_value` finds what is there.
+
+    Without the marks of pydantic's unions.
+    """
     owner, words = model, []
     for step in location:
         if isinstance(step, str) and step not in owner.model_fields and step != location[-1]:
             continue
-        words.append(str(step))
+        words.append(_called(values, step) if isinstance(step, int) else str(step))
+        try:
+            values = values[step]
+        except (KeyError, IndexError, TypeError):
+            values = None
         if isinstance(step, str) and step in owner.model_fields and step != location[-1]:
             owner = _model_in(owner.model_fields[step].annotation) or owner
     return list(owner.model_fields), words
+
+
+def _names(entries: Sequence[Any]) -> list[Any]:
+    """What the entries of a list are called, those that have a name or a loss."""
+    return [
+        (entry.get("name") or entry.get("loss")) if isinstance(entry, Mapping) else None for entry in entries
+    ]
+
+
+def _called(entries: Any, number: int) -> str:
+    """The name of an entry of a list, where no other one has it, else its number."""
+    names = _names(entries) if isinstance(entries, list) else []
+    name = names[number] if number < len(names) else None
+    plain = isinstance(name, str) and "." not in name and names.count(name) == 1
+    return str(name) if plain else str(number)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -26,6 +26,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def plural(count: int, noun: str) -> str:
+    """A number of things: 1 row, 2 rows."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 # What stands in a table where there is no figure.
 ABSENT = "–"
 

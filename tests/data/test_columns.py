@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 
 from slimepo.data.chat import chat_format
-from slimepo.data.columns import renamed
+from slimepo.data.columns import columns_from, renamed
 from slimepo.data.formats import FORMATS, convert, recognise
 from slimepo.data.messages import MalformedRow
 from slimepo.data.read import read_rows, row_notes, rows_from, rows_from_records
@@ -140,7 +140,7 @@ def test_data_whose_order_has_to_be_made_first_is_no_format():
         {"prompt": "q", "response": "a", "helpfulness": 4},
         {"instruction": "q", "completions": [{"response": "a", "overall_score": 3}]},
     ):
-        with pytest.raises(InputError, match=r"no format fits .*data\.columns=\{prompt: THEIR-NAME, "):
+        with pytest.raises(InputError, match=r"no format fits .*data\.columns=\{prompt: THEIRS, "):
             recognise(renamed(row, {}))
 
 
@@ -158,7 +158,7 @@ def test_columns_and_message_keys_that_are_not_read_are_counted():
         {"prompt": "q", **ANSWERS, "score_chosen": 2.0, "score_rejected": score} for score in (1.0, 3.0)
     ]
     assert next(iter(row_notes(rows_from_records(scored, name="f")))).startswith(
-        "1 rows score their rejected answer"
+        "rows that score their rejected answer higher than the chosen one: 1; the first, f:row 2"
     )
 
 
@@ -186,19 +186,61 @@ def test_no_row_decides_for_a_file_against_the_others():
 
 def test_answers_judged_all_alike_and_pairs_the_other_way_round_are_said():
     rows = rows_from_records([{"prompt": "q", "completion": "a", "label": 0}] * 3)
-    assert "all 3 judged answers are undesirable" in next(row_notes(rows))
+    assert "every judged answer (3) is undesirable" in next(row_notes(rows))
     pairs = [
         {"prompt": "q", **ANSWERS},
         {"prompt": "q", "chosen": "b", "rejected": "a"},
         {"prompt": "r", **ANSWERS},
     ]
     (note,) = row_notes(rows_from_records(pairs, name="f"))
-    assert note.startswith("1 pairs stand there the other way round too")
+    assert note.startswith(
+        "pairs that stand there the other way round too (A preferred to B, and B to A): 1;"
+    )
     assert note.endswith("f:row 2")
 
 
 def test_every_format_says_which_columns_it_reads():
-    assert all(format_.reads and format_.accepts for format_ in FORMATS.values())
+    assert all(format_.reads for format_ in FORMATS.values())
+
+
+def test_no_format_fits_is_one_short_line_with_the_columns_the_nearest_forms_and_the_guide():
+    for row in (
+        {"ask": "q", "good": "a", "bad": "b"},
+        {f"key_{at:02}_of_many": "x" for at in range(60)},
+    ):
+        with pytest.raises(InputError) as caught:
+            rows_from_records([row], name="f")
+        said = str(caught.value)
+        assert len(said) <= 500
+        assert "prompt, chosen, rejected" in said
+        assert "prompt, response_a, response_b, preferred" in said
+        assert "docs/guide.md#data-formats" in said
+    assert "(key_00_of_many, key_01_of_many, " in said
+    assert "and 52 more" in said
+
+
+def test_a_missing_column_of_a_wide_row_does_not_list_them_all():
+    row = {f"key_{at:02}": "x" for at in range(60)}
+    with pytest.raises(MalformedRow, match=r"no 'ask' \(columns: key_00, key_01, .*, and 52 more\)"):
+        renamed(row, {"prompt": "ask"})
+
+
+def test_a_mapping_the_wrong_way_round_is_told_which_side_is_ours():
+    row = {"question": "q", **ANSWERS}
+    with pytest.raises(
+        MalformedRow, match=r"no 'prompt' \(columns: .*\); ours comes first: did you mean prompt=question\?"
+    ):
+        renamed({"ask": "q", "question": "q", **ANSWERS}, {"question": "prompt"})
+    with pytest.raises(
+        InputError, match=r"'null=question': it is OURS=THEIRS.* question= leaves the column out"
+    ):
+        columns_from(["null=question"])
+    assert columns_from(["prompt=question", "label=", "Ticket ID=null", "a=b=c"]) == {
+        "prompt": "question", "label": None, "Ticket ID": None, "a": "b=c",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="--column 'prompt' is not OURS=THEIRS"):
+        columns_from(["prompt"])
+    assert renamed(row, columns_from(["question=null"])) == ANSWERS
 
 
 class TestWinners:
@@ -296,9 +338,7 @@ class TestWinners:
         row = {"prompt": "q", "completion": "a", "label": True, "output_1": "x", "output_2": "y"}
         assert read(row) == Unpaired([user("q")], [assistant("a")], True)
 
-    @pytest.mark.parametrize(
-        "said", ["tie", "Tie (bothbad)", "both", "both_bad", "a tie", "no preference", None, ""]
-    )
+    @pytest.mark.parametrize("said", ["tie", "Tie (bothbad)", "both", "both_bad", "a tie", "no preference"])
     def test_ties_are_left_out_and_counted(self, said):
         row = {**self.SIDES, "winner": "a"}
         rows = rows_from_records([{**row, "winner": said}] * 120 + [row])
@@ -306,7 +346,7 @@ class TestWinners:
             Preference(PAIR.prompt, PAIR.chosen, PAIR.rejected, "dataset:row 121")
         ]
         assert (len(rows.ties), rows.ties[0], rows.malformed) == (120, "dataset:row 1", [])
-        with pytest.raises(InputError, match="all of its 2 rows are ties"):
+        with pytest.raises(InputError, match="no row prefers an answer: 2 ties"):
             rows_from_records([{**row, "winner": said}] * 2)
 
     def test_ties_say_what_format_the_others_have(self):
@@ -314,12 +354,23 @@ class TestWinners:
         rows = rows_from_records([{**row, "winner": "tie"}] * 101 + [{**row, "winner": "a"}])
         assert (rows.format, len(rows.preferences)) == ("implicit", 1)
 
-    def test_a_mapped_verdict_that_is_not_there_is_a_tie_too(self):
+    @pytest.mark.parametrize("said", [None, "", " "])
+    def test_a_blank_verdict_is_left_out_and_counted_apart_from_ties(self, said):
+        row = {**self.SIDES, "winner": "a"}
+        rows = rows_from_records([{**row, "winner": said}, {**row, "winner": "tie"}, row])
+        assert (len(rows.preferences), rows.ties, rows.without_verdict) == (
+            1, ["dataset:row 2"], ["dataset:row 1"],
+        )  # fmt: skip
+        with pytest.raises(InputError, match="no row prefers an answer: 1 tie, 1 without a verdict"):
+            rows_from_records([{**row, "winner": said}, {**row, "winner": "tie"}])
+
+    def test_a_mapped_verdict_that_is_not_there_is_no_verdict_too(self):
         row = {"prompt": "q", "answer": "x", "answer_2": "y"}
         mapping = {"response_a": "answer", "response_b": "answer_2", "preferred": "pick"}
         for nothing in ("", None):
-            with pytest.raises(Tie):
+            with pytest.raises(Tie) as caught:
                 read({**row, "pick": nothing}, **mapping)
+            assert caught.value.blank
 
     def test_a_verdict_may_repeat_the_answer(self):
         row = {"prompt": "q", "response_a": "b", "response_b": "a", "winner": "a"}
@@ -345,7 +396,8 @@ class TestWinners:
         with pytest.raises(InputError, match=f"response_b: {second}, preferred: pick"):
             read_all(**mapping)
         assert len(read_all(**mapping, pick=None).preferences) == 4
-        assert len(read_all(response_a=first, response_b=second, preferred="pick").ties) == 2
+        read_in = read_all(response_a=first, response_b=second, preferred="pick")
+        assert (len(read_in.ties), len(read_in.without_verdict)) == (1, 1)
 
     def test_a_column_with_other_values_is_no_winner(self):
         rows = [{"prompt": "q", "answer_1": "a", "answer_2": "b", "id": str(at)} for at in range(4)]
@@ -356,7 +408,8 @@ class TestWinners:
 
     def test_two_sides_without_a_verdict_are_told_how(self):
         with pytest.raises(
-            InputError, match="which of response_a and response_b is better, a column says: --column p"
+            InputError,
+            match=r"which of response_a and response_b is better, a column says \(preferred=THEIRS\)",
         ):
             read({**self.SIDES, "verdict": "a"})
 
@@ -368,3 +421,122 @@ class TestWinners:
     def test_a_file_of_one_such_object_is_read(self, tmp_path):
         (tmp_path / "one.json").write_text(json.dumps({**self.SIDES, "winner": "b"}))
         assert read_rows(tmp_path / "one.json").preferences[0].chosen == [assistant("b")]
+
+
+def read_all(rows, **columns):
+    placed = ((f"row {at}", row) for at, row in enumerate(rows, 1))
+    return rows_from(placed, name="f", format="auto", skip_bad_rows=True, columns=columns)
+
+
+class TestScoresOfSides:
+    """Two answers side by side, and a score of each that says which one is better."""
+
+    @pytest.mark.parametrize(
+        ("row", "mapping"),
+        [
+            ({"question": "q", "answer_1": "b", "answer_2": "a", "score_1": 1, "score_2": 3.5}, {}),
+            ({"prompt": "q", "response_a": "b", "response_b": "a", "rating_a": "1", "rating_b": "3.5"}, {}),
+            ({"prompt": "q", "response_a": "b", "response_b": "a", "a_score": 1, "b_score": 3.5}, {}),
+            ({"prompt": "q", "output1": "b", "output2": "a", "reward1": 1, "reward2": 3.5}, {}),
+            ({"prompt": "q", "Answer_A": "b", "Answer_B": "a", "Score-A": 1, "Score-B": 3.5}, {}),
+            (
+                {"prompt": "q", "answer_0": "b", "answer_1": "a", "answer_0_score": 1, "answer_1_score": 3.5},
+                {},
+            ),
+            ({"prompt": "q", "reply_1": "b", "reply_2": "a", "score_reply_1": 1, "score_reply_2": 3.5}, {}),
+            (
+                {"prompt": "q", "left": "b", "right": "a", "score_left": 1, "score_right": 3.5},
+                {"response_a": "left", "response_b": "right"},
+            ),
+            (
+                {"prompt": "q", "answer": "b", "answer_2": "a", "score": 1, "score_2": 3.5},
+                {"response_a": "answer", "response_b": "answer_2"},
+            ),
+            (
+                # The file's own names say whose score it is, whatever these are mapped to.
+                {"prompt": "q", "answer_a": "b", "answer_b": "a", "score_a": 1, "score_b": 3.5},
+                {"response_a": "answer_b", "response_b": "answer_a"},
+            ),
+            (
+                {"prompt": "q", "text_1": "b", "text_2": "a", "worth_1": 1, "worth_2": 3.5},
+                {
+                    "response_a": "text_1", "response_b": "text_2",
+                    "score_a": "worth_1", "score_b": "worth_2",
+                },
+            ),
+        ],
+        ids=[
+            "numbers", "text", "letter first", "no mark", "capitals", "behind the side", "before the side", "mapped",
+            "no mark on one",
+            "mapped crosswise", "mapped scores",
+        ],
+    )  # fmt: skip
+    def test_the_higher_score_is_chosen_and_the_scores_travel(self, row, mapping):
+        found = read(row, **mapping)
+        assert (found.prompt, found.chosen, found.rejected) == (PAIR.prompt, PAIR.chosen, PAIR.rejected)
+        assert found.scores == (3.5, 1.0)
+
+    ROW: ClassVar = {"prompt": "q", "answer_1": "a", "answer_2": "b"}
+
+    def test_equal_scores_are_ties_and_what_is_no_number_is_a_malformed_row(self):
+        scores = [(1, 0), (2, 2), (2, None), ("x", 1), (float("nan"), 1), (True, 0), ("", 1), (0, 1)]
+        rows = read_all([{**self.ROW, "score_1": one, "score_2": other} for one, other in scores])
+        assert [row.source for row in rows.preferences] == ["row 1", "row 8"]
+        assert rows.preferences[1].chosen == [assistant("b")]
+        assert (rows.ties, rows.scored_against, rows.unread) == (["row 2"], [], {})
+        assert [place for place, _ in rows.malformed] == [f"row {at}" for at in (3, 4, 5, 6, 7)]
+        assert rows.malformed[0][1] == "'score_2' is null, and should be a number: the score of 'answer_2'"
+        assert rows.malformed[1][1] == "'score_1' is 'x', and should be a number: the score of 'answer_1'"
+
+    def test_a_row_that_lacks_one_of_the_scores_is_malformed(self):
+        rows = read_all([{**self.ROW, "score_1": 1, "score_2": 0}, {**self.ROW, "score_1": 1}])
+        assert rows.malformed == [
+            ("row 2", "'score_2' is null, and should be a number: the score of 'answer_2'")
+        ]
+
+    def test_a_column_that_names_the_winner_comes_first_and_the_scores_travel(self):
+        row = {**self.ROW, "winner": 2, "score_1": 3, "score_2": 1}
+        rows = read_all([row, {**row, "score_1": None}])
+        assert [row.scores for row in rows.preferences] == [(1.0, 3.0), None]
+        assert (rows.scored_against, rows.malformed) == (["row 1"], [])
+
+    def test_two_kinds_of_scores_are_refused_until_one_is_left_out(self):
+        row = {**self.ROW, "score_1": 3, "score_2": 1, "reward_1": 0, "reward_2": 1}
+        with pytest.raises(
+            MalformedRow, match=r"'score_1' and 'reward_1' .*columns: \{score_1: null, score_2: null\}"
+        ):
+            read(row)
+        assert read(row, reward_1=None, reward_2=None).chosen == [assistant("a")]
+        assert read(row, score_1=None, score_2=None).chosen == [assistant("b")]
+
+    @pytest.mark.parametrize(
+        "sides", [("answer_1", "answer_2"), ("text a", "text b"), ("left", "right")], ids=str
+    )
+    def test_a_mapping_that_passes_over_the_scores_is_refused_with_the_way_out(self, sides):
+        first, second = sides
+        marks = [side.removeprefix("answer_").removeprefix("text ") for side in sides]
+        scores = [f"score_{mark}" for mark in marks]
+        rows = [
+            {"prompt": "q", first: "a", second: "b", scores[0]: one, scores[1]: other}
+            for one, other in ((2, 1), (1, 2))
+        ]
+        with pytest.raises(
+            InputError,
+            match=f"response_a: {first}, response_b: {second}.*{scores[0]}: null, {scores[1]}: null",
+        ):
+            read_all(rows, chosen=first, rejected=second)
+        told = {"chosen": first, "rejected": second}
+        assert len(read_all(rows, **told, **dict.fromkeys(scores)).preferences) == 2
+        assert len(read_all(rows, response_a=first, response_b=second).preferences) == 2
+        travel = read_all(rows, **told, score_chosen=scores[0], score_rejected=scores[1])
+        assert travel.scored_against == ["row 2"]
+
+    def test_names_that_say_which_one_is_better_may_be_mapped_where_their_scores_agree(self):
+        row = {"prompt": "q", "good": "a", "bad": "b", "score_good": 2, "score_bad": 1}
+        assert len(read_all([row], chosen="good", rejected="bad").preferences) == 1
+
+    def test_scores_in_a_table_of_text_are_numbers(self, tmp_path):
+        (tmp_path / "a.csv").write_text("question,answer_1,answer_2,score_1,score_2\nq,b,a,1,3.5\n")
+        assert read_rows(tmp_path / "a.csv").preferences[0].scores == (3.5, 1.0)
+        (tmp_path / "b.csv").write_text("prompt,chosen,rejected,score_chosen,score_rejected\nq,a,b,3.5,1\n")
+        assert read_rows(tmp_path / "b.csv").preferences[0].scores == (3.5, 1.0)

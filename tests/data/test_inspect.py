@@ -1,6 +1,7 @@
 """The report counts what is there, and the shown rows mark exactly the trained tokens."""
 
 import io
+import re
 
 import pytest
 
@@ -45,7 +46,8 @@ def test_everything_is_counted(rows, chat):
         "malformed row": DropCount(1, "f:row 6", "'chosen' is null"),
     }
     assert (report.duplicate_rows, report.duplicate_prompts) == (1, 2)
-    assert report.parts == {"all": 5}
+    # Of what is kept, as what is dropped trains nothing.
+    assert report.parts == {"all": 3}
     # Characters and one end token each: yes, no; yes, no; [b]yes, never.
     assert report.trained_tokens == (4 + 3) * 2 + (7 + 6)
     chosen = report.lengths["chosen"]
@@ -56,6 +58,29 @@ def test_everything_is_counted(rows, chat):
         7,
     )
     assert sum(chosen.histogram) == 3
+
+
+def test_ties_and_rows_without_a_verdict_are_two_reasons(chat):
+    row = {"prompt": "q", "response_a": "x", "response_b": "y"}
+    rows = rows_from_records([{**row, "winner": said} for said in ("a", "tie", "", None)], name="f")
+    report, _ = check(rows, chat)
+    assert report.drops == {
+        "tie": DropCount(1, "f:row 2", "neither answer is preferred"),
+        "no verdict": DropCount(2, "f:row 3", "nothing says which answer is better"),
+    }
+
+
+def test_what_is_there_once_is_said_in_the_singular(chat):
+    scored = {"score_chosen": 1, "score_rejected": 2}
+    pairs = [
+        {"prompt": "Human: a", "chosen": "x", "rejected": "y", **scored},
+        {"prompt": "Human: a", "chosen": "y", "rejected": "x"},
+    ]
+    judged = rows_from_records([{"prompt": "q", "completion": "a", "label": 1}], name="f")
+    reports = [check(rows, chat)[0] for rows in (rows_from_records(pairs, name="f"), judged)]
+    said = [note for report in reports for note in report.notes]
+    assert len(said) >= 4
+    assert not [note for note in said if re.search(r"\b1 \w+s\b|\b1 judged answers", note)]
 
 
 def test_judged_answers_are_reported_as_responses(chat):
@@ -105,4 +130,4 @@ def test_the_real_file_reports_its_known_faults(official_data):
         "empty response": 2,
         "identical responses": 4,
     }
-    assert sum(report.parts.values()) == 1000
+    assert sum(report.parts.values()) == report.kept

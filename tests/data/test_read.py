@@ -24,9 +24,9 @@ RECORDS = [
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
-def write_csv(path, rows):
+def write_csv(path, rows, **options):
     with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0])
+        writer = csv.DictWriter(stream, rows[0], **options)
         writer.writeheader()
         writer.writerows(rows)
 
@@ -45,6 +45,9 @@ WRITERS = {
     ".lines.json": lambda path: path.write_text(LINES, encoding="utf-8"),
     ".parquet": lambda path: pq.write_table(pa.Table.from_pylist(ROWS), path),
     ".csv": lambda path: write_csv(path, ROWS),
+    ".semicolons.csv": lambda path: write_csv(path, ROWS, delimiter=";"),
+    ".tabs.csv": lambda path: write_csv(path, ROWS, delimiter="\t"),
+    ".tsv": lambda path: write_csv(path, ROWS, delimiter="\t"),
 }
 
 
@@ -144,6 +147,31 @@ def test_csv_rows_of_the_wrong_width_are_bad_rows(tmp_path):
     ]
 
 
+def test_a_header_with_commas_and_another_mark_is_told_what_it_looks_separated_by(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt;chosen, the better;rejected\na;b;c,d,e\n")
+    assert "looks separated by ';': save it with commas" in error(path)
+    tabs = tmp_path / "rows.tsv"
+    tabs.write_text("prompt, the\tone\nq\tr\n")
+    assert "(one, prompt, the)" in error(tabs)
+    path.write_text("prompt;one\nq;r\n")
+    assert "(one, prompt)" in error(path)
+
+
+def test_an_object_with_many_keys_does_not_list_them_all(tmp_path):
+    rows = {f"key_{at:02}": {"text": "x"} for at in range(60)}
+    (tmp_path / "keys.json").write_text(json.dumps(rows))
+    assert error(tmp_path / "keys.json").endswith("key_06, key_07, and 52 more")
+    (tmp_path / "table.json").write_text(json.dumps({key: ["x", "y"] for key in rows}))
+    assert "key_07, and 52 more); write a list" in error(tmp_path / "table.json")
+
+
+@pytest.mark.parametrize("kind", ["txt", "xlsx"])
+def test_another_kind_of_file_is_told_what_to_save_it_as(kind, tmp_path):
+    (tmp_path / f"rows.{kind}").write_text("hello")
+    assert "save a table as .csv, and JSON objects, one a line, as .jsonl" in error(tmp_path / f"rows.{kind}")
+
+
 def test_files_that_cannot_be_read_are_one_line(tmp_path):
     whole = gzip.compress(LINES.encode())
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
@@ -169,7 +197,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path):
 def test_a_file_without_one_good_row_is_an_error_even_when_bad_rows_are_skipped(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "p", "chosen": 1, "rejected": "b"}\n')
-    assert "none of its 1 rows can be used" in error(path, skip_bad_rows=True)
+    assert "none of its rows can be used; the first of 1, " in error(path, skip_bad_rows=True)
 
 
 def test_a_missing_file_names_the_nearest(tmp_path):
@@ -261,7 +289,7 @@ def test_one_json_value_over_a_whole_file_is_said_in_clear_words(tmp_path):
     conversation["rejected"] = [conversation["chosen"][0], {"role": "assistant", "content": "b"}]
     for name, content, message in (
         ("list.jsonl", ROWS, "begins one JSON list over the whole file"),
-        ("columns.json", columns, "is a table by columns (prompt, chosen, rejected)"),
+        ("columns.json", columns, "is a table by columns (chosen, prompt, rejected)"),
         ("columns.jsonl", columns, "a table by columns?"),
         (
             "pandas.json",

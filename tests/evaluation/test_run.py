@@ -122,6 +122,14 @@ def test_without_a_judge_only_answers_are_written(
         run_benchmark(this, console, ["judge"])
 
 
+@pytest.mark.parametrize("steps", [["judge"], ["answer", "judge"], ["judge", "score"]])
+def test_a_step_that_a_benchmark_does_not_have_is_refused(
+    job: Callable[..., Job], console: Console, steps: list[str]
+) -> None:
+    with pytest.raises(InputError, match="ifeval has no step judge: code scores its answers"):
+        run_benchmark(job("ifeval", judge=None, key_variable=None), console, steps)
+
+
 def test_a_baseline_of_ones_own(
     job: Callable[..., Job], mock: MockJudge, console: Console, tmp_path: Path
 ) -> None:

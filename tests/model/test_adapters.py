@@ -9,7 +9,7 @@ from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTun
 from torch import Tensor, nn
 
 from slimepo.errors import InputError
-from slimepo.model.adapters import merge, with_adapter
+from slimepo.model.adapters import PROJECTIONS, merge, with_adapter
 from slimepo.model.load import load_model
 from slimepo.pipeline.export import export_model, probe_logits
 from slimepo.playground.tokenizer import build_tokenizer
@@ -159,6 +159,17 @@ def test_an_adapter_that_would_not_train_or_not_be_saved_as_it_is_is_refused(tmp
     beside._hf_peft_config_loaded = True  # type: ignore[assignment]
     with pytest.raises(InputError, match="loaded by transformers"):
         with_adapter(beside)
+
+
+def test_a_target_that_no_module_is_called_is_refused_unless_it_is_of_our_own_list() -> None:
+    words = r"target_modules: no module of LlamaForCausalLM is called 'q_prj' \(did you mean 'q_proj'\?\)"
+    with pytest.raises(InputError, match=words):
+        with_adapter(tiny_model(), lora(target_modules=["q_prj", "v_proj"]))
+    with_adapter(tiny_model(), lora(target_modules=["layers.0.self_attn.q_proj", "v_proj"]))
+    # OPT has q, k and v of them.
+    with_adapter(
+        tiny_model("opt", ffn_dim=32, word_embed_proj_dim=32), lora(target_modules=list(PROJECTIONS))
+    )
 
 
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])

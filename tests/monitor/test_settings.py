@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from slimepo.errors import InputError
-from slimepo.monitor.settings import MonitorSettings, look_steps, monitor_settings, sample_size
+from slimepo.monitor import verdicts
+from slimepo.monitor.settings import FEWEST_PAIRS, MonitorSettings, look_steps, monitor_settings, sample_size
 
 
 @pytest.mark.parametrize(
@@ -53,8 +54,24 @@ def test_a_short_run_is_watched_by_fewer_pairs(trained: int, pairs: int) -> None
             {"on_unlearning": "lower-rate", "stop_on": ["unlearning"]},
             "ends the run before on_unlearning: lower-rate",
         ),
+        (
+            {"stop_on": ["floor", "repetition"], "prompts": 0},
+            "stop_on: .repetition. is seen in answers, and prompts",
+        ),
+        (
+            {"stop_on": ["unlearning"], "pairs": 7},
+            "unlearning is not told from chance with pairs = 7: give 8 or",
+        ),
+        ({"on_unlearning": "stop", "pairs": 1}, "not told from chance with pairs = 1"),
+        ({"on_unlearning": "lower-rate", "pairs": 7}, "not told from chance with pairs = 7"),
     ],
 )
 def test_a_wrong_setting_is_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         monitor_settings(values)
+
+
+def test_what_may_never_warn_is_no_error_where_nothing_hangs_on_it() -> None:
+    assert FEWEST_PAIRS == verdicts.FEWEST_PAIRS
+    monitor_settings({"pairs": 7, "prompts": 0, "stop_on": ["floor", "entropy"]})
+    monitor_settings({"pairs": FEWEST_PAIRS, "on_unlearning": "stop"})

@@ -95,6 +95,20 @@ def test_one_that_fails_at_that_stops_the_run_or_is_asked_for_each() -> None:
     assert "on row 7" in why
 
 
+def test_looking_ahead_has_the_time_of_all_its_prompts() -> None:
+    class Slow(Ahead):
+        def look_ahead(self, prompts: Any, completions: Any) -> None:
+            super().look_ahead(prompts, completions)
+            time.sleep(0.3)
+
+    prompts, texts = [PROMPT, PROMPT], [["a"], ["b"]]
+    words = r"reward 'ahead' took more than 0.1 s on 2 prompts; rollouts: {on_error: skip}"
+    with pytest.raises(InputError, match=words):
+        Rewarder({"ahead": (Slow(), 1.0)}, timeout=0.05).of_all(prompts, texts)
+    assert Rewarder({"ahead": (Slow(), 1.0)}, timeout=30).of_all([PROMPT], [["a"]])[0][0] == [0.0]
+    assert Rewarder({"ahead": (Slow(), 1.0)}, "skip", timeout=0.05).of_all([PROMPT], [["a"]])[0][0] == [0.0]
+
+
 def raises(*_: Any) -> list[float]:
     raise KeyError("gold")
 

@@ -423,7 +423,7 @@ def costing(**cost: Any) -> dict[str, Any]:
         (costing(of="nowhere.py:price"), "cannot be imported"),
         (costing(of="model:/nowhere"), "/nowhere"),
         ({"reward": ["math", "math"]}, "stands there twice: give it a weight, {math: 2}"),
-        ({"reward": {"math": float("nan")}}, "stages.0.reward.math: Input should be a finite number"),
+        ({"reward": {"math": float("nan")}}, "reward.math: Input should be a finite number"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -26,7 +26,7 @@ from slimepo.pipeline.console import print_summary
 from slimepo.pipeline.recipe.arguments import stage_arguments
 from slimepo.pipeline.recipe.read import load_recipe
 from slimepo.pipeline.recipe.schema import Recipe
-from slimepo.pipeline.run import run_recipe, runs_of
+from slimepo.pipeline.run import run_recipe, runs_of, unread
 from slimepo.pipeline.stage import StageRows, stage_trainer
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.playground.world import demonstrations, make_tasks
@@ -522,12 +522,38 @@ def test_bad_arguments_stop_before_any_model(
                 "dataloader_num_workers = -1: it must be a number from 0",
             ),
             (["stages.slime.args.train_sampling_strategy=x"], "train_sampling_strategy = 'x' is unknown"),
+            (
+                ["stages.slime.save_every=5", "stages.slime.args.save_strategy=no"],
+                "save_every = 5 is for checkpoints by steps, and args.save_strategy is 'no': leave one",
+            ),
+            (["stages.slime.args.hub_model_id=me/it"], r"args\.hub_model_id goes with args\.push_to_hub"),
+            (
+                ["stages.slime.args={lr_scheduler_type: constant, warmup_steps: 50}"],
+                "'slime': warmup_steps = 50.* would change nothing",
+            ),
+            (
+                ["stages.slime.loss=bopo"],
+                "stage 'bopo': bopo weighs pairs by their costs, and no row of part 'preference'",
+            ),
             (["data.path=nowhere.jsonl"], "nowhere.jsonl"),
             (["data.max_length=3"], "no row of part"),
         )
     ):
         with pytest.raises(InputError, match=words):
             run_recipe(load_recipe(world / "recipe.yaml", overrides), tmp_path / str(number), console())
+
+
+def test_what_a_run_makes_nothing_of_is_said(world: Path) -> None:
+    recipe = load_recipe(
+        world / "recipe.yaml",
+        ["stages.sft.max_steps=3", "tasks={train: t.jsonl, checker: a.b:c}", "pairs={own: {model: sft}}"],
+    )
+    assert unread(recipe) == [
+        "sft: it takes max_steps = 3, whatever epochs = 2 is",
+        "pairs 'own': no stage trains on them, so they are not made",
+        "tasks.train: nothing answers them, for no stage has rollouts or trains on pairs of samples",
+    ]
+    assert unread(load_recipe(world / "recipe.yaml", ["stages.slime.max_steps=3"])) == []
 
 
 def test_a_word_of_yaml_is_no_flag_that_is_on(world: Path, tmp_path: Path) -> None:

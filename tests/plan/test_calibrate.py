@@ -1,6 +1,7 @@
 """Knobs from scores: worked numbers, closed forms against autograd, a whole command."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,19 @@ def test_the_fragment_is_a_stage() -> None:
     stage = parse_value(fragment(calibrate(spread_scores())))[0]
     assert stage["loss"] == "slime"
     assert stage["loss_options"].keys() <= PAPER.keys()
+
+
+def test_rates_that_meet_are_no_range() -> None:
+    """Where training takes one step, steps that agree and steps that do not are the same."""
+    found = calibrate(spread_scores())
+    of_one = fragment(replace(found, rates=(2e-4, 2e-4), steps=1))
+    assert (
+        "learning_rate: 2e-4  # for 1 step; more steps (a smaller batch_size, more epochs) give a range"
+        in of_one
+    )
+    of_many = fragment(replace(found, rates=(1e-5, 1e-4), steps=100))
+    assert "learning_rate: 3e-5  # worth trying in 100 steps: 1e-5 to 1e-4" in of_many
+    assert parse_value(of_one)[0]["learning_rate"] == 2e-4
 
 
 @pytest.mark.parametrize(

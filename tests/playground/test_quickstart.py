@@ -150,7 +150,7 @@ def test_one_seed_is_the_folder_itself() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("sft.max_step=3", "unknown key 'stages.0.max_step' .did you mean 'max_steps'"),
+        ("sft.max_step=3", "unknown key 'stages.sft.max_step' .did you mean 'max_steps'"),
         ("world.heldout=3", "unknown key 'world.heldout' .did you mean 'heldout_prompts'"),
         ("objectives.kto.loss=kto", "there is no 'kto'; there are: sft-on-chosen, dpo, simpo, slime"),
         ("objectives.slime.loss_options.exponent=0", "exponent = 0"),
@@ -160,6 +160,23 @@ def test_one_seed_is_the_folder_itself() -> None:
 def test_wrong_input_is_named(override: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         load_quickstart(Path("out"), [override])
+
+
+@pytest.mark.parametrize("objectives", [[], ["ipo"]])
+def test_rates_for_objectives_without_their_own_are_refused_where_none_is(objectives: list[str]) -> None:
+    words = r"'learning_rates' is of no use here, .*give objectives\.(slime|ipo)\.learning_rates"
+    with pytest.raises(InputError, match=words):
+        load_quickstart(Path("out"), ["learning_rates=[1e-5]"], objectives)
+    assert names(["learning_rates=[1e-5]"], ["hinge"])[-1] == "hinge-1e-5"
+
+
+def test_keys_of_pairs_are_refused_online(tmp_path: Path) -> None:
+    words = "'pairs.per_prompt' is of no use online: preference.rollouts says how"
+    with pytest.raises(InputError, match=words):
+        load_quickstart(Path("out"), ["pairs.per_prompt=4"], online=True)
+    with pytest.raises(InputError, match=words):
+        sweep_base(tmp_path, {"pairs.per_prompt": 4}, kind="online")
+    sweep_base(tmp_path, {"pairs.per_prompt": 4})
 
 
 def test_a_sweep_goes_on_in_no_other_world(tmp_path: Path) -> None:

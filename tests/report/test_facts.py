@@ -124,6 +124,7 @@ def test_every_row_of_the_file_is_in_a_column(tmp_path: Path) -> None:
         "rows": 100,
         "malformed": 2,
         "ties": 3,
+        "without_verdict": 1,
         "in_no_part": 26,
     }
     write_json(run / "data.json", facts)
@@ -132,7 +133,8 @@ def test_every_row_of_the_file_is_in_a_column(tmp_path: Path) -> None:
     source = read_source(run)
     table = data_facts([Group("g", tuple(source.records))], [source])
     told = dict(zip(table.heads[1:], map(str, table.lines[0].cells), strict=True))
-    assert told["rows in the file"] == "105"
+    assert told["rows in the file"] == "106"
+    assert told["without a verdict"] == "1"
     assert (told["malformed"], told["ties"], told["in no part"]) == ("2", "3", "26")
     assert (told["trained on"], told["dropped: row too long"]) == ("60", "3")
     assert told["held out, dropped: empty response"] == "1"

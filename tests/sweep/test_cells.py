@@ -124,6 +124,31 @@ def test_wrong_keys_are_named(stage: str | None, keys: dict[str, Any], words: st
         cell_recipe(BASE, stage, "arm", keys, seed=0)
 
 
+@pytest.mark.parametrize(("key", "value"), [("seed", 3), ("seeds", [3, 4])])
+def test_seeds_of_the_recipe_are_refused_and_may_be_taken_out(key: str, value: Any) -> None:
+    words = (
+        rf"sweep: its recipe has {key} = .*every arm runs with the sweep's own.*overrides: {{{key}: null}}"
+    )
+    with pytest.raises(InputError, match=words):
+        cell_recipe(BASE | {key: value}, "slime", "arm", {}, seed=0)
+    assert cell_recipe(BASE | {key: None}, "slime", "arm", {}, seed=1).seed == 1
+    again = make_recipe(BASE).model_dump()
+    assert cell_recipe(again, "slime", "arm", {}, seed=1).seed == 1
+
+
+def test_an_arm_without_pairs_runs_where_keys_are_for_those_of_others() -> None:
+    values = BASE | {
+        "data": {"cut_long_responses": True},
+        "tasks": BASE["tasks"] | {"cost": "check.py:cost", "batch_rows": 8},
+        "pairs": {"samples": {}},
+        "stages": [{"loss": "slime", "part": "samples"}],
+    }
+    assert cell_recipe(values, None, "on-pairs", {}, 0).tasks.batch_rows == 8  # type: ignore[union-attr]
+    online = cell_recipe(values, None, "online", {"loss": "grpo", "rollouts": {"samples": 4}, "part": ""}, 0)
+    assert online.tasks is not None
+    assert (online.pairs, online.tasks.cost, online.tasks.batch_rows) == ({}, None, 256)
+
+
 def test_what_cells_start_from_is_made_once_a_seed_and_setting(tmp_path: Path) -> None:
     alike = [cell("a", {}), cell("b", {"learning_rate": 1e-5}), cell("a", {}, seed=1)]
     other = cell("c", {"data.limit": 10})

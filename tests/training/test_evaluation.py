@@ -10,6 +10,7 @@ from transformers import EarlyStoppingCallback
 from slimepo.errors import InputError
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.training.config import PreferenceConfig
+from slimepo.training.libraries import refuse_idle
 from slimepo.training.trainer import PreferenceTrainer
 from tests.tiny import random_rows, tiny_model
 
@@ -113,6 +114,22 @@ class TestStreams:
         with pytest.raises(InputError, match="a stream of rows has no length: give max_steps"):
             trainer(tmp_path, self.stream(3), processing_class=build_tokenizer(), max_steps=-1)
 
+    def test_rows_of_like_lengths_together_are_refused(self, tmp_path: Path) -> None:
+        by_length = "group_by_length"
+        with pytest.raises(
+            InputError, match=f"in its order: leave train_sampling_strategy = '{by_length}' out"
+        ):
+            trainer(
+                tmp_path,
+                self.stream(9),
+                processing_class=build_tokenizer(),
+                train_sampling_strategy=by_length,
+            )
+
+    def test_its_texts_are_held_to_the_lengths_asked_for(self, tmp_path: Path) -> None:
+        made = trainer(tmp_path, self.stream(9), processing_class=build_tokenizer(), max_length=512)
+        assert len(made.train_dataset) == 8
+
     def test_it_can_be_evaluated_on_and_so_can_a_dict_of_sets(self, tmp_path: Path) -> None:
         tokenizer = build_tokenizer()
         made = trainer(tmp_path, texts(8), self.stream(4), processing_class=tokenizer)
@@ -130,3 +147,93 @@ def test_tokens_seen_are_counted(tmp_path: Path, how: Any) -> None:
     seen = made.state.num_input_tokens_seen
     assert made.state.log_history[-1]["num_input_tokens_seen"] == seen
     assert seen == real if how == "non_padding" else seen > real
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"bf16_full_eval": True},
+            "bf16_full_eval = True would change nothing: figures before, while and after",
+        ),
+        ({"fp16_full_eval": True}, "fp16_full_eval = True would change nothing"),
+        ({"prediction_loss_only": True}, "prediction_loss_only = True would change nothing"),
+        ({"eval_use_gather_object": True}, "eval_use_gather_object = True would change nothing"),
+        ({"eval_do_concat_batches": False}, "eval_do_concat_batches = False would change nothing"),
+        ({"length_column_name": "tokens"}, "length_column_name = 'tokens' would change nothing"),
+        ({"liger_kernel_config": {"rope": True}}, "liger_kernel_config = .*would change nothing: the head"),
+        (
+            {"dataloader_in_order": False},
+            "dataloader_in_order = False would change nothing: the rows of a step",
+        ),
+        ({"eval_steps": 5}, "eval_steps = 5 would change nothing: it goes with eval_strategy = 'steps'"),
+        ({"eval_steps": 5, "eval_strategy": "epoch"}, "eval_steps = 5 would change nothing"),
+        ({"eval_delay": 5}, "eval_delay = 5 would change nothing: it goes with an eval_strategy"),
+        (
+            {"logging_steps": 5, "logging_strategy": "no"},
+            "logging_steps = 5 would change nothing: it goes with log",
+        ),
+        (
+            {"lr_scheduler_type": "constant", "warmup_steps": 50},
+            "warmup_steps = 50 would change nothing: lr_scheduler_type = 'constant' has no warm-up; constant_with_warm",
+        ),
+        (
+            {"activation_checkpointing_kwargs": {"use_reentrant": False}},
+            "activation_checkpointing_kwargs = .*would change nothing: it goes with activation_checkpointing",
+        ),
+        (
+            {"accelerator_config": {"split_batches": True}},
+            "accelerator_config: split_batches = True would change no",
+        ),
+        (
+            {"accelerator_config": {"dispatch_batches": True}},
+            "accelerator_config: dispatch_batches = True would",
+        ),
+    ],
+)
+def test_a_setting_that_nothing_would_come_of_is_refused(
+    tmp_path: Path, given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        PreferenceConfig(output_dir=str(tmp_path), report_to="none", **given)
+
+
+def test_means_of_each_device_apart_are_refused_where_there_are_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = PreferenceConfig(output_dir=str(tmp_path), report_to="none", average_tokens_across_devices=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        InputError, match="average_tokens_across_devices = False would change nothing: a step is"
+    ):
+        refuse_idle(args)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 50},
+        {"eval_strategy": "steps", "logging_strategy": "no", "logging_steps": 5},
+        {"activation_checkpointing": "layers", "activation_checkpointing_kwargs": {"use_reentrant": False}},
+        {"accelerator_config": {"split_batches": False, "dispatch_batches": False}},
+    ],
+)
+def test_one_that_goes_with_another_is_taken_beside_it(tmp_path: Path, given: dict[str, Any]) -> None:
+    PreferenceConfig(output_dir=str(tmp_path), report_to="none", **given)
+
+
+@pytest.mark.parametrize(
+    "given", [{"max_length": 64}, {"max_prompt_length": 20}, {"cut_long_responses": True}]
+)
+def test_lengths_for_text_are_refused_with_rows_of_ids(tmp_path: Path, given: dict[str, Any]) -> None:
+    (name,) = given
+    with pytest.raises(InputError, match=f"{name} = .* is for text; rows of ids are trained on as they are"):
+        trainer(tmp_path, **given)
+    trainer(tmp_path, max_length=None)
+    trainer(tmp_path, texts(8), random_rows(2), processing_class=build_tokenizer(), **given)
+
+
+def test_workers_start_as_is_asked_for(tmp_path: Path) -> None:
+    made = trainer(tmp_path, dataloader_num_workers=1, dataloader_multiprocessing_context="forkserver")
+    context: Any = made.get_train_dataloader().multiprocessing_context
+    assert context.get_start_method() == "forkserver"

@@ -67,3 +67,15 @@ def test_the_weight_of_a_row_is_bopos_alone(tmp_path: Path) -> None:
         "loss"
     ]
     assert doubled == pytest.approx(as_simpo, rel=1e-6)
+
+
+def test_bopo_without_any_weight_is_refused(tmp_path: Path) -> None:
+    texts = [{"prompt": "ab", "chosen": "cd", "rejected": "ef"}] * 4
+    for rows in (random_rows(4), texts):
+        with pytest.raises(
+            InputError, match="loss 'bopo' weighs pairs by their costs, and no row has a weight"
+        ):
+            logged(tmp_path, rows, loss="bopo")
+    assert logged(tmp_path, [{**texts[0], "weight": 1.5}, *texts[1:]], loss="bopo")["loss"] > 0
+    with pytest.raises(InputError, match="rollouts: loss 'bopo' weighs pairs by their costs"):
+        PreferenceConfig(output_dir=str(tmp_path), loss="bopo", rollouts={"samples": 2})

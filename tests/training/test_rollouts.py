@@ -726,6 +726,26 @@ class TestFailures:
         with pytest.raises(InputError, match=message):
             trainer(tmp_path, **given)
 
+    def test_none_given_are_those_of_the_defaults_and_none_at_all_samples_nothing(
+        self, tmp_path: Path
+    ) -> None:
+        for given in ({}, "{}"):
+            asked = PreferenceConfig(output_dir=str(tmp_path), loss="dpo", rollouts=given).sampling
+            assert asked is not None
+            assert asked.samples == 8
+        assert PreferenceConfig(output_dir=str(tmp_path), loss="dpo").sampling is None
+
+    def test_a_monitor_without_pairs_is_said_and_settings_of_it_refused(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert trainer(tmp_path).monitor is None
+        assert "no monitor: answers are sampled, and there are no held-out pairs to watch" in caplog.text
+        for settings in ({"every": 3}, {"on_unlearning": "stop"}):
+            with pytest.raises(
+                InputError, match="it watches held-out pairs where answers are sampled: give eval"
+            ):
+                trainer(tmp_path, monitor=settings)
+
     def test_a_reward_without_rollouts_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="give rollouts in the config"):
             PreferenceTrainer(

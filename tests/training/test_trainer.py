@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import TrainerCallback
 
 from slimepo.data.batch import StepCollator
 from slimepo.data.rows import Row
@@ -25,6 +26,7 @@ from slimepo.errors import InputError, NonFiniteLossError
 from slimepo.model.adapters import lora_config
 from slimepo.playground.tokenizer import build_tokenizer
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
+from slimepo.training.metrics import MetricSums
 from slimepo.training.steps import StepSampler, shared_out
 from slimepo.training.trainer import PreferenceTrainer, SLIMETrainer
 from tests.model.test_logps import plain_logps
@@ -376,6 +378,25 @@ class TestMetrics:
         parts = [line[f"loss/{part}"] for part in ("chosen", "rejected", "distance")]
         assert line["loss"] == pytest.approx(sum(parts), rel=1e-5)
         assert {"logps/chosen", "margin", "accuracy", "tokens_per_second", "padding_share"} <= line.keys()
+
+    def test_a_look_between_steps_is_no_time_of_training(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Looks(TrainerCallback):
+            seconds = 0.0
+
+            def on_train_begin(self, *_: Any, **__: Any) -> None:
+                self.seconds += 100.0
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                self.seconds += 0.5
+
+        looked: list[float] = []
+        monkeypatch.setattr(MetricSums, "speed", lambda self, looking: looked.append(looking) or {})
+        made = trainer(tmp_path, max_steps=4, logging_steps=2, monitor=False)
+        made.add_callback(Looks())
+        made.train()
+        assert looked == [1.0, 1.0]
 
     def test_evaluation_does_not_depend_on_the_batch_size(self, tmp_path: Path) -> None:
         rows, scores = random_rows(7), []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from slimepo.data.render import PROBE, ChatFormat, RowRefused, divergence, encode, render, render_prompt
 from slimepo.errors import BadFilesError, InputError, one_line
 from slimepo.files import read_json
-from slimepo.hub import look_for_hub, without_hub
+from slimepo.hub import look_for_hub, not_given
 from slimepo.types import Message
 
 if TYPE_CHECKING:
@@ -101,8 +101,7 @@ def _load(name: str, what: str, **options: Any) -> PreTrainedTokenizerBase:
     except Exception as error:
         # Of whatever kind: tokenizers of different makes read different files.
         kind = BadFilesError if Path(name).is_dir() else InputError
-        said = f"no {what} can be loaded from '{name}': {one_line(str(error))}"
-        raise kind(said + without_hub()) from error
+        raise kind(f"no {what} can be loaded from '{name}': {not_given(one_line(str(error)))}") from error
     return tokenizer
 
 

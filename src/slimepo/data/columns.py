@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from slimepo.data.messages import MalformedRow, RawRow, holds_something, json_object, unread_keys
+from slimepo.data.messages import MalformedRow, RawRow, holds_something, json_object, number, unread_keys
 from slimepo.data.winners import ordered
+from slimepo.errors import InputError
 
 # Names that others give to our columns; one is read where ours is not there.
 SYNONYMS = {
@@ -24,9 +24,6 @@ SYNONYMS = {
     "system_message": "system",
 }
 
-# Read in every format, beside what the format itself reads.
-ALWAYS_READ = ("system", "weight", "tools", "chat_template_kwargs")
-
 # Scores of the two answers of a pair: held against their order, and `rewards` for objectives that ask for such.
 _SCORES = (
     ("score_chosen", "score_rejected"),
@@ -35,6 +32,13 @@ _SCORES = (
     ("chosen-rating", "rejected-rating"),
     ("chosen_avg_rating", "rejected_avg_rating"),
 )
+
+# Read in every format, beside what the format itself reads.
+ALWAYS_READ = (
+    "system", "weight", "tools", "chat_template_kwargs", *(column for pair in _SCORES for column in pair),
+)  # fmt: skip
+# So many columns a message names.
+_NAMED = 8
 
 # Columns that tell what a row is worth or what is in it: refused by name where the format does not read them.
 _ONLY_TEXT = "only text is trained on"
@@ -62,6 +66,21 @@ _TELLING_OF_ONE = dict.fromkeys(
 )
 
 
+def columns_from(given: Iterable[str]) -> dict[str, str | None]:
+    """The mapping of `--column OURS=THEIRS`, as often as it is given; `OURS=` and `OURS=null` leave a column out."""
+    columns: dict[str, str | None] = {}
+    for pair in given:
+        ours, separator, theirs = pair.partition("=")
+        if not separator:
+            raise InputError(f"--column {pair!r} is not OURS=THEIRS, such as prompt=question")
+        if ours == "null":
+            raise InputError(
+                f"--column {pair!r}: it is OURS=THEIRS, and null is no column of ours; {theirs}= leaves the column out"
+            )
+        columns[ours] = None if theirs in ("", "null") else theirs
+    return columns
+
+
 def renamed(row: RawRow, columns: Mapping[str, str | None]) -> RawRow:
     """The row under the names that formats read.
 
@@ -74,6 +93,10 @@ def renamed(row: RawRow, columns: Mapping[str, str | None]) -> RawRow:
     for ours, theirs in columns.items():
         result.pop(ours, None)
         if theirs is not None:
+            if theirs not in row and ours in row:
+                raise MalformedRow(
+                    f"no '{theirs}' (columns: {listed(row)}); ours comes first: did you mean {theirs}={ours}?"
+                )
             # No verdict is one too: a tie.
             result[ours] = row[theirs] if ours == "preferred" and theirs in row else required(row, theirs)
     given = result.get("input")
@@ -106,7 +129,7 @@ def left_out(key: str) -> str:
 
 def unread_columns(row: RawRow, format_reads: Sequence[str]) -> list[str]:
     """Columns of a row, and keys of its messages, that hold something and that the format does not read."""
-    reads = (*format_reads, *ALWAYS_READ, *(column for pair in _SCORES for column in pair))
+    reads = (*format_reads, *ALWAYS_READ)
     keys = [f"{column}.{key}" for column in format_reads for key in unread_keys(row.get(column))]
     return [str(key) for key in row if key not in reads and holds_something(row[key])] + keys
 
@@ -114,17 +137,23 @@ def unread_columns(row: RawRow, format_reads: Sequence[str]) -> list[str]:
 def scores_of(row: RawRow) -> tuple[float, float] | None:
     """What the row itself says that its chosen and its rejected answer are worth; None where it does not."""
     for chosen, rejected in _SCORES:
-        pair = (row.get(chosen), row.get(rejected))
-        if all(isinstance(score, int | float) and math.isfinite(score) for score in pair):
-            return float(pair[0]), float(pair[1])  # type: ignore[arg-type]
+        pair = (number(row.get(chosen)), number(row.get(rejected)))
+        if pair[0] is not None and pair[1] is not None:
+            return pair[0], pair[1]
     return None
+
+
+def listed(names: Iterable[object]) -> str:
+    """The names of columns for a message: of many the first and how many more there are."""
+    ordered_names = sorted(map(str, names))
+    more = len(ordered_names) - _NAMED
+    return ", ".join(ordered_names[:_NAMED]) + (f", and {more} more" if more > 0 else "") or "none"
 
 
 def required(row: RawRow, key: str) -> Any:
     """A cell that has to be there. Raises MalformedRow."""
     if key not in row:
-        found = ", ".join(sorted(str(k) for k in row)) or "none"
-        raise MalformedRow(f"no '{key}' (columns: {found})")
+        raise MalformedRow(f"no '{key}' (columns: {listed(row)})")
     if row[key] is None:
         raise MalformedRow(f"'{key}' is null")
     return row[key]

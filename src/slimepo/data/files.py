@@ -1,4 +1,4 @@
-"""Rows of one data file, each with its place: JSONL, JSON, Parquet and CSV, plain or gzip."""
+"""Rows of one data file, each with its place: JSONL, JSON, Parquet, CSV and TSV, plain or gzip."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from slimepo.data.columns import renamed
+from slimepo.data.columns import listed, renamed
 from slimepo.data.formats import recognise
 from slimepo.data.messages import MalformedRow
 from slimepo.data.winners import Tie
@@ -24,7 +24,7 @@ from slimepo.errors import InputError
 from slimepo.files import parse_json
 from slimepo.words import first_line
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 _MORE = "\0more"  # Where the CSV reader puts cells beyond the header.
 
 
@@ -47,12 +47,13 @@ def file_rows(path: Path) -> Iterator[PlacedRow]:
     suffix = data_suffix(path)
     if suffix is None:
         raise InputError(
-            f"{path} is of a kind that cannot be read; known are {', '.join(SUFFIXES)}, each also with .gz"
+            f"{path} is of a kind that cannot be read; known are {', '.join(SUFFIXES)}, each also with .gz: save a "
+            "table as .csv, and JSON objects, one a line, as .jsonl"
         )
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty")
-    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows, ".csv": _csv_rows}
-    return readers[suffix](path)
+    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
+    return readers.get(suffix, _csv_rows)(path)
 
 
 @contextmanager
@@ -129,7 +130,7 @@ def _json_rows(path: Path) -> Iterator[PlacedRow]:
     elif isinstance(data, dict):
         if len(data) > 1 and all(map(_is_column, data.values())):
             raise InputError(
-                f"{path} is a table by columns ({', '.join(data)}); write a list with one object a row"
+                f"{path} is a table by columns ({listed(data)}); write a list with one object a row"
             )
         # A lone object may be a row by itself: a one-line JSONL file called .json.
         with suppress(InputError, MalformedRow):
@@ -137,7 +138,7 @@ def _json_rows(path: Path) -> Iterator[PlacedRow]:
                 recognise(renamed(data, {}))
             data = [data]
     if not isinstance(data, list):
-        keys = f" with the keys {', '.join(sorted(data))}" if isinstance(data, dict) else ""
+        keys = f" with the keys {listed(data)}" if isinstance(data, dict) else ""
         rows = (
             [key for key, value in data.items() if isinstance(value, list)] if isinstance(data, dict) else []
         )
@@ -175,7 +176,12 @@ def _csv_rows(path: Path) -> Iterator[PlacedRow]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with _opened(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-        reader = csv.DictReader(text, restkey=_MORE, restval=None, strict=True)
+        try:
+            header = text.readline()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not UTF-8 text (in the header); save it as UTF-8") from error
+        lines, mark = itertools.chain([header], text), _separator(header, data_suffix(path))
+        reader = csv.DictReader(lines, restkey=_MORE, restval=None, strict=True, delimiter=mark)
         for number in itertools.count(1):
             try:
                 row = next(reader)
@@ -191,9 +197,18 @@ def _csv_rows(path: Path) -> Iterator[PlacedRow]:
             yield f"{path}:row {number}", _csv_row(row)
 
 
+def _separator(header: str, suffix: str | None) -> str:
+    """What separates the cells of a table: a comma, or what its header has where no comma is."""
+    if "\t" in header and (suffix == ".tsv" or "," not in header):
+        return "\t"
+    return ";" if ";" in header and "," not in header else ","
+
+
 def _csv_row(row: dict[str, Any]) -> Mapping[str, Any] | BadRow:
     if _MORE in row:
-        return BadRow(f"{len(row[_MORE])} more cells than the header has names")
+        looks = next((repr(mark) for mark in ("\t", ";") if any(mark in name for name in row)), "")
+        hint = f" (looks separated by {looks}: save it with commas)" if looks else ""
+        return BadRow(f"{len(row[_MORE])} more cells than the header has names{hint}")
     if any(cell is None for cell in row.values()):
         return BadRow("fewer cells than the header has names")
     return {key: _listed(value) if key in ("output", "history") else value for key, value in row.items()}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from slimepo.data.columns import left_out, refuse_telling, required, scores_of
+from slimepo.data.columns import left_out, listed, refuse_telling, required, scores_of
 from slimepo.data.messages import (
     MalformedRow,
     RawRow,
@@ -18,6 +17,7 @@ from slimepo.data.messages import (
     is_transcript,
     json_object,
     kind,
+    number,
     parsed_messages,
     tool_definitions,
     transcript_turns,
@@ -33,9 +33,8 @@ _LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.
 
 @dataclass(frozen=True)
 class Format:
-    """One row format: what it takes, the columns it reads, how a row of it is known, and how a row is converted."""
+    """One row format: the columns it reads, how a row of it is known, and how a row is converted."""
 
-    accepts: str
     reads: tuple[str, ...]
     fits: Callable[[RawRow], bool]
     convert: Callable[[RawRow], Preference | Unpaired]
@@ -69,31 +68,35 @@ def convert(row: RawRow, name: str, source: str = "") -> Preference | Unpaired:
 
 
 def recognise(row: RawRow, found: Iterable[str] | None = None) -> str:
-    """The name of the format that fits the columns of `row`; InputError says what would be accepted.
+    """The name of the format that fits the columns of `row`; InputError says what was found and what is near.
 
     `found` are the columns under the names that their file gives them.
     """
     for name, format_ in FORMATS.items():
         if format_.fits(row):
             return name
-    accepted = "; ".join(f"{name}: {format_.accepts}" for name, format_ in FORMATS.items())
-    columns = ", ".join(sorted(str(key) for key in found or row)) or "none"
-    hint = ""
+    forms = (
+        "a row is a pair (prompt, chosen, rejected), two answers side by side (prompt, response_a, response_b, "
+        "preferred) or one answer (prompt, completion)"
+    )
     if isinstance(row.get("chosen"), str) and isinstance(row.get("rejected"), str):
-        hint = (
-            ": where 'chosen' and 'rejected' are plain strings without a 'prompt' column, the end of the prompt "
+        forms = (
+            "where 'chosen' and 'rejected' are plain strings without a 'prompt' column, the end of the prompt "
             "can only be told in '\\n\\nHuman: ...\\n\\nAssistant: ...' transcripts"
         )
     elif sides := sides_of(row):
-        hint = f": which of {sides[0]} and {sides[1]} is better, a column says: --column preferred=THEIR-NAME"
+        forms = (
+            f"which of {sides[0]} and {sides[1]} is better, a column says (preferred=THEIRS), or two scores "
+            "(score_a=THEIRS and score_b=THEIRS)"
+        )
     elif isinstance(row.get("text"), str):
-        hint = ": nothing says what of 'text' is the answer; give prompt and completion, or messages"
+        forms = "nothing says what of 'text' is the answer; give prompt and completion, or messages"
     elif "input_ids" in row:
-        hint = ": rows of your own token ids are given in Python, as slimepo.data.rows.Row"
+        forms = "rows of your own token ids are given in Python, as slimepo.data.rows.Row"
     raise InputError(
-        f"no format fits the columns found ({columns}){hint}. If yours have other names, say which is which: "
-        "--column prompt=THEIR-NAME --column chosen=THEIR-NAME ... with data check, data.columns={prompt: THEIR-NAME, "
-        f"chosen: THEIR-NAME, ...}} in a recipe. Accepted are {accepted}"
+        f"no format fits the columns found ({listed(found or row)}): {forms}. Other names: --column prompt=THEIRS "
+        "with data check and eval basics, 'data.columns={prompt: THEIRS, ...}' after other commands; see "
+        "docs/guide.md#data-formats"
     )
 
 
@@ -139,11 +142,8 @@ def _weight(row: RawRow) -> float:
     value = row.get("weight")
     if value is None or value == "":
         return 1.0
-    try:
-        weight = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        weight = math.nan
-    if not 0 <= weight < math.inf:
+    weight = number(value)
+    if weight is None or weight < 0:
         raise MalformedRow(f"'weight' is {value!r}; it must be a finite number, 0 or more")
     return weight
 
@@ -355,49 +355,41 @@ _ANSWERED = ("prompt", "completion", "messages", "conversations", "instruction",
 # In the order in which they are tried: the more telling columns first.
 FORMATS: dict[str, Format] = {
     "sharegpt": Format(
-        "conversations or messages, chosen, rejected (messages that end in the answer need no chosen)",
         ("conversations", "messages", "chosen", "rejected"),
         _is_sharegpt,
         _sharegpt,
     ),
     "alpaca": Format(
-        "instruction, chosen, rejected (or output = two answers), optional input, system, history",
         ("instruction", "input", "history", "output", "chosen", "rejected"),
         _is_alpaca,
         _alpaca,
     ),
     "ultrafeedback": Format(
-        "prompt (string), chosen, rejected (lists of messages that start with the prompt)",
         ("prompt", "chosen", "rejected"),
         lambda row: isinstance(row.get("prompt"), str) and _is_implicit(row) and _whole(row.get("chosen")),
         _explicit,
     ),
     "explicit": Format(
-        "prompt, chosen, rejected (strings or lists of messages)",
         ("prompt", "chosen", "rejected"),
         _has("prompt", "chosen", "rejected"),
         _explicit,
     ),
     "hh-rlhf": Format(
-        "chosen, rejected ('\\n\\nHuman: ...\\n\\nAssistant: ...')",
         ("chosen", "rejected"),
         _is_transcript,
         _hh_rlhf,
     ),
     "implicit": Format(
-        "chosen, rejected (lists of messages that share the prompt)",
         ("chosen", "rejected"),
         _is_implicit,
         _implicit,
     ),
     "kto": Format(
-        "label with prompt, completion, or with messages, conversations, or instruction, output",
         (*_ANSWERED, "label"),
         lambda row: _has("label")(row) and _is_answered(row),
         _kto,
     ),
     "demonstration": Format(
-        "prompt, completion; messages or conversations (the answer last); or instruction, output",
         _ANSWERED,
         lambda row: not {"chosen", "rejected"} & row.keys() and _is_answered(row),
         _demonstration,

@@ -14,9 +14,10 @@ from rich.text import Text
 from slimepo.data.read import Rows, row_notes
 from slimepo.data.render import ChatFormat
 from slimepo.data.rows import CHOSEN, REJECTED, Ids, Row, as_preference
-from slimepo.data.split import PAPER_SPLIT, fingerprint, message_hash, row_hash, split
-from slimepo.data.tokenize import DROP_REASONS, MALFORMED_ROW, TIE, Drop, by_reason, tokenize
+from slimepo.data.split import PAPER_SPLIT, check_fractions, fingerprint, message_hash, part_of, row_hash
+from slimepo.data.tokenize import DROP_REASONS, MALFORMED_ROW, NO_VERDICT, TIE, Drop, by_reason, tokenize
 from slimepo.types import Preference, Unpaired
+from slimepo.words import plural
 
 _PERCENTILES = (0, 5, 50, 95, 99, 100)
 _BINS = 12
@@ -74,12 +75,14 @@ def check(
 ) -> tuple[DataReport, Sequence[Row]]:
     """The report on rows that were read, and the tokenised rows.
 
-    Duplicates count the rows beyond the first of their kind. `parts` counts the readable rows in each part
-    of the split.
+    Duplicates count the rows beyond the first of their kind. `parts` counts the kept rows in each part of the split.
     """
     records: list[Preference | Unpaired] = [*rows.preferences, *rows.unpaired]
     drops = [Drop(MALFORMED_ROW, place, reason) for place, reason in rows.malformed]
     drops += [Drop(TIE, place, "neither answer is preferred") for place in rows.ties]
+    drops += [
+        Drop(NO_VERDICT, place, "nothing says which answer is better") for place in rows.without_verdict
+    ]
     tokens = tokenize(
         [*rows.preferences, *map(as_preference, rows.unpaired)],
         chat,
@@ -89,7 +92,13 @@ def check(
         pairs=bool(rows.unpaired) or any(row.rejected for row in rows.preferences),
         one_sided=bool(rows.unpaired),
     )
-    paired, unpaired = split(rows.preferences, fractions, seed), split(rows.unpaired, fractions, seed)
+    check_fractions(fractions)
+    kept = {row.id for row in tokens.rows}
+    parts = dict.fromkeys(fractions, 0)
+    for record in records:
+        part = part_of(record.prompt, fractions, seed) if record.source in kept else None
+        if part is not None:
+            parts[part] += 1
     report = DataReport(
         name=name,
         format=rows.format,
@@ -98,7 +107,7 @@ def check(
         drops=count_drops([*drops, *tokens.drops]),
         duplicate_rows=len(records) - len({row_hash(row) for row in records}),
         duplicate_prompts=len(records) - len({message_hash(row.prompt) for row in records}),
-        parts={part: len(paired[part]) + len(unpaired[part]) for part in fractions},
+        parts=parts,
         fingerprint=fingerprint(records),
         lengths=_all_lengths(tokens.rows, unpaired=bool(rows.unpaired)),
         trained_tokens=sum(len(ids) for row in tokens.rows for ids in row.responses),
@@ -106,7 +115,7 @@ def check(
             *chat.notes,
             *row_notes(rows),
             *(
-                f"{len(found):,} rows: {remark} (the first, {found[0].source}: {found[0].detail})"
+                f"{plural(len(found), 'row')}: {remark} (the first, {found[0].source}: {found[0].detail})"
                 for remark, found in by_reason(tokens.remarks).items()
             ),
         ),

@@ -6,6 +6,7 @@ transcript, or plain text, which is one turn of the role that its column stands 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -56,6 +57,15 @@ def holds_something(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(holds_something, value))
     return value is not None
+
+
+def number(value: Any) -> float | None:
+    """The finite number in a cell, also as text, as tables have it; None where there is none."""
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
 
 
 def as_text(value: Any, what: str) -> str:

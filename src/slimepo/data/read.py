@@ -22,9 +22,9 @@ from slimepo.data.split import message_hash
 from slimepo.data.winners import NoVerdict, Tie, passed_over
 from slimepo.errors import InputError
 from slimepo.files import Kept
-from slimepo.hub import look_for_hub, without_hub
+from slimepo.hub import look_for_hub, not_given
 from slimepo.types import Preference, Unpaired
-from slimepo.words import first_line, nearest_entry
+from slimepo.words import first_line, nearest_entry, plural
 
 _ROWS_TO_RECOGNISE = 100
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -35,8 +35,8 @@ class Rows:
     """What was read: records of one kind, the format's name, and `(place, reason)` of each row left out.
 
     `unread` counts the rows in which a column (or a key of its messages) holds something that is not read;
-    `scored_against` are places of rows whose own scores prefer the rejected answer, `ties` of rows that prefer
-    neither of their answers and are left out.
+    `scored_against` are places of rows whose own scores prefer the rejected answer. Left out are `ties`, which prefer
+    neither of their answers, and rows `without_verdict`, where nothing says which one is better.
     """
 
     preferences: Kept[Preference]
@@ -46,6 +46,7 @@ class Rows:
     unread: Counter[str] = field(default_factory=Counter)
     scored_against: list[str] = field(default_factory=list)
     ties: list[str] = field(default_factory=list)
+    without_verdict: list[str] = field(default_factory=list)
 
 
 def read_rows(
@@ -57,7 +58,7 @@ def read_rows(
     limit: int | None = None,
     columns: Mapping[str, str | None] | None = None,
 ) -> Rows:
-    """Read a .jsonl, .json, .parquet or .csv file (each also .gz), a folder of them, a folder that
+    """Read a .jsonl, .json, .parquet, .csv or .tsv file (each also .gz), a folder of them, a folder that
     `datasets` saved, or a Hub dataset id.
 
     `format` is a name of `slimepo.data.formats.FORMATS` or "auto"; `split` picks a part of a folder or Hub
@@ -121,8 +122,8 @@ def rows_from(
                 raise MalformedRow(row.reason)
             row = renamed(row, columns)
             record = convert(row, format, place)
-        except Tie:
-            result.ties.append(place)
+        except Tie as tie:
+            (result.without_verdict if tie.blank else result.ties).append(place)
             continue
         except MalformedRow as error:
             if isinstance(error, NoVerdict):
@@ -141,12 +142,12 @@ def rows_from(
             result.scored_against.append(place)
     if not result.preferences and not result.unpaired:
         if not result.malformed:
-            raise InputError(
-                f"{name}: all of its {len(result.ties)} rows are ties, in which no answer is preferred"
-            )
+            counts = [plural(len(result.ties), "tie")] * bool(result.ties)
+            counts += [f"{len(result.without_verdict):,} without a verdict"] * bool(result.without_verdict)
+            raise InputError(f"{name}: no row prefers an answer: {', '.join(counts)}")
         place, reason = result.malformed[0]
         raise InputError(
-            f"{name}: none of its {len(result.malformed)} rows can be used; the first, {place}: {reason}"
+            f"{name}: none of its rows can be used; the first of {len(result.malformed):,}, {place}: {reason}"
         )
     return result
 
@@ -186,11 +187,11 @@ def row_notes(rows: Rows) -> Iterator[str]:
     labels = {row.label for row in rows.unpaired}
     if len(labels) == 1:
         what = "desirable" if labels == {True} else "undesirable"
-        yield f"all {len(rows.unpaired):,} judged answers are {what}: nothing is there to tell them from"
+        yield f"every judged answer ({len(rows.unpaired):,}) is {what}: nothing is there to tell them from"
     if rows.scored_against:
         yield (
-            f"{len(rows.scored_against):,} rows score their rejected answer higher than the chosen one; the first, "
-            f"{rows.scored_against[0]}"
+            f"rows that score their rejected answer higher than the chosen one: {len(rows.scored_against):,}; the "
+            f"first, {rows.scored_against[0]}"
         )
     seen: set[tuple[str, str, str]] = set()
     turned: list[str] = []
@@ -206,8 +207,8 @@ def row_notes(rows: Rows) -> Iterator[str]:
             seen.add((prompt, chosen, rejected))
     if turned:
         yield (
-            f"{len(turned):,} pairs stand there the other way round too (A preferred to B, and B to A); the first, "
-            f"{turned[0]}"
+            f"pairs that stand there the other way round too (A preferred to B, and B to A): {len(turned):,}; the "
+            f"first, {turned[0]}"
         )
 
 
@@ -311,8 +312,7 @@ def _hub_rows(name: str, split: str | None) -> Iterator[PlacedRow]:
         # Of whatever kind: files of many makes are read there.
         hint = nearest_entry(Path(name)) if Path(name).parent.is_dir() else ""
         here = f"'{name}' is no file or folder here{hint}"
-        said = f"{here}, and the Hub does not give it: {first_line(error)}"
-        raise InputError(said + without_hub()) from error
+        raise InputError(f"{here}, and the Hub does not give it: {not_given(first_line(error))}") from error
     return _dataset_rows(data, split, name)
 
 

@@ -33,6 +33,7 @@ from slimepo.types import Preference
 
 MALFORMED_ROW = "malformed row"
 TIE = "tie"
+NO_VERDICT = "no verdict"
 EMPTY_RESPONSE = "empty response"
 NOT_A_PAIR = "not a pair"
 IDENTICAL_RESPONSES = "identical responses"
@@ -51,6 +52,7 @@ DROP_REASONS = (
     TEMPLATE_REFUSES,
     NO_BOUNDARY,
     TIE,
+    NO_VERDICT,
     MALFORMED_ROW,
 )
 # What other templates write, and so what a text that was rendered before holds. It may be a text about templates.

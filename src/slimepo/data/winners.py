@@ -1,18 +1,21 @@
-"""Rows whose two answers stand side by side, with a column that says which one is better."""
+"""Rows whose two answers stand side by side, with a column that says which one is better, or a score of each."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from slimepo.data.messages import MalformedRow, RawRow, holds_something
+from slimepo.data.messages import MalformedRow, RawRow, holds_something, number
 
 # What such a column is called; ours is the first.
 WINNERS = ("preferred", "winner", "preference", "better_response_id", "choice")
 # What the two answers are called before the letter or number that tells them apart; ours are response_a and response_b.
 _ANSWERS = ("response", "answer", "completion", "conversation", "output", "reply", "candidate", "generation")
 _ENDS = (("a", "b", "c"), ("0", "1", "2"), ("1", "2", "3"))
+# What scores of the two sides are called, before or behind what tells the sides apart: score_a, answer_1_rating.
+_SCORES = ("score", "rating", "reward", "avg_rating", "overall_score")
 # A row with one of these has its answer already.
 _ANSWERED = ("chosen", "rejected", "completion", "output", "response")
 _TIE = re.compile(
@@ -22,10 +25,13 @@ _SOMEBODY = r"(model|assistant|response|answer|completion|output|candidate|optio
 
 
 class Tie(Exception):
-    """A row that prefers neither of its answers; `row` has them in their own order, as if the first was better."""
+    """A row that prefers neither of its answers; `row` has them in their own order, as if the first was better.
 
-    def __init__(self, row: RawRow) -> None:
-        self.row = row
+    `blank`: it does not say that they are equal; it says nothing.
+    """
+
+    def __init__(self, row: RawRow, blank: bool = False) -> None:
+        self.row, self.blank = row, blank
 
 
 class NoVerdict(MalformedRow):
@@ -50,42 +56,126 @@ def sides_of(row: RawRow) -> tuple[str, str] | None:
 def ordered(row: RawRow, columns: Mapping[str, str | None]) -> RawRow:
     """The row with `chosen` and `rejected`, where it has two answers side by side and says which one is better.
 
-    `columns` has the names that its file gives to response_a and response_b, where these are not the file's own: it is
-    the file's that say which is better. Any other row is given back.
+    A column says it, or two scores, which travel as `score_chosen` and `score_rejected` whatever says it. `columns` has
+    the names that its file gives to response_a and response_b, where these are not the file's own: it is the file's
+    that say which is better. Any other row is given back.
 
     Raises:
         MalformedRow: it says so in a way that may mean either.
-        Tie: neither is better.
+        Tie: neither is better, or nothing says which.
     """
     sides = sides_of(row)
-    there = [str(key) for key in row if str(key).lower() in WINNERS]
-    if sides is None or not there or any(name in row for name in _ANSWERED):
+    if sides is None or any(name in row for name in _ANSWERED):
         return row
-    column = next((name for name in there if holds_something(row[name])), there[0])
-    value, said = row[column], str(row[column]).strip()
     theirs = (columns.get(sides[0]) or sides[0], columns.get(sides[1]) or sides[1])
-    called = columns.get(column) or column
+    there = [str(key) for key in row if str(key).lower() in WINNERS]
+    scored = _scored(row, sides, theirs, columns)
+    if not there and not scored:
+        return row
     for side, name in zip(sides, theirs, strict=True):
         if row[side] is None:
             raise MalformedRow(f"{name!r} is null")
+    rest = {key: cell for key, cell in row.items() if key not in sides}
+    blank = False
+    if there:
+        column = next((name for name in there if holds_something(row[name])), there[0])
+        blank = not holds_something(rest.pop(column))
+        better = None if blank else _named_side(row, column, sides, theirs, columns)
+    else:
+        better = _scored_side(row, scored, theirs, columns)
+    order = (better or 0, 1 - (better or 0))
+    found = [number(row.get(name)) for name in scored[0]] if len(scored) == 1 else []
+    if found and None not in found:
+        rest = {key: cell for key, cell in rest.items() if key not in scored[0]}
+        rest |= {"score_chosen": found[order[0]], "score_rejected": found[order[1]]}
+    rest |= {"chosen": row[sides[order[0]]], "rejected": row[sides[order[1]]]}
+    if better is None:
+        raise Tie(rest, blank)
+    return rest
+
+
+def _named_side(
+    row: RawRow,
+    column: str,
+    sides: tuple[str, str],
+    theirs: tuple[str, str],
+    columns: Mapping[str, str | None],
+) -> int | None:
+    """Which side the cell of a column that says it calls better; None where that is neither. Raises MalformedRow."""
+    value, said = row[column], str(row[column]).strip()
+    called = columns.get(column) or column
     better = side_named(value, theirs)
     # Some files repeat the better answer.
     texts = [place for place, side in enumerate(sides) if said and row[side] == value]
     if len(texts) == 1 and better in (None, texts[0]):
-        better = texts[0]
-    elif len(texts) == 1:
+        return texts[0]
+    if len(texts) == 1:
         raise MalformedRow(f"{called!r} is {value!r}, which names one answer and is the text of the other")
-    rest = {key: cell for key, cell in row.items() if key not in (*sides, column)}
-    pair = [row[side] for side in sides]
-    if better is None:
-        if not holds_something(value) or _TIE.fullmatch(said.lower()):
-            raise Tie(rest | {"chosen": pair[0], "rejected": pair[1]})
+    if better is None and not _TIE.fullmatch(said.lower()):
         kind = NoVerdict if _number(value) is not None else MalformedRow
         raise kind(
             f"{called!r} is {value!r}, which does not say whether {theirs[0]!r} or {theirs[1]!r} is better: write one "
             "of these names"
         )
-    return rest | {"chosen": pair[better], "rejected": pair[1 - better]}
+    return better
+
+
+def _scored(
+    row: RawRow, sides: tuple[str, str], theirs: tuple[str, str], columns: Mapping[str, str | None]
+) -> list[tuple[str, str]]:
+    """Columns that score the two sides: named after the file's names of these; where they are mapped, after ours."""
+    found = [pair for pair in score_columns(row, theirs) if not columns.keys() & {*pair}]
+    mapped = [pair for pair in score_columns(row, sides) if columns.keys() & {*pair}]
+    return found + [pair for pair in mapped if all(columns.get(name, name) for name in pair)]
+
+
+def _scored_side(
+    row: RawRow,
+    scored: list[tuple[str, str]],
+    theirs: tuple[str, str],
+    columns: Mapping[str, str | None],
+) -> int | None:
+    """Which side has the higher score; None where both have the same. Raises MalformedRow."""
+    if len(scored) > 1:
+        raise MalformedRow(
+            f"{scored[0][0]!r} and {scored[1][0]!r} both say how good {theirs[0]!r} is: leave one of them out, "
+            f"columns: {{{scored[0][0]}: null, {scored[0][1]}: null}}"
+        )
+    scores = []
+    for name, side in zip(scored[0], theirs, strict=True):
+        score = number(row.get(name))
+        if score is None:
+            cell = "null" if row.get(name) is None else repr(row[name])
+            raise MalformedRow(
+                f"{columns.get(name) or name!r} is {cell}, and should be a number: the score of {side!r}"
+            )
+        scores.append(score)
+    return None if scores[0] == scores[1] else int(scores[1] > scores[0])
+
+
+def score_columns(names: Iterable[str], sides: tuple[str, str]) -> list[tuple[str, str]]:
+    """Pairs of columns that score two sides: score_1, 1_score, answer_1_score ...; else one that is there by half."""
+    there = {str(name).lower(): str(name) for name in names}
+    pairs = [
+        (there.get(first, first), there.get(second, second))
+        for first, second in _score_names(*sides)
+        if first in there or second in there
+    ]
+    return [pair for pair in pairs if {*pair} <= {*there.values()}] or pairs[:1]
+
+
+@functools.cache
+def _score_names(first: str, second: str) -> list[tuple[str, str]]:
+    """What scores of two sides may be called, in small letters."""
+    marks = dict.fromkeys([_differing(first, second), (first.lower(), second.lower())])
+    return [
+        # Of answer and answer_2 the first has no mark: score and score_2.
+        (f"{before}{one}{behind}" if one else stem, f"{before}{other}{behind}" if other else stem)
+        for one, other in marks
+        for stem in _SCORES
+        for join in ("_", "-", " ", "")
+        for before, behind in ((f"{stem}{join}", ""), ("", f"{join}{stem}"))
+    ]
 
 
 def side_named(value: Any, names: tuple[str, str]) -> int | None:
@@ -123,22 +213,34 @@ def _differing(first: str, second: str) -> tuple[str, str]:
 
 
 def passed_over(rows: Iterable[RawRow], columns: Mapping[str, str | None], read: Iterable[str]) -> str | None:
-    """What is wrong with a mapping that reads one of two equals as chosen, where a column says which one is better.
+    """What is wrong with a mapping that reads one of two equals as chosen, where the rows say which one is better.
 
-    That is a column that names both of them over these rows and holds nothing else; `read`: columns that formats read.
+    By scores of both, or in a column that names both of them over these rows and holds nothing else; `read`: columns
+    that formats read.
     """
     chosen, rejected = columns.get("chosen"), columns.get("rejected")
-    # Names that have nothing in common, such as good and bad, are no pair of equals.
-    if not chosen or not rejected or _differing(chosen, rejected) == (chosen.lower(), rejected.lower()):
+    if not chosen or not rejected:
         return None
+    skipped = {*read, *columns, *columns.values()}
+    # Names that have nothing in common, such as good and bad, are no pair of equals.
+    equals = _differing(chosen, rejected) != (chosen.lower(), rejected.lower())
     named: dict[str, set[int | None]] = {}
     for row in rows:
+        for pair in score_columns(row, (chosen, rejected)):
+            first, second = (number(row.get(name)) for name in pair)
+            if first is None or second is None or skipped & {*pair}:
+                continue
+            if equals or second > first:
+                return (
+                    f"{pair[0]!r} and {pair[1]!r} say which of {chosen!r} and {rejected!r} is better, and the first "
+                    f"would be read as chosen in every row: give columns {{response_a: {chosen}, response_b: "
+                    f"{rejected}}}, or {{{pair[0]}: null, {pair[1]}: null}} to leave the scores out"
+                )
         for key, value in row.items():
             if holds_something(value) and not _TIE.fullmatch(str(value).strip().lower()):
                 named.setdefault(str(key), set()).add(side_named(value, (chosen, rejected)))
-    skipped = {*read, *columns, *columns.values()}
     for key, places in named.items():
-        if places == {0, 1} and key not in skipped:
+        if equals and places == {0, 1} and key not in skipped:
             return (
                 f"{key!r} says which of {chosen!r} and {rejected!r} is better, and the first would be read as chosen "
                 f"in every row: give columns {{response_a: {chosen}, response_b: {rejected}, preferred: {key}}}, or "

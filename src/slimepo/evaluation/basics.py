@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,8 @@ def measure_basics(
     data: str,
     console: Console,
     *,
+    format: str = "auto",
+    columns: Mapping[str, str | None] | None = None,
     split: str | None = None,
     limit: int = 200,
     samples: int = 64,
@@ -45,7 +47,7 @@ def measure_basics(
     from slimepo.model.generate import generate
     from slimepo.model.score import score_pairs
 
-    pairs = read_rows(data, split=split, limit=limit).preferences
+    pairs = read_rows(data, format=format, columns=columns, split=split, limit=limit).preferences
     if not pairs:
         raise InputError(f"{data}: no preference pairs in it")
     loaded = load_chat_model(model)

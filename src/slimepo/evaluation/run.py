@@ -83,6 +83,11 @@ def run_benchmark(
         UnscoredError: too many items have no score.
     """
     settings = job.settings
+    # All of them is what a benchmark does without a word.
+    if set(steps) != set(STEPS) and "judge" in steps and not has_option(settings.benchmark, "judge"):
+        raise InputError(
+            f"{settings.benchmark} has no step judge: code scores its answers, in the step score"
+        )
     lacks_judge = settings.judge is None and has_option(settings.benchmark, "judge")
     if lacks_judge and "answer" not in steps:
         raise InputError(f"the step {steps[-1]} needs --judge")

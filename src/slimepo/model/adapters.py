@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from slimepo.errors import InputError
 from slimepo.model.logps import causal_lm
 from slimepo.model.quantize import dequantized, four_bit_layers
-from slimepo.words import first_line
+from slimepo.words import first_line, nearest
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")
 # What can become of an adapter that a model comes with.
@@ -93,10 +93,12 @@ def add_adapter(model: PreTrainedModel, peft_config: Any) -> nn.Module:
     Trained parameters are kept in float32, because steps of 5e-7 vanish in bfloat16.
 
     Raises:
-        InputError: none of the target modules is in the model, or nothing of it says which they are.
+        InputError: one of the target modules is not in the model (of our own default, all of them), or nothing of it
+            says which they are.
     """
     from peft import get_peft_model
 
+    _refuse_unknown_targets(model, peft_config)
     if _parts_head_and_embedding(model, peft_config):
         untie_head(model)
     if model.config is not model.config.get_text_config() and peft_config.exclude_modules is None:
@@ -108,6 +110,22 @@ def add_adapter(model: PreTrainedModel, peft_config: Any) -> nn.Module:
         raise InputError(f"the adapter does not fit {type(model).__name__}: {first_line(error)}") from error
     keep_trained_in_float32(wrapped)
     return wrapped
+
+
+def _refuse_unknown_targets(model: PreTrainedModel, peft_config: Any) -> None:
+    """Refuse a name that no module has; peft leaves it out as long as another one is there."""
+    asked = getattr(peft_config, "target_modules", None)
+    # Our own default names the projections of many architectures.
+    if not isinstance(asked, list | set | tuple) or set(asked) == set(PROJECTIONS):
+        return
+    there = [f".{name}" for name, _ in model.named_modules()]
+    for target in sorted(asked):
+        if not any(name.endswith(f".{target}") for name in there):
+            known = sorted({name.rpartition(".")[2] for name in there})
+            raise InputError(
+                f"adapter: target_modules: no module of {type(model).__name__} is called "
+                f"{target!r}{nearest(target, known)}"
+            )
 
 
 def refuse_other_kinds(peft_config: Any) -> None:

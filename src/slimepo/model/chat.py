@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from slimepo.terminal import Report
     from slimepo.types import Preference
 
+# What marks the folder of a run (`slimepo.pipeline.folder`).
+_RUN = ".slimepo-run"
+
 
 @dataclass(frozen=True)
 class ChatModel:
@@ -41,12 +44,25 @@ def model_folder(name: str) -> Path:
     if (folder / "model" / "config.json").exists():
         return folder / "model"
     if folder.is_dir() and not any((folder / f"{kind}config.json").exists() for kind in ("", "adapter_")):
-        stages = sorted(path.parent for path in folder.glob("*/stage.json"))
-        hint = f"; it is a run: give one of its stages, such as {stages[-1]}" if stages else ""
         raise InputError(
-            f"{name} holds neither a model (config.json) nor an adapter (adapter_config.json){hint}"
+            f"{name} holds neither a model (config.json) nor an adapter (adapter_config.json){instead_of(folder)}"
         )
     return folder
+
+
+def instead_of(folder: Path) -> str:
+    """What to add to an error where a folder holds no model: what else it is, and what to do about it."""
+    if (folder / _RUN).exists():
+        stages = sorted(path.parent for path in folder.glob("*/stage.json"))
+        if not stages:
+            return (
+                "; it is a run, and none of its stages is finished: the command that began it goes on with it"
+            )
+        return f"; it is a run: give one of its stages, such as {stages[-1]}"
+    begun = any((folder / file).exists() for file in ("data.json", "checkpoints"))
+    if begun and (folder.parent / _RUN).exists() and not (folder / "stage.json").exists():
+        return f"; stage {folder.name} is not finished: the command that began it goes on with it"
+    return ""
 
 
 def load_chat_model(name: str, dtype: str = "auto") -> ChatModel:

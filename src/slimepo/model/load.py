@@ -24,7 +24,7 @@ from transformers.utils import find_adapter_config_file
 from slimepo.data.chat import load_tokenizer
 from slimepo.errors import RESOURCES, BadFilesError, InputError, failure, one_line
 from slimepo.files import read_json
-from slimepo.hub import look_for_hub, without_hub
+from slimepo.hub import look_for_hub, not_given
 from slimepo.model.adapters import refuse_other_kinds, with_adapter
 from slimepo.model.quantize import noted_quantization, settle_four_bits
 from slimepo.model.sizes import parameters_of, refuse_layers, refuse_numbers, refuse_too_large
@@ -83,7 +83,7 @@ def load_whole_weights(kind: Any, name: str, what: str, **kwargs: Any) -> nn.Mod
         if failure(error).code == RESOURCES and getattr(error, "errno", 0) is not None:
             raise
         of_files = BadFilesError if not isinstance(error, OSError | ValueError | ImportError) else InputError
-        raise of_files(f"{what} {name!r} cannot be loaded: {first_line(error)}{without_hub()}") from error
+        raise of_files(f"{what} {name!r} cannot be loaded: {not_given(first_line(error))}") from error
     missing = sorted(report["missing_keys"])
     unexpected = sorted(key for key in report["unexpected_keys"] if not _BESIDE_THE_TEXT.search(key))
     refuse_other_tensors(f"{what} {name!r}", "its config.json", missing, unexpected)
@@ -123,7 +123,7 @@ def adapter_base(name: str) -> str | None:
             return None
         config = PeftConfig.from_pretrained(name)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"model {name!r} cannot be loaded: {first_line(error)}{without_hub()}") from error
+        raise InputError(f"model {name!r} cannot be loaded: {not_given(first_line(error))}") from error
     refuse_other_kinds(config)
     return config.base_model_name_or_path or ""
 
@@ -191,7 +191,7 @@ def load_config(name: str) -> PreTrainedConfig:
     except Exception as error:
         # Of whatever kind: each class looks at its own values.
         kind = BadFilesError if Path(name).is_dir() else InputError
-        raise kind(f"model {name!r} cannot be loaded: {one_line(str(error))}{without_hub()}") from error
+        raise kind(f"model {name!r} cannot be loaded: {not_given(one_line(str(error)))}") from error
     refuse_layers(config, f"model {name!r}")
     return config
 

@@ -18,6 +18,8 @@ Cure = Literal["stop", "lower-rate", "raise-anchor"]
 FRACTIONS = (0, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 # Of the sample: with fewer pairs little is certain, and more would not say much more.
 FEWEST, MOST = 16, 64
+# Of fewer pairs chance cannot be told from a fall: no warning says so.
+FEWEST_PAIRS = 8
 
 
 class MonitorSettings(Settings):
@@ -43,6 +45,19 @@ class MonitorSettings(Settings):
         if self.cure and "unlearning" in self.stop_on:
             raise ValueError(
                 f"stop_on: [unlearning] ends the run before on_unlearning: {self.cure} can help it: give one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_asked_for_can_come(self) -> MonitorSettings:
+        if "repetition" in self.stop_on and not self.prompts:
+            raise ValueError(
+                "stop_on: [repetition] is seen in answers, and prompts is 0: give some, such as 4"
+            )
+        if self.pairs is not None and self.pairs < FEWEST_PAIRS and (self.cure or "unlearning" in self.stops):
+            raise ValueError(
+                f"unlearning is not told from chance with pairs = {self.pairs}: give {FEWEST_PAIRS} or more, or leave "
+                "stop_on and on_unlearning out"
             )
         return self
 

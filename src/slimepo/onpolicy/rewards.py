@@ -61,14 +61,17 @@ class Rewarder:
         for name, (function, _) in self.functions.items():
             if not isinstance(function, LooksAhead) or not prompts:
                 continue
+            seconds = None if self.timeout is None else self.timeout * len(prompts)
             try:
-                function.look_ahead([list(prompt.messages) for prompt in prompts], completions)
-            except Exception as error:
+                messages = [list(prompt.messages) for prompt in prompts]
+                _within(seconds, function.look_ahead, (messages, completions))
+            except (Exception, SystemExit) as error:
                 # Where prompts are to be skipped, the calls tell which.
                 if self.on_error == "stop":
-                    raise InputError(
-                        f"{self.what} {name!r} fails: {type(error).__name__}: {first_line(error)}"
-                    ) from error
+                    failed = f"fails: {type(error).__name__}: {first_line(error)}"
+                    if isinstance(error, _TookTooLong):
+                        failed = f"took more than {seconds:g} s on {len(prompts)} prompts; {self.way_out}"
+                    raise InputError(f"{self.what} {name!r} {failed}") from error
         return [self(prompt, answers) for prompt, answers in zip(prompts, completions, strict=True)]
 
     def __call__(
@@ -179,12 +182,12 @@ class _TookTooLong(Exception):
     pass
 
 
-def _within(seconds: float | None, function: Reward, given: tuple[Any, ...]) -> Sequence[float]:
+def _within(seconds: float | None, function: Callable[..., Any], given: tuple[Any, ...]) -> Any:
     """The function's value. What takes longer is left running, for Python cannot end it, and is not waited for."""
     if seconds is None:
         return function(*given)
     # Not a pool of concurrent.futures: that would wait for the function when the process ends.
-    future: Future[Sequence[float]] = Future()
+    future: Future[Any] = Future()
 
     def call() -> None:
         try:

@@ -83,6 +83,7 @@ def load_data(recipe: Recipe) -> tuple[dict[str, Sequence[Preference]], dict[str
         parts = {**split(records, recipe.parts, recipe.seed)}
         facts = {"format": rows.format, "rows": len(records), "malformed": len(rows.malformed)}
         facts |= {"ties": len(rows.ties)} if rows.ties else {}
+        facts |= {"without_verdict": len(rows.without_verdict)} if rows.without_verdict else {}
         facts["notes"] = list(row_notes(rows))
     if data.heldout:
         columns = data.columns if data.heldout_columns is None else data.heldout_columns

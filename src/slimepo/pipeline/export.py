@@ -26,6 +26,7 @@ from slimepo.files import replace_folder, write_json
 from slimepo.hub import is_hub_id
 from slimepo.model.adapters import merge
 from slimepo.model.attention.path import HALF
+from slimepo.model.chat import instead_of
 from slimepo.model.compress import Compression, compress
 from slimepo.model.load import load_model, savable
 from slimepo.model.logps import causal_lm, install_logps
@@ -36,6 +37,7 @@ from slimepo.pipeline.console import FIGURES
 from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.pipeline.recipe.sections import Stage
 from slimepo.settings import dump
+from slimepo.words import nearest_entry, plural
 
 # Logits before and after merging, and after reloading, may differ by rounding, no more; relative to the largest logit
 # above 1. HALF: where one side has to compute in half precision.
@@ -176,10 +178,12 @@ def newest(source: Path) -> Path:
         if fault is not None:
             raise BadFilesError(f"{source} is no sound checkpoint: {fault}; export another one")
         return source
+    if not source.exists():
+        raise InputError(f"{source}: no such folder{nearest_entry(source)}")
     folder = source / "checkpoints" if (source / "checkpoints").is_dir() else source
     found = newest_sound(folder).path
     if found is None:
-        raise InputError(f"{source}: no checkpoint, adapter or model there")
+        raise InputError(f"{source}: no checkpoint, adapter or model there{instead_of(source)}")
     return found
 
 
@@ -230,7 +234,11 @@ def model_card(recipe: Recipe, stage: Stage, result: dict[str, Any]) -> str:
         ]
     if heldout is not None:
         before, after = heldout["before"], heldout["after"]
-        counts = [f"{heldout[what]:,} held-out {what}" for what in ("pairs", "prompts") if what in heldout]
+        counts = [
+            plural(heldout[f"{what}s"], f"held-out {what}")
+            for what in ("pair", "prompt")
+            if f"{what}s" in heldout
+        ]
         lines += [f"## {' and '.join(counts)}", "", "| | before | after |", "|---|---|---|"]
         lines += [
             f"| {label} | {form.format(before[key])} | {form.format(after[key])} |"

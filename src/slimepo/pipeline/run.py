@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -48,8 +48,8 @@ from slimepo.redaction import redact
 from slimepo.settings import dump
 from slimepo.terminal import make_console
 from slimepo.training.prepare import refuse_ranks
-from slimepo.types import REFERENCE_SOURCES
-from slimepo.words import nearest
+from slimepo.types import REFERENCE_SOURCES, Preference
+from slimepo.words import nearest, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -199,6 +199,8 @@ def _run_stages(
         if not recipe.smoke:
             on_main(lambda: check_space(recipe, len(pending), out), PartialState())
         tasks, (parts, facts) = load_tasks(recipe), load_data(recipe)
+        for stage in pending:
+            check_weights(stage, parts.get(stage.part, ()))
         chat = chat_format(recipe_tokenizer(recipe), recipe.template_options)
         facts |= template_facts(chat.tokenizer, recipe.template_options)
         facts |= {"tasks": tasks.facts} if tasks else {}
@@ -285,9 +287,7 @@ def check_stage(recipe: Recipe, stage: Stage) -> None:
     made = asked.reward if asked else None
     if asked and asked.engine.startswith("http") and not recipe.smoke:
         check_server(asked.rollouts)
-    # What a weight of a user's own objective is, the user knows.
-    own = ":" in stage.loss
-    if asked and made != COST and not own and "weight" in find_objective(stage.loss).asks:
+    if asked and made != COST and _weighs(stage):
         raise InputError(
             f"stage {stage.name!r}: {stage.loss} weighs pairs by their costs, and pairs {stage.part!r} have none: "
             f"give tasks.cost and pairs.{stage.part}.reward=cost"
@@ -296,6 +296,24 @@ def check_stage(recipe: Recipe, stage: Stage) -> None:
         check_rewards(reward_weights(stage.reward if made is None else made), checker)
     if stage.rollouts is not None and stage.rollouts.cost is not None:
         check_rewards(reward_weights(stage.rollouts.cost.of, "cost"), checker, "cost")
+
+
+def check_weights(stage: Stage, rows: Sequence[Preference]) -> None:
+    """Refuse, before anything trains, rows of a file that all have the weight 1 where the stage's loss goes by it.
+
+    Raises:
+        InputError: with what to give.
+    """
+    if rows and _weighs(stage) and all(row.weight == 1 for row in rows):
+        raise InputError(
+            f"stage {stage.name!r}: {stage.loss} weighs pairs by their costs, and no row of part {stage.part!r} has a "
+            "weight but 1: give the column `weight`, or use simpo"
+        )
+
+
+def _weighs(stage: Stage) -> bool:
+    # What a weight of a user's own objective is, the user knows.
+    return ":" not in stage.loss and "weight" in find_objective(stage.loss).asks
 
 
 def check_reference(recipe: Recipe, stage: Stage) -> None:
@@ -323,15 +341,40 @@ def _announce(
     if recipe.data.path is not None:
         parts = ", ".join(f"{name} {part['rows']:,}" for name, part in facts["parts"].items())
         console.print(
-            f"{facts['rows']:,} rows ({facts['format']}) from {recipe.path(recipe.data.path)}: {parts}"
+            f"{plural(facts['rows'], 'row')} ({facts['format']}) from {recipe.path(recipe.data.path)}: {parts}"
         )
     if facts["in_no_part"] > 0:
         console.print(f"{facts['in_no_part']:,} rows are in no part of data.parts")
     if ties := facts.get("ties"):
-        console.print(f"{ties:,} ties left out, in which neither answer is preferred")
+        console.print(f"{plural(ties, 'tie')} left out, in which neither answer is preferred")
+    if blank := facts.get("without_verdict"):
+        console.print(f"{plural(blank, 'row')} left out, in which nothing says which answer is better")
     if facts["malformed"]:
-        console.print(f"{facts['malformed']} malformed rows skipped")
+        console.print(f"{plural(facts['malformed'], 'malformed row')} skipped")
     if tasks is not None:
         console.print(f"tasks: {len(tasks.train):,} for training, {len(tasks.heldout):,} held out")
-    for note in (*chat.notes, *facts.get("notes", ())):
+    for note in (*chat.notes, *facts.get("notes", ()), *unread(recipe)):
         console.print(f"note: {note}", highlight=False)
+
+
+def unread(recipe: Recipe) -> list[str]:
+    """What of the recipe this run makes nothing of; said, not refused, for `slimepo pairs` and sweeps may."""
+    notes = []
+    for stage in recipe.stages:
+        usual = Stage.model_validate({"loss": stage.loss}).epochs
+        if stage.max_steps > 0 and stage.epochs != usual:
+            notes.append(
+                f"{stage.name}: it takes max_steps = {stage.max_steps:,}, whatever epochs = {stage.epochs:g} is"
+            )
+    parts = {stage.part for stage in recipe.stages}
+    notes += [
+        f"pairs {name!r}: no stage trains on them, so they are not made"
+        for name in recipe.pairs
+        if name not in parts
+    ]
+    sampling = any(stage.rollouts is not None for stage in recipe.stages)
+    if recipe.tasks and recipe.tasks.train and not sampling and not parts & recipe.pairs.keys():
+        notes.append(
+            "tasks.train: nothing answers them, for no stage has rollouts or trains on pairs of samples"
+        )
+    return notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ from slimepo.pipeline.start import (
 from slimepo.redaction import redact
 from slimepo.training.callbacks import MetricsFile, SaveOnTerm, TrainingProgress, peak_memory
 from slimepo.training.config import PreferenceConfig
+from slimepo.words import plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 
 # Whose log-probs tell how far a merged model is from the one that trained on a base in four bits.
 GAP_ROWS = 16
+# Of fewer steps than these a run says that they are few.
+FEW_STEPS = 10
 
 
 def run_stage(
@@ -182,7 +186,12 @@ def _figures(
 def how_it_trains(trainer: PreferenceTrainer) -> list[str]:
     """What a trainer has chosen by itself, or was asked for, and is worth saying before it begins; a line each."""
     args = trainer.args
-    said = [f"layout {trainer.layout} ({trainer.layout_reason})"]
+    per_epoch = len(trainer.get_train_dataloader())
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs)
+    few = "; so few teach little: more epochs, or a smaller batch_size" if steps < FEW_STEPS else ""
+    rows, of_step = len(trainer.train_dataset), args.train_batch_size * args.world_size
+    said = [f"{rows:,} rows, {of_step:,} a step: {plural(steps, 'step')}{few}"]
+    said += [f"layout {trainer.layout} ({trainer.layout_reason})"]
     if args.world_size > 1:
         said.append(f"{args.world_size} ranks, {args.parallel}")
     if trainer.reference is not None:

@@ -26,7 +26,7 @@ from slimepo.files import refuse_folder
 from slimepo.losses import hyperparameters, slime
 from slimepo.model.logps import install_logps, response_logps
 from slimepo.model.score import PairScores, score_pairs, scoring_batches
-from slimepo.words import short_number
+from slimepo.words import plural, short_number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,7 +47,7 @@ class Calibration:
     """What was measured, in nats per token, and the proposal: `options` of `slime`, `reasons` by option.
 
     `terms`: gradient of each term at the start with respect to the mean log-prob of the answer that it acts on, with
-    the paper's knobs and with the proposal. `rates`: lowest and highest learning rate worth trying.
+    the paper's knobs and with the proposal. `rates`: lowest and highest learning rate worth trying in `steps` steps.
     """
 
     pairs: int
@@ -60,6 +60,7 @@ class Calibration:
     reasons: dict[str, str]
     terms: dict[str, dict[str, float]]
     rates: tuple[float, float] | None = None
+    steps: int | None = None
     scores: PairScores | None = field(default=None, repr=False, compare=False)
 
 
@@ -222,7 +223,7 @@ def calibrate_recipe(recipe: Recipe, rows_used: int, console: Console) -> Calibr
         found = calibrate(scores)
         with console.status("one backward pass"):
             rates = rate_range(trainer.model, kept, found.options, steps)
-    return replace(found, rates=rates)
+    return replace(found, rates=rates, steps=steps)
 
 
 def _check_enough(pairs: int) -> None:
@@ -239,7 +240,12 @@ def fragment(found: Calibration) -> str:
     if found.rates is not None:
         low, high = (short_number(float(f"{rate:.1g}")) for rate in found.rates)
         middle = short_number(float(f"{math.sqrt(found.rates[0] * found.rates[1]):.1g}"))
-        rate = f"\n  learning_rate: {middle}  # worth trying: {low} to {high}"
+        # Few steps leave no room between steps that all agree and steps of which none does.
+        steps = plural(found.steps or 1, "step")
+        meaning = f"worth trying in {steps}: {low} to {high}"
+        if low == high:
+            meaning = f"for {steps}; more steps (a smaller batch_size, more epochs) give a range"
+        rate = f"\n  learning_rate: {middle}  # {meaning}"
     return f"- loss: slime{rate}\n  loss_options:\n{options}\n"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,8 @@ def load_quickstart(
     Raises:
         InputError: a key, a value, an objective or a hyperparameter is wrong.
     """
+    given = [override.partition("=")[0] for override in overrides]
+    _refuse_pairs(given, online, "quickstart")
     values = _read(path, ONLINE if online else "")
     listed = values["objectives"]
     values["objectives"] = [entry for entry in listed if not entry.get("on_request")]
@@ -124,6 +126,11 @@ def load_quickstart(
     for override in overrides:
         set_key(values, override)
     settings = validate(Quickstart, values, "quickstart")
+    if "learning_rates" in given and all(objective.learning_rates for objective in settings.objectives):
+        raise InputError(
+            "quickstart: 'learning_rates' is of no use here, for every objective has its own: give "
+            f"objectives.{settings.objectives[-1].name or settings.objectives[-1].loss}.learning_rates"
+        )
     stages: list[dict[str, Any]] = [{"loss": "sft", "name": "sft", **settings.sft}]
     for objective in settings.objectives:
         name = objective.name or objective.loss.replace("/", "-")
@@ -172,6 +179,7 @@ def sweep_base(
     unused = next((key for key in overrides if key.partition(".")[0] in left_out), None)
     if unused is not None:
         raise InputError(f"sweep: overrides: {unused!r} is of no use here: arms, seeds and search say that")
+    _refuse_pairs(overrides, online, "sweep: overrides")
     values = _read(path, kind)
     for key, value in overrides.items():
         set_value(values, key, value)
@@ -193,6 +201,15 @@ def _read(path: Path, kind: str) -> dict[str, Any]:
     for key, value in kinds.get(kind, {}).items():
         set_value(values, key, value)
     return values
+
+
+def _refuse_pairs(keys: Iterable[str], online: bool, place: str) -> None:
+    """InputError for a key of pairs that are made beforehand, where stages sample while they train."""
+    unread = next((key for key in keys if online and key.partition(".")[0] == "pairs"), None)
+    if unread is not None:
+        raise InputError(
+            f"{place}: {unread!r} is of no use online: preference.rollouts says how answers are sampled"
+        )
 
 
 def _in_world(

@@ -52,15 +52,21 @@ def data_facts(groups: Sequence[Group], sources: Sequence[Source]) -> Table:
     lines = []
     for group in groups:
         first, facts = group.first, data.get(group.first.source, {})
-        lost = [number(facts.get(key)) for key in ("malformed", "ties", "in_no_part")]
-        rows = number(facts.get("rows"))
-        # What could be read is counted behind malformed rows and ties.
-        counts = [None if rows is None else rows + sum(each or 0 for each in lost[:2])]
-        counts += [lost[0], lost[1] or None, lost[2] or None, first.kept]
+        rows, malformed = number(facts.get("rows")), number(facts.get("malformed"))
+        ties, unjudged = (number(facts.get(key)) for key in ("ties", "without_verdict"))
+        # What could be read is counted behind all that could not.
+        counts = [None if rows is None else rows + sum(each or 0 for each in (malformed, ties, unjudged))]
+        counts += [
+            malformed,
+            ties or None,
+            unjudged or None,
+            number(facts.get("in_no_part")) or None,
+            first.kept,
+        ]
         counts += [first.dropped.get(reason, None if first.kept is None else 0.0) for reason in reasons]
         counts += [first.heldout, *(first.dropped_heldout.get(reason, 0.0) for reason in reasons_heldout)]
         lines.append(Line(group.label, tuple(map(count, counts))))
-    heads = ["rows in the file", "malformed", "ties", "in no part", "trained on"]
+    heads = ["rows in the file", "malformed", "ties", "without a verdict", "in no part", "trained on"]
     heads += [f"dropped: {reason}" for reason in reasons]
     heads += ["held-out pairs", *(f"held out, dropped: {reason}" for reason in reasons_heldout)]
     return filled("run", heads, lines)

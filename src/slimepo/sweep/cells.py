@@ -18,7 +18,7 @@ from slimepo.files import read_json, write_text
 from slimepo.pipeline.evaluate import evaluations_of
 from slimepo.pipeline.folder import EVAL_FOLDER, check_folder, made_from, mark_folder
 from slimepo.pipeline.recipe.read import make_recipe
-from slimepo.pipeline.recipe.schema import Recipe
+from slimepo.pipeline.recipe.schema import ALSO_OF_PAIRS, Recipe
 from slimepo.pipeline.recipe.sections import Stage
 from slimepo.settings import dump, set_value, validate
 from slimepo.sweep.settings import Keys, Sweep, arms_of
@@ -80,6 +80,13 @@ def cell_recipe(base: Keys, compared: str | None, name: str, keys: Keys, seed: i
         InputError: a key of the arm is no key, or its value is wrong.
     """
     place = f"sweep: arm {name!r}"
+    # What a run's own recipe says of them, one seed of 0, is what every recipe without a word does.
+    own = next((key for key in ("seed", "seeds") if base.get(key)), None)
+    if own is not None:
+        raise InputError(
+            f"sweep: its recipe has {own} = {base[own]}, and every arm runs with the sweep's own: give seeds there, "
+            f"and leave {own} out (overrides: {{{own}: null}})"
+        )
     values = copy.deepcopy({key: value for key, value in base.items() if key != "seeds"}) | {"seed": seed}
     plain = make_recipe(values, "sweep: its recipe")
     if plain.push_to_hub is not None:
@@ -117,6 +124,12 @@ def cell_recipe(base: Keys, compared: str | None, name: str, keys: Keys, seed: i
     ]
     parts = {of_stage["part"] for of_stage in cut["stages"]}
     cut["pairs"] = {part: made for part, made in cut["pairs"].items() if part in parts}
+    if not cut["pairs"]:
+        # What was for other arms' pairs would be refused as read by nothing.
+        for section, idle in ALSO_OF_PAIRS.items():
+            asked = cut[section]
+            if asked and not (asked.get("path") or asked["heldout"]):
+                cut[section] = {key: value for key, value in asked.items() if key not in idle}
     if whole.data.path is not None and whole.data.parts is None:
         # The split of the whole recipe, whatever was cut away.
         cut["data"]["parts"] = plain.parts

@@ -28,7 +28,7 @@ from slimepo.onpolicy.settings import BY_RESPONSE, Rollouts, rollout_settings
 from slimepo.parallel.engines import asked_engine, engine_arguments, settle_engine
 from slimepo.parallel.unsupported import refuse_unsupported
 from slimepo.settings import Settings, validate
-from slimepo.training.libraries import check_libraries
+from slimepo.training.libraries import check_libraries, refuse_idle
 from slimepo.training.optimizers import clipped_sstm
 from slimepo.training.steps import STRATEGIES
 from slimepo.training.trl_names import TrlFields, in_own_names
@@ -50,17 +50,6 @@ else:
 CHECKPOINTING = ("none", "layers", "offload")
 
 _SLIME = hyperparameters(slime)
-
-
-# Arguments of transformers' that would change nothing here, and why; refused where they are set.
-_WITHOUT_EFFECT = {
-    "label_smoothing_factor": "the objective computes the loss; dpo has loss_options.label_smoothing",
-    "use_liger_kernel": "the head is computed in tiles by slimepo.linear_logps",
-    "include_for_metrics": "there is no compute_metrics",
-    "batch_eval_metrics": "there is no compute_metrics",
-    "label_names": "rows have answers, not labels",
-    "eval_accumulation_steps": "an evaluation adds up sums and keeps no predictions",
-}
 
 
 @dataclass
@@ -138,10 +127,12 @@ class PreferenceConfig(TrlFields, TrainingArguments):
 
     def __post_init__(self) -> None:
         self.loss = sum_name(self.loss)
-        for name in ("loss_options", "template_options", "model_init_kwargs", "monitor", "rollouts"):
+        for name in ("loss_options", "template_options", "model_init_kwargs", "monitor"):
             setattr(self, name, _from_text(name, getattr(self, name)))
-        if self.sync_reference is not None:
-            self.sync_reference = _from_text("sync_reference", self.sync_reference)
+        # Of these an empty one asks for what it is about, with its defaults.
+        for name in ("sync_reference", "rollouts"):
+            if getattr(self, name) is not None:
+                setattr(self, name, _from_text(name, getattr(self, name)))
         self.max_grad_norm, self.clip_inverse_lr = _clipping(self.max_grad_norm, self.clip_inverse_lr)
         # What transformers makes of a config without one holds only what is off.
         of_fsdp: Any = self.fsdp_config
@@ -199,9 +190,7 @@ class PreferenceConfig(TrlFields, TrainingArguments):
     @property
     def sampling(self) -> Rollouts | None:
         """The checked settings of `rollouts`; None where nothing is sampled."""
-        return rollout_settings(
-            self.rollouts or None, self.loss, find_objective(self.loss, self.loss_options)
-        )
+        return rollout_settings(self.rollouts, self.loss, find_objective(self.loss, self.loss_options))
 
     @property
     def reads_reference(self) -> bool:
@@ -318,9 +307,6 @@ def settled(args: PreferenceConfig) -> PreferenceConfig:
             "auto_find_batch_size would change the pairs of a step: give a smaller per_device_train_batch_size "
             "and more gradient_accumulation_steps, or max_tokens_per_batch"
         )
-    for name, why in _WITHOUT_EFFECT.items():
-        if getattr(args, name, None):
-            raise InputError(f"{name} = {getattr(args, name)!r} would change nothing: {why}")
     if args.max_length is None:
         args.max_length = sys.maxsize
     older = args.model_init_kwargs.pop("torch_dtype", None)
@@ -332,6 +318,7 @@ def settled(args: PreferenceConfig) -> PreferenceConfig:
         del args.model_init_kwargs["dtype"]
     refuse_unsupported(args.parallelism_config, args.model_init_kwargs, os.environ)
     args._resolve_checkpointing()
+    refuse_idle(args)
     check_libraries(args)
     return args
 

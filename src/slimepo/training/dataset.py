@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 import math
+import sys
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -89,7 +90,26 @@ def make_dataset(
     rows: Sequence[Any] = given if isinstance(given, Kept) else list(given)
     if not (rows and isinstance(rows[0], Row)):
         rows = _tokenize(rows, tokenizer, args, objective)
+    # What a weight of a user's own objective is, the user knows.
+    weighs = "weight" in objective.asks and ":" not in args.loss
+    if weighs and rows and not any("weight" in row.values for row in rows):
+        raise InputError(
+            f"loss {args.loss!r} weighs pairs by their costs, and no row has a weight but 1: give the column `weight`, "
+            "or use simpo"
+        )
     return RowDataset(rows_for(rows, objective, args.seed), args.positions)
+
+
+def refuse_lengths(given: Any, args: PreferenceConfig) -> None:
+    """Refuse limits that rows to train on would not be held to, because they are ids already. Raises InputError."""
+    of_ids = given is not None and isinstance(next(iter(given), None), Row)
+    for name in ("max_length", "max_prompt_length", "cut_long_responses") if of_ids else ():
+        value = getattr(args, name)
+        # None has become as many as there can be.
+        if value not in (args.__dataclass_fields__[name].default, sys.maxsize):
+            raise InputError(
+                f"{name} = {value} is for text; rows of ids are trained on as they are: leave it out"
+            )
 
 
 def read_stream(

@@ -60,7 +60,7 @@ from slimepo.training.callbacks import (
 )
 from slimepo.training.certificate import Certified, certify, in_words
 from slimepo.training.config import PreferenceConfig, SLIMEConfig
-from slimepo.training.dataset import RowDataset, make_dataset, read_stream
+from slimepo.training.dataset import RowDataset, make_dataset, read_stream, refuse_lengths
 from slimepo.training.metrics import MetricSums
 from slimepo.training.optimizers import clipped_sstm
 from slimepo.training.prepare import (
@@ -164,8 +164,15 @@ class PreferenceTrainer(Trainer):
         processing_class = given.get("processing_class") or own_tokenizer(model, args.model_init_kwargs)
         rows = given.get("train_dataset")
         if rows is not None and not hasattr(rows, "__len__"):
+            if args.train_sampling_strategy == "group_by_length":
+                raise InputError(
+                    "a stream's rows are taken in its order: leave train_sampling_strategy = 'group_by_length' out, or "
+                    "load the rows first"
+                )
             rows = read_stream(rows, processing_class, args, self.objective)
             args.train_sampling_strategy = "sequential"
+        else:
+            refuse_lengths(rows, args)
         rewarders, chat = sampling_inputs(
             sampling, given.get("reward"), given.get("cost"), processing_class, args
         )
@@ -254,6 +261,7 @@ class PreferenceTrainer(Trainer):
         )
         self._spare: Step = self.data_collator([spare] if spare else [])
         self._window: MetricSums | None = None
+        self._looked = 0.0
         # What `slimepo.training.certificate` found when training began.
         self.certificate: dict[str, Any] | None = None
         self._only_certify = False
@@ -280,12 +288,14 @@ class PreferenceTrainer(Trainer):
         held_out = self.eval_dataset or []
         parts = held_out.values() if isinstance(held_out, Mapping) else [held_out]
         if self.rollouts and not any(parts) and not monitor.heldout:
-            if monitor.settings.stops or monitor.settings.cure:
+            if monitor.settings != monitor_settings(True):
                 raise InputError(
-                    "monitor: stop_on and on_unlearning need held-out pairs where answers are sampled: give "
-                    "eval_dataset, in a recipe data.heldout, or leave them out"
+                    "monitor: it watches held-out pairs where answers are sampled: give eval_dataset, in a recipe "
+                    "data.heldout, or leave its settings out"
                 )
             # Samples are other ones at every step: there is nothing whose likelihood could fall.
+            say = self._progress.say if self._progress else logger.warning
+            say("no monitor: answers are sampled, and there are no held-out pairs to watch")
             self.remove_callback(monitor)
             self.monitor = None
             return
@@ -394,6 +404,8 @@ class PreferenceTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            # Newer than transformers 5.0.
+            multiprocessing_context=getattr(self.args, "dataloader_multiprocessing_context", None),
         )
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
@@ -416,7 +428,8 @@ class PreferenceTrainer(Trainer):
         if self.is_in_train and self.certificate is None and (self.args.certificate or self._only_certify):
             first = made if self.rollouts else [self.train_dataset[i] for i in next(iter(self._sampler()))]
             self._certify(model, first)
-        self._window = self._window or MetricSums()
+        if self._window is None:
+            self._window, self._looked = MetricSums(), self._looking()
         started = time.perf_counter()
         if self.rollouts:
             inputs.update(self.data_collator(made))
@@ -587,7 +600,7 @@ class PreferenceTrainer(Trainer):
             window, self._window = self._window.reduced(self.accelerator), None
             measured = self.monitor.figures_to_log() if self.monitor else {}
             measured |= self.rollouts.figures() if self.rollouts else {}
-            logs = {**window.means(), **window.speed(), **measured, **logs}
+            logs = {**window.means(), **window.speed(self._looking() - self._looked), **measured, **logs}
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -628,6 +641,10 @@ class PreferenceTrainer(Trainer):
             sorted(set(load_result.missing_keys) - saved), sorted(load_result.unexpected_keys),
         )  # fmt: skip
         self.model.tie_weights()
+
+    def _looking(self) -> float:
+        """Seconds that callbacks which look at the model between steps say they took: the monitor, held-out tasks."""
+        return sum(getattr(callback, "seconds", 0.0) for callback in self.callback_handler.callbacks)
 
     def _say(self, words: str) -> None:
         (self._progress.warn if self._progress else logger.warning)(words)

@@ -113,6 +113,17 @@ def _refuse(stage: Stage) -> None:
             raise InputError(f"stage {stage.name!r}: args.{key} is a setting of TRL's: {instead}")
         if key in _NO_WAY_BACK and stage.args[key]:
             raise InputError(f"stage {stage.name!r}: leave args.{key} out: {_NO_WAY_BACK[key]}")
+    strategy = str(stage.args.get("save_strategy", "steps"))
+    if stage.save_every != Stage.model_fields["save_every"].default and strategy != "steps":
+        raise InputError(
+            f"stage {stage.name!r}: save_every = {stage.save_every:g} is for checkpoints by steps, and "
+            f"args.save_strategy is {strategy!r}: leave one of them out"
+        )
+    for key in ("hub_model_id", "hub_private_repo"):
+        if stage.args.get(key) is not None and not stage.args.get("push_to_hub"):
+            raise InputError(
+                f"stage {stage.name!r}: args.{key} goes with args.push_to_hub: give that, or the recipe's push_to_hub"
+            )
     unknown = [key for key in stage.args if key not in PreferenceConfig.__dataclass_fields__]
     if unknown:
         hint = nearest(unknown[0], list(PreferenceConfig.__dataclass_fields__))

@@ -9,9 +9,29 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from slimepo.evaluation.settings import Evaluation
+from slimepo.monitor.settings import monitor_settings
 from slimepo.pipeline.recipe.sections import RUN_FILES, Adapter, Data, Pairs, RandomModel, Seed, Stage, Tasks
 from slimepo.settings import Settings
 from slimepo.types import REFERENCE_SOURCES, Engine
+
+_NEITHER = "of data.path or data.heldout, and neither is given: leave it out"
+# Why a key of a section, changed from its default, is read by nothing, by what would read it.
+_OF_A_PATH = dict.fromkeys(("split", "limit", "parts"), "of data.path, which is not given: leave it out")
+_OF_HELDOUT = dict.fromkeys(
+    ("heldout_split", "heldout_columns"),
+    "of data.heldout, which is not given: give heldout: PATH (data.path again, for another split of it)",
+)
+_OF_FILES = dict.fromkeys(("format", "columns", "skip_bad_rows", "heldout_limit"), _NEITHER)
+_OF_ANSWERS = {
+    "max_new_tokens": "of held-out tasks: give tasks.heldout, or leave it out (pairs have one of their own)"
+}
+# What of a section is of use to pairs too, made by the run.
+ALSO_OF_PAIRS = {
+    "data": {"cut_long_responses": "of rows of a file and of pairs, and there are none: leave it out"},
+    "tasks": dict.fromkeys(
+        ("batch_rows", "cost"), "of held-out tasks and of pairs: give tasks.heldout, or leave it out"
+    ),
+}
 
 
 def _is_folder_name(name: str) -> bool:
@@ -24,6 +44,14 @@ def _adapter_of_word(given: Any) -> Any:
     """`none` and `merge` stand for settings."""
     words = {"none": None, "merge": {"merge": True}}
     return words.get(given, given) if isinstance(given, str) else given
+
+
+def _refuse_idle(name: str, section: Settings, why: Mapping[str, str]) -> None:
+    """ValueError for a key that nothing reads; at its default it may stand there, as in a run's own recipe.yaml."""
+    usual = type(section).model_validate({})
+    for key, reason in why.items():
+        if getattr(section, key) != getattr(usual, key):
+            raise ValueError(f"{name}.{key} is {reason}")
 
 
 class Recipe(Settings):
@@ -211,6 +239,26 @@ class Recipe(Settings):
             raise ValueError(
                 f"push_to_hub: several seeds would share one name: give {self.push_to_hub}-{{seed}}, say"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _everything_is_read(self) -> Recipe:
+        data, tasks = self.data, self.tasks
+        idle = {} if data.path else dict(_OF_A_PATH)
+        idle |= {} if data.heldout else _OF_HELDOUT
+        if not data.path and not data.heldout:
+            idle |= _OF_FILES | ({} if self.pairs else ALSO_OF_PAIRS["data"])
+        _refuse_idle("data", data, idle)
+        if tasks is not None and tasks.heldout is None:
+            _refuse_idle("tasks", tasks, _OF_ANSWERS | ({} if self.pairs else ALSO_OF_PAIRS["tasks"]))
+        held_out = data.heldout or (data.path and self.parts.get("heldout"))
+        for stage in self.stages:
+            asked = stage.monitor not in (True, False, monitor_settings(True))
+            if stage.rollouts is not None and asked and not held_out:
+                raise ValueError(
+                    f"stage {stage.name!r}: the monitor watches held-out pairs where answers are sampled: give "
+                    "data.heldout, or leave its settings out"
+                )
         return self
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from slimepo.monitor.settings import MonitorSettings
 from slimepo.onpolicy.settings import Rollouts, rollout_settings
@@ -143,6 +143,12 @@ class Pairs(Settings):
         return asked
 
 
+def _some_steps(steps: int) -> int:
+    if steps == 0:
+        raise ValueError("0 steps train nothing: give 1 or more, or leave it out for whole epochs")
+    return steps
+
+
 class Stage(Settings):
     """One objective trained on one part: of the data, or one of `pairs`.
 
@@ -174,7 +180,7 @@ class Stage(Settings):
     # As large as a float32 can be: what is absurd ends as what it does to the weights.
     learning_rate: float = Field(gt=0, le=3e38)
     epochs: float = Field(gt=0)
-    max_steps: int = Field(-1, ge=-1)
+    max_steps: Annotated[int, AfterValidator(_some_steps)] = Field(-1, ge=-1)
     batch_size: int = Field(64, ge=1)
     micro_batch_size: int = Field(4, ge=1)
     activation_checkpointing: Literal["none", "layers", "offload"] = "none"
