@@ -217,7 +217,7 @@ def test_errors_of_rows_that_cancel_by_chance_still_say_how_coarse_a_precision_i
     """Of a run whose three rows are off alike, as it happens in one of several bfloat16 runs with SimPO."""
     model, same = tiny_model(), {"w": torch.ones(1, 1)}
     for of_rows, agrees in (([0.72, 0.68, 0.7], True), ([0.7, 0.7, 0.7], False)):
-        plain = iter([([0.7, 0.7, 0.7], same), (of_rows, same)])
+        plain = iter([([0.7, 0.7, 0.7], same), ([0.7, 0.7, 0.7], same), (of_rows, same)])
         found = beside(
             plain.__next__, model, (2.2, same), [{"w": 1.0}], "half", torch.device("cpu"), torch.bfloat16
         )
