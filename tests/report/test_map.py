@@ -98,8 +98,7 @@ def test_the_verdict_says_who_unlearnt() -> None:
     assert "became likelier, in nats a token: SFT +0.200, SLIME +0.150 ± 0.124." in said
     assert "less likely, in nats a token: DPO -0.350 ± 0.124, odd -0.100." in said
     assert "They did not clearly move with still (+0.001)." in said
-    assert "The gap to rejected answers widened: " in said
-    assert "; not clearly with odd (-0.200)." in said
+    assert "The gap to rejected answers did not clearly widen with odd (-0.200)." in said
     assert "With DPO rejected answers fell too: that is unlearning." in said
     assert verdict([]) == ""
 

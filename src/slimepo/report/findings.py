@@ -95,14 +95,13 @@ def verdict(groups: Sequence[Group]) -> str:
         for move in found
         if move.group.first.loss != "sft"
     ]
-    wide = [(gap, group) for gap, group in gaps if _clear(gap) and gap.value > 0]
-    narrow = [each for each in gaps if each not in wide]
-    if wide:
-        rest = f"; not clearly with {figures(narrow, '{} ({})')}" if narrow else ""
-        sentences.append(f"The gap to rejected answers widened: {figures(wide)}{rest}.")
-    elif narrow:
+    narrow = [(gap, group) for gap, group in gaps if not (_clear(gap) and gap.value > 0)]
+    if narrow:
         told = _with(several, figures(narrow, "{} ({})"))
         sentences.append(f"The gap to rejected answers did not clearly widen{told}.")
+    elif gaps and not several:
+        # Of several runs the map shows it, and only what did not do so is worth a sentence.
+        sentences.append(f"The gap to rejected answers widened: {figures(gaps)}.")
     both = [plain_label(move.group) for move in found if _clear(move.chosen) and move.quadrant == BOTH_DOWN]
     if both:
         who = f"With {', '.join(both)} rejected" if several else "Rejected"
