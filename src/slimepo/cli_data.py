@@ -86,6 +86,8 @@ def check_data(
         raise InputError("--keep-share is the share of pairs that --keep FILE writes: give that too")
     if gradient_pairs is not None and displacement is None:
         raise InputError("--gradient-pairs goes with --displacement, whose gradients are compared")
+    if model is not None and displacement not in (None, model):
+        raise InputError("--displacement MODEL counts that model's own tokens: leave --model out")
     if (tokens := model or displacement) is None:
         raise InputError("data check: give --model, whose tokens are counted, or --displacement")
     if keep is not None and keep.resolve() == Path(source).resolve():

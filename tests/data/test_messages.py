@@ -1,11 +1,12 @@
 """Turns are the same whatever way they are written, and what a message holds beside its text is kept or refused."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
-from slimepo.data.messages import MalformedRow, as_turns, holds_something, tool_definitions
+from slimepo.data.messages import MalformedRow, as_turns, holds_something, prompt_turns, tool_definitions
 from slimepo.data.read import rows_from_records
 
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -118,3 +119,18 @@ def test_tools_and_options_of_a_row_go_to_the_template():
 def test_what_holds_something():
     assert not any(map(holds_something, [None, "", " ", [], [None], {}, {"a": None}, "[]", "null"]))
     assert all(map(holds_something, [0, False, "x", [0], {"a": False}]))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "way_out"),
+    [
+        ("system", "Be brief.", "write it into the prompt, as its first message"),
+        ("tools", [{"name": "search"}], "sampled without tools"),
+        ("chat_template_kwargs", {"enable_thinking": False}, "template_options"),
+    ],
+)
+def test_what_a_prompt_to_be_answered_has_no_place_for_is_refused(key: str, value: Any, way_out: str) -> None:
+    with pytest.raises(MalformedRow, match=f"'{key}' is not read.*{way_out}"):
+        prompt_turns({"prompt": "Hi.", key: value})
+    # Tables have empty cells.
+    assert prompt_turns({"prompt": "Hi.", key: None}) == [{"role": "user", "content": "Hi."}]

@@ -120,7 +120,9 @@ class TestAnswers:
         assert not judge_answers(self.answers(finished=0.75, looping=0.25), start, {}).holds
         assert judge_answers(self.answers(looping=0.25), start, {("repetition", None): True}).holds
         message = judge_answers(self.answers(finished=0.25, looping=0.5), start, {}).message
-        assert message.startswith("of 4 greedy answers 2 repeat themselves (0 at the start) and 3 do not end within")
+        assert message.startswith(
+            "of 4 greedy answers 2 repeat themselves (0 at the start) and 3 do not end within"
+        )
 
     def test_loops_that_vary_a_little_take_nothing_back(self) -> None:
         start, on = self.answers(finished=0.0), {("repetition", None): True}

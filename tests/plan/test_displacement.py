@@ -141,6 +141,7 @@ def test_the_command_shows_the_worst_pairs_and_writes_the_rest(tmp_path: Path) -
         (["--keep", data], "--keep goes with --displacement"),
         (["--model", tmp_path / "model", "--keep-share", 0.5], "--keep FILE writes: give that too"),
         (["--model", tmp_path / "model", "--gradient-pairs", 5], "--gradient-pairs goes with --displacement"),
+        (["--model", "other", "--displacement", tmp_path / "model"], "leave --model out"),
         ([], "give --model, whose tokens are counted, or --displacement"),
         (["--displacement", tmp_path / "model", "--keep", data], "is the file that is read"),
         (["--displacement", tmp_path / "nothing"], "nothing"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from slimepo.data.messages import MalformedRow, as_turns
+from slimepo.data.messages import MalformedRow, prompt_turns
 from slimepo.data.render import ChatFormat, RowRefused, encode_prompt
 from slimepo.errors import InputError
 from slimepo.onpolicy.rewards import Prompt
@@ -47,7 +47,7 @@ def prompts_from(given: Any, chat: ChatFormat) -> list[Prompt]:
             prompts.append(row)
             continue
         try:
-            messages = as_turns(row.get("prompt") if isinstance(row, Mapping) else None, "'prompt'", "user")
+            messages = prompt_turns(row if isinstance(row, Mapping) else {})
         except MalformedRow as malformed:
             raise InputError(f"row {number} has no prompt to be answered: {malformed}") from malformed
         name = str(row.get("id") or number)

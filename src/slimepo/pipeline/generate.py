@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimepo.data.messages import MalformedRow, as_turns
+from slimepo.data.messages import MalformedRow, as_turns, prompt_turns
 from slimepo.errors import InputError
 from slimepo.files import parse_json
 from slimepo.model.chat import load_chat_model
@@ -34,7 +34,12 @@ def read_prompts(texts: Sequence[str], file: Path | None) -> list[list[Message]]
         for number, line in enumerate(lines, start=1):
             if file.suffix == ".jsonl":
                 try:
-                    prompts.append(parse_json(line)["prompt"])
+                    row = parse_json(line)
+                    if "prompt" not in row:
+                        raise KeyError("prompt")
+                    prompts.append(prompt_turns(row))
+                except MalformedRow as malformed:
+                    raise InputError(f"{file}:{number}: {malformed}") from malformed
                 except (ValueError, KeyError, TypeError) as error:
                     raise InputError(f"{file}:{number}: no JSON row with a prompt in it") from error
             elif line.strip():

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slimepo.data.files import BadRow, file_rows
-from slimepo.data.messages import MalformedRow, as_turns
+from slimepo.data.messages import MalformedRow, prompt_turns
 from slimepo.data.render import ChatFormat, RowRefused, encode_prompt
 from slimepo.errors import InputError
 from slimepo.imports import find_function
@@ -151,7 +151,7 @@ def read_tasks(path: str, limit: int | None = None) -> list[Task]:
         if isinstance(row, BadRow):
             raise InputError(f"{place}: {row.reason}")
         try:
-            prompt = as_turns(row.get("prompt"), "'prompt'", "user")
+            prompt = prompt_turns(row)
         except MalformedRow as malformed:
             raise InputError(f"{place}: a task needs a prompt, text or messages: {malformed}") from malformed
         task = Task(str(row.get("id") or place), prompt, row)
