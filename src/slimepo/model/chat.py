@@ -52,13 +52,10 @@ def model_folder(name: str) -> Path:
 
 def instead_of(folder: Path) -> str:
     """What to add to an error where a folder holds no model: what else it is, and what to do about it."""
-    if (folder / _RUN).exists():
-        stages = sorted(path.parent for path in folder.glob("*/stage.json"))
-        if not stages:
-            return (
-                "; it is a run, and none of its stages is finished: the command that began it goes on with it"
-            )
+    if stages := sorted(path.parent for path in folder.glob("*/stage.json")):
         return f"; it is a run: give one of its stages, such as {stages[-1]}"
+    if (folder / _RUN).exists():
+        return "; it is a run, and none of its stages is finished: the command that began it goes on with it"
     begun = any((folder / file).exists() for file in ("data.json", "checkpoints"))
     if begun and (folder.parent / _RUN).exists() and not (folder / "stage.json").exists():
         return f"; stage {folder.name} is not finished: the command that began it goes on with it"
