@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from slimepo.errors import InputError
 from slimepo.types import Message
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from slimepo.data.read import Rows
+    from slimepo.data.rows import Row
+    from slimepo.plan.displacement import Forecast
+
 app = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
+# As data is read by each of these commands.
+_Format = Annotated[str, typer.Option(help="The name of the format, if it is not recognised.")]
+_Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="OURS=THEIRS", help="A column that has another name: prompt=question; label= ignores one."
+    ),
+]
 
 
 @app.command("check")
@@ -27,13 +42,8 @@ def check_data(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="An option of the template, such as enable_thinking=false."),
     ] = None,
-    format: Annotated[str, typer.Option(help="The name of the format, if it is not recognised.")] = "auto",
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="OURS=THEIRS", help="A column that has another name: prompt=question; label= ignores one."
-        ),
-    ] = None,
+    format: _Format = "auto",
+    column: _Columns = None,
     split: Annotated[
         str | None, typer.Option(help="The split to read, of a folder, a Hub data set or a saved one.")
     ] = None,
@@ -109,31 +119,40 @@ def check_data(
         reasons = ", ".join(f"{reason}: {drop.count:,}" for reason, drop in report.drops.items())
         raise InputError(f"{source}: no row is left to train on ({reasons})")
     show_rows(kept, chat, show, console)
-    if displacement is None:
-        return
+    if displacement is not None:
+        from slimepo.plan.displacement import lowest
+
+        found = _forecast(
+            displacement, rows, kept, 100 if gradient_pairs is None else gradient_pairs, console
+        )
+        if keep is not None:
+            ids = lowest(found, 0.9 if keep_share is None else keep_share)
+            _write_rows(keep, source, split, ids)
+            console.print(f"{len(ids)} of {len(found.ids)} pairs written to {keep}", highlight=False)
+
+
+def _forecast(model: str, rows: Rows, kept: Sequence[Row], gradient_pairs: int, console: Console) -> Forecast:
+    """Say which pairs are expected to lower their chosen answer, by the model that training starts from."""
     import torch
+    from rich.progress import Progress
 
     from slimepo.model.load import load_model
-    from slimepo.plan.displacement import forecast, lowest, print_forecast
+    from slimepo.plan.displacement import forecast, print_forecast
 
-    loaded = load_model(displacement)
+    loaded = load_model(model)
     if torch.accelerator.is_available():
         loaded.to(torch.accelerator.current_accelerator())
-    of_gradients = 100 if gradient_pairs is None else gradient_pairs
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("gradients", total=of_gradients)
+        task = progress.add_task("gradients", total=gradient_pairs)
         found = forecast(
             loaded,
             kept,
-            of_gradients,
+            gradient_pairs,
             report=lambda done, total: progress.update(task, completed=done, total=total),
         )
     prompts = {row.source: _text(row.prompt) for row in rows.preferences}
     print_forecast(found, console, lambda row: f"{row}: {prompts.get(row, '')[-100:]!r}")
-    if keep is not None:
-        ids = lowest(found, 0.9 if keep_share is None else keep_share)
-        _write_rows(keep, source, split, ids)
-        console.print(f"{len(ids)} of {len(found.ids)} pairs written to {keep}", highlight=False)
+    return found
 
 
 @app.command()
@@ -194,13 +213,8 @@ def select_pairs(
     keep: Annotated[float, typer.Option(help="The share of the pairs to keep, above 0.")] = 0.5,
     bins: Annotated[int, typer.Option(help="Pools of like difficulty; each gives the same share.")] = 4,
     beta: Annotated[float, typer.Option(help="Of z = beta (log-ratio chosen - log-ratio rejected).")] = 0.1,
-    format: Annotated[str, typer.Option(help="The format's name, where it is not recognised.")] = "auto",
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="OURS=THEIRS", help="A column that has another name: prompt=question; label= ignores one."
-        ),
-    ] = None,
+    format: _Format = "auto",
+    column: _Columns = None,
     split: Annotated[
         str | None, typer.Option(help="Which split of a folder, a Hub or a saved data set.")
     ] = None,

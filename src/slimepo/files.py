@@ -17,6 +17,8 @@ from slimepo.errors import InputError, ResourceError
 from slimepo.redaction import without_known
 
 T = TypeVar("T")
+# Says that a folder is a run of slimepo; nothing is ever deleted from a folder without it.
+MARKER = ".slimepo-run"
 # Values of a `Kept` that are at hand at once.
 IN_MEMORY = 2000
 # Levels of a value that is read; more than any row or setting has.

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from slimepo.errors import InputError
-from slimepo.monitor import verdicts
 from slimepo.monitor.settings import FEWEST_PAIRS, MonitorSettings, look_steps, monitor_settings, sample_size
 
 
@@ -72,6 +71,5 @@ def test_a_wrong_setting_is_named(values: dict[str, Any], message: str) -> None:
 
 
 def test_what_may_never_warn_is_no_error_where_nothing_hangs_on_it() -> None:
-    assert FEWEST_PAIRS == verdicts.FEWEST_PAIRS
     monitor_settings({"pairs": 7, "prompts": 0, "stop_on": ["floor", "entropy"]})
     monitor_settings({"pairs": FEWEST_PAIRS, "on_unlearning": "stop"})

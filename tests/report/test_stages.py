@@ -10,7 +10,7 @@ import pytest
 
 from slimepo.report.findings import findings
 from slimepo.report.page import read_report, report_page, shown_fallen
-from slimepo.report.records import Fallen
+from slimepo.report.records import Fallen, Warned, by_kind
 from slimepo.report.stages import warnings_of
 from tests.report.conftest import FALLEN, Tags, write_fallen, write_on_policy, write_run
 
@@ -204,3 +204,9 @@ def test_what_was_done_about_a_warning_stands_behind_it() -> None:
     assert [(each.kind, each.step, each.gone) for each in warnings_of(lines)] == [
         ("unlearning", 24, 90), ("cure", 24, None),
     ]  # fmt: skip
+
+
+def test_what_was_warned_of_is_told_once_and_every_cure_for_itself() -> None:
+    fell = [Warned(step, f"fell at {step:.0f}", kind="unlearning", rows="heldout") for step in (4.0, 8.0)]
+    cures = [Warned(step, f"rate {step:.0f}", kind="cure") for step in (4.0, 8.0)]
+    assert by_kind([*fell, *cures]) == [(fell[0], fell[1]), (cures[0], cures[0]), (cures[1], cures[1])]

@@ -143,7 +143,9 @@ def test_an_arm_without_pairs_runs_where_keys_are_for_those_of_others() -> None:
         "pairs": {"samples": {}},
         "stages": [{"loss": "slime", "part": "samples"}],
     }
-    assert cell_recipe(values, None, "on-pairs", {}, 0).tasks.batch_rows == 8  # type: ignore[union-attr]
+    on_pairs = cell_recipe(values, None, "on-pairs", {}, 0)
+    assert on_pairs.tasks is not None
+    assert on_pairs.tasks.batch_rows == 8
     online = cell_recipe(values, None, "online", {"loss": "grpo", "rollouts": {"samples": 4}, "part": ""}, 0)
     assert online.tasks is not None
     assert (online.pairs, online.tasks.cost, online.tasks.batch_rows) == ({}, None, 256)

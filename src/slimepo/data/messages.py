@@ -90,17 +90,17 @@ def kind(value: Any) -> str:
     return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
 
-def prompt_turns(row: Mapping[str, Any]) -> Turns:
-    """The turns of a row's `prompt` that is to be answered, text or messages. Raises MalformedRow.
+# What rows that are trained on may have, and prompts that are to be answered may not.
+_BESIDE_A_PROMPT = {
+    "system": "write it into the prompt, as its first message",
+    "tools": "answers are sampled without tools",
+    "chat_template_kwargs": "give the recipe's template_options",
+}
 
-    What rows that are trained on have beside it, and a prompt has not, is refused.
-    """
-    ways_out = {
-        "system": "write it into the prompt, as its first message",
-        "tools": "answers are sampled without tools",
-        "chat_template_kwargs": "give the recipe's template_options",
-    }
-    for key, way_out in ways_out.items():
+
+def prompt_turns(row: Mapping[str, Any]) -> Turns:
+    """The turns of a row's `prompt` that is to be answered; nothing stands beside it. Raises MalformedRow."""
+    for key, way_out in _BESIDE_A_PROMPT.items():
         if holds_something(row.get(key)):
             raise MalformedRow(f"{key!r} is not read beside a prompt that is to be answered: {way_out}")
     return as_turns(row.get("prompt"), "'prompt'", "user")

@@ -161,7 +161,8 @@ def score_columns(names: Iterable[str], sides: tuple[str, str]) -> list[tuple[st
         for first, second in _score_names(*sides)
         if first in there or second in there
     ]
-    return [pair for pair in pairs if {*pair} <= {*there.values()}] or pairs[:1]
+    present = set(there.values())
+    return [pair for pair in pairs if {*pair} <= present] or pairs[:1]
 
 
 @functools.cache

@@ -151,6 +151,11 @@ def find_objective(loss: str | Mapping[str, float], options: Mapping[str, Any] |
     )
 
 
+def weighs_rows(loss: str) -> bool:
+    """Whether an objective of ours asks for weights of rows; what a weight is to a user's own, the user knows."""
+    return ":" not in loss and "weight" in find_objective(loss).asks
+
+
 def _with_wpo_weights(name: str, options: Mapping[str, Any]) -> Objective:
     """The objective `name` with WPO's weights on its pairs."""
     if shares_of(name):

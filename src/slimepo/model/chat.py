@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.errors import InputError
-from slimepo.files import read_json
+from slimepo.files import MARKER, read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from slimepo.data.render import ChatFormat
     from slimepo.terminal import Report
     from slimepo.types import Preference
-
-# What marks the folder of a run (`slimepo.pipeline.folder`).
-_RUN = ".slimepo-run"
 
 
 @dataclass(frozen=True)
@@ -54,10 +51,10 @@ def instead_of(folder: Path) -> str:
     """What to add to an error where a folder holds no model: what else it is, and what to do about it."""
     if stages := sorted(path.parent for path in folder.glob("*/stage.json")):
         return f"; it is a run: give one of its stages, such as {stages[-1]}"
-    if (folder / _RUN).exists():
+    if (folder / MARKER).exists():
         return "; it is a run, and none of its stages is finished: the command that began it goes on with it"
     begun = any((folder / file).exists() for file in ("data.json", "checkpoints"))
-    if begun and (folder.parent / _RUN).exists() and not (folder / "stage.json").exists():
+    if begun and (folder.parent / MARKER).exists() and not (folder / "stage.json").exists():
         return f"; stage {folder.name} is not finished: the command that began it goes on with it"
     return ""
 

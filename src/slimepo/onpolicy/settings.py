@@ -226,7 +226,10 @@ def rollout_settings(
     compared = not reads_samples or estimator not in ("returns", "gae")
     if settings.samples < 2 and compared and not settings.opposed:
         raise InputError(f"rollouts: samples = 1 gives loss {loss!r} nothing to compare: give 2 or more")
-    if "weight" in objective.asks and ":" not in loss:
+    # Whoever has an objective at hand has loaded these.
+    from slimepo.losses.table import weighs_rows
+
+    if weighs_rows(loss):
         raise InputError(
             f"rollouts: loss {loss!r} weighs pairs by their costs, and pairs of samples have none: use simpo"
         )

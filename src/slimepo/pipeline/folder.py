@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from slimepo.checkpoints.identity import refuse_differences, source_digest
 from slimepo.errors import DONE, PREEMPTED, BadFilesError, InputError, failure, unwritable
 from slimepo.evaluation.settings import JUDGE_CALLS, LOCKS
-from slimepo.files import is_main_process, read_json, refuse_read_only, write_json, write_text
+from slimepo.files import MARKER, is_main_process, read_json, refuse_read_only, write_json, write_text
 from slimepo.imports import find_function
 from slimepo.losses import find_objective, hyperparameters
 from slimepo.monitor.settings import monitor_settings
@@ -27,8 +27,6 @@ from slimepo.versions import versions
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Says that a folder is a run of slimepo; nothing is ever deleted from a folder without it.
-MARKER = ".slimepo-run"
 LOCK = ".lock"
 # How the run stands: running, done, failed or preempted, with the exit code and the words of its end.
 STATUS = "status.json"

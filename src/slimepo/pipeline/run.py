@@ -17,7 +17,7 @@ from slimepo.data.chat import chat_format
 from slimepo.data.render import ChatFormat
 from slimepo.errors import InputError, NonFiniteLossError, Preempted, ResourceError, failure
 from slimepo.files import is_main_process, read_json, write_json, write_text
-from slimepo.losses import find_objective
+from slimepo.losses.table import weighs_rows
 from slimepo.model.load import load_config, random_config
 from slimepo.model.quantize import refuse_no_bitsandbytes
 from slimepo.model.sizes import parameters_of
@@ -287,7 +287,7 @@ def check_stage(recipe: Recipe, stage: Stage) -> None:
     made = asked.reward if asked else None
     if asked and asked.engine.startswith("http") and not recipe.smoke:
         check_server(asked.rollouts)
-    if asked and made != COST and _weighs(stage):
+    if asked and made != COST and weighs_rows(stage.loss):
         raise InputError(
             f"stage {stage.name!r}: {stage.loss} weighs pairs by their costs, and pairs {stage.part!r} have none: "
             f"give tasks.cost and pairs.{stage.part}.reward=cost"
@@ -304,16 +304,11 @@ def check_weights(stage: Stage, rows: Sequence[Preference]) -> None:
     Raises:
         InputError: with what to give.
     """
-    if rows and _weighs(stage) and all(row.weight == 1 for row in rows):
+    if rows and weighs_rows(stage.loss) and all(row.weight == 1 for row in rows):
         raise InputError(
             f"stage {stage.name!r}: {stage.loss} weighs pairs by their costs, and no row of part {stage.part!r} has a "
             "weight but 1: give the column `weight`, or use simpo"
         )
-
-
-def _weighs(stage: Stage) -> bool:
-    # What a weight of a user's own objective is, the user knows.
-    return ":" not in stage.loss and "weight" in find_objective(stage.loss).asks
 
 
 def check_reference(recipe: Recipe, stage: Stage) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -41,6 +40,7 @@ from slimepo.pipeline.start import (
 from slimepo.redaction import redact
 from slimepo.training.callbacks import MetricsFile, SaveOnTerm, TrainingProgress, peak_memory
 from slimepo.training.config import PreferenceConfig
+from slimepo.training.steps import steps_of
 from slimepo.words import plural
 
 if TYPE_CHECKING:
@@ -186,8 +186,7 @@ def _figures(
 def how_it_trains(trainer: PreferenceTrainer) -> list[str]:
     """What a trainer has chosen by itself, or was asked for, and is worth saying before it begins; a line each."""
     args = trainer.args
-    per_epoch = len(trainer.get_train_dataloader())
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs)
+    steps = steps_of(len(trainer.get_train_dataloader()), args.max_steps, args.num_train_epochs)
     few = "; so few teach little: more epochs, or a smaller batch_size" if steps < FEW_STEPS else ""
     rows, of_step = len(trainer.train_dataset), args.train_batch_size * args.world_size
     said = [f"{rows:,} rows, {of_step:,} a step: {plural(steps, 'step')}{few}"]

@@ -208,7 +208,7 @@ def calibrate_recipe(recipe: Recipe, rows_used: int, console: Console) -> Calibr
     pairs = sorted((row for row in parts[stage.part] if row.chosen and row.rejected), key=row_hash)
     kept = tokenize_for(pairs[:rows_used], chat, recipe.data, pairs=True, one_sided=False).rows
     _check_enough(len(kept))
-    # No steps, and less than none, are as many as the epochs take, as for transformers.
+    # Of all pairs, of which the trainer below sees a few.
     of_epochs = max(1, math.ceil(stage.epochs * len(pairs) / stage.batch_size))
     steps = stage.max_steps if stage.max_steps > 0 else of_epochs
     with tempfile.TemporaryDirectory() as folder:

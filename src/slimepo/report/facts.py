@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from slimepo.pipeline.console import TIMES
 from slimepo.report.groups import Cell, Group, count, duration, percent, size, told, written
 from slimepo.report.records import Source, items, mapping, number, numbers
 from slimepo.report.tables import Column, Line, Table, filled
 from slimepo.words import ABSENT
+
+
+def _part(parts: Sequence[str], group: Group) -> str:
+    """The time of these parts of a stage, the median of the runs that know it."""
+    known = [sum(record.times.get(part, 0.0) for part in parts) for record in group.records if record.times]
+    return duration(statistics.median(known)) if known else ABSENT
+
 
 SPEED = (
     Column("tokens/s", lambda g: count(_median(g, "tokens_per_second"))),
@@ -18,9 +27,7 @@ SPEED = (
     ),
     Column("steps", lambda g: written(g.spread(lambda r: r.steps), ",.0f")),
     Column("time", lambda g: duration(s.median) if (s := g.spread(lambda r: r.seconds)) else ABSENT),
-    Column("of it training", lambda g: _part(g, "training")),
-    Column("of it monitor", lambda g: _part(g, "monitor")),
-    Column("of it held out", lambda g: _part(g, "answers_by_step", "after")),
+    *(Column(f"of it {label}", partial(_part, parts)) for label, parts in TIMES.items()),
     Column("peak memory", lambda g: size(m.high) if (m := g.spread(lambda r: r.peak_memory)) else ABSENT),
     Column("layout", lambda g: g.first.layout or ABSENT),
     Column("trained parameters", lambda g: count(g.first.trained_parameters)),
@@ -187,9 +194,3 @@ def _point(point: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{key.rpartition('.')[2].replace('_', ' ')} {told(value)}" for key, value in point.items()
     )
-
-
-def _part(group: Group, *parts: str) -> str:
-    """The time of these parts of a stage, the median of the runs that know it."""
-    known = [sum(record.times.get(part, 0.0) for part in parts) for record in group.records if record.times]
-    return duration(statistics.median(known)) if known else ABSENT

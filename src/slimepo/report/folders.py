@@ -11,8 +11,8 @@ from typing import Any
 
 from slimepo.errors import InputError
 from slimepo.evaluation.score_files import read_scores
-from slimepo.files import read_json
-from slimepo.pipeline.folder import MARKER, STATUS
+from slimepo.files import MARKER, read_json
+from slimepo.pipeline.folder import STATUS
 from slimepo.report import tables
 from slimepo.report.benchmarks import ScoreColumn, score_columns
 from slimepo.report.groups import Group, group_records

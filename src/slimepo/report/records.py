@@ -191,8 +191,9 @@ def unique(names: Sequence[str]) -> list[str]:
 
 
 def by_kind(warnings: Sequence[Warned]) -> list[tuple[Warned, Warned]]:
-    """The first and the last words on each thing that was warned of: of a kind, and of which rows."""
-    found: dict[tuple[str, str], list[Warned]] = {}
+    """The first and the last words on each kind of warning about each set of rows; every cure stands for itself."""
+    found: dict[tuple[Any, ...], list[Warned]] = {}
     for warned in warnings:
-        found.setdefault((warned.kind, warned.rows), []).append(warned)
+        cured_at = warned.step if warned.kind == "cure" else None
+        found.setdefault((warned.kind, warned.rows, cured_at), []).append(warned)
     return [(each[0], each[-1]) for each in found.values()]

@@ -47,8 +47,6 @@ def run_processes(
 
     What they print is in log.txt of their folders. With several GPUs each place has one of them.
     """
-    # Modules are found where this process finds them: a checker, say, that lies beside the recipe.
-    modules = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     places: queue.Queue[dict[str, str]] = queue.Queue()
     for environment in _places(jobs):
         places.put(environment)
@@ -65,18 +63,7 @@ def run_processes(
                 if stopped.wait(EVERY):
                     return Failure(PREEMPTED, "stopped")
             states[process.name] = "running"
-            file, python = process.folder / "log.txt", [sys.executable, "-m", "slimepo.cli"]
-            code = 0
-            with file.open("a") as log:
-                for command in process.commands:
-                    env = {**os.environ, **modules, **environment}
-                    code = subprocess.run([*python, *command], stdout=log, stderr=log, env=env).returncode
-                    if code:
-                        break
-            if code < 0:
-                # As the system does where memory has run out.
-                return Failure(RESOURCES, f"killed by signal {-code}; see {file}")
-            return Failure(code, _last_line(file) or f"exit code {code}") if code else None
+            return _run(process, environment)
         finally:
             places.put(environment)
 
@@ -111,6 +98,23 @@ def run_processes(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return failed
+
+
+def _run(process: Process, environment: Mapping[str, str]) -> Failure | None:
+    """Run its commands to the first that fails; what that ended with."""
+    # Modules are found where this process finds them: a checker, say, that lies beside the recipe.
+    modules = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    env, file = {**os.environ, **modules, **environment}, process.folder / "log.txt"
+    with file.open("a") as log:
+        for command in process.commands:
+            words = [sys.executable, "-m", "slimepo.cli", *command]
+            code = subprocess.run(words, stdout=log, stderr=log, env=env).returncode
+            if code < 0:
+                # As the system does where memory has run out.
+                return Failure(RESOURCES, f"killed by signal {-code}; see {file}")
+            if code:
+                return Failure(code, _last_line(file) or f"exit code {code}")
+    return None
 
 
 def _places(jobs: int) -> list[dict[str, str]]:

@@ -29,6 +29,7 @@ from slimepo.data.tokenize import in_words, joined, tokenize_for
 from slimepo.errors import InputError
 from slimepo.files import Kept
 from slimepo.losses import Objective
+from slimepo.losses.table import weighs_rows
 from slimepo.parallel.agree import each_its_share
 from slimepo.types import Preference
 
@@ -90,9 +91,7 @@ def make_dataset(
     rows: Sequence[Any] = given if isinstance(given, Kept) else list(given)
     if not (rows and isinstance(rows[0], Row)):
         rows = _tokenize(rows, tokenizer, args, objective)
-    # What a weight of a user's own objective is, the user knows.
-    weighs = "weight" in objective.asks and ":" not in args.loss
-    if weighs and rows and not any("weight" in row.values for row in rows):
+    if weighs_rows(args.loss) and rows and not any("weight" in row.values for row in rows):
         raise InputError(
             f"loss {args.loss!r} weighs pairs by their costs, and no row has a weight but 1: give the column `weight`, "
             "or use simpo"

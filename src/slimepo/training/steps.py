@@ -86,6 +86,11 @@ def step_sampler(lengths: Sequence[int], args: Any, accelerator: Any) -> StepSam
     )
 
 
+def steps_of(per_epoch: int, max_steps: int, epochs: float) -> int:
+    """The steps of a run: `max_steps` where that is not negative, else those of its epochs, as in transformers."""
+    return max_steps if max_steps >= 0 else math.ceil(epochs * per_epoch)
+
+
 def rows_read(sampler: StepSampler, max_steps: int, epochs: float) -> list[int]:
     """The rows that a run reads on all its ranks, in the order of the data set.
 
@@ -94,7 +99,7 @@ def rows_read(sampler: StepSampler, max_steps: int, epochs: float) -> list[int]:
         max_steps: its steps, where that is not negative; `epochs` decides otherwise, as in transformers' Trainer.
         epochs: its epochs, which may be a part of one.
     """
-    steps = max_steps if max_steps >= 0 else math.ceil(epochs * len(sampler))
+    steps = steps_of(len(sampler), max_steps, epochs)
     read: set[int] = set()
     for epoch in range(math.ceil(steps / max(len(sampler), 1))):
         if len(read) == len(sampler.lengths):
