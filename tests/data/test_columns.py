@@ -199,8 +199,26 @@ def test_answers_judged_all_alike_and_pairs_the_other_way_round_are_said():
     assert note.endswith("f:row 2")
 
 
-def test_every_format_says_which_columns_it_reads():
-    assert all(format_.reads for format_ in FORMATS.values())
+@pytest.mark.parametrize(
+    ("row", "unread"),
+    [
+        ({"messages": [user("q"), assistant("a")], "prompt": "q", "output": "a"}, {"prompt", "output"}),
+        ({"instruction": "q", "output": "a", "prompt": "before"}, {"prompt"}),
+        ({"prompt": "q", "completion": "a", "input": "a text", "messages": [user("q")]}, {"input", "messages"}),
+        ({"completion": [user("q"), assistant("a")], "instruction": "Be kind."}, {"instruction"}),
+        ({"instruction": "q", "chosen": "a", "rejected": "b", "output": "c"}, {"output"}),
+        ({"conversations": [user("q")], "chosen": "a", "rejected": "b", "messages": "m"}, {"messages"}),
+    ],
+)
+def test_columns_of_another_layout_are_said_to_be_unread(row, unread):
+    assert rows_from_records([row]).unread == dict.fromkeys(unread, 1)
+
+
+@pytest.mark.parametrize("label", [{}, {"label": True}])
+def test_earlier_turns_beside_a_prompt_and_its_answer_are_refused(label):
+    row = {"prompt": "And then?", "completion": "a", "history": [["Hello", "Hi"]]}
+    with pytest.raises(InputError, match="'history' is not empty: it holds earlier turns"):
+        rows_from_records([row | label])
 
 
 def test_no_format_fits_is_one_short_line_with_the_columns_the_nearest_forms_and_the_guide():

@@ -69,7 +69,7 @@ def test_reasoning_has_three_names_and_tool_calls_two_ways_of_writing_arguments(
     [
         ({"images": ["x.png"]}, "has 'images', which is not supported: only text is trained on"),
         ({"function_call": {"name": "f"}}, "write it as 'tool_calls'"),
-        ({"weight": 0}, "give the row a 'weight' instead"),
+        ({"weight": 0}, "the answer of a row is trained.* give the row a 'weight' instead"),
         ({"tool_calls": [{"function": {"arguments": 1}}]}, "a call without the name of its function"),
         ({"tool_calls": [{"name": "f", "arguments": "{"}]}, "'arguments' of a tool call .* is no JSON"),
         ({"content": None}, "is null, not a string"),
@@ -82,12 +82,17 @@ def test_what_changes_a_message_and_cannot_be_kept_is_refused(message, reason):
 
 
 @pytest.mark.parametrize("key", ["weight", "train", "training"])
-def test_turns_that_never_train_may_say_so(key):
+def test_what_turns_say_of_their_training_has_to_be_what_happens(key):
     # As in OpenAI's and OpenHermes' files.
     first = [TURNS[0] | {key: 0}, TURNS[1] | {key: False}]
     assert as_turns([*first, TURNS[0] | {key: 0}, TURNS[1] | {key: 1}], "'messages'") == TURNS * 2
     with pytest.raises(MalformedRow, match=f"turn 4 of 'messages' has {key!r}"):
         as_turns([*first, TURNS[0], TURNS[1] | {key: 0}], "'messages'")
+    for earlier in (0, 1):
+        turns = [dict(turn) for turn in TURNS * 2]
+        turns[earlier][key] = True
+        with pytest.raises(MalformedRow, match=f"turn {earlier + 1} of 'messages' has {key!r}.*nothing before"):
+            as_turns(turns, "'messages'")
 
 
 def test_a_table_by_columns_and_messages_as_python_writes_them_are_said():

@@ -33,9 +33,9 @@ _LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.
 
 @dataclass(frozen=True)
 class Format:
-    """One row format: the columns it reads, how a row of it is known, and how a row is converted."""
+    """One row format: the columns that it reads of a row, how a row of it is known, and how a row is converted."""
 
-    reads: tuple[str, ...]
+    reads: Callable[[RawRow], tuple[str, ...]]
     fits: Callable[[RawRow], bool]
     convert: Callable[[RawRow], Preference | Unpaired]
 
@@ -49,7 +49,7 @@ def convert(row: RawRow, name: str, source: str = "") -> Preference | Unpaired:
     """
     record = FORMATS[name].convert(row)
     single = isinstance(record, Unpaired) or not record.rejected
-    refuse_telling(row, FORMATS[name].reads, single)
+    refuse_telling(row, FORMATS[name].reads(row), single)
     prompt = _with_system(record.prompt, row.get("system"))
     if not prompt:
         raise MalformedRow("the prompt is empty: the conversation starts with the answer")
@@ -209,29 +209,36 @@ def _pair(prompt: Turns, chosen: Turns, rejected: Turns) -> Preference:
     return Preference(shared, chosen, rejected)
 
 
-def _conversation(row: RawRow) -> tuple[str, Turns]:
-    """The column that holds a conversation, and its turns."""
-    key = next((key for key in ("conversations", "messages") if row.get(key) is not None), "messages")
-    return key, as_turns(required(row, key), f"'{key}'")
-
-
-def _answered_conversation(row: RawRow) -> tuple[Turns, Turns]:
-    key, turns = _conversation(row)
+def _answered_conversation(row: RawRow, key: str) -> tuple[Turns, Turns]:
+    turns = as_turns(required(row, key), f"'{key}'")
     if turns[-1]["role"] != "assistant":
         raise MalformedRow(f"'{key}' ends in a {turns[-1]['role']} turn, not with the assistant's answer")
     return turns[:-1], turns[-1:]
 
 
+_INSTRUCTION = ("instruction", "input", "history", "output")
+_COMPLETION = ("prompt", "completion")
+
+
+def _layout(row: RawRow) -> tuple[str, ...]:
+    """The columns that are read of a row with one answer, the one that shows the layout first."""
+    if row.get("completion") is None:
+        layouts = (("conversations",), ("messages",), _INSTRUCTION)
+        held = [layout for layout in layouts if row.get(layout[0]) is not None]
+        # Where none of them holds anything, the error names the one that is there.
+        if named := held or [layout for layout in layouts if layout[0] in row]:
+            return named[0]
+    return ("completion",) if row.get("prompt") is None and _whole(row.get("completion")) else _COMPLETION
+
+
 def _answered(row: RawRow) -> tuple[Turns, Turns]:
     """Prompt and answer of a row with one answer."""
-    if row.get("completion") is None and ("messages" in row or "conversations" in row):
-        return _answered_conversation(row)
-    if row.get("completion") is None and "instruction" in row:
+    layout = _layout(row)
+    if layout == _COMPLETION:
+        return _side(row, "prompt", "user"), _side(row, "completion", "assistant")
+    if layout == _INSTRUCTION:
         return _instruction(row), _side(row, "output", "assistant")
-    if row.get("prompt") is None and _whole(row.get("completion")):
-        turns = as_turns(row["completion"], "'completion'")
-        return turns[:-1], turns[-1:]
-    return _side(row, "prompt", "user"), _side(row, "completion", "assistant")
+    return _answered_conversation(row, layout[0])
 
 
 def _instruction(row: RawRow) -> Turns:
@@ -272,9 +279,14 @@ def _hh_rlhf(row: RawRow) -> Preference:
     return Preference(*_part(*sides))
 
 
+def _alpaca_reads(row: RawRow) -> tuple[str, ...]:
+    answers = ("chosen", "rejected") if {"chosen", "rejected"} & row.keys() else ("output",)
+    return ("instruction", "input", "history", *answers)
+
+
 def _alpaca(row: RawRow) -> Preference:
     answers = {key: row.get(key) for key in ("chosen", "rejected")}
-    if "chosen" not in row and "rejected" not in row:
+    if "output" in _alpaca_reads(row):
         output = required(row, "output")
         if not isinstance(output, list) or len(output) != 2:
             raise MalformedRow("'output' is not a list of two answers (the preferred one first)")
@@ -282,13 +294,23 @@ def _alpaca(row: RawRow) -> Preference:
     return _pair(_instruction(row), *_sides(answers).values())
 
 
+def _sharegpt_reads(row: RawRow) -> tuple[str, ...]:
+    conversation = "messages" if row.get("conversations") is None else "conversations"
+    # ms-swift's messages end in the chosen answer.
+    ends_in_it = conversation == "messages" and row.get("chosen") is None
+    return (conversation, "rejected") if ends_in_it else (conversation, "chosen", "rejected")
+
+
 def _sharegpt(row: RawRow) -> Preference:
+    reads = _sharegpt_reads(row)
     rejected = _side(row, "rejected", "assistant")
-    if row.get("chosen") is None and "messages" in row:
-        prompt, chosen = _answered_conversation(row)
-        whole = rejected[0]["role"] != "assistant"
-        return Preference(*_part(prompt + chosen, rejected)) if whole else _pair(prompt, chosen, rejected)
-    return _pair(_conversation(row)[1], _side(row, "chosen", "assistant"), rejected)
+    if "chosen" in reads:
+        return _pair(
+            as_turns(required(row, reads[0]), f"'{reads[0]}'"), _side(row, "chosen", "assistant"), rejected
+        )
+    prompt, chosen = _answered_conversation(row, reads[0])
+    whole = rejected[0]["role"] != "assistant"
+    return Preference(*_part(prompt + chosen, rejected)) if whole else _pair(prompt, chosen, rejected)
 
 
 def _kto(row: RawRow) -> Unpaired:
@@ -350,47 +372,29 @@ def _is_answered(row: RawRow) -> bool:
     return any(_has(*keys)(row) for keys in layouts) or _whole(row.get("completion"))
 
 
-_ANSWERED = ("prompt", "completion", "messages", "conversations", "instruction", "input", "output", "history")
+def _columns(*names: str) -> Callable[[RawRow], tuple[str, ...]]:
+    return lambda row: names
+
 
 # In the order in which they are tried: the more telling columns first.
 FORMATS: dict[str, Format] = {
-    "sharegpt": Format(
-        ("conversations", "messages", "chosen", "rejected"),
-        _is_sharegpt,
-        _sharegpt,
-    ),
-    "alpaca": Format(
-        ("instruction", "input", "history", "output", "chosen", "rejected"),
-        _is_alpaca,
-        _alpaca,
-    ),
+    "sharegpt": Format(_sharegpt_reads, _is_sharegpt, _sharegpt),
+    "alpaca": Format(_alpaca_reads, _is_alpaca, _alpaca),
     "ultrafeedback": Format(
-        ("prompt", "chosen", "rejected"),
+        _columns("prompt", "chosen", "rejected"),
         lambda row: isinstance(row.get("prompt"), str) and _is_implicit(row) and _whole(row.get("chosen")),
         _explicit,
     ),
     "explicit": Format(
-        ("prompt", "chosen", "rejected"),
-        _has("prompt", "chosen", "rejected"),
-        _explicit,
+        _columns("prompt", "chosen", "rejected"), _has("prompt", "chosen", "rejected"), _explicit
     ),
-    "hh-rlhf": Format(
-        ("chosen", "rejected"),
-        _is_transcript,
-        _hh_rlhf,
-    ),
-    "implicit": Format(
-        ("chosen", "rejected"),
-        _is_implicit,
-        _implicit,
-    ),
+    "hh-rlhf": Format(_columns("chosen", "rejected"), _is_transcript, _hh_rlhf),
+    "implicit": Format(_columns("chosen", "rejected"), _is_implicit, _implicit),
     "kto": Format(
-        (*_ANSWERED, "label"),
-        lambda row: _has("label")(row) and _is_answered(row),
-        _kto,
+        lambda row: (*_layout(row), "label"), lambda row: _has("label")(row) and _is_answered(row), _kto
     ),
     "demonstration": Format(
-        _ANSWERED,
+        _layout,
         lambda row: not {"chosen", "rejected"} & row.keys() and _is_answered(row),
         _demonstration,
     ),

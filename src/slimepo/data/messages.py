@@ -34,13 +34,11 @@ _REFUSED = {
     "audios": "only text is trained on",
     "audio": "only text is trained on",
     "function_call": "write it as 'tool_calls'",
-    "weight": "give the row a 'weight' instead",
-    "train": "only the last answer of a row is trained",
-    "training": "only the last answer of a row is trained",
+    "weight": "the answer of a row is trained, and nothing before it; remove the key, and give the row a 'weight' instead",
+    "train": "the answer of a row is trained, and nothing before it; remove the key",
+    "training": "the answer of a row is trained, and nothing before it; remove the key",
     "prefix": "an answer is trained whole",
 }
-
-
 _TRAINS = ("weight", "train", "training")
 
 
@@ -175,14 +173,15 @@ def transcript_turns(text: Any, what: str) -> Turns:
 def _message(value: Any, what: str, *, last: bool) -> Message:
     """One turn, as {role, content} or as {from, value}, with reasoning and tool calls where it has them.
 
-    Whether a turn trains may be said of any that is not the `last` answer: those train never.
+    What a turn says of its own training has to be what happens: the `last` one is trained where it is an answer, and
+    no other.
     """
     if not isinstance(value, Mapping):
         raise MalformedRow(f"{what} is {kind(value)}, not a message")
     given = {key: each for key, each in value.items() if holds_something(each)}
-    asked = value.get("role", value.get("from")) not in ("user", "human", "system", "tool") and last
+    answers = last and value.get("role", value.get("from")) not in ("user", "human", "system", "tool")
     for key, reason in _REFUSED.items():
-        if key in given and not (key in _TRAINS and (given[key] == 1 or not asked)):
+        if key in given and not (key in _TRAINS and given[key] == answers):
             raise MalformedRow(f"{what} has {key!r}, which is not supported: {reason}")
     if "role" not in value and "from" not in value:
         keys = ", ".join(sorted(str(key) for key in value)) or "nothing"

@@ -113,7 +113,8 @@ def rows_from(
         _most_fitting([row for _, row in head], columns, name) if format == "auto" else known_format(format)
     )
     raw = [row for _, row in head if not isinstance(row, BadRow)]
-    if wrong := passed_over(raw, columns, (*FORMATS[format].reads, *ALWAYS_READ)):
+    reads = {column for row in raw for column in FORMATS[format].reads(row)}
+    if wrong := passed_over(raw, columns, (*reads, *ALWAYS_READ)):
         raise InputError(f"{name}: {wrong}")
     result = Rows(Kept(), Kept(), format, [])
     for place, row in itertools.chain(head, rows):
@@ -133,7 +134,7 @@ def rows_from(
                 raise InputError(_stopped(place, str(error))) from error
             result.malformed.append((place, str(error)))
             continue
-        result.unread.update(set(unread_columns(row, FORMATS[format].reads)))
+        result.unread.update(set(unread_columns(row, FORMATS[format].reads(row))))
         if isinstance(record, Unpaired):
             result.unpaired.append(record)
             continue
