@@ -138,6 +138,6 @@ def test_help_shows_choices_and_defaults_and_no_option_of_another_benchmark() ->
 
 def test_an_option_on_the_command_line_counts(answered: list[object]) -> None:
     result = slimepo(
-        "eval", "mt-bench", *answered, "--name", "new", "--dry-run", "--max-new-tokens", 7, "--limit", 3
+        "eval", "mt-bench", *answered[:-2], "--name", "new", "--dry-run", "--max-new-tokens", 7, "--limit", 3
     )
     assert "answers: 3 questions, 3 to answer in 6 turns, at most 42 tokens" in result.stdout

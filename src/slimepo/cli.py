@@ -196,7 +196,8 @@ def calibrate(
 
     if plot is not None:
         plan.check_plot(plot)
-    console = _console()
+    # Notes and progress are no part of the JSON.
+    console = _console(**({"file": sys.stderr} if as_json else {}))
     found = plan.calibrate_recipe(recipe, rows, console)
     if as_json:
         typer.echo(json.dumps(plan.as_json(found), indent=2))
@@ -204,8 +205,7 @@ def calibrate(
         plan.print_calibration(found, console)
     if plot is not None:
         plan.draw(found, plot)
-        if not as_json:
-            console.print(f"plot: {plot}")
+        console.print(f"plot: {plot}")
 
 
 @app.command()
@@ -473,10 +473,10 @@ def _in_any_locale() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _console() -> Any:
+def _console(**options: Any) -> Any:
     from slimepo.terminal import make_console
 
-    return make_console()
+    return make_console(**options)
 
 
 if __name__ == "__main__":

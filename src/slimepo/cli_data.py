@@ -222,7 +222,7 @@ def select_pairs(
 ) -> None:
     """Select pairs for the next round: those with the most signal to curvature in each pool of like difficulty."""
     from slimepo.data.columns import columns_from
-    from slimepo.data.read import read_rows
+    from slimepo.data.read import left_out_in_words, read_rows, row_notes
     from slimepo.files import refuse_folder
     from slimepo.losses.common import check_number
     from slimepo.model.chat import answer_logps, model_chat
@@ -250,6 +250,8 @@ def select_pairs(
     from slimepo.plan.select import select, signal_to_curvature
 
     console, margins = make_console(), []
+    for note in (*left_out_in_words(rows.left_out), *row_notes(rows)):
+        console.print(f"note: {note}", highlight=False)
     if alone := len(rows.preferences) + len(rows.unpaired) - len(pairs):
         console.print(f"{alone:,} rows left out: they have no two answers to compare", highlight=False)
     for name in (model, reference):
@@ -304,7 +306,7 @@ def relabel(
         Literal["weights", "drawn"],
         typer.Option(help="weights: each pair in both orders, with its odds as weight; drawn: once."),
     ] = "weights",
-    seed: Annotated[int, typer.Option(min=0, help="Of drawn labels.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of drawn labels (default: 0).")] = None,
 ) -> None:
     """Pairs of a model's own answers, labelled so that DPO on them raises a reward and keeps constraints."""
     from slimepo.files import refuse_folder
@@ -314,9 +316,11 @@ def relabel(
 
     refuse_folder(out)
     check_number("--beta", beta, above=0)
+    if labels == "weights" and seed is not None:
+        raise InputError("--seed is of drawn labels: say --labels drawn, or leave it out")
     write_pairs(
         answers, out, make_console(), method=method, reward=reward, constraints=constraint, bounds=bound,
-        reference=reference, beta=beta, pairs=pairs, seed=seed if labels == "drawn" else None,
+        reference=reference, beta=beta, pairs=pairs, seed=(seed or 0) if labels == "drawn" else None,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from slimepo.data.chat import chat_format
 from slimepo.data.columns import columns_from, renamed
-from slimepo.data.formats import FORMATS, convert, recognise
+from slimepo.data.formats import convert, recognise
 from slimepo.data.messages import MalformedRow
 from slimepo.data.read import read_rows, row_notes, rows_from, rows_from_records
 from slimepo.data.tokenize import tokenize
@@ -204,7 +204,10 @@ def test_answers_judged_all_alike_and_pairs_the_other_way_round_are_said():
     [
         ({"messages": [user("q"), assistant("a")], "prompt": "q", "output": "a"}, {"prompt", "output"}),
         ({"instruction": "q", "output": "a", "prompt": "before"}, {"prompt"}),
-        ({"prompt": "q", "completion": "a", "input": "a text", "messages": [user("q")]}, {"input", "messages"}),
+        (
+            {"prompt": "q", "completion": "a", "input": "a text", "messages": [user("q")]},
+            {"input", "messages"},
+        ),
         ({"completion": [user("q"), assistant("a")], "instruction": "Be kind."}, {"instruction"}),
         ({"instruction": "q", "chosen": "a", "rejected": "b", "output": "c"}, {"output"}),
         ({"conversations": [user("q")], "chosen": "a", "rejected": "b", "messages": "m"}, {"messages"}),

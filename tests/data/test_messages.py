@@ -91,7 +91,9 @@ def test_what_turns_say_of_their_training_has_to_be_what_happens(key):
     for earlier in (0, 1):
         turns = [dict(turn) for turn in TURNS * 2]
         turns[earlier][key] = True
-        with pytest.raises(MalformedRow, match=f"turn {earlier + 1} of 'messages' has {key!r}.*nothing before"):
+        with pytest.raises(
+            MalformedRow, match=f"turn {earlier + 1} of 'messages' has {key!r}.*nothing before"
+        ):
             as_turns(turns, "'messages'")
 
 

@@ -195,6 +195,8 @@ def test_the_dtype_is_what_was_asked_for(llama: HFModel, monkeypatch: pytest.Mon
 def test_backends_that_do_not_fit_are_refused(llama: HFModel, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown backend 'tgi'"):
         open_answerer(llama.name, backend="tgi")
+    with pytest.raises(InputError, match="--model-key-variable KEY is for endpoints"):
+        open_answerer(llama.name, key_variable="KEY")
     with pytest.raises(InputError, match="is an endpoint"):
         open_answerer("m@http://h/v1", backend="hf")
     with pytest.raises(InputError, match="--dtype bfloat16 is for local models"):

@@ -81,6 +81,22 @@ def test_figures_are_those_of_the_models_own_logits(
     assert "end_rate" not in measure_basics(name, str(pairs), console, samples=0)
 
 
+def test_rows_that_are_not_measured_are_told(llama_folder: Path, tmp_path: Path, console: Console) -> None:
+    rows = [
+        {"prompt": "a", "response_a": "b", "response_b": "c", "preferred": verdict}
+        for verdict in ("a", "tie")
+    ]
+    rows.append({"prompt": "a " * 200, "chosen": "b", "rejected": "c"})
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = measure_basics(
+        str(llama_folder), str(tmp_path / "pairs.jsonl"), console, samples=0, max_length=64
+    )
+    assert found["pairs"] == 1
+    told = printed(console)
+    assert "note: 1 tie left out" in told
+    assert "note: 1 of 2 rows dropped" in told
+
+
 def test_pairs_that_are_all_too_long_are_an_error(llama_folder: Path, pairs: Path, console: Console) -> None:
     model = str(llama_folder)
     with pytest.raises(InputError, match="no pair is left to score"):

@@ -30,6 +30,11 @@ from slimepo.settings import validate
         ({"benchmark": "mtbench"}, "benchmark"),
         ({"benchmark": "mt-bench", "judg": "x"}, "did you mean 'judge'"),
         ({"benchmark": "mt-bench", "max_unscored": 2}, "max_unscored"),
+        (
+            {"benchmark": "mt-bench", "canaries": True},
+            "canaries is of a judge, and there is none: give judge",
+        ),
+        ({"benchmark": "arena-hard", "key_variable": "KEY"}, "key-variable is of a judge"),
     ],
 )
 def test_wrong_settings(values: dict[str, Any], words: str) -> None:

@@ -31,7 +31,7 @@ def test_what_is_allowed_is_the_floor_and_the_separation_of_the_start_over_the_a
     # That floor alone costs more than the whole loss of the start, so that the bound may be broken.
     assert now["loss_rose"] == 1.0
     assert now["deep_used"] > 1
-    assert bounds_fact(now, 1).endswith("their loss is above that of the start, where nothing is promised.")
+    assert "(not here, for it is now above that of the start)" in bounds_fact(now, 1)
 
 
 def test_a_bound_whose_weight_is_nought_is_left_out() -> None:
@@ -59,6 +59,8 @@ def test_the_words() -> None:
     figures = {"loss_rose": 0.0, "fell": 0.12, "fall_allowed": 13.9, "fall_used": 0.0086, "deep": 0.003,
                "deep_allowed": 0.066, "deep_used": 0.045}  # fmt: skip
     assert bounds_fact(figures, 64) == (
-        "SLIME's bounds, of 64 pairs trained on: chosen answers may fall by 13.9 nats per token and fell by 0.12 "
-        "(0.9% used), 6.6% of rejected tokens may be below -10 nats and 0.3% are (4.5% used)."
+        "SLIME's loss on 64 training pairs rules out that their chosen answers fall by more than 13.9 nats per token "
+        "(they fell by 0.12, 0.9% of that), and that more than 6.6% of their rejected tokens are below -10 nats "
+        "(0.3% are)."
     )
+    assert "(they rose by 0.05), and" in bounds_fact({**figures, "fell": -0.05, "fall_used": 0.0}, 64)

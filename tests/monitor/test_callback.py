@@ -144,7 +144,7 @@ class TestWarnings:
         assert of_kind(healthy, "warning") == []
         assert (kept["warnings"], kept["stopped"], len(kept["facts"])) == ([], None, 4)
         assert kept["facts"][-1].startswith(
-            "SLIME's bounds, of 16 pairs trained on: chosen answers may fall by"
+            "SLIME's loss on 16 training pairs rules out that their chosen answers fall by more than"
         )
 
     def test_it_can_stop_the_run(self, stopped: PreferenceTrainer) -> None:

@@ -118,6 +118,10 @@ def test_a_checkpoint_exports_to_the_same_model(tmp_path: Path) -> None:
     checkpoint = newest(tmp_path / "run")
     loaded, _ = load_checkpoint(checkpoint, str(tmp_path / "base"))
     torch.testing.assert_close(probe_logits(loaded), probe_logits(made.model), rtol=0, atol=1e-6)
+    with pytest.raises(
+        InputError, match="base holds a whole model, which belongs to no other: leave --base out"
+    ):
+        load_checkpoint(tmp_path / "base", str(tmp_path / "base"))
 
 
 def test_untying_is_only_for_tied_models() -> None:

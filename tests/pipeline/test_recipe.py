@@ -304,9 +304,12 @@ def test_a_random_model_needs_a_tokenizer() -> None:
     [
         ("learning_rat=1", "did you mean 'learning_rate'"),
         ("hard_margin=2", "did you mean 'loss_options.hard_margin'"),
+        ("loss=dpo", "loss=dpo: that is 'slime' already; give it once"),
+        ("model=n", "model=n: that is 'm' already"),
+        ("data.path=e.jsonl", "data.path=e.jsonl: that is 'd.jsonl' already"),
     ],
 )
-def test_one_stage_names_the_nearest_key_of_stage_recipe_and_objective(override: str, words: str) -> None:
+def test_one_stage_refuses_what_it_does_not_know_and_what_is_given_twice(override: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         one_stage_recipe("m", "d.jsonl", "slime", [override])
 

@@ -162,6 +162,7 @@ def test_the_command_proposes_a_stage_and_draws(tmp_path: Path) -> None:
         {"prompt": "ab", "chosen": "abc"[: 1 + i % 3], "rejected": "cba"[: 1 + i % 2] + "d" * (i % 5)}
         for i in range(60)
     ]
+    rows.append({"prompt": "a", "response_a": "b", "response_b": "c", "preferred": "tie"})
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = [
         "--model",
@@ -174,6 +175,7 @@ def test_the_command_proposes_a_stage_and_draws(tmp_path: Path) -> None:
     done = slimepo("calibrate", *given, "--plot", tmp_path / "plot.png")
     assert done.returncode == 0, done.stderr
     assert "- loss: slime\n  learning_rate: " in done.stdout
+    assert "note: 1 tie left out" in done.stdout
     assert (tmp_path / "plot.png").stat().st_size > 1000
     plot = tmp_path / "new" / "plot.svg"
     found = json.loads(slimepo("calibrate", *given, "--json", "--plot", plot).stdout)
@@ -183,7 +185,7 @@ def test_the_command_proposes_a_stage_and_draws(tmp_path: Path) -> None:
     wrong = slimepo("calibrate", *given, "epoch=1")
     assert (wrong.returncode, "did you mean 'epochs'" in wrong.stderr) == (2, True)
     for words, told in (
-        (["loss=dpo"], "leave loss, loss_options and rollouts out"),
+        (["loss=dpo"], "loss=dpo: that is 'slime' already"),
         (["loss_options.exponent=2"], "leave loss, loss_options and rollouts out"),
         (["--plot", tmp_path], f"--plot {tmp_path} is a folder"),
         (["--plot", tmp_path / "plot.xyz"], "ends in .png or .svg"),

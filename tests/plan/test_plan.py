@@ -187,11 +187,16 @@ def test_memory_grows_with_tokens_and_the_largest_budget_is_the_largest() -> Non
 
 def test_a_frozen_copy_of_the_reference_counts_as_weights() -> None:
     config, sizes = small_config(), {}
-    for reference in ("auto", "copy"):
-        step = step_of(small_recipe(loss="dpo", reference=reference), config, False)
-        sizes[reference] = step_memory(step, largest_batch(step), accumulates=True)
+    for name, stage in {
+        "auto": {},
+        "copy": {"reference": "copy"},
+        "moving": {"args": {"sync_reference": {"every": 4}}},
+    }.items():
+        step = step_of(small_recipe(loss="dpo", **stage), config, False)
+        sizes[name] = step_memory(step, largest_batch(step), accumulates=True)
     whole = sum(p.numel() * p.element_size() for p in step.whole.model.parameters())
     assert sizes["copy"]["weights"] == sizes["auto"]["weights"] + whole
+    assert sizes["moving"] == sizes["copy"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import logging
 import os
 import re
 import subprocess
@@ -519,6 +520,21 @@ class TestAsInTRL:
         )
         assert made.args.loss_options["hard_margin"] == 2.0
         assert len(made.train_dataset) == 6
+
+    def test_rows_that_prefer_no_answer_are_counted(
+        self, tmp_path: Path, llama_folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        rows = [
+            {"prompt": f"{i}?", "response_a": "yes", "response_b": "no", "preferred": "ab"[i % 2]}
+            for i in range(4)
+        ]
+        rows[2]["preferred"] = "tie"
+        with caplog.at_level(logging.WARNING, "slimepo"):
+            made = SLIMETrainer(
+                model=str(llama_folder), args=SLIMEConfig(output_dir=str(tmp_path)), train_dataset=rows
+            )
+        assert len(made.train_dataset) == 3
+        assert "1 tie left out, in which neither answer is preferred" in caplog.text
 
     def test_no_row_left_is_said_with_its_reason(self, tmp_path: Path, llama_folder: Path) -> None:
         rows = Dataset.from_list([{"prompt": "a", "chosen": "same", "rejected": "same"}])

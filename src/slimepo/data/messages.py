@@ -25,6 +25,7 @@ _TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _PASSED_ON = ("tool_call_id", "name")
 _READ = ("role", "from", "content", "value", "tool_calls", *_REASONING, *_PASSED_ON)
+_TRAINED = "the answer of a row is trained, and nothing before it; remove the key"
 # Keys that change what the message means or how it is trained, with the way out.
 _REFUSED = {
     "images": "only text is trained on",
@@ -34,9 +35,9 @@ _REFUSED = {
     "audios": "only text is trained on",
     "audio": "only text is trained on",
     "function_call": "write it as 'tool_calls'",
-    "weight": "the answer of a row is trained, and nothing before it; remove the key, and give the row a 'weight' instead",
-    "train": "the answer of a row is trained, and nothing before it; remove the key",
-    "training": "the answer of a row is trained, and nothing before it; remove the key",
+    "weight": f"{_TRAINED}, and give the row a 'weight' instead",
+    "train": _TRAINED,
+    "training": _TRAINED,
     "prefix": "an answer is trained whole",
 }
 _TRAINS = ("weight", "train", "training")

@@ -1,10 +1,12 @@
-"""What two sets of prompts have in common: whole prompts, and runs of words."""
+"""What two sets of prompts have in common: whole conversations, texts, and runs of words."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from slimepo.types import Message
 
 SIZES = (5, 8, 13)
 
@@ -37,6 +39,19 @@ def overlap(ours: Sequence[str], theirs: Sequence[str], sizes: Sequence[int] = S
     }:
         longest = min(runs)
     return Overlap(len(mine), sum(tuple(each) in known for each in mine), shared, " ".join(longest))
+
+
+def found_in(ours: Iterable[Sequence[Message]], theirs: Iterable[Sequence[Message]]) -> list[int]:
+    """The places in `ours` of prompts that `theirs` has too, but for letter case, blanks and the last punctuation."""
+    mine = [_said(prompt) for prompt in ours]
+    both = set(mine).intersection(map(_said, theirs))
+    return [at for at, said in enumerate(mine) if said in both]
+
+
+def _said(prompt: Sequence[Message]) -> tuple[str, ...]:
+    return tuple(
+        f"{turn['role']}: {' '.join(turn['content'].casefold().split()).rstrip(' .?!:;')}" for turn in prompt
+    )
 
 
 def _words(text: str) -> list[str]:

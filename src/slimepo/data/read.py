@@ -48,6 +48,15 @@ class Rows:
     ties: list[str] = field(default_factory=list)
     without_verdict: list[str] = field(default_factory=list)
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many rows were left out, by reason."""
+        return {
+            "ties": len(self.ties),
+            "without_verdict": len(self.without_verdict),
+            "malformed": len(self.malformed),
+        }
+
 
 def read_rows(
     source: str | Path,
@@ -178,6 +187,16 @@ def _most_fitting(
         bad = next(row.reason for row in rows if isinstance(row, BadRow))
         raise InputError(f"{name}: none of the first {len(rows)} rows can be parsed; the first: {bad}")
     raise InputError(f"{name}: {first_error}") from first_error
+
+
+def left_out_in_words(counts: Mapping[str, Any]) -> list[str]:
+    """A sentence for each reason of `Rows.left_out` that there were rows for; other keys are passed over."""
+    told = {
+        "ties": ("tie", "left out, in which neither answer is preferred"),
+        "without_verdict": ("row", "left out, in which nothing says which answer is better"),
+        "malformed": ("malformed row", "skipped"),
+    }
+    return [f"{plural(counts[key], noun)} {what}" for key, (noun, what) in told.items() if counts.get(key)]
 
 
 def row_notes(rows: Rows) -> Iterator[str]:

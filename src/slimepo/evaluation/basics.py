@@ -39,22 +39,26 @@ def measure_basics(
     Raises:
         InputError: the model or the pairs cannot be read, or no pair fits `max_length`.
     """
-    from slimepo.data.read import read_rows
+    from slimepo.data.read import left_out_in_words, read_rows, row_notes
     from slimepo.data.rows import CHOSEN
-    from slimepo.data.tokenize import tokenize
+    from slimepo.data.tokenize import in_words, tokenize
     from slimepo.evaluation.answerers import prompt_ids, weights_hash
     from slimepo.model.chat import load_chat_model
     from slimepo.model.generate import generate
     from slimepo.model.score import score_pairs
 
-    pairs = read_rows(data, format=format, columns=columns, split=split, limit=limit).preferences
+    read = read_rows(data, format=format, columns=columns, split=split, limit=limit)
+    pairs = read.preferences
     if not pairs:
         raise InputError(f"{data}: no preference pairs in it")
     loaded = load_chat_model(model)
     measures: dict[str, Any] = {"model": model, "weights": weights_hash(model), "data": data}
-    rows = tokenize(pairs, loaded.chat, max_length=max_length).rows
+    tokens = tokenize(pairs, loaded.chat, max_length=max_length)
+    rows = tokens.rows
     if not rows:
-        raise InputError(f"no pair is left to score: all are longer than {max_length} tokens or malformed")
+        raise InputError(f"{data}: no pair is left to score: {'; '.join(in_words(tokens))}")
+    for note in (*left_out_in_words(read.left_out), *row_notes(read), *loaded.chat.notes, *in_words(tokens)):
+        console.print(f"note: {note}", highlight=False, markup=False)
     with console.status("scoring pairs"):
         scores = score_pairs(loaded.model, rows)
     counts = np.array([len(row.response(CHOSEN)) for row in rows])

@@ -295,9 +295,11 @@ def load_checkpoint(folder: Path, base: str | None = None) -> tuple[nn.Module, P
         base: the model an adapter belongs to; read from the adapter where it is not given.
 
     Raises:
-        InputError: nothing to load there, or the adapter names no base model.
+        InputError: nothing to load there, the adapter names no base model, or a whole model is given one.
     """
     if not any((folder / f"{kind}config.json").exists() for kind in ("", "adapter_")):
         raise InputError(f"{folder} holds neither a model (config.json) nor an adapter (adapter_config.json)")
+    if base is not None and adapter_base(str(folder)) is None:
+        raise InputError(f"{folder} holds a whole model, which belongs to no other: leave --base out")
     has_tokenizer = (folder / "tokenizer_config.json").exists()
     return load_model(str(folder), base), load_tokenizer(str(folder if has_tokenizer or not base else base))

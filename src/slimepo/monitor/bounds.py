@@ -56,20 +56,20 @@ def bound_figures(
 
 
 def bounds_fact(figures: Mapping[str, float], pairs: int) -> str:
-    """What is used of the bounds, in plain words."""
+    """The bounds, and what is used of them, in plain words."""
     said = []
     if "fell" in figures:
-        moved = "fell" if figures["fell"] > 0 else "rose"
+        fell = figures["fell"]
+        used = (
+            f"fell by {fell:.2g}, {figures['fall_used']:.1%} of that" if fell > 0 else f"rose by {-fell:.2g}"
+        )
         said.append(
-            f"chosen answers may fall by {figures['fall_allowed']:.3g} nats per token and {moved} by "
-            f"{abs(figures['fell']):.2g} ({figures['fall_used']:.1%} used)"
+            f"that their chosen answers fall by more than {figures['fall_allowed']:.3g} nats per token (they {used})"
         )
     if "deep" in figures:
         said.append(
-            f"{figures['deep_allowed']:.1%} of rejected tokens may be below -{DEEP:g} nats and "
-            f"{figures['deep']:.1%} are ({figures['deep_used']:.1%} used)"
+            f"that more than {figures['deep_allowed']:.1%} of their rejected tokens are below -{DEEP:g} nats "
+            f"({figures['deep']:.1%} are)"
         )
-    above = (
-        "; their loss is above that of the start, where nothing is promised" if figures["loss_rose"] else ""
-    )
-    return f"SLIME's bounds, of {pairs} pairs trained on: {', '.join(said)}{above}."
+    unless = " (not here, for it is now above that of the start)" if figures["loss_rose"] else ""
+    return f"SLIME's loss on {pairs} training pairs rules out{unless} {', and '.join(said)}."

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimepo.checkpoints.identity import digest_of
 from slimepo.data.chat import load_tokenizer
-from slimepo.data.read import Rows, all_preferences, read_rows, row_notes
+from slimepo.data.overlap import found_in
+from slimepo.data.read import Rows, all_preferences, left_out_in_words, read_rows, row_notes
 from slimepo.data.render import ChatFormat
 from slimepo.data.rows import Row
 from slimepo.data.split import fingerprint, message_hash, order, row_hash, split
@@ -25,6 +26,7 @@ from slimepo.pipeline.recipe.sections import Data, Stage
 from slimepo.pipeline.rewards import COST
 from slimepo.pipeline.tasks import RunTasks, prompt_ids
 from slimepo.types import Preference
+from slimepo.words import plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,20 +77,18 @@ def load_data(recipe: Recipe) -> tuple[dict[str, Sequence[Preference]], dict[str
 
     if data.path is None:
         parts: dict[str, Sequence[Preference]] = {}
-        facts: dict[str, Any] = {"rows": 0, "malformed": 0}
+        facts: dict[str, Any] = {"rows": 0}
     else:
         smoke = SMOKE_ROWS if recipe.smoke else None
         limit = min((each for each in (data.limit, smoke) if each is not None), default=None)
         records, rows = read(data.path, data.split, data.columns, limit)
         parts = {**split(records, recipe.parts, recipe.seed)}
-        facts = {"format": rows.format, "rows": len(records), "malformed": len(rows.malformed)}
-        facts |= {"ties": len(rows.ties)} if rows.ties else {}
-        facts |= {"without_verdict": len(rows.without_verdict)} if rows.without_verdict else {}
-        facts["notes"] = list(row_notes(rows))
+        facts = {"format": rows.format, "rows": len(records), **rows.left_out, "notes": list(row_notes(rows))}
     if data.heldout:
         columns = data.columns if data.heldout_columns is None else data.heldout_columns
         parts["heldout"], rows = read(data.heldout, data.heldout_split, columns)
-        facts["notes"] = [*facts.get("notes", []), *(f"held out: {note}" for note in row_notes(rows))]
+        notes = (*left_out_in_words(rows.left_out), *row_notes(rows))
+        facts["notes"] = [*facts.get("notes", []), *(f"held out: {note}" for note in notes)]
     heldout = parts.get("heldout", [])
     if data.heldout_limit is not None and len(heldout) > data.heldout_limit:
         # By content, so that the order of the file does not matter.
@@ -108,6 +108,22 @@ def load_data(recipe: Recipe) -> tuple[dict[str, Sequence[Preference]], dict[str
         for name, part in parts.items()
     }
     return parts, facts
+
+
+def leaks(recipe: Recipe, parts: Mapping[str, Sequence[Preference]], tasks: RunTasks | None) -> Iterator[str]:
+    """A sentence where prompts that are held out are trained on too, for pairs and for tasks."""
+    trained = [row.prompt for name in {stage.part for stage in recipe.stages} for row in parts.get(name, ())]
+    heldout = {"pair": [(row.source, row.prompt) for row in parts.get("heldout", ())]}
+    if tasks is not None:
+        trained += [task.prompt for task in tasks.train]
+        heldout["task"] = [(task.id, task.prompt) for task in tasks.heldout]
+    for what, held in heldout.items():
+        if found := found_in((prompt for _, prompt in held), trained):
+            yield (
+                f"{len(found):,} of {plural(len(held), f'held-out {what}')} have a prompt that is trained on too "
+                "(letter case, blanks and the last punctuation aside), and so test nothing new; the first, "
+                f"{held[found[0]][0]}"
+            )
 
 
 def stage_rows(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 
 from slimepo.data.chat import chat_format
+from slimepo.data.read import left_out_in_words
 from slimepo.data.render import ChatFormat
 from slimepo.errors import InputError, NonFiniteLossError, Preempted, ResourceError, failure
 from slimepo.files import is_main_process, read_json, write_json, write_text
@@ -23,7 +24,7 @@ from slimepo.model.quantize import refuse_no_bitsandbytes
 from slimepo.model.sizes import parameters_of
 from slimepo.onpolicy.vllm import check_server
 from slimepo.parallel.agree import on_main
-from slimepo.pipeline.data import load_data, recipe_tokenizer, stage_rows, template_facts
+from slimepo.pipeline.data import leaks, load_data, recipe_tokenizer, stage_rows, template_facts
 from slimepo.pipeline.evaluate import check_evaluations, evaluate_stage
 from slimepo.pipeline.folder import (
     check_folder,
@@ -204,6 +205,7 @@ def _run_stages(
         chat = chat_format(recipe_tokenizer(recipe), recipe.template_options)
         facts |= template_facts(chat.tokenizer, recipe.template_options)
         facts |= {"tasks": tasks.facts} if tasks else {}
+        facts["notes"] = [*facts.get("notes", ()), *leaks(recipe, parts, tasks)]
         on_main(lambda: claim_folder(recipe, out, facts, console, accept), PartialState())
         _announce(recipe, chat, facts, tasks, console)
     if is_main_process():
@@ -340,12 +342,8 @@ def _announce(
         )
     if facts["in_no_part"] > 0:
         console.print(f"{facts['in_no_part']:,} rows are in no part of data.parts")
-    if ties := facts.get("ties"):
-        console.print(f"{plural(ties, 'tie')} left out, in which neither answer is preferred")
-    if blank := facts.get("without_verdict"):
-        console.print(f"{plural(blank, 'row')} left out, in which nothing says which answer is better")
-    if facts["malformed"]:
-        console.print(f"{plural(facts['malformed'], 'malformed row')} skipped")
+    for sentence in left_out_in_words(facts):
+        console.print(sentence)
     if tasks is not None:
         console.print(f"tasks: {len(tasks.train):,} for training, {len(tasks.heldout):,} held out")
     for note in (*chat.notes, *facts.get("notes", ()), *unread(recipe)):

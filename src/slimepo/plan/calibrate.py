@@ -191,8 +191,9 @@ def calibrate_recipe(recipe: Recipe, rows_used: int, console: Console) -> Calibr
     import tempfile
 
     from slimepo.data.chat import chat_format
+    from slimepo.data.read import left_out_in_words
     from slimepo.data.split import row_hash
-    from slimepo.data.tokenize import tokenize_for
+    from slimepo.data.tokenize import in_words, tokenize_for
     from slimepo.pipeline.data import StageRows, load_data, recipe_tokenizer
     from slimepo.pipeline.recipe.arguments import stage_arguments
     from slimepo.pipeline.stage import stage_trainer
@@ -203,10 +204,13 @@ def calibrate_recipe(recipe: Recipe, rows_used: int, console: Console) -> Calibr
             "calibrate: it seeks the loss_options of slime, from pairs that are there: leave loss, loss_options and "
             "rollouts out"
         )
-    parts, _ = load_data(recipe)
+    parts, facts = load_data(recipe)
     chat = chat_format(recipe_tokenizer(recipe), recipe.template_options)
     pairs = sorted((row for row in parts[stage.part] if row.chosen and row.rejected), key=row_hash)
-    kept = tokenize_for(pairs[:rows_used], chat, recipe.data, pairs=True, one_sided=False).rows
+    tokens = tokenize_for(pairs[:rows_used], chat, recipe.data, pairs=True, one_sided=False)
+    for note in (*left_out_in_words(facts), *facts.get("notes", ()), *chat.notes, *in_words(tokens)):
+        console.print(f"note: {note}", highlight=False, markup=False)
+    kept = tokens.rows
     _check_enough(len(kept))
     # Of all pairs, of which the trainer below sees a few.
     of_epochs = max(1, math.ceil(stage.epochs * len(pairs) / stage.batch_size))

@@ -272,9 +272,11 @@ def _reference_bytes(args: PreferenceConfig, whole: FakePolicy, new_adapter: boo
     saved: what a copy takes less for being in four bits.
     """
     sampling = args.sampling
-    # Of samples nothing can be computed beforehand.
+    if not (args.reads_reference or (sampling and sampling.watch_kl)):
+        return 0
+    # Of samples nothing can be computed beforehand, and what moves is a copy (`training.reference.reference_for`).
     without = ["adapters-off", "cache", *(["auto"] if sampling is None or new_adapter else [])]
-    if args.reference in without or not (args.reads_reference or (sampling and sampling.watch_kl)):
+    if args.reference in without and not args.sync_reference:
         return 0
     size = sum(p.numel() * p.element_size() for p in whole.model.parameters())
     return size - saved if args.reference in ("auto", "copy") else size

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import Dataset
 
 from slimepo.data.chat import chat_format
-from slimepo.data.read import all_preferences, row_notes, rows_from_records
+from slimepo.data.read import all_preferences, left_out_in_words, row_notes, rows_from_records
 from slimepo.data.rows import (
     MISMATCHED,
     SIDES,
@@ -166,7 +166,7 @@ def _tokenize(
     if rows and isinstance(rows[0], Mapping):
         read = rows_from_records(rows)
         rows = all_preferences(read)
-        notes += row_notes(read)
+        notes += [*left_out_in_words(read.left_out), *row_notes(read)]
     if rows and not isinstance(rows[0], Preference):
         raise InputError(f"a dataset of {type(rows[0]).__name__} cannot be trained on: give preference pairs")
     ids = functools.partial(

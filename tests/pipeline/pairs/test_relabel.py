@@ -148,6 +148,8 @@ def test_labels_keep_the_constraint_that_the_dual_promises() -> None:
         ({}, (*OPTIONS, "--pairs", 0), "--pairs"),
         ({}, (*OPTIONS, "--method", "can"), "--method"),
         ({}, (*OPTIONS, "--labels", "hard"), "--labels"),
+        ({}, (*OPTIONS, "--seed", 0), "--seed is of drawn labels"),
+        ({"system": "Be kind."}, OPTIONS, "'system' is not read beside a prompt"),
         ({}, (*OPTIONS, "--method", "pecan"), "needs --reference"),
         ({}, (*OPTIONS, "--reference", "m"), "--reference is PeCAN's"),
         ({}, ("--reward", "checker", "--constraint", "short", "--bound", 0.5), "'checker'"),

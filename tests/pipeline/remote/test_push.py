@@ -140,9 +140,11 @@ def test_a_smoke_run_is_not_pushed(hub: Hub, recipe: Any, tmp_path: Path) -> Non
 
 def test_a_public_repository_has_to_be_asked_for(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    hub.repositories["me/open"] = False
+    hub.repositories |= {"me/open": False, "me/closed": True}
     with pytest.raises(InputError, match=r"me/open is there and public: .* --public"):
         push_model(tmp_path, "me/open")
+    with pytest.raises(InputError, match=r"me/closed is there and private: .* leave --public out"):
+        push_model(tmp_path, "me/closed", public=True)
     assert hub.files == {}
     push_model(tmp_path, "me/open", public=True)
     push_model(tmp_path, "me/new", public=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from slimepo.data.files import BadRow, file_rows
-from slimepo.data.messages import MalformedRow, as_turns
+from slimepo.data.messages import MalformedRow, prompt_turns
 from slimepo.errors import InputError
 from slimepo.files import write_json_lines
 from slimepo.onpolicy.dual import Array, Dual, preferred, solve_dual
@@ -66,7 +66,7 @@ def read_answers(path: Path) -> tuple[list[Answered], int, int]:
                 f"{place}: 'finished' says something of {len(finished)} answers of {len(answers)}"
             )
         try:
-            prompt = as_turns(row.get("prompt"), "'prompt'", "user")
+            prompt = prompt_turns(row)
         except MalformedRow as malformed:
             raise InputError(f"{place}: {malformed}") from malformed
         index = [i for i, text in enumerate(answers) if text and finished[i]]

@@ -110,8 +110,14 @@ def one_stage_recipe(model: str, data: str, loss: str, overrides: Sequence[str] 
     from slimepo.losses import find_objective, hyperparameters
 
     values: dict[str, Any] = {"model": model, "data": {"path": data}, "stages": [{"loss": loss}]}
+    given = {"model": model, "loss": loss, "data": data, "data.path": data}
     for override in overrides:
-        key = override.split("=")[0].split(".")[0]
+        name = override.split("=")[0]
+        if name in given:
+            raise InputError(
+                f"train: {override}: that is {given[name]!r} already; give it once, as an option"
+            )
+        key = name.split(".")[0]
         in_stage = key in Stage.model_fields
         if not in_stage and key not in Recipe.model_fields:
             known = [*Stage.model_fields, *Recipe.model_fields]

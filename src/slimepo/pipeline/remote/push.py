@@ -57,13 +57,19 @@ def push_model(folder: Path, name: str, *, public: bool = False) -> str:
     Returns its address.
 
     Raises:
-        InputError: the Hub refuses, or the repository is public and that is not asked for.
+        InputError: the Hub refuses, or the repository is there and public (private) where that is not asked for.
     """
     api = HfApi()
     try:
         address = str(api.create_repo(name, private=not public, exist_ok=True))
-        if not public and not api.repo_info(name).private:
+        private = bool(api.repo_info(name).private)
+        if not public and not private:
             raise InputError(f"push_to_hub: {name} is there and public: give another name, or say --public")
+        if public and private:
+            raise InputError(
+                f"push_to_hub: {name} is there and private: make it public in its settings on the Hub, or leave "
+                "--public out"
+            )
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload of slimepo")
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise InputError(f"push_to_hub: {name}: {first_line(error)}") from error
