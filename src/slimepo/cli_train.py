@@ -143,11 +143,7 @@ def _run(recipe: Any, out: Path, restart: bool, certificate: bool, accept: list[
     if not certificate:
         for stage in recipe.stages:
             stage.args["certificate"] = False
-    try:
-        results = run_recipe(recipe, out, console, restart=restart, accept=accept)
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from the last checkpoint")
-        raise
+    results = run_recipe(recipe, out, console, restart=restart, accept=accept)
     folders = [folder for _, folder in runs_of(recipe, out)]
     if len(folders) == 1:
         print_summary(results, out, console)
