@@ -66,3 +66,12 @@ def test_the_reference_is_counted_and_its_source_said(
     assert "6/6" in texts[0]
     assert "dpo: reference log-probs of 6 rows computed in 0 s" in texts[0]
     assert "dpo: reference log-probs of 6 rows from the cache" in texts[1]
+
+
+def test_it_prints_no_secrets_on_either_stream(capsys: pytest.CaptureFixture[str]) -> None:
+    for errors in (False, True):
+        make_console(errors=errors).print("https://me:secret@host/v1")
+    shown = capsys.readouterr()
+    assert "host/v1" in shown.out
+    assert "host/v1" in shown.err
+    assert "secret" not in shown.out + shown.err

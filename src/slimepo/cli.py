@@ -191,13 +191,13 @@ def calibrate(
 
     exported = Path(model) / "model"
     start = str(exported) if (exported / "config.json").is_file() else model
-    recipe = one_stage_recipe(start, data, "slime", overrides or [])
+    recipe = one_stage_recipe(start, data, None, overrides or [])
     from slimepo.plan import calibrate as plan
 
     if plot is not None:
         plan.check_plot(plot)
     # Notes and progress are no part of the JSON.
-    console = _console(**({"file": sys.stderr} if as_json else {}))
+    console = _console(errors=as_json)
     found = plan.calibrate_recipe(recipe, rows, console)
     if as_json:
         typer.echo(json.dumps(plan.as_json(found), indent=2))
@@ -262,7 +262,7 @@ def push(
     from slimepo.pipeline.remote.push import check_push, model_of, push_model
 
     folder = model_of(source)
-    check_push(name)
+    check_push(name, public=public)
     _console().print(f"{folder} -> {push_model(folder, name, public=public)}")
 
 
@@ -473,10 +473,10 @@ def _in_any_locale() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _console(**options: Any) -> Any:
+def _console(errors: bool = False) -> Any:
     from slimepo.terminal import make_console
 
-    return make_console(**options)
+    return make_console(errors=errors)
 
 
 if __name__ == "__main__":

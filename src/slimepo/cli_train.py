@@ -98,12 +98,12 @@ def train(
         ),
     ] = None,
     loss: Annotated[
-        str,
+        str | None,
         typer.Option(
             help=f"The objective: {', '.join(OBJECTIVES)}, a preset such as slime/without-hard, or your own as "
-            "package.module:function or file.py:function.",
+            "package.module:function or file.py:function (default: slime).",
         ),
-    ] = "slime",
+    ] = None,
     out: OutFolder = None,
     restart: Restart = False,
     accept: Accept = None,

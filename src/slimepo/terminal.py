@@ -20,26 +20,33 @@ Report = Callable[[int, int], None]
 EVERY = 10.0
 
 
-def make_console(**options: Any) -> Console:
+def make_console(*, errors: bool = False, **options: Any) -> Console:
     """A console that prints text as it is: brackets in it are no markup, numbers are not coloured, lines not broken.
 
-    It prints no secrets, and is silent on every rank but the main one. `options` are those of rich's Console.
+    It prints no secrets, and is silent on every rank but the main one. errors: to standard error. `options` are those
+    of rich's Console.
     """
     from rich.console import Console
 
-    plain: dict[str, Any] = {"file": _Redacted()} if "file" not in options else {}
+    plain: dict[str, Any] = (
+        {"file": _Redacted("stderr" if errors else "stdout")} if "file" not in options else {}
+    )
     plain |= {"markup": False, "highlight": False, "soft_wrap": True, "quiet": not is_main_process()}
     return Console(**(plain | options))
 
 
 class _Redacted:
-    """Standard output, without secrets."""
+    """Standard output or standard error, whichever it is by then, without secrets."""
+
+    def __init__(self, stream: str) -> None:
+        self._stream = stream
 
     def write(self, text: str) -> int:
-        return sys.stdout.write(redact(text))
+        written: int = getattr(sys, self._stream).write(redact(text))
+        return written
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stdout, name)
+        return getattr(getattr(sys, self._stream), name)
 
 
 @contextmanager

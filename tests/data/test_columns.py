@@ -202,7 +202,12 @@ def test_answers_judged_all_alike_and_pairs_the_other_way_round_are_said():
 @pytest.mark.parametrize(
     ("row", "unread"),
     [
-        ({"messages": [user("q"), assistant("a")], "prompt": "q", "output": "a"}, {"prompt", "output"}),
+        ({"messages": [user("q"), assistant("a")], "prompt": "p", "output": "b"}, {"prompt", "output"}),
+        # What only repeats a turn is nothing new.
+        ({"messages": [user("q"), assistant("a")], "prompt": "q", "output": "b"}, {"output"}),
+        # Under the names of the file.
+        ({"messages": [user("q"), assistant("a")], "question": "p"}, {"question"}),
+        ({"messages": [user("q"), assistant("a")], "input": "p"}, {"input"}),
         ({"instruction": "q", "output": "a", "prompt": "before"}, {"prompt"}),
         (
             {"prompt": "q", "completion": "a", "input": "a text", "messages": [user("q")]},

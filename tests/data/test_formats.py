@@ -1,6 +1,7 @@
 """Every row format becomes the same canonical record, and a bad row says what is wrong with it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -159,6 +160,22 @@ def test_system_messages_are_kept_in_every_way_of_writing_them():
     ]
     for row in rows:
         assert read(row).prompt == [system("Be brief."), user("2+2?")]
+
+
+def test_columns_that_only_other_rows_fill_do_not_count():
+    empty = {
+        "prompt": "",
+        "completion": "",
+        "messages": [],
+        "conversations": "",
+        "chosen": None,
+        "rejected": None,
+    }
+    turns, alone = [user("2+2?"), assistant("4")], replace(PLAIN, rejected=[])
+    assert convert(empty | {"instruction": "2+2?", "output": "4"}, "demonstration") == alone
+    assert convert(empty | {"messages": turns}, "demonstration") == alone
+    assert convert(empty | {"instruction": "2+2?", "output": ["4", "5"]}, "alpaca") == PLAIN
+    assert convert({"conversations": turns, "messages": turns, "rejected": "5"}, "sharegpt") == PLAIN
 
 
 def test_alpaca_input_and_history_are_part_of_the_prompt():

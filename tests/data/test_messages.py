@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slimepo.data.messages import MalformedRow, as_turns, holds_something, prompt_turns, tool_definitions
+from slimepo.data.messages import (
+    MalformedRow,
+    as_turns,
+    holds_something,
+    prompt_turns,
+    tool_definitions,
+    unread_keys,
+)
 from slimepo.data.read import rows_from_records
 
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -69,7 +76,14 @@ def test_reasoning_has_three_names_and_tool_calls_two_ways_of_writing_arguments(
     [
         ({"images": ["x.png"]}, "has 'images', which is not supported: only text is trained on"),
         ({"function_call": {"name": "f"}}, "write it as 'tool_calls'"),
-        ({"weight": 0}, "the answer of a row is trained.* give the row a 'weight' instead"),
+        (
+            {"weight": 0},
+            "it is the answer, which is trained whole: remove the row, or give the row a 'weight'",
+        ),
+        ({"loss": False}, "has 'loss' False, and it is the answer"),
+        ({"train": "false"}, "has 'train' 'false'"),
+        ({"weight": 0.5}, "has 'weight' 0.5"),
+        ({"training_detail": [1]}, "an answer is trained whole"),
         ({"tool_calls": [{"function": {"arguments": 1}}]}, "a call without the name of its function"),
         ({"tool_calls": [{"name": "f", "arguments": "{"}]}, "'arguments' of a tool call .* is no JSON"),
         ({"content": None}, "is null, not a string"),
@@ -81,20 +95,22 @@ def test_what_changes_a_message_and_cannot_be_kept_is_refused(message, reason):
         as_turns([TURNS[1] | message], "'chosen'")
 
 
-@pytest.mark.parametrize("key", ["weight", "train", "training"])
-def test_what_turns_say_of_their_training_has_to_be_what_happens(key):
-    # As in OpenAI's and OpenHermes' files.
-    first = [TURNS[0] | {key: 0}, TURNS[1] | {key: False}]
-    assert as_turns([*first, TURNS[0] | {key: 0}, TURNS[1] | {key: 1}], "'messages'") == TURNS * 2
+@pytest.mark.parametrize("key", ["weight", "train", "training", "loss", "loss_scale"])
+def test_a_turn_before_the_answer_that_asks_to_be_trained_is_said_to_be_unread(key):
+    # As in OpenAI's, OpenHermes' and ms-swift's files.
+    first = [TURNS[0] | {key: 0}, TURNS[1] | {key: "false"}]
+    for silent in (first, [TURNS[0], TURNS[1] | {key: None}]):
+        assert as_turns([*silent, TURNS[0] | {key: 0}, TURNS[1] | {key: 1}], "'messages'") == TURNS * 2
+        assert unread_keys([*silent, TURNS[0] | {key: 0}, TURNS[1] | {key: 1}]) == []
+    asks = [TURNS[0], TURNS[1] | {key: True}, TURNS[0], TURNS[1] | {key: True}]
+    assert as_turns(asks, "'messages'") == TURNS * 2
+    assert unread_keys(asks) == unread_keys(asks[:3]) == [f"{key} before the answer"]
     with pytest.raises(MalformedRow, match=f"turn 4 of 'messages' has {key!r}"):
         as_turns([*first, TURNS[0], TURNS[1] | {key: 0}], "'messages'")
-    for earlier in (0, 1):
-        turns = [dict(turn) for turn in TURNS * 2]
-        turns[earlier][key] = True
-        with pytest.raises(
-            MalformedRow, match=f"turn {earlier + 1} of 'messages' has {key!r}.*nothing before"
-        ):
-            as_turns(turns, "'messages'")
+    # The answer of a tool is no answer.
+    tool = [TURNS[0], {"from": "observation", "value": "4", key: 0}]
+    assert [turn["role"] for turn in as_turns(tool, "'prompt'")] == ["user", "tool"]
+    assert unread_keys(tool) == []
 
 
 def test_a_table_by_columns_and_messages_as_python_writes_them_are_said():

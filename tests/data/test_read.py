@@ -111,8 +111,8 @@ def test_a_malformed_row_stops_with_file_line_and_reason(line, reason, tmp_path)
     path = tmp_path / "rows.jsonl"
     path.write_text(f"{LINES}{line}\n{LINES}")
     assert (
-        error(path)
-        == f"{path}:4: {reason} (to go on without it: --skip-bad-rows, in a recipe data.skip_bad_rows=true)"
+        error(path) == f"{path}:4: {reason} (to go on without it: --skip-bad-rows of data check, "
+        "data.skip_bad_rows=true of a recipe)"
     )
     rows = read_rows(path, skip_bad_rows=True)
     assert rows.malformed == [(f"{path}:4", reason)]

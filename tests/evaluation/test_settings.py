@@ -32,9 +32,13 @@ from slimepo.settings import validate
         ({"benchmark": "mt-bench", "max_unscored": 2}, "max_unscored"),
         (
             {"benchmark": "mt-bench", "canaries": True},
-            "canaries is of a judge, and there is none: give judge",
+            "canaries needs a judge: give judge",
         ),
-        ({"benchmark": "arena-hard", "key_variable": "KEY"}, "key-variable is of a judge"),
+        (
+            {"benchmark": "mt-bench", "judge": "hf:/a/model", "price_prompt": 3},
+            "price-prompt is of a judge behind an endpoint: hf:/a/model is none",
+        ),
+        ({"benchmark": "arena-hard", "key_variable": "KEY"}, "key-variable needs a judge"),
     ],
 )
 def test_wrong_settings(values: dict[str, Any], words: str) -> None:

@@ -31,14 +31,16 @@ def test_what_is_allowed_is_the_floor_and_the_separation_of_the_start_over_the_a
     # That floor alone costs more than the whole loss of the start, so that the bound may be broken.
     assert now["loss_rose"] == 1.0
     assert now["deep_used"] > 1
-    assert "(not here, for it is now above that of the start)" in bounds_fact(now, 1)
+    assert bounds_fact(now, 1) == (
+        "SLIME's loss on 1 training pairs is above that of the start, and so promises nothing."
+    )
 
 
 def test_a_bound_whose_weight_is_nought_is_left_out() -> None:
     found = bound_figures({**OPTIONS, "chosen_weight": 0.0}, side([-1.0]), side([-2.0]), None)
     assert "fell" not in found
     assert "deep" in found
-    assert "chosen answers" not in bounds_fact(found, 1)
+    assert "chosen answers" not in str(bounds_fact(found, 1))
 
 
 def test_a_floor_whose_slope_is_bounded_allows_more() -> None:
@@ -63,4 +65,8 @@ def test_the_words() -> None:
         "(they fell by 0.12, 0.9% of that), and that more than 6.6% of their rejected tokens are below -10 nats "
         "(0.3% are)."
     )
-    assert "(they rose by 0.05), and" in bounds_fact({**figures, "fell": -0.05, "fall_used": 0.0}, 64)
+    assert "(they rose by 0.05), and" in str(bounds_fact({**figures, "fell": -0.05, "fall_used": 0.0}, 64))
+    assert "(they rose by 0), and" in str(bounds_fact({**figures, "fell": 0.0, "fall_used": 0.0}, 64))
+    # A share of all tokens rules out nothing.
+    assert "rejected" not in str(bounds_fact({**figures, "deep_allowed": 1.0}, 64))
+    assert bounds_fact({"loss_rose": 0.0}, 64) is None

@@ -18,7 +18,7 @@ def test_a_file_of_which_nothing_is_held_out_is_told(tmp_path: Path, parts: str 
     )
     recipe = load_recipe(tmp_path / "recipe.yaml", [f"data.parts={parts}"] if parts else [])
     held_out, facts = load_data(recipe)
-    told = any(note.startswith("none of the 8 rows is held out") for note in facts["notes"])
+    told = any(note.startswith("none of the 8 rows is held out") for note in facts.get("heldout_notes", ()))
     assert told == (not held_out["heldout"]) == (parts is None)
 
 
@@ -37,7 +37,7 @@ def test_rows_left_out_of_a_file_of_its_own_for_what_is_held_out_are_counted(tmp
     )
     _, facts = load_data(load_recipe(tmp_path / "recipe.yaml"))
     assert (facts["ties"], facts["malformed"]) == (2, 0)
-    assert facts["notes"][:2] == [
+    assert facts["heldout_notes"] == [
         "held out: 2 ties left out, in which neither answer is preferred",
         "held out: 1 malformed row skipped",
     ]
@@ -55,6 +55,6 @@ def test_held_out_prompts_that_are_trained_on_too_are_told(tmp_path: Path) -> No
     recipe = load_recipe(tmp_path / "recipe.yaml")
     parts, _ = load_data(recipe)
     (note,) = leaks(recipe, parts, None)
-    assert note.startswith("1 of 2 held-out pairs have a prompt that is trained on too")
+    assert note.startswith("1 of 2 held-out rows has a prompt that is trained on too")
     assert note.endswith("heldout.jsonl:1")
     assert not list(leaks(recipe, {**parts, "heldout": parts["heldout"][1:]}, None))

@@ -120,6 +120,7 @@ def test_what_is_missing_shows_before_training(
         ({"judge": "hf:RUN/slime", "stages": ["sft", "slime"]}, "run/slime' cannot be loaded"),
         ({"judge": "m@localhost:8000/v1"}, "an endpoint's URL begins with http:// or https://"),
         ({"judge": "m@http://localhost:8000/v1", "key_variable": "NO_KEY"}, "environment variable NO_KEY"),
+        ({"model_key_variable": "KEY"}, "model_key_variable is for a model behind an endpoint"),
         ({"system": "Be brief."}, "the playground knows the roles user and assistant, not system"),
         ({"judge": "hf:SYSTEMLESS"}, "the playground knows the roles user and assistant, not system"),
         ({"baseline": "nobody", **HARD}, "--baseline nobody: neither a file nor a model with answers in"),

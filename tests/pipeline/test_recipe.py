@@ -199,6 +199,8 @@ def test_one_stage_takes_keys_of_the_stage_and_of_the_recipe() -> None:
     assert recipe.stages[0].loss_options == {"exponent": 2}
     assert recipe.seed == 3
     assert recipe.parts == {"preference": 0.99, "heldout": 0.01}
+    assert one_stage_recipe("m", "d.jsonl", None, ["loss=dpo"]).stages[0].loss == "dpo"
+    assert one_stage_recipe("m", "d.jsonl", None).stages[0].loss == "slime"
 
 
 STAGES = [{"loss": "sft"}, {"loss": "slime", "part": "own"}]
@@ -304,9 +306,10 @@ def test_a_random_model_needs_a_tokenizer() -> None:
     [
         ("learning_rat=1", "did you mean 'learning_rate'"),
         ("hard_margin=2", "did you mean 'loss_options.hard_margin'"),
-        ("loss=dpo", "loss=dpo: that is 'slime' already; give it once"),
-        ("model=n", "model=n: that is 'm' already"),
-        ("data.path=e.jsonl", "data.path=e.jsonl: that is 'd.jsonl' already"),
+        ("loss=dpo", "--loss slime, and an override that makes it dpo: give it once"),
+        ("stages.0.loss=dpo", "--loss slime, and an override that makes it dpo"),
+        ("model=n", "--model m, and an override that makes it n"),
+        ("data.path=e.jsonl", "--data d.jsonl, and an override that makes it e.jsonl"),
     ],
 )
 def test_one_stage_refuses_what_it_does_not_know_and_what_is_given_twice(override: str, words: str) -> None:

@@ -185,7 +185,7 @@ def test_the_command_proposes_a_stage_and_draws(tmp_path: Path) -> None:
     wrong = slimepo("calibrate", *given, "epoch=1")
     assert (wrong.returncode, "did you mean 'epochs'" in wrong.stderr) == (2, True)
     for words, told in (
-        (["loss=dpo"], "loss=dpo: that is 'slime' already"),
+        (["loss=dpo"], "leave loss, loss_options and rollouts out"),
         (["loss_options.exponent=2"], "leave loss, loss_options and rollouts out"),
         (["--plot", tmp_path], f"--plot {tmp_path} is a folder"),
         (["--plot", tmp_path / "plot.xyz"], "ends in .png or .svg"),

@@ -117,21 +117,29 @@ def refuse_telling(row: RawRow, reads: Sequence[str], single: bool) -> None:
     """MalformedRow for a column that tells something and is not among `reads`; `single`: the row has one answer."""
     for key, reason in (_TELLING | (_TELLING_OF_ONE if single else {})).items():
         if key not in reads and holds_something(row.get(key)):
-            way_out = "" if reason == _ONLY_TEXT else f"; {left_out(key)}"
+            way_out = "" if reason == _ONLY_TEXT else f"; {leaving_out(key)}"
             names = [key, *(theirs for theirs, ours in SYNONYMS.items() if ours == key and theirs not in row)]
             raise MalformedRow(f"{' or '.join(map(repr, names))} is not empty: {reason}{way_out}")
 
 
-def left_out(key: str) -> str:
+def leaving_out(key: str) -> str:
     """How a column is left out of what is read."""
     return f"remove the column (columns: {{{key}: null}} leaves it out)"
 
 
-def unread_columns(row: RawRow, format_reads: Sequence[str]) -> list[str]:
-    """Columns of a row, and keys of its messages, that hold something and that the format does not read."""
+def unread_columns(given: RawRow, row: RawRow, format_reads: Sequence[str]) -> list[str]:
+    """Columns of a row, and keys of its messages, that hold something and that the format does not read.
+
+    Not those that repeat a turn of what is read. given: the row as it stands in its file, under whose names they are.
+    """
     reads = (*format_reads, *ALWAYS_READ)
+    turns = [turn for column in format_reads if isinstance(row.get(column), list) for turn in row[column]]
+    said = [turn.get("content", turn.get("value")) for turn in turns if isinstance(turn, Mapping)]
+    unread = [key for key in row if key not in reads and holds_something(row[key])]
+    unread = [key for key in unread if not (isinstance(row[key], str) and row[key] in said)]
+    theirs = {key: next((name for name in given if given[name] is row[key]), key) for key in unread}
     keys = [f"{column}.{key}" for column in format_reads for key in unread_keys(row.get(column))]
-    return [str(key) for key in row if key not in reads and holds_something(row[key])] + keys
+    return [str(key if key in given else theirs[key]) for key in unread] + keys
 
 
 def scores_of(row: RawRow) -> tuple[float, float] | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from slimepo.data.columns import left_out, listed, refuse_telling, required, scores_of
+from slimepo.data.columns import leaving_out, listed, refuse_telling, required, scores_of
 from slimepo.data.messages import (
     MalformedRow,
     RawRow,
@@ -21,14 +21,13 @@ from slimepo.data.messages import (
     parsed_messages,
     tool_definitions,
     transcript_turns,
+    truth,
     without_nulls,
 )
 from slimepo.data.winners import sides_of
 from slimepo.errors import InputError
 from slimepo.types import Message, Preference, Unpaired
 from slimepo.words import nearest
-
-_LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 @dataclass(frozen=True)
@@ -221,14 +220,17 @@ _COMPLETION = ("prompt", "completion")
 
 
 def _layout(row: RawRow) -> tuple[str, ...]:
-    """The columns that are read of a row with one answer, the one that shows the layout first."""
-    if row.get("completion") is None:
-        layouts = (("conversations",), ("messages",), _INSTRUCTION)
-        held = [layout for layout in layouts if row.get(layout[0]) is not None]
-        # Where none of them holds anything, the error names the one that is there.
-        if named := held or [layout for layout in layouts if layout[0] in row]:
-            return named[0]
-    return ("completion",) if row.get("prompt") is None and _whole(row.get("completion")) else _COMPLETION
+    """The columns that are read of a row with one answer."""
+    whole = row.get("prompt") is None and _whole(row.get("completion"))
+    layouts = {
+        "completion": ("completion",) if whole else _COMPLETION,
+        "conversations": ("conversations",),
+        "messages": ("messages",),
+        "instruction": _INSTRUCTION,
+    }
+    # Tables fill in columns that only other rows have. Where none holds anything, the error names one that is there.
+    held = [key for key in layouts if holds_something(row.get(key))] or [key for key in layouts if key in row]
+    return layouts[held[0]] if held else _COMPLETION
 
 
 def _answered(row: RawRow) -> tuple[Turns, Turns]:
@@ -280,7 +282,8 @@ def _hh_rlhf(row: RawRow) -> Preference:
 
 
 def _alpaca_reads(row: RawRow) -> tuple[str, ...]:
-    answers = ("chosen", "rejected") if {"chosen", "rejected"} & row.keys() else ("output",)
+    pair = any(holds_something(row.get(key)) for key in ("chosen", "rejected"))
+    answers = ("output",) if "output" in row and not pair else ("chosen", "rejected")
     return ("instruction", "input", "history", *answers)
 
 
@@ -295,10 +298,11 @@ def _alpaca(row: RawRow) -> Preference:
 
 
 def _sharegpt_reads(row: RawRow) -> tuple[str, ...]:
-    conversation = "messages" if row.get("conversations") is None else "conversations"
-    # ms-swift's messages end in the chosen answer.
-    ends_in_it = conversation == "messages" and row.get("chosen") is None
-    return (conversation, "rejected") if ends_in_it else (conversation, "chosen", "rejected")
+    if holds_something(row.get("messages")) and row.get("chosen") is None:
+        # ms-swift's messages end in the chosen answer.
+        return ("messages", "rejected")
+    conversation = "conversations" if holds_something(row.get("conversations")) else "messages"
+    return (conversation, "chosen", "rejected")
 
 
 def _sharegpt(row: RawRow) -> Preference:
@@ -315,10 +319,10 @@ def _sharegpt(row: RawRow) -> Preference:
 
 def _kto(row: RawRow) -> Unpaired:
     prompt, response = _answered(row)
-    label = _LABELS.get(str(value := required(row, "label")).strip().lower())
-    if label is None:
+    value = required(row, "label")
+    if (label := truth(value)) is None:
         raise MalformedRow(
-            f"'label' is {value!r}, not true or false; where it is no judgment of the answer: {left_out('label')}"
+            f"'label' is {value!r}, not true or false; where it is no judgment of the answer: {leaving_out('label')}"
         )
     return Unpaired(prompt, response, label)
 

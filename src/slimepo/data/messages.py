@@ -25,7 +25,8 @@ _TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _PASSED_ON = ("tool_call_id", "name")
 _READ = ("role", "from", "content", "value", "tool_calls", *_REASONING, *_PASSED_ON)
-_TRAINED = "the answer of a row is trained, and nothing before it; remove the key"
+# Whether, or with what weight, a turn is trained. The last turn of an answer is, whole, and no turn before it.
+_TRAINS = ("weight", "train", "training", "loss", "loss_scale")
 # Keys that change what the message means or how it is trained, with the way out.
 _REFUSED = {
     "images": "only text is trained on",
@@ -35,12 +36,11 @@ _REFUSED = {
     "audios": "only text is trained on",
     "audio": "only text is trained on",
     "function_call": "write it as 'tool_calls'",
-    "weight": f"{_TRAINED}, and give the row a 'weight' instead",
-    "train": _TRAINED,
-    "training": _TRAINED,
     "prefix": "an answer is trained whole",
+    "mask": "an answer is trained whole",
+    "train_detail": "an answer is trained whole",
+    "training_detail": "an answer is trained whole",
 }
-_TRAINS = ("weight", "train", "training")
 
 
 class MalformedRow(ValueError):
@@ -56,6 +56,12 @@ def holds_something(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(holds_something, value))
     return value is not None
+
+
+def truth(value: Any) -> bool | None:
+    """What a cell says of yes or no, in words or numbers; None where it says neither."""
+    words = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+    return words.get(str(value).strip().lower())
 
 
 def number(value: Any) -> float | None:
@@ -174,15 +180,13 @@ def transcript_turns(text: Any, what: str) -> Turns:
 def _message(value: Any, what: str, *, last: bool) -> Message:
     """One turn, as {role, content} or as {from, value}, with reasoning and tool calls where it has them.
 
-    What a turn says of its own training has to be what happens: the `last` one is trained where it is an answer, and
-    no other.
+    The `last` one, if it is an answer, is trained and may not say otherwise. What others say is in `unread_keys`.
     """
     if not isinstance(value, Mapping):
         raise MalformedRow(f"{what} is {kind(value)}, not a message")
     given = {key: each for key, each in value.items() if holds_something(each)}
-    answers = last and value.get("role", value.get("from")) not in ("user", "human", "system", "tool")
     for key, reason in _REFUSED.items():
-        if key in given and not (key in _TRAINS and given[key] == answers):
+        if key in given:
             raise MalformedRow(f"{what} has {key!r}, which is not supported: {reason}")
     if "role" not in value and "from" not in value:
         keys = ", ".join(sorted(str(key) for key in value)) or "nothing"
@@ -194,6 +198,12 @@ def _message(value: Any, what: str, *, last: bool) -> Message:
     role = _SHAREGPT_ROLES.get(str(role), role)
     if role not in ROLES:
         raise MalformedRow(f"{what} has the unknown role {role!r} (known: {', '.join(ROLES)})")
+    for key in _TRAINS:
+        if last and role == "assistant" and key in given and truth(given[key]) is not True:
+            raise MalformedRow(
+                f"{what} has {key!r} {given[key]!r}, and it is the answer, which is trained whole: remove the row, or "
+                "give the row a 'weight'"
+            )
     if "content" not in value and "value" not in value and not calls:
         keys = ", ".join(sorted(str(key) for key in value))
         raise MalformedRow(f"{what} must have 'role' and 'content' (or 'from' and 'value'); it has {keys}")
@@ -278,8 +288,20 @@ def without_nulls(value: Any) -> Any:
 
 
 def unread_keys(value: Any) -> list[str]:
-    """Keys of the messages in a value that tell something and are not read."""
+    """Keys of the messages in a value that tell something and are not read; a turn that asks to be trained and is
+    not, for it stands before the answer, among them."""
     items = value if isinstance(value, list) else [value]
     messages = [item for item in items if isinstance(item, Mapping) and ("role" in item or "from" in item)]
-    known = (*_READ, *_REFUSED)
-    return [str(key) for item in messages for key in item if key not in known and holds_something(item[key])]
+    known = (*_READ, *_REFUSED, *_TRAINS)
+    keys = [str(key) for item in messages for key in item if key not in known and holds_something(item[key])]
+    before = messages if not messages or _asks(messages[-1]) else messages[:-1]
+    return keys + [
+        f"{key} before the answer"
+        for item in before
+        for key in _TRAINS
+        if holds_something(item.get(key)) and truth(item[key]) is not False
+    ]
+
+
+def _asks(message: Mapping[str, Any]) -> bool:
+    return message.get("role", message.get("from")) in ("user", "human", "system", "tool", "observation")

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 
 from slimepo.types import Message
 
+Prompt = Sequence[Message]
+
+# What may end a prompt or not.
+_LAST = " .?!:;,…。？！：；，\"'”’»"
+
 SIZES = (5, 8, 13)
 
 
@@ -41,17 +46,24 @@ def overlap(ours: Sequence[str], theirs: Sequence[str], sizes: Sequence[int] = S
     return Overlap(len(mine), sum(tuple(each) in known for each in mine), shared, " ".join(longest))
 
 
-def found_in(ours: Iterable[Sequence[Message]], theirs: Iterable[Sequence[Message]]) -> list[int]:
-    """The places in `ours` of prompts that `theirs` has too, but for letter case, blanks and the last punctuation."""
+def found_in(ours: Iterable[Prompt], theirs: Iterable[Prompt]) -> list[int]:
+    """The places in `ours` of prompts that `theirs` has too.
+
+    System messages, letter case, blanks and the punctuation at the end of a turn do not count.
+    """
     mine = [_said(prompt) for prompt in ours]
     both = set(mine).intersection(map(_said, theirs))
     return [at for at, said in enumerate(mine) if said in both]
 
 
-def _said(prompt: Sequence[Message]) -> tuple[str, ...]:
-    return tuple(
-        f"{turn['role']}: {' '.join(turn['content'].casefold().split()).rstrip(' .?!:;')}" for turn in prompt
-    )
+def _said(prompt: Prompt) -> tuple[str, ...]:
+    said = []
+    for turn in prompt:
+        if turn["role"] != "system":
+            text = " ".join(turn["content"].casefold().split())
+            # What is nothing but punctuation stays.
+            said.append(f"{turn['role']}: {text.rstrip(_LAST) or text} {turn.get('tool_calls', '')}")
+    return tuple(said)
 
 
 def _words(text: str) -> list[str]:

@@ -130,7 +130,7 @@ def rows_from(
         try:
             if isinstance(row, BadRow):
                 raise MalformedRow(row.reason)
-            row = renamed(row, columns)
+            given, row = row, renamed(row, columns)
             record = convert(row, format, place)
         except Tie as tie:
             (result.without_verdict if tie.blank else result.ties).append(place)
@@ -143,7 +143,7 @@ def rows_from(
                 raise InputError(_stopped(place, str(error))) from error
             result.malformed.append((place, str(error)))
             continue
-        result.unread.update(set(unread_columns(row, FORMATS[format].reads(row))))
+        result.unread.update(set(unread_columns(given, row, FORMATS[format].reads(row))))
         if isinstance(record, Unpaired):
             result.unpaired.append(record)
             continue
@@ -163,7 +163,8 @@ def rows_from(
 
 
 def _stopped(place: str, reason: str) -> str:
-    return f"{place}: {reason} (to go on without it: --skip-bad-rows, in a recipe data.skip_bad_rows=true)"
+    way_out = "--skip-bad-rows of data check, data.skip_bad_rows=true of a recipe"
+    return f"{place}: {reason} (to go on without it: {way_out})"
 
 
 def _most_fitting(

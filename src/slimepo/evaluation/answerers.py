@@ -110,7 +110,7 @@ def open_answerer(
         check_endpoint(endpoint)
         return EndpointModel(endpoint, retries or Retries(), concurrency, journal)
     if key_variable is not None:
-        raise InputError(f"--model-key-variable {key_variable} is for endpoints; {model} is a local model")
+        raise InputError(f"--model-key-variable {key_variable} is for endpoints (NAME@URL); {model} is none")
     if backend == "vllm" or (backend == "auto" and _vllm_fits(model)):
         # It batches by itself, and writes down what it has when all that it was given are done.
         return open_vllm(model, chunk=8 * batch_rows, dtype=dtype)

@@ -18,9 +18,7 @@ class Known(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-# What is said of a judge, and means nothing without one.
-_OF_THE_JUDGE = ("key_variable", "price_prompt", "price_completion", "canaries")
-_OF_A_JUDGE = ("judge", *_OF_THE_JUDGE)
+_OF_A_JUDGE = ("judge", "key_variable", "price_prompt", "price_completion", "canaries")
 
 # Each is the module of its name in `slimepo.evaluation.benchmarks`, with the two functions that `base` describes.
 BENCHMARKS: dict[str, Known] = {
@@ -127,9 +125,15 @@ class Evaluation(Settings):
             if not has_option(self.benchmark, name) and getattr(self, name) != default:
                 having = [each for each, known in BENCHMARKS.items() if name in known.options]
                 raise ValueError(f"{name.replace('_', '-')} is an option of {' and '.join(having)} only")
-        for name in _OF_THE_JUDGE if self.judge is None else ():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name.replace('_', '-')} is of a judge, and there is none: give judge")
+        for name in _OF_A_JUDGE[1:]:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                continue
+            if self.judge is None:
+                raise ValueError(f"{name.replace('_', '-')} needs a judge: give judge")
+            if self.judge.startswith("hf:") and name != "canaries":
+                raise ValueError(
+                    f"{name.replace('_', '-')} is of a judge behind an endpoint: {self.judge} is none"
+                )
         if self.rules == "v0.1" and (self.category or self.style_control):
             raise ValueError("category and style-control belong to rules v2.0")
         return self

@@ -55,21 +55,25 @@ def bound_figures(
     return {key: round(value, 6) for key, value in found.items()}
 
 
-def bounds_fact(figures: Mapping[str, float], pairs: int) -> str:
-    """The bounds, and what is used of them, in plain words."""
+def bounds_fact(figures: Mapping[str, float], pairs: int) -> str | None:
+    """The bounds, and what is used of them, in plain words; None where there is none."""
     said = []
+    if figures["loss_rose"]:
+        return f"SLIME's loss on {pairs} training pairs is above that of the start, and so promises nothing."
     if "fell" in figures:
         fell = figures["fell"]
         used = (
-            f"fell by {fell:.2g}, {figures['fall_used']:.1%} of that" if fell > 0 else f"rose by {-fell:.2g}"
+            f"fell by {fell:.2g}, {figures['fall_used']:.1%} of that"
+            if fell > 0
+            else f"rose by {abs(fell):.2g}"
         )
         said.append(
             f"that their chosen answers fall by more than {figures['fall_allowed']:.3g} nats per token (they {used})"
         )
-    if "deep" in figures:
+    # A share of all tokens rules out nothing.
+    if figures.get("deep_allowed", 1.0) < 1:
         said.append(
             f"that more than {figures['deep_allowed']:.1%} of their rejected tokens are below -{DEEP:g} nats "
             f"({figures['deep']:.1%} are)"
         )
-    unless = " (not here, for it is now above that of the start)" if figures["loss_rose"] else ""
-    return f"SLIME's loss on {pairs} training pairs rules out{unless} {', and '.join(said)}."
+    return f"SLIME's loss on {pairs} training pairs rules out {', and '.join(said)}." if said else None

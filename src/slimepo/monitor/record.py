@@ -131,7 +131,8 @@ class MonitorRecord:
 
     def _bounds(self) -> list[str]:
         measured = [line for line in self.of_kind("probe") if line.get("bound")][-1:]
-        return [bounds_fact(line["bound"], line["train"]["pairs"]) for line in measured]
+        facts = [bounds_fact(line["bound"], line["train"]["pairs"]) for line in measured]
+        return [fact for fact in facts if fact is not None]
 
     def _report(self, step: int, verdict: Verdict, message: str, stops: bool = False) -> None:
         self.append(

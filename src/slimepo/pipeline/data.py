@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,8 +88,9 @@ def load_data(recipe: Recipe) -> tuple[dict[str, Sequence[Preference]], dict[str
     if data.heldout:
         columns = data.columns if data.heldout_columns is None else data.heldout_columns
         parts["heldout"], rows = read(data.heldout, data.heldout_split, columns)
-        notes = (*left_out_in_words(rows.left_out), *row_notes(rows))
-        facts["notes"] = [*facts.get("notes", []), *(f"held out: {note}" for note in notes)]
+        facts["heldout_notes"] = [
+            f"held out: {note}" for note in (*left_out_in_words(rows.left_out), *row_notes(rows))
+        ]
     heldout = parts.get("heldout", [])
     if data.heldout_limit is not None and len(heldout) > data.heldout_limit:
         # By content, so that the order of the file does not matter.
@@ -96,7 +98,7 @@ def load_data(recipe: Recipe) -> tuple[dict[str, Sequence[Preference]], dict[str
     parts["heldout"] = heldout
     if data.path and not heldout and recipe.parts.get("heldout"):
         prompts = len({message_hash(row.prompt) for row in records})
-        facts["notes"].append(
+        facts.setdefault("heldout_notes", []).append(
             f"none of the {facts['rows']} rows is held out, so no pair is scored before and after: rows of one prompt "
             f"stay together, and there are {prompts:,} prompts; give heldout a larger share in data.parts, such as "
             "{preference: 0.7, heldout: 0.3}, or a file of its own (data.heldout)"
@@ -112,17 +114,18 @@ def load_data(recipe: Recipe) -> tuple[dict[str, Sequence[Preference]], dict[str
 
 def leaks(recipe: Recipe, parts: Mapping[str, Sequence[Preference]], tasks: RunTasks | None) -> Iterator[str]:
     """A sentence where prompts that are held out are trained on too, for pairs and for tasks."""
-    trained = [row.prompt for name in {stage.part for stage in recipe.stages} for row in parts.get(name, ())]
-    heldout = {"pair": [(row.source, row.prompt) for row in parts.get("heldout", ())]}
-    if tasks is not None:
-        trained += [task.prompt for task in tasks.train]
-        heldout["task"] = [(task.id, task.prompt) for task in tasks.heldout]
+    heldout = {"row": [(row.source, row.prompt) for row in parts.get("heldout", ())]}
+    heldout["task"] = [(task.id, task.prompt) for task in tasks.heldout] if tasks else []
     for what, held in heldout.items():
-        if found := found_in((prompt for _, prompt in held), trained):
+        trained = (
+            row.prompt for name in {stage.part for stage in recipe.stages} for row in parts.get(name, ())
+        )
+        asked = (task.prompt for task in (tasks.train if tasks else ()))
+        if held and (found := found_in((prompt for _, prompt in held), chain(trained, asked))):
             yield (
-                f"{len(found):,} of {plural(len(held), f'held-out {what}')} have a prompt that is trained on too "
-                "(letter case, blanks and the last punctuation aside), and so test nothing new; the first, "
-                f"{held[found[0]][0]}"
+                f"{len(found):,} of {plural(len(held), f'held-out {what}')} {'has' if len(found) == 1 else 'have'} a "
+                "prompt that is trained on too (system messages, letter case, blanks and the last punctuation aside) "
+                f"and so tests nothing new; the first, {held[found[0]][0]}"
             )
 
 

@@ -57,6 +57,8 @@ def _check_entry(
     from slimepo.pipeline.data import recipe_tokenizer
 
     check_backend(entry.backend)
+    if entry.model_key_variable is not None:
+        raise InputError("model_key_variable is for a model behind an endpoint; a stage's is a local one")
     benchmark = load_benchmark(entry, out / EVAL_FOLDER, awaited=answered)
     benchmark.ready({})
     if name in benchmark.against:

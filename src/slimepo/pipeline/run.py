@@ -205,7 +205,7 @@ def _run_stages(
         chat = chat_format(recipe_tokenizer(recipe), recipe.template_options)
         facts |= template_facts(chat.tokenizer, recipe.template_options)
         facts |= {"tasks": tasks.facts} if tasks else {}
-        facts["notes"] = [*facts.get("notes", ()), *leaks(recipe, parts, tasks)]
+        facts["heldout_notes"] = [*facts.get("heldout_notes", ()), *leaks(recipe, parts, tasks)]
         on_main(lambda: claim_folder(recipe, out, facts, console, accept), PartialState())
         _announce(recipe, chat, facts, tasks, console)
     if is_main_process():
@@ -346,7 +346,7 @@ def _announce(
         console.print(sentence)
     if tasks is not None:
         console.print(f"tasks: {len(tasks.train):,} for training, {len(tasks.heldout):,} held out")
-    for note in (*chat.notes, *facts.get("notes", ()), *unread(recipe)):
+    for note in (*chat.notes, *facts.get("notes", ()), *facts["heldout_notes"], *unread(recipe)):
         console.print(f"note: {note}", highlight=False)
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from slimepo.errors import InputError
 from slimepo.pipeline.recipe.read import load_recipe
@@ -17,6 +18,11 @@ from slimepo.terminal import make_console
 from tests.command import slimepo
 
 TOKEN = "hf_thisisnotarealtoken1234"
+
+
+class Missing(RepositoryNotFoundError):
+    def __init__(self) -> None:
+        Exception.__init__(self, "404")
 
 
 class Hub:
@@ -36,6 +42,8 @@ class Hub:
         return f"https://huggingface.co/{name}"
 
     def repo_info(self, name: str) -> Any:
+        if name not in self.repositories:
+            raise Missing
         return SimpleNamespace(private=self.repositories[name])
 
     def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
@@ -141,11 +149,14 @@ def test_a_smoke_run_is_not_pushed(hub: Hub, recipe: Any, tmp_path: Path) -> Non
 def test_a_public_repository_has_to_be_asked_for(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     hub.repositories |= {"me/open": False, "me/closed": True}
-    with pytest.raises(InputError, match=r"me/open is there and public: .* --public"):
+    with pytest.raises(InputError, match=r"^push_to_hub: me/open is there and public: .* --public"):
         push_model(tmp_path, "me/open")
-    with pytest.raises(InputError, match=r"me/closed is there and private: .* leave --public out"):
+    with pytest.raises(InputError, match=r"^push_to_hub: me/closed is there and private: .* leave --public"):
         push_model(tmp_path, "me/closed", public=True)
     assert hub.files == {}
+    with pytest.raises(InputError, match="me/open is there and public"):
+        check_push("me/open")
+    check_push("me/new")
     push_model(tmp_path, "me/open", public=True)
     push_model(tmp_path, "me/new", public=True)
     assert hub.repositories["me/new"] is False

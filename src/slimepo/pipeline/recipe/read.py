@@ -102,27 +102,36 @@ def in_rounds(recipe: Recipe) -> dict[str, Any]:
     return {**given, "stages": stages, "pairs": pairs}
 
 
-def one_stage_recipe(model: str, data: str, loss: str, overrides: Sequence[str] = ()) -> Recipe:
+def one_stage_recipe(model: str, data: str, loss: str | None, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe behind `slimepo train`: one stage on all rows but one in a hundred, which are held out.
 
     Overrides that name a key of a stage (`learning_rate=1e-6`) set it; others set keys of the recipe.
     """
     from slimepo.losses import find_objective, hyperparameters
 
-    values: dict[str, Any] = {"model": model, "data": {"path": data}, "stages": [{"loss": loss}]}
-    given = {"model": model, "loss": loss, "data": data, "data.path": data}
+    values: dict[str, Any] = {
+        "model": model,
+        "data": {"path": data},
+        "stages": [{"loss": "slime" if loss is None else loss}],
+    }
     for override in overrides:
-        name = override.split("=")[0]
-        if name in given:
-            raise InputError(
-                f"train: {override}: that is {given[name]!r} already; give it once, as an option"
-            )
-        key = name.split(".")[0]
+        key = override.split("=")[0].split(".")[0]
         in_stage = key in Stage.model_fields
         if not in_stage and key not in Recipe.model_fields:
             known = [*Stage.model_fields, *Recipe.model_fields]
-            options = hyperparameters(find_objective(loss).function)
+            options = hyperparameters(find_objective(values["stages"][0]["loss"]).function)
             meant = f" (did you mean 'loss_options.{key}'?)" if key in options else nearest(key, known)
             raise InputError(f"train: unknown key {key!r}{meant}; known here: {', '.join(known)}")
         set_key(values, f"stages.0.{override}" if in_stage else override)
-    return make_recipe(values, "train")
+    recipe = make_recipe(values, "train")
+    found = {
+        "--model": values["model"],
+        "--data": values["data"].get("path"),
+        "--loss": values["stages"][0]["loss"],
+    }
+    for option, asked in {"--model": model, "--data": data, "--loss": loss}.items():
+        if asked is not None and found[option] != asked:
+            raise InputError(
+                f"train: {option} {asked}, and an override that makes it {found[option]}: give it once"
+            )
+    return recipe

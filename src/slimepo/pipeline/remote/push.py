@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from slimepo.errors import InputError
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 PUSHED = "pushed.json"
 
 
-def check_push(name: str) -> None:
+def check_push(name: str, *, public: bool = False) -> None:
     """Refuse a push that could not succeed, before anything is trained for it. Sends no model.
 
     Raises:
-        InputError: `name` is no owner/name, the Hub cannot be reached, or no token lets its owner in.
+        InputError: `name` is no owner/name, the Hub cannot be reached, no token lets its owner in, or the repository
+            is there already and shows itself to others than is asked for.
     """
     try:
         if name.count("/") != 1:
@@ -49,6 +51,24 @@ def check_push(name: str) -> None:
     owners = [who["name"], *(each["name"] for each in who.get("orgs", []))]
     if owner not in owners:
         raise InputError(f"push_to_hub: {name}: the token is one of {', '.join(owners)}, not of {owner}")
+    with suppress(RepositoryNotFoundError):
+        _refuse_other_visibility(name, public)
+
+
+def _refuse_other_visibility(name: str, public: bool) -> None:
+    try:
+        private = HfApi().repo_info(name).private
+    except RepositoryNotFoundError:
+        raise
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(f"push_to_hub: {name}: {first_line(error)}") from error
+    if not public and not private:
+        raise InputError(f"push_to_hub: {name} is there and public: give another name, or say --public")
+    if public and private:
+        raise InputError(
+            f"push_to_hub: {name} is there and private: make it public in its settings on the Hub, or leave --public "
+            "out"
+        )
 
 
 def push_model(folder: Path, name: str, *, public: bool = False) -> str:
@@ -57,19 +77,15 @@ def push_model(folder: Path, name: str, *, public: bool = False) -> str:
     Returns its address.
 
     Raises:
-        InputError: the Hub refuses, or the repository is there and public (private) where that is not asked for.
+        InputError: the Hub refuses, or the repository is there already and shows itself to others than is asked for.
     """
     api = HfApi()
     try:
         address = str(api.create_repo(name, private=not public, exist_ok=True))
-        private = bool(api.repo_info(name).private)
-        if not public and not private:
-            raise InputError(f"push_to_hub: {name} is there and public: give another name, or say --public")
-        if public and private:
-            raise InputError(
-                f"push_to_hub: {name} is there and private: make it public in its settings on the Hub, or leave "
-                "--public out"
-            )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(f"push_to_hub: {name}: {first_line(error)}") from error
+    _refuse_other_visibility(name, public)
+    try:
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload of slimepo")
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise InputError(f"push_to_hub: {name}: {first_line(error)}") from error
