@@ -135,11 +135,13 @@ def unread_columns(given: RawRow, row: RawRow, format_reads: Sequence[str]) -> l
     reads = (*format_reads, *ALWAYS_READ)
     turns = [turn for column in format_reads if isinstance(row.get(column), list) for turn in row[column]]
     said = [turn.get("content", turn.get("value")) for turn in turns if isinstance(turn, Mapping)]
-    unread = [key for key in row if key not in reads and holds_something(row[key])]
-    unread = [key for key in unread if not (isinstance(row[key], str) and row[key] in said)]
-    theirs = {key: next((name for name in given if given[name] is row[key]), key) for key in unread}
     keys = [f"{column}.{key}" for column in format_reads for key in unread_keys(row.get(column))]
-    return [str(key if key in given else theirs[key]) for key in unread] + keys
+    for key, value in row.items():
+        repeats = isinstance(value, str) and value in said
+        if key not in reads and holds_something(value) and not repeats:
+            theirs = next((name for name in given if given[name] is value), key)
+            keys.append(str(key if key in given else theirs))
+    return keys
 
 
 def scores_of(row: RawRow) -> tuple[float, float] | None:
