@@ -7,7 +7,9 @@ SWEEP is a folder of `slimepo sweep recipes/sweeps/smollm2-ifeval.yaml`, or the 
 differences to the start, paired by prompt; tokens of an answer, answers that end, the share of an answer's 4-grams of
 words that stand in it further ahead, the shares of answers that begin with a quotation mark and of those with fewer
 than ten words; and what became of the held-out pairs and requests, of these also the difference to the arm `--against`
-with the same seed, paired by request. Arms without scores are named, and have the latter alone.
+with the same seed, paired by request. Arms without scores are named, and have the latter alone. Of an arm with several
+seeds a last line has the means over them with 95 % intervals (Student's t), also of the differences to the arm
+`--against`, seed by seed.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 from slimepo.evaluation.benchmarks.bootstrap import paired_difference
 from slimepo.evaluation.benchmarks.ifeval import FIGURES
 from slimepo.files import json_lines, read_json
+from slimepo.means import mean_of
 
 RESULTS = Path(__file__).parents[1] / "docs" / "study" / "smollm2-ifeval.csv"
 GRAM = 4
@@ -74,6 +77,23 @@ def line(
             found |= apart("requests_to_start", after, before)
             if against is not None:
                 found |= apart("requests_to_control", after, right(against, "after"))
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
+
+
+def over_seeds(
+    arm: str, lines: Sequence[dict[str, Any]], control: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """Means over an arm's lines, one a seed, with the ends of their intervals; `control` has the same seeds."""
+    found: dict[str, Any] = {"arm": f"{arm}, {len(lines)} seeds"}
+    names = [name for name in lines[0] if name != "arm" and not name.endswith(("_low", "_high"))]
+    for name in (name for name in names if all(name in each for each in lines)):
+        figures = {name: [each[name] for each in lines]}
+        if control and "_to_" not in name and all(name in each for each in control):
+            pairs = zip(lines, control, strict=True)
+            figures[f"{name}_to_control"] = [each[name] - other[name] for each, other in pairs]
+        for figure, values in figures.items():
+            middle, half, _ = mean_of(values)
+            found |= {figure: middle, f"{figure}_low": middle - half, f"{figure}_high": middle + half}
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
 
 
@@ -139,6 +159,15 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
                 control.parent if control and control != stage else None,
             )
         )
+    arms: dict[str, dict[str, dict[str, Any]]] = {}
+    for stage, each in zip(found, lines[1:], strict=True):
+        arms.setdefault(stage.parents[2].name, {})[stage.parents[1].name] = each
+    for arm, seeds in arms.items():
+        others = arms.get(given.against or "", {}) if arm != given.against else {}
+        if len(seeds) > 1:
+            lines.append(
+                over_seeds(arm, list(seeds.values()), [others[seed] for seed in seeds] if others else [])
+            )
     with given.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=[*dict.fromkeys(name for each in lines for name in each)])
         writer.writeheader()

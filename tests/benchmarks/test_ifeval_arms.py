@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.ifeval_arms import main, repeated
+from benchmarks.ifeval_arms import main, over_seeds, repeated
 from slimepo.evaluation.benchmarks.ifeval import FIGURES
 
 
@@ -65,6 +65,23 @@ def test_each_arm_is_set_against_the_start(tmp_path: Path, capsys: pytest.Captur
     assert (other["arm"], other["prompt_strict"], other["requests"]) == ("slime, seed-0", "", "50.0")
     assert (other["requests_to_start"], other["requests_to_control"]) == ("50.0", "25.0")
     assert "not evaluated yet" in capsys.readouterr().out
+
+
+def test_means_over_seeds_have_intervals_and_differences_seed_by_seed() -> None:
+    control = [{"arm": "sft, seed-0", "requests": 10.0}, {"arm": "sft, seed-1", "requests": 14.0}]
+    lines = [
+        {"arm": "dpo, seed-0", "requests": 11.0, "requests_low": 9.0, "requests_to_start": 1.0, "ended": 3},
+        {"arm": "dpo, seed-1", "requests": 16.0, "requests_low": 9.0, "requests_to_start": 3.0},
+    ]
+    found = over_seeds("dpo", lines, control)
+    assert (found["arm"], found["requests"], found["requests_to_start"]) == ("dpo, 2 seeds", 13.5, 2.0)
+    assert found["requests_to_control"] == 1.5
+    # One and two points: half a point of standard error, and Student's t of one degree of freedom.
+    assert found["requests_to_control_low"] == pytest.approx(1.5 - 12.706 * 0.5)
+    assert found["requests_to_control_high"] == pytest.approx(1.5 + 12.706 * 0.5)
+    # Not of every seed.
+    assert "ended" not in found
+    assert "requests_to_start_to_control" not in found
 
 
 def test_what_stands_in_an_answer_twice_is_repeated() -> None:
