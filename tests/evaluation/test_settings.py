@@ -38,7 +38,7 @@ from slimepo.settings import validate
             {"benchmark": "mt-bench", "judge": "hf:/a/model", "price_prompt": 3},
             "price-prompt is of a judge behind an endpoint: hf:/a/model is none",
         ),
-        ({"benchmark": "arena-hard", "key_variable": "KEY"}, "key-variable needs a judge"),
+        ({"benchmark": "arena-hard", "price_completion": 1}, "price-completion needs a judge"),
     ],
 )
 def test_wrong_settings(values: dict[str, Any], words: str) -> None:

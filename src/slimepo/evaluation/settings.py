@@ -125,7 +125,8 @@ class Evaluation(Settings):
             if not has_option(self.benchmark, name) and getattr(self, name) != default:
                 having = [each for each, known in BENCHMARKS.items() if name in known.options]
                 raise ValueError(f"{name.replace('_', '-')} is an option of {' and '.join(having)} only")
-        for name in _OF_A_JUDGE[1:]:
+        # The name of a key that nobody asks for changes nothing.
+        for name in ("price_prompt", "price_completion", "canaries"):
             if getattr(self, name) == type(self).model_fields[name].default:
                 continue
             if self.judge is None:
