@@ -112,6 +112,7 @@ def test_a_sweep_searches_runs_every_arm_and_seed_and_compares(
     # Weights are kept of the seeds' runs, and of what all start from.
     assert (out / "slime" / "seed-0" / "slime" / "model").is_dir()
     assert len([*(out / "shared").glob("*/sft/model")]) == 2
+    assert [*out.rglob("checkpoint-*")] == [], "nothing goes on from a run that is done"
     for arm in ("slime", "dpo"):
         tries = [*(out / "search").glob(f"*/seed-9/{arm}")]
         assert [(at / "stage.json").exists() for at in tries] == [True, True]
@@ -200,6 +201,18 @@ def test_a_figure_to_search_by_that_is_none_is_named(folder: Path, commands: lis
     done = sweep(folder, "search.by=margn")
     assert (done.returncode, commands) == (2, [])
     assert "search.by: nothing is called 'margn' (did you mean 'margin'?)" in done.stderr
+
+
+def test_measures_that_are_none_are_named_before_the_seeds_are_run(
+    folder: Path, tmp_path: Path, commands: list[Any]
+) -> None:
+    done = sweep(folder, "measures=[ifeval/prompt_strict]")
+    assert (done.returncode, commands) == (2, [])
+    assert "ifeval/prompt_strict is a figure of ifeval, which evaluate of the recipe does not name" in done.stderr
+    one = ["arms={slime: {}}", "search.grid={learning_rate: [1e-3]}", "measures=[margn]"]
+    done = slimepo("sweep", folder / "sweep.yaml", *one, "--out", tmp_path / "out")
+    assert "measures: nothing is called 'margn' (did you mean 'margin'?)" in done.stderr
+    assert not [*(tmp_path / "out" / "slime").glob("seed-*")], "the search has told what there is"
 
 
 def test_two_sweeps_at_once_are_not_run_in_one_folder(folder: Path, out: Path, commands: list[Any]) -> None:

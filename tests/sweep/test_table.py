@@ -152,9 +152,14 @@ def test_tables_are_written_and_an_unknown_measure_refused(tmp_path: Path) -> No
         ("0", "10", "1"),
     ]
     (tmp_path / "runs.csv").unlink()
+    (tmp_path / "sweep.md").unlink()
     with pytest.raises(InputError, match=r"nothing is called 'acuracy' .did you mean 'accuracy'"):
         write_tables(
-            cells, sweep.model_copy(update={"measures": ["acuracy"]}), tmp_path, make_console(quiet=True)
+            cells,
+            sweep.model_copy(update={"measures": ["acuracy", "accuracy"]}),
+            tmp_path,
+            make_console(quiet=True),
         )
     # What took hours to run is not lost to a word.
     assert (tmp_path / "runs.csv").read_text().count("\n") == 3
+    assert "| arm | at | seeds | accuracy | Δ |" in (tmp_path / "sweep.md").read_text()

@@ -20,8 +20,8 @@ from slimepo.sweep.cells import (
     write_recipe,
 )
 from slimepo.sweep.processes import Process, run_processes
-from slimepo.sweep.search import Ended, searched
-from slimepo.sweep.settings import SEARCH, SHARED, Keys, Sweep, arms_of, ends_of, points_of
+from slimepo.sweep.search import Ended, drop_checkpoints, searched
+from slimepo.sweep.settings import SEARCH, SHARED, Keys, Sweep, arms_of, ends_of, of_benchmark, points_of
 from slimepo.sweep.table import write_tables
 
 if TYPE_CHECKING:
@@ -47,9 +47,18 @@ def run_sweep(
     """
     # Every key is looked at before the first run starts.
     tried = [*points_of(sweep.search.grid), *ends_of(sweep.search)] if sweep.search else [{}]
+    run_then: set[str] = set()
     for name, keys in arms_of(sweep).items():
         for point in tried:
-            cell_recipe(base, sweep.stage, name, keys | point, sweep.seeds[0])
+            recipe = cell_recipe(base, sweep.stage, name, keys | point, sweep.seeds[0])
+            run_then |= {each.benchmark for each in recipe.evaluate}
+    by = {"search.by": [sweep.search.by]} if sweep.search else {}
+    for key, names in {**by, "measures": sweep.measures}.items():
+        for name in names:
+            if (benchmark := of_benchmark(name)) and benchmark not in run_then:
+                raise InputError(
+                    f"sweep: {key}: {name} is a figure of {benchmark}, which evaluate of the recipe does not name"
+                )
     with held(out, console):
         mark_folder(out)
         run = functools.partial(run_cells, out=out, jobs=jobs, prepare=prepare, console=console)
@@ -63,7 +72,7 @@ def run_sweep(
             for seed in sweep.seeds
             for name, point in points.items()
         ]
-        failed = run(cells)
+        failed = run(cells, ended=drop_checkpoints)
         write_tables(cells, sweep, out, console)
     lost = [name for name in arms_of(sweep) if name not in points]
     if lost:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from slimepo.errors import Failure, InputError
 from slimepo.files import write_json
 from slimepo.sweep.cells import Cell, cell_at
-from slimepo.sweep.settings import SEARCH, Keys, Search, Sweep, arms_of, label, points_of
-from slimepo.sweep.table import figures_of, write_csv
-from slimepo.words import nearest
+from slimepo.sweep.settings import SEARCH, Keys, Search, Sweep, arms_of, label, of_benchmark, points_of
+from slimepo.sweep.table import check_names, figures_of, write_csv
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,12 +56,10 @@ def searched(
         )
         found = [(cell, figures_of(cell)) for *_, alike in cells for cell in alike]
         runs.extend(found)
-        known = dict.fromkeys(key for _, figures in found for key in figures)
-        if known and search.by not in known:
-            raise InputError(
-                f"sweep: search.by: nothing is called {search.by!r}{nearest(search.by, known)}; there are: "
-                f"{', '.join(key for key in known if not key.startswith('train/'))}"
-            )
+        known = list(dict.fromkeys(key for _, figures in found for key in figures))
+        check_names("search.by", [search.by], known)
+        # Names of benchmarks are not looked for: the search runs but one of these.
+        check_names("measures", [name for name in sweep.measures if not of_benchmark(name)], known)
         of_cell = {cell.folder: figures.get(search.by) for cell, figures in found}
         for name, point, alike in cells:
             values = [value for cell in alike if (value := of_cell[cell.folder]) is not None]
@@ -104,12 +101,19 @@ def best_points(search: Search, tried: Mapping[str, Sequence[Tried]], console: C
 
 def drop_weights(cell: Cell) -> None:
     """Remove the models and checkpoints that a cell has made, but for what it shares with others, which is linked."""
+    drop_checkpoints(cell)
     for stage in cell.recipe.stages:
         folder = cell.folder / stage.name
         if not folder.is_symlink():
-            weights = [folder / name for name in WEIGHTS if (folder / name).exists()]
-            for made in (*weights, *(folder / "checkpoints").glob("checkpoint-*")):
+            for made in (folder / name for name in WEIGHTS if (folder / name).exists()):
                 shutil.rmtree(made)
+
+
+def drop_checkpoints(cell: Cell) -> None:
+    """Remove the checkpoints of a cell that is done: with the optimizer's state, two are six times the model's size."""
+    for stage in cell.recipe.stages:
+        for checkpoint in (cell.folder / stage.name / "checkpoints").glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
 
 
 def _cell(sweep: Sweep, search: Search, base: Keys, name: str, point: Keys, seed: int, out: Path) -> Cell:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, model_validator
 
 from slimepo.errors import InputError
+from slimepo.evaluation.settings import BENCHMARKS
 from slimepo.settings import Settings, read_mapping, set_key, validate
 from slimepo.words import nearest, short_number
 
@@ -155,6 +156,13 @@ def _named(sweep: Sweep) -> list[tuple[str, Keys]]:
         for name, keys in sweep.arms.items()
         for point in points_of(sweep.grid)
     ]
+
+
+def of_benchmark(figure: str) -> str | None:
+    """The benchmark that a figure is of (`ifeval/prompt_strict`); None for held-out figures and training's."""
+    head, slash, _ = figure.partition("/")
+    # A score names the version too: arena-hard-v0.1/win_rate.
+    return next((name for name in BENCHMARKS if slash and head.startswith(name)), None)
 
 
 def points_of(grid: Mapping[str, Sequence[Any]]) -> Iterable[Keys]:

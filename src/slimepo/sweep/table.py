@@ -66,20 +66,13 @@ def write_tables(cells: Sequence[Cell], sweep: Sweep, out: Path, console: Consol
     """Write runs.csv (a row a run), steps.csv (a row a step of one) and sweep.md (means, intervals, what is not alike).
 
     Raises:
-        InputError: a measure that is asked for was not measured.
+        InputError: a measure that is asked for was not measured; the tables are written without it.
     """
     figures = {(cell.arm, cell.recipe.seed): figures_of(cell) for cell in cells}
     write_csv(out / "runs.csv", [(cell, figures[cell.arm, cell.recipe.seed]) for cell in cells])
     write_csv(out / "steps.csv", [(cell, line) for cell in cells for line in by_step(cell)])
     known = list(dict.fromkeys(key for found in figures.values() for key in found))
-    absent = [name for name in sweep.measures if name not in known]
-    if known and absent:
-        measured = ", ".join(key for key in known if not key.startswith("train/"))
-        raise InputError(
-            f"sweep: measures: nothing is called {absent[0]!r}{nearest(absent[0], known)}; there are: {measured}. "
-            "The runs are kept: the same command with other measures writes the table"
-        )
-    shown = sweep.measures or [name for name in MEASURES if name in known]
+    shown = [name for name in sweep.measures or MEASURES if name in known]
     against = sweep.against or next(iter(arms_of(sweep)))
     rows = rows_of(figures, against, shown, cells)
     lines = ["| " + " | ".join(row) + " |" for row in rows]
@@ -91,6 +84,23 @@ def write_tables(cells: Sequence[Cell], sweep: Sweep, out: Path, console: Consol
     write_text(out / "sweep.md", "\n".join([words, "", *lines, *told, ""]))
     _print(rows, words, notes, console)
     console.print(f"tables: {out / 'sweep.md'}, every run: {out / 'runs.csv'}")
+    # Last, so that what took hours is not lost to a word.
+    check_names("measures", sweep.measures, known)
+
+
+def check_names(key: str, asked: Sequence[str], known: Sequence[str]) -> None:
+    """Look for the names that a key of the sweep asks for among figures of its runs, `known`; none yet tell nothing.
+
+    Raises:
+        InputError: one of them is not there.
+    """
+    absent = [name for name in asked if name not in known]
+    if known and absent:
+        measured = ", ".join(name for name in known if not name.startswith("train/"))
+        raise InputError(
+            f"sweep: {key}: nothing is called {absent[0]!r}{nearest(absent[0], known)}; there are: {measured}. "
+            "The runs are kept: the same command with another name goes on from them"
+        )
 
 
 def by_step(cell: Cell) -> list[dict[str, float]]:
