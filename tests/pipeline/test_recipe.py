@@ -348,6 +348,15 @@ def test_a_run_s_own_recipe_with_all_its_defaults_is_a_recipe(loss: str) -> None
     assert make_recipe(parse_value(dump(recipe))) == recipe
 
 
+def test_an_adapter_is_named_by_a_word_or_by_its_settings(recipe_file: Path) -> None:
+    assert (
+        load_recipe(recipe_file, ["adapter=lora"]).adapter == load_recipe(recipe_file, ["adapter={}"]).adapter
+    )
+    assert load_recipe(recipe_file, ["adapter=none"]).adapter is None
+    with pytest.raises(InputError, match=r"adapter: 'loar' is none of none, lora, merge, continue .*'lora'"):
+        load_recipe(recipe_file, ["adapter=loar"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

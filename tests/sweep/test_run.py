@@ -208,7 +208,10 @@ def test_measures_that_are_none_are_named_before_the_seeds_are_run(
 ) -> None:
     done = sweep(folder, "measures=[ifeval/prompt_strict]")
     assert (done.returncode, commands) == (2, [])
-    assert "ifeval/prompt_strict is a figure of ifeval, which evaluate of the recipe does not name" in done.stderr
+    assert (
+        "ifeval/prompt_strict is a figure of ifeval, which evaluate of the recipe does not name"
+        in done.stderr
+    )
     one = ["arms={slime: {}}", "search.grid={learning_rate: [1e-3]}", "measures=[margn]"]
     done = slimepo("sweep", folder / "sweep.yaml", *one, "--out", tmp_path / "out")
     assert "measures: nothing is called 'margn' (did you mean 'margin'?)" in done.stderr

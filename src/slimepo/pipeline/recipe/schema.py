@@ -13,6 +13,7 @@ from slimepo.monitor.settings import monitor_settings
 from slimepo.pipeline.recipe.sections import RUN_FILES, Adapter, Data, Pairs, RandomModel, Seed, Stage, Tasks
 from slimepo.settings import Settings
 from slimepo.types import REFERENCE_SOURCES, Engine
+from slimepo.words import nearest
 
 _NEITHER = "of data.path or data.heldout, and neither is given: leave it out"
 # Why a key of a section, changed from its default, is read by nothing, by what would read it.
@@ -41,9 +42,15 @@ def _is_folder_name(name: str) -> bool:
 
 
 def _adapter_of_word(given: Any) -> Any:
-    """`none` and `merge` stand for settings."""
-    words = {"none": None, "merge": {"merge": True}}
-    return words.get(given, given) if isinstance(given, str) else given
+    """The words that stand for settings, `continue` aside, which is one. Raises ValueError for another word."""
+    words = {"none": None, "lora": {}, "merge": {"merge": True}, "continue": "continue"}
+    if not isinstance(given, str):
+        return given
+    if given not in words:
+        raise ValueError(
+            f"{given!r} is none of {', '.join(words)}{nearest(given, words)}; {{r: 16}} changes the LoRA"
+        )
+    return words[given]
 
 
 def _refuse_idle(name: str, section: Settings, why: Mapping[str, str]) -> None:
@@ -58,12 +65,13 @@ class Recipe(Settings):
     """A pipeline: one model, one data set, stages that each start from what the one before made.
 
     `adapter` is LoRA for a pretrained model and nothing (full fine-tuning) for a random one, unless given; the word
-    `none` means full fine-tuning. Where the model is an adapter itself, `continue` (without a word in a local folder)
-    trains it on, and later stages train new ones of its configuration; `merge`, or `merge: true` among the settings,
-    folds it into its model first. `between_stages` says what becomes of a stage's adapter in the stage that starts from
-    it: `merge` (it is part of that stage's base, under a new one) or `continue` (it trains on). `dtype` is that of the
-    frozen weights (auto: bfloat16 under an adapter where the device computes in it), `export_dtype` that of exported
-    models: a bfloat16 export rounds away most of what a small learning rate has changed. With `quantize: nf4` the
+    `lora` means LoRA as it is without settings, `none` full fine-tuning. Where the model is an adapter itself,
+    `continue` (without a word in a local folder) trains it on, and later stages train new ones of its
+    configuration; `merge`, or `merge: true` among the settings, folds it into its model first. `between_stages`
+    says what becomes of a stage's adapter in the stage that starts from it: `merge` (it is part of that stage's
+    base, under a new one) or `continue` (it trains on). `dtype` is that of the frozen weights (auto: bfloat16 under
+    an adapter where the device computes in it), `export_dtype` that of exported models: a bfloat16 export rounds
+    away most of what a small learning rate has changed. With `quantize: nf4` the
     frozen base under an adapter is in four bits (QLoRA). `parallel` says how several processes share the work: `ddp`
     (each holds the whole model), `fsdp2` or `zero3` (each a part of it) or `zero2` (a part of the optimizer's states),
     the last three also with `-offload` (parts wait in CPU memory); without it ddp, or what `accelerate launch` was set
