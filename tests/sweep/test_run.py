@@ -218,6 +218,16 @@ def test_measures_that_are_none_are_named_before_the_seeds_are_run(
     assert not [*(tmp_path / "out" / "slime").glob("seed-*")], "the search has told what there is"
 
 
+def test_a_disk_without_room_for_the_models_of_all_runs_is_told_before_the_first(
+    folder: Path, tmp_path: Path, commands: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(folder)._replace(free=1_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    done = slimepo("sweep", folder / "sweep.yaml", "--out", tmp_path / "out")
+    assert (done.returncode, commands) == (5, [])
+    assert "GiB at the least" in done.stderr
+
+
 def test_two_sweeps_at_once_are_not_run_in_one_folder(folder: Path, out: Path, commands: list[Any]) -> None:
     with FileLock(out / ".lock"):
         done = sweep(folder)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from slimepo.errors import Failure, InputError, RunsFailed
 from slimepo.pipeline.folder import check_folder, held, mark_folder
+from slimepo.pipeline.run import check_space
 from slimepo.sweep.cells import (
     Cell,
     by_shared,
@@ -59,6 +60,9 @@ def run_sweep(
                 raise InputError(
                     f"sweep: {key}: {name} is a figure of {benchmark}, which evaluate of the recipe does not name"
                 )
+    models = [out / name / f"seed-{seed}" / name / "model" for name in arms_of(sweep) for seed in sweep.seeds]
+    if missing := sum(not model.exists() for model in models):
+        check_space(recipe, missing, out)
     with held(out, console):
         mark_folder(out)
         run = functools.partial(run_cells, out=out, jobs=jobs, prepare=prepare, console=console)
