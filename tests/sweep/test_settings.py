@@ -45,6 +45,29 @@ def test_a_grid_multiplies_the_arms(file: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("override", "place", "keys"),
+    [
+        ("overrides.data.path=x", ("overrides",), {"data.max_length": 9, "data.path": "x"}),
+        ("arms.slime.loss_options.hard_margin=2", ("arms", "slime"), {"loss_options.hard_margin": 2}),
+        ("arms.dpo-0.1.loss_options.beta=2", ("arms", "dpo-0.1"), {"loss": "dpo", "loss_options.beta": 2}),
+        ("grid.args.max_steps=[1, 2]", ("grid",), {"args.max_steps": [1, 2]}),
+        ("search.grid.loss_options.hard_margin=[1]", ("search", "grid"), {"loss_options.hard_margin": [1]}),
+    ],
+)
+def test_a_key_of_the_recipe_given_on_the_command_line_leaves_the_rest_of_its_section(
+    file: Path, override: str, place: tuple[str, ...], keys: dict[str, object]
+) -> None:
+    file.write_text(
+        "{recipe: r, overrides: {data.max_length: 9}, arms: {dpo-0: {}, dpo-0.1: {loss: dpo}, slime: {}}, seeds: [0], "
+        "search: {by: accuracy, seeds: [9], grid: {}}}"
+    )
+    found: object = load_sweep(file, [override, "search=null"] if place[0] != "search" else [override])
+    for each in place:
+        found = found[each] if isinstance(found, dict) else getattr(found, each)
+    assert found == keys
+
+
 def test_points_are_named_by_their_values() -> None:
     assert [label(point) for point in points_of({"learning_rate": [3e-5, 1e-4]})] == ["3e-5", "1e-4"]
     assert label({"loss_options.beta": 0.1, "loss": "dpo"}) == "beta=0.1-loss=dpo"
@@ -57,6 +80,12 @@ def test_points_are_named_by_their_values() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        (
+            "overrides={data.path: x, data: {limit: 3}}",
+            "'data' replaces all of data and with it 'data.path', set before",
+        ),
+        ("arms.dpo={loss_options.beta: 1, loss_options: {}}", "'loss_options' replaces all of loss_options"),
+        ("overrides=[1]", "overrides"),
         ("against=slim", "against 'slim' is no arm .did you mean 'slime'"),
         ("seeds=[]", "seeds"),
         ("arms={}", "arms"),

@@ -272,7 +272,7 @@ def check_space(recipe: Recipe, stages: int, out: Path) -> None:
     free = shutil.disk_usage(next(path for path in (out, *out.absolute().parents) if path.exists())).free
     if free < needed:
         raise ResourceError(
-            f"--out {out}: what is asked for leaves {needed / 2**30:,.2f} GiB at the least and {free / 2**30:,.2f} GiB are free; "
+            f"--out {out}: models take {needed / 2**30:,.2f} GiB at the least, {free / 2**30:,.2f} GiB are free; "
             "make room, or give a folder on another disk"
         )
 

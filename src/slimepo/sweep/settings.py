@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from slimepo.errors import InputError
 from slimepo.evaluation.settings import BENCHMARKS
-from slimepo.settings import Settings, read_mapping, set_key, validate
+from slimepo.settings import Settings, parse_value, read_mapping, set_key, validate
 from slimepo.words import nearest, short_number
 
 # Words for a recipe that stand for the built-in world: pairs made beforehand, answers sampled while it trains, and
@@ -98,6 +98,8 @@ class Sweep(Settings):
                     raise ValueError(f"arm {name!r} cannot set {key!r}: {_NOT_OF_ARMS[key]}")
                 if given.count(key) > 1:
                     raise ValueError(f"{key!r} is set twice, by arm {name!r}, the grid or the search")
+            _refuse_lost(given, f"arm {name!r}, the grid or the search")
+        _refuse_lost([*self.overrides], "overrides")
         return self
 
     @model_validator(mode="after")
@@ -109,6 +111,16 @@ class Sweep(Settings):
             if names.count(name) > 1:
                 raise ValueError(f"two arms are called {name!r}")
         return self
+
+
+def _refuse_lost(keys: Sequence[str], place: str) -> None:
+    """ValueError for a key that a later one replaces with its whole section."""
+    for at, key in enumerate(keys):
+        section = next((later for later in keys[at + 1 :] if key.startswith(f"{later}.")), None)
+        if section is not None:
+            raise ValueError(
+                f"{place}: {section!r} replaces all of {section} and with it {key!r}, set before: put {section!r} first"
+            )
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = (), *, world: bool = False) -> Sweep:
@@ -128,7 +140,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, world: bool = False
             values |= {"recipe": "world", "overrides": {}, "stage": None}
         values |= in_world or {}
     for override in overrides:
-        set_key(values, override)
+        _override(values, override)
     sweep = validate(Sweep, values, f"sweep {path}")
     names = list(arms_of(sweep))
     if sweep.against is not None and sweep.against not in names:
@@ -143,6 +155,28 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, world: bool = False
     if sweep.recipe not in WORLDS:
         sweep = sweep.model_copy(update={"recipe": str(path.parent / sweep.recipe)})
     return sweep
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Set one `key=value` of a sweep. Below a mapping whose keys are a recipe's, the rest of the key is one of them.
+
+    `overrides.data.path=x` sets the recipe's `data.path`, and does not put `{path: x}` in place of its `data`.
+    """
+    key, _, text = override.partition("=")
+    arms = values.get("arms")
+    # The longest name first: an arm `dpo-0` is not the beginning of an arm `dpo-0.1`.
+    names = sorted(arms if isinstance(arms, Mapping) else (), key=len, reverse=True)
+    of_recipe = ["overrides", "grid", "search.grid", "search.range", *(f"arms.{name}" for name in names)]
+    whole = next((each for each in of_recipe if key.startswith(f"{each}.")), None)
+    if whole is None:
+        set_key(values, override)
+        return
+    head, _, name = whole.partition(".")
+    place = values if name == "" else values.setdefault(head, {})
+    keys = place.setdefault(name or head, {})
+    if not isinstance(keys, dict):
+        raise InputError(f"{override}: {whole} is no mapping of keys")
+    keys[key.removeprefix(f"{whole}.")] = parse_value(text)
 
 
 def arms_of(sweep: Sweep) -> dict[str, Keys]:
