@@ -228,6 +228,17 @@ def test_a_disk_without_room_for_the_models_of_all_runs_is_told_before_the_first
     assert "GiB at the least" in done.stderr
 
 
+def test_a_smoke_test_asks_for_no_real_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slimepo.pipeline.run.load_config", lambda _: pytest.fail("it is looked for"))
+    asked: list[Process] = []
+    monkeypatch.setattr("slimepo.sweep.run.run_processes", lambda given, *_: asked.extend(given) or {})
+    model = "overrides.model=owner/nowhere"
+    done = slimepo("sweep", folder / "sweep.yaml", model, "search=null", "--smoke", "--out", tmp_path / "out")
+    assert (done.returncode, len(asked) > 0) == (0, True), done.stderr
+
+
 def test_two_sweeps_at_once_are_not_run_in_one_folder(folder: Path, out: Path, commands: list[Any]) -> None:
     with FileLock(out / ".lock"):
         done = sweep(folder)
