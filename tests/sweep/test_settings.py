@@ -68,6 +68,20 @@ def test_a_key_of_the_recipe_given_on_the_command_line_leaves_the_rest_of_its_se
     assert found == keys
 
 
+def test_a_search_may_be_given_key_by_key_and_what_is_no_mapping_takes_none(file: Path) -> None:
+    file.write_text("{recipe: r, search: null, overrides: 3, arms: {slime: }, seeds: [0]}")
+    with pytest.raises(InputError, match=r"overrides.epochs=1: overrides is no mapping of keys"):
+        load_sweep(file, ["overrides.epochs=1"])
+    given = ["search.by=accuracy", "search.seeds=[9]", "search.grid.epochs=[1, 2]", "arms.slime.epochs=3"]
+    with pytest.raises(InputError, match="'epochs' is set twice"):
+        load_sweep(file, ["overrides={}", *given])
+    sweep = load_sweep(file, ["overrides={}", *given[:3], "arms.slime.loss=slime"])
+    assert (sweep.search and sweep.search.grid, sweep.arms) == (
+        {"epochs": [1, 2]},
+        {"slime": {"loss": "slime"}},
+    )
+
+
 def test_points_are_named_by_their_values() -> None:
     assert [label(point) for point in points_of({"learning_rate": [3e-5, 1e-4]})] == ["3e-5", "1e-4"]
     assert label({"loss_options.beta": 0.1, "loss": "dpo"}) == "beta=0.1-loss=dpo"

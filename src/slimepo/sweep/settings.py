@@ -172,10 +172,13 @@ def _override(values: dict[str, Any], override: str) -> None:
         set_key(values, override)
         return
     head, _, name = whole.partition(".")
-    place = values if name == "" else values.setdefault(head, {})
-    keys = place.setdefault(name or head, {})
-    if not isinstance(keys, dict):
-        raise InputError(f"{override}: {whole} is no mapping of keys")
+    keys: Any = values
+    for part in (head, name) if name else (head,):
+        # A key without a value is null in YAML.
+        keys[part] = {} if keys.get(part) is None else keys[part]
+        keys = keys[part]
+        if not isinstance(keys, dict):
+            raise InputError(f"{override}: {part} is no mapping of keys")
     keys[key.removeprefix(f"{whole}.")] = parse_value(text)
 
 
