@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from slimepo.data.messages import MalformedRow, RawRow, holds_something, json_object, number, unread_keys
-from slimepo.data.winners import ordered
+from slimepo.data.winners import best_and_worst, ordered
 from slimepo.errors import InputError
 
 # Names that others give to our columns; one is read where ours is not there.
@@ -86,8 +86,8 @@ def renamed(row: RawRow, columns: Mapping[str, str | None]) -> RawRow:
 
     `columns` says which column of the row is ours: {"prompt": "question"}; {"label": None} leaves a column out. Other
     people's names for ours (SYNONYMS) are read where ours is not there, OpenAI's `input` is opened, and of two answers
-    that stand side by side the better one is chosen (`slimepo.data.winners`). Raises MalformedRow where a column that
-    was asked for is not there, and Tie where neither answer is better.
+    that stand side by side, or of a list, the better one is chosen (`slimepo.data.winners`). Raises MalformedRow where
+    a column that was asked for is not there, and Tie where no answer is better.
     """
     result = {key: value for key, value in row.items() if key not in columns.values()}
     for ours, theirs in columns.items():
@@ -110,7 +110,7 @@ def renamed(row: RawRow, columns: Mapping[str, str | None]) -> RawRow:
         same = theirs in result and result.get(ours) == result[theirs]
         if holds_something(result.get(theirs)) and (same or not holds_something(result.get(ours))):
             result[ours] = result.pop(theirs)
-    return ordered(result, columns)
+    return ordered(best_and_worst(result, columns), columns)
 
 
 def refuse_telling(row: RawRow, reads: Sequence[str], single: bool) -> None:

@@ -24,7 +24,7 @@ from slimepo.data.messages import (
     truth,
     without_nulls,
 )
-from slimepo.data.winners import sides_of
+from slimepo.data.winners import answer_list, sides_of
 from slimepo.errors import InputError
 from slimepo.types import Message, Preference, Unpaired
 from slimepo.words import nearest
@@ -75,8 +75,8 @@ def recognise(row: RawRow, found: Iterable[str] | None = None) -> str:
         if format_.fits(row):
             return name
     forms = (
-        "a row is a pair (prompt, chosen, rejected), two answers side by side (prompt, response_a, response_b, "
-        "preferred) or one answer (prompt, completion)"
+        "a row is a pair (prompt, chosen, rejected), two answers (prompt, response_a, response_b, preferred), several "
+        "(prompt, answers) or one (prompt, completion)"
     )
     if isinstance(row.get("chosen"), str) and isinstance(row.get("rejected"), str):
         forms = (
@@ -87,6 +87,11 @@ def recognise(row: RawRow, found: Iterable[str] | None = None) -> str:
         forms = (
             f"which of {sides[0]} and {sides[1]} is better, a column says (preferred=THEIRS), or two scores "
             "(score_a=THEIRS and score_b=THEIRS)"
+        )
+    elif column := answer_list(row):
+        forms = (
+            f"nothing says how good each answer in {column!r} is: a score, rating, reward, stars or rank in each, or a "
+            f"list of scores beside {column!r}"
         )
     elif isinstance(row.get("text"), str):
         forms = "nothing says what of 'text' is the answer; give prompt and completion, or messages"

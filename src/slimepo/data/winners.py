@@ -1,13 +1,15 @@
-"""Rows whose two answers stand side by side, with a column that says which one is better, or a score of each."""
+"""Which of a row's answers is the better one: of two side by side, by a column or scores; of a list, by scores."""
 
 from __future__ import annotations
 
 import functools
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from slimepo.data.messages import MalformedRow, RawRow, holds_something, number
+from slimepo.words import plural
 
 # What such a column is called; ours is the first.
 WINNERS = ("preferred", "winner", "preference", "better_response_id", "choice")
@@ -16,6 +18,11 @@ _ANSWERS = ("response", "answer", "completion", "conversation", "output", "reply
 _ENDS = (("a", "b", "c"), ("0", "1", "2"), ("1", "2", "3"))
 # What scores of the two sides are called, before or behind what tells the sides apart: score_a, answer_1_rating.
 _SCORES = ("score", "rating", "reward", "avg_rating", "overall_score")
+# What the list's column is called; ours is the first.
+_LISTS = ("answers", "completions", "responses", "candidates", "generations", "outputs")
+# What an answer's text is called in an item of the list, and what says how good it is; of a rank, 1 is the best.
+_TEXTS = ("response", "answer", "completion", "text", "content", "output")
+_LIST_SCORES = ("overall_score", "score", "rating", "reward", "stars", "rank")
 # A row with one of these has its answer already.
 _ANSWERED = ("chosen", "rejected", "completion", "output", "response")
 _TIE = re.compile(
@@ -211,6 +218,96 @@ def _differing(first: str, second: str) -> tuple[str, str]:
     while one and other and one[-1] == other[-1]:
         one, other = one[:-1], other[:-1]
     return "_".join(one).lower(), "_".join(other).lower()
+
+
+def answer_list(row: RawRow) -> str | None:
+    """The column that holds several answers, in a row that has not its chosen or rejected one already."""
+    if any(holds_something(row.get(side)) for side in ("chosen", "rejected")):
+        return None
+    return next((name for name in _LISTS if len(_items(row.get(name))) > 1), None)
+
+
+def best_and_worst(row: RawRow, columns: Mapping[str, str | None]) -> RawRow:
+    """The row with `chosen`, `rejected` and their scores, where it has a list of answers that says how good they are.
+
+    It says so in the items (`[{"text": ..., "score": 4}, ...]`), or in a list of its own (`scores`). Of answers that
+    are equally good the first one counts. What is not read stays under names of its own: keys of the items, and the
+    answers between. `columns` has the names that the file gives to ours. Any other row is given back.
+
+    Raises:
+        MalformedRow: an answer has no text or no number, or a score and a rank disagree.
+        Tie: all answers are equally good.
+    """
+    column = answer_list(row)
+    kinds = _scores_of_list(row, column) if column else {}
+    if column is None or not kinds:
+        return row
+    items, called = _items(row[column]), columns.get(column) or column
+    ends = set()
+    for name, cells in kinds.items():
+        values = [number(cell) for cell in cells]
+        if len(values) != len(items):
+            raise MalformedRow(f"{name!r} has {plural(len(values), 'number')} for {len(items)} {called!r}")
+        if None in values:
+            raise MalformedRow(
+                f"answer {values.index(None) + 1} of {called!r} has no {name!r} that is a number"
+            )
+        sign = -1 if name.startswith("rank") else 1
+        scores = [sign * value for value in values if value is not None]
+        ends.add((scores.index(max(scores)), scores.index(min(scores))))
+    if len(ends) > 1:
+        raise MalformedRow(
+            f"{' and '.join(kinds)} of {called!r} do not call the same answers the best and the worst"
+        )
+    best, worst = ends.pop()
+    # Where all are equally good there is still a prompt, with two answers.
+    sides = {"chosen": best, "rejected": worst if worst != best else len(items) - 1}
+    unread = {key for item in items if isinstance(item, Mapping) for key in item} - {*kinds, *_TEXTS, "role"}
+    found: dict[str, Any] = {key: cell for key, cell in row.items() if key not in {column, *kinds}}
+    found |= {f"{called}.{key}": True for key in sorted(unread)}
+    found |= {f"answers of {called} between the best and the worst": True} if len(items) > 2 else {}
+    name, cells = next(iter(kinds.items()))
+    for side, at in sides.items():
+        found[side] = _answer(items[at], f"answer {at + 1} of {called!r}")
+        # A rank says the order alone, and is no reward.
+        found |= {} if name.startswith("rank") else {f"score_{side}": number(cells[at])}
+    if best == worst:
+        raise Tie(found)
+    return found
+
+
+def _items(cell: Any) -> Sequence[Any]:
+    """A list, also as JSON text, as tables have it; anything else has no items."""
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        try:
+            cell = json.loads(cell)
+        except ValueError:
+            return []
+    return cell if isinstance(cell, list) else []
+
+
+def _scores_of_list(row: RawRow, column: str) -> dict[str, Sequence[Any]]:
+    """Every kind of score that the answers have, a cell an answer: in the items, or in lists beside theirs."""
+    items = _items(row[column])
+    if any(isinstance(item, Mapping) for item in items):
+        cells = [item if isinstance(item, Mapping) else {} for item in items]
+        inside = [name for name in _LIST_SCORES if any(name in item for item in cells)]
+        if inside:
+            return {name: [item.get(name) for item in cells] for name in inside}
+    beside = [name for each in _LIST_SCORES for name in (each, f"{each}s") if _items(row.get(name))]
+    return {name: _items(row[name]) for name in beside}
+
+
+def _answer(item: Any, what: str) -> Any:
+    """The answer in an item of the list: a text, a message, or messages."""
+    if not isinstance(item, Mapping) or "role" in item:
+        return item
+    texts = [key for key in _TEXTS if item.get(key) is not None]
+    if len(texts) != 1:
+        raise MalformedRow(
+            f"{what} has {' and '.join(texts) or 'no text'}: one of {', '.join(_TEXTS)} is its text"
+        )
+    return item[texts[0]]
 
 
 def passed_over(rows: Iterable[RawRow], columns: Mapping[str, str | None], read: Iterable[str]) -> str | None:
