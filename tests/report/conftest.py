@@ -218,6 +218,7 @@ def write_run(
             },
             "layout": "shared",
             "heldout": heldout,
+            "monitor": {"facts": ["Chosen answers held out fell by 0.15."] if watched else []},
         }
         write_json(place / "stage.json", done | {"peak_memory": 3 * 2**30, "trained_parameters": 12345})
         shape = {"edges": [-2, -1, 0, 1], "before": [1, 5, 2], "after": [3, 4, 1]}

@@ -101,6 +101,17 @@ def test_the_page_is_whole_and_loads_nothing(whole: str) -> None:
     assert "https://" not in page
 
 
+def test_the_parts_have_names_in_plain_words(whole: str) -> None:
+    (nav,) = re.findall(r"<nav .*?</nav>", whole)
+    names = re.findall(r'<a href="#part-\d+">(.*?)</a>', nav)
+    assert [name for name in names if not re.fullmatch(r"[A-Z][a-z-]*( [a-z-]+){0,5}", name)] == []
+    assert {"What the monitor said", "Held-out pairs while training"} <= {*names}
+    # What a variable of that name would look like that holds no words.
+    assert not re.search(
+        r"Record\(|Group\(|&gt;, &lt;|\[\]|None", re.sub(r"<pre.*?</pre>", "", whole, flags=re.S)
+    )
+
+
 def test_every_picture_has_words_and_every_table_its_headings(whole: str) -> None:
     page = whole
     tags = Tags(page)
