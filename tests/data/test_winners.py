@@ -88,7 +88,7 @@ def test_the_file_s_own_names_are_mapped_and_what_is_not_read_is_said(tmp_path: 
     rows = read_rows(file, columns={"prompt": "ticket", "answers": "replies"})
     (row,) = rows.preferences
     assert (row.chosen, row.scores) == ([{"role": "assistant", "content": "good"}], (5.0, 1.0))
-    assert dict(rows.unread) == {"replies.reply": 1, "answers of replies between the best and the worst": 1}
+    assert dict(rows.unread) == {"replies.reply": 1, "replies between the best and the worst": 1}
 
 
 def test_answers_that_are_all_equally_good_are_a_tie() -> None:

@@ -265,7 +265,7 @@ def best_and_worst(row: RawRow, columns: Mapping[str, str | None]) -> RawRow:
     unread = {key for item in items if isinstance(item, Mapping) for key in item} - {*kinds, *_TEXTS, "role"}
     found: dict[str, Any] = {key: cell for key, cell in row.items() if key not in {column, *kinds}}
     found |= {f"{called}.{key}": True for key in sorted(unread)}
-    found |= {f"answers of {called} between the best and the worst": True} if len(items) > 2 else {}
+    found |= {f"{called} between the best and the worst": True} if len(items) > 2 else {}
     name, cells = next(iter(kinds.items()))
     for side, at in sides.items():
         found[side] = _answer(items[at], f"answer {at + 1} of {called!r}")
