@@ -44,6 +44,12 @@ def pair(row: dict[str, Any], columns: dict[str, str | None] | None = None) -> t
             {"prompt": "q", "answers": '[{"text": "bad", "stars": 1}, {"text": "good", "stars": 5}]'},
             ("good", "bad", 5.0, 1.0),
         ),
+        # And a cell for every key that any row has.
+        (
+            {"prompt": "q",
+             "answers": [{"text": "bad", "stars": 1, "score": None}, {"text": "good", "stars": 2, "score": None}]},
+            ("good", "bad", 2.0, 1.0),
+        ),
         # Of equals the first one counts, at both ends.
         ({"prompt": "q", "answers": ["a", "b", "c", "d"], "scores": [5, 5, 1, 1]}, ("a", "c", 5.0, 1.0)),
         (

@@ -262,9 +262,9 @@ def best_and_worst(row: RawRow, columns: Mapping[str, str | None]) -> RawRow:
     best, worst = ends.pop()
     # Where all are equally good there is still a prompt, with two answers.
     sides = {"chosen": best, "rejected": worst if worst != best else len(items) - 1}
-    unread = {key for item in items if isinstance(item, Mapping) for key in item} - {*kinds, *_TEXTS, "role"}
+    keys = {key for item in items if isinstance(item, Mapping) for key in item if holds_something(item[key])}
     found: dict[str, Any] = {key: cell for key, cell in row.items() if key not in {column, *kinds}}
-    found |= {f"{called}.{key}": True for key in sorted(unread)}
+    found |= {f"{called}.{key}": True for key in sorted(keys - {*kinds, *_TEXTS, "role"})}
     found |= {f"{called} between the best and the worst": True} if len(items) > 2 else {}
     name, cells = next(iter(kinds.items()))
     for side, at in sides.items():
@@ -291,7 +291,8 @@ def _scores_of_list(row: RawRow, column: str) -> dict[str, Sequence[Any]]:
     items = _items(row[column])
     if any(isinstance(item, Mapping) for item in items):
         cells = [item if isinstance(item, Mapping) else {} for item in items]
-        inside = [name for name in _LIST_SCORES if any(name in item for item in cells)]
+        # A table has a cell for every key that any row has.
+        inside = [name for name in _LIST_SCORES if any(item.get(name) is not None for item in cells)]
         if inside:
             return {name: [item.get(name) for item in cells] for name in inside}
     beside = [name for each in _LIST_SCORES for name in (each, f"{each}s") if _items(row.get(name))]
