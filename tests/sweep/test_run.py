@@ -228,15 +228,19 @@ def test_a_disk_without_room_for_the_models_of_all_runs_is_told_before_the_first
     assert "GiB at the least" in done.stderr
 
 
-def test_a_smoke_test_asks_for_no_real_model(
+def test_a_smoke_test_asks_for_no_real_model_and_no_benchmark(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("slimepo.pipeline.run.load_config", lambda _: pytest.fail("it is looked for"))
     asked: list[Process] = []
     monkeypatch.setattr("slimepo.sweep.run.run_processes", lambda given, *_: asked.extend(given) or {})
-    model = "overrides.model=owner/nowhere"
-    done = slimepo("sweep", folder / "sweep.yaml", model, "search=null", "--smoke", "--out", tmp_path / "out")
+    shown: list[Any] = []
+    monkeypatch.setattr("slimepo.sweep.run.write_tables", lambda _, sweep, *__: shown.extend(sweep.measures))
+    given = ["overrides.model=owner/nowhere", "search=null", "measures=[margin, ifeval/prompt_strict]"]
+    benchmark = "overrides.evaluate=[{benchmark: ifeval}]"
+    done = slimepo("sweep", folder / "sweep.yaml", *given, benchmark, "--smoke", "--out", tmp_path / "out")
     assert (done.returncode, len(asked) > 0) == (0, True), done.stderr
+    assert shown == ["margin"]
 
 
 def test_two_sweeps_at_once_are_not_run_in_one_folder(folder: Path, out: Path, commands: list[Any]) -> None:

@@ -60,6 +60,10 @@ def run_sweep(
                 raise InputError(
                     f"sweep: {key}: {name} is a figure of {benchmark}, which evaluate of the recipe does not name"
                 )
+    if recipe.smoke:
+        # It runs no benchmark.
+        shown = [name for name in sweep.measures if not of_benchmark(name)]
+        sweep = sweep.model_copy(update={"measures": shown})
     models = [out / name / f"seed-{seed}" / name / "model" for name in arms_of(sweep) for seed in sweep.seeds]
     missing = sum(not model.exists() for model in models)
     if missing and not recipe.smoke:
