@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from slimepo.data.columns import renamed
@@ -49,6 +50,11 @@ def pair(row: dict[str, Any], columns: dict[str, str | None] | None = None) -> t
             {"prompt": "q",
              "answers": [{"text": "bad", "stars": 1, "score": None}, {"text": "good", "stars": 2, "score": None}]},
             ("good", "bad", 2.0, 1.0),
+        ),
+        # pandas reads the lists of a table as arrays.
+        (
+            {"prompt": "q", "responses": np.array(["bad", "good"]), "scores": np.array([1.0, 5.0])},
+            ("good", "bad", 5.0, 1.0),
         ),
         # Of equals the first one counts, at both ends.
         ({"prompt": "q", "answers": ["a", "b", "c", "d"], "scores": [5, 5, 1, 1]}, ("a", "c", 5.0, 1.0)),

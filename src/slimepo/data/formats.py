@@ -88,10 +88,10 @@ def recognise(row: RawRow, found: Iterable[str] | None = None) -> str:
             f"which of {sides[0]} and {sides[1]} is better, a column says (preferred=THEIRS), or two scores "
             "(score_a=THEIRS and score_b=THEIRS)"
         )
-    elif column := answer_list(row):
+    elif listed_answers := answer_list(row):
         forms = (
-            f"nothing says how good each answer in {column!r} is: a score, rating, reward, stars or rank in each, or a "
-            f"list of scores beside {column!r}"
+            f"nothing says how good each answer in {listed_answers[0]!r} is: a score, rating, reward, stars or rank in "
+            "each, or a list of scores beside them"
         )
     elif isinstance(row.get("text"), str):
         forms = "nothing says what of 'text' is the answer; give prompt and completion, or messages"

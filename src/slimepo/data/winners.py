@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from slimepo.data.messages import MalformedRow, RawRow, holds_something, number
+from slimepo.files import parse_json
 from slimepo.words import plural
 
 # What such a column is called; ours is the first.
@@ -220,11 +220,11 @@ def _differing(first: str, second: str) -> tuple[str, str]:
     return "_".join(one).lower(), "_".join(other).lower()
 
 
-def answer_list(row: RawRow) -> str | None:
-    """The column that holds several answers, in a row that has not its chosen or rejected one already."""
+def answer_list(row: RawRow) -> tuple[str, Sequence[Any]] | None:
+    """The column that holds several answers, and these, in a row that has not its chosen or rejected one already."""
     if any(holds_something(row.get(side)) for side in ("chosen", "rejected")):
         return None
-    return next((name for name in _LISTS if len(_items(row.get(name))) > 1), None)
+    return next(((name, found) for name in _LISTS if len(found := _items(row.get(name))) > 1), None)
 
 
 def best_and_worst(row: RawRow, columns: Mapping[str, str | None]) -> RawRow:
@@ -238,11 +238,11 @@ def best_and_worst(row: RawRow, columns: Mapping[str, str | None]) -> RawRow:
         MalformedRow: an answer has no text or no number, or a score and a rank disagree.
         Tie: all answers are equally good.
     """
-    column = answer_list(row)
-    kinds = _scores_of_list(row, column) if column else {}
-    if column is None or not kinds:
+    listed = answer_list(row)
+    if listed is None or not (kinds := _scores_of_list(row, listed[1])):
         return row
-    items, called = _items(row[column]), columns.get(column) or column
+    column, items = listed
+    called = columns.get(column) or column
     ends = set()
     for name, cells in kinds.items():
         values = [number(cell) for cell in cells]
@@ -277,26 +277,26 @@ def best_and_worst(row: RawRow, columns: Mapping[str, str | None]) -> RawRow:
 
 
 def _items(cell: Any) -> Sequence[Any]:
-    """A list, also as JSON text, as tables have it; anything else has no items."""
+    """A list, also as JSON text or an array, as tables have it; anything else has no items."""
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         try:
-            cell = json.loads(cell)
+            cell = parse_json(cell)
         except ValueError:
             return []
+    cell = cell.tolist() if type(cell).__name__ == "ndarray" else cell
     return cell if isinstance(cell, list) else []
 
 
-def _scores_of_list(row: RawRow, column: str) -> dict[str, Sequence[Any]]:
+def _scores_of_list(row: RawRow, items: Sequence[Any]) -> dict[str, Sequence[Any]]:
     """Every kind of score that the answers have, a cell an answer: in the items, or in lists beside theirs."""
-    items = _items(row[column])
     if any(isinstance(item, Mapping) for item in items):
         cells = [item if isinstance(item, Mapping) else {} for item in items]
         # A table has a cell for every key that any row has.
         inside = [name for name in _LIST_SCORES if any(item.get(name) is not None for item in cells)]
         if inside:
             return {name: [item.get(name) for item in cells] for name in inside}
-    beside = [name for each in _LIST_SCORES for name in (each, f"{each}s") if _items(row.get(name))]
-    return {name: _items(row[name]) for name in beside}
+    names = (name for each in _LIST_SCORES for name in (each, f"{each}s"))
+    return {name: found for name in names if (found := _items(row.get(name)))}
 
 
 def _answer(item: Any, what: str) -> Any:

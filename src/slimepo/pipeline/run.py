@@ -182,6 +182,28 @@ def runs_of(recipe: Recipe, out: Path) -> list[tuple[Recipe, Path]]:
     return [(recipe.model_copy(update={"seed": [*recipe.seeds, recipe.seed][0], "seeds": []}), out)]
 
 
+def _load(
+    recipe: Recipe, pending: Sequence[Stage], out: Path, console: Console, accept: Collection[str]
+) -> tuple[RunTasks | None, dict[str, Sequence[Preference]], ChatFormat]:
+    """Tasks, rows and chat format of stages that are not done, after a look at all that these need."""
+    if recipe.quantize is not None:
+        refuse_no_bitsandbytes()
+    for stage in pending:
+        check_stage(recipe, stage)
+    if not recipe.smoke:
+        on_main(lambda: check_space(recipe, len(pending), out), PartialState())
+    tasks, (parts, facts) = load_tasks(recipe), load_data(recipe)
+    for stage in pending:
+        check_weights(stage, parts.get(stage.part, ()))
+    chat = chat_format(recipe_tokenizer(recipe), recipe.template_options)
+    facts |= template_facts(chat.tokenizer, recipe.template_options)
+    facts |= {"tasks": tasks.facts} if tasks else {}
+    facts["heldout_notes"] = [*facts.get("heldout_notes", ()), *leaks(recipe, parts, tasks)]
+    on_main(lambda: claim_folder(recipe, out, facts, console, accept), PartialState())
+    _announce(recipe, chat, facts, tasks, console)
+    return tasks, parts, chat
+
+
 def _run_stages(
     recipe: Recipe,
     arguments: Mapping[str, PreferenceConfig],
@@ -192,22 +214,8 @@ def _run_stages(
     """The figures of every stage, and what went wrong on the way."""
     check_evaluations(recipe, out)
     pending = [stage for stage in recipe.stages if stage_result(out / stage.name) is None]
-    if recipe.quantize is not None and pending:
-        refuse_no_bitsandbytes()
-    for stage in pending:
-        check_stage(recipe, stage)
     if pending:
-        if not recipe.smoke:
-            on_main(lambda: check_space(recipe, len(pending), out), PartialState())
-        tasks, (parts, facts) = load_tasks(recipe), load_data(recipe)
-        for stage in pending:
-            check_weights(stage, parts.get(stage.part, ()))
-        chat = chat_format(recipe_tokenizer(recipe), recipe.template_options)
-        facts |= template_facts(chat.tokenizer, recipe.template_options)
-        facts |= {"tasks": tasks.facts} if tasks else {}
-        facts["heldout_notes"] = [*facts.get("heldout_notes", ()), *leaks(recipe, parts, tasks)]
-        on_main(lambda: claim_folder(recipe, out, facts, console, accept), PartialState())
-        _announce(recipe, chat, facts, tasks, console)
+        tasks, parts, chat = _load(recipe, pending, out, console, accept)
     if is_main_process():
         # What may have changed beside the stages that are done, a judge, say, is written down too.
         write_text(out / "recipe.yaml", dump(recipe))

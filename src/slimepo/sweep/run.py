@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from slimepo.errors import Failure, InputError, RunsFailed
 from slimepo.pipeline.folder import check_folder, held, mark_folder
+from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.pipeline.run import check_space
 from slimepo.sweep.cells import (
     Cell,
@@ -46,28 +47,11 @@ def run_sweep(
         InputError: wrong input, found before anything runs where it can be.
         RunsFailed: a run failed, which hides no other.
     """
-    # Every key is looked at before the first run starts.
-    tried = [*points_of(sweep.search.grid), *ends_of(sweep.search)] if sweep.search else [{}]
-    run_then: set[str] = set()
-    for name, keys in arms_of(sweep).items():
-        for point in tried:
-            recipe = cell_recipe(base, sweep.stage, name, keys | point, sweep.seeds[0])
-            run_then |= {each.benchmark for each in recipe.evaluate}
-    by = {"search.by": [sweep.search.by]} if sweep.search else {}
-    for key, names in {**by, "measures": sweep.measures}.items():
-        for name in names:
-            if (benchmark := of_benchmark(name)) and benchmark not in run_then:
-                raise InputError(
-                    f"sweep: {key}: {name} is a figure of {benchmark}, which evaluate of the recipe does not name"
-                )
+    recipe = check_sweep(sweep, base, out)
     if recipe.smoke:
         # It runs no benchmark.
         shown = [name for name in sweep.measures if not of_benchmark(name)]
         sweep = sweep.model_copy(update={"measures": shown})
-    models = [out / name / f"seed-{seed}" / name / "model" for name in arms_of(sweep) for seed in sweep.seeds]
-    missing = sum(not model.exists() for model in models)
-    if missing and not recipe.smoke:
-        check_space(recipe, missing, out)
     with held(out, console):
         mark_folder(out)
         run = functools.partial(run_cells, out=out, jobs=jobs, prepare=prepare, console=console)
@@ -94,6 +78,33 @@ def run_sweep(
             f"sweep: {len(failed)} of {len(cells)} runs failed; {name}: {first.words}",
             [each.code for each in failed.values()],
         )
+
+
+def check_sweep(sweep: Sweep, base: Keys, out: Path) -> Recipe:
+    """Look at every key, figure and model of a sweep before its first run; the recipe of an arm.
+
+    Raises:
+        InputError: a key is none or its value is wrong, or a figure is asked for of a benchmark that no arm runs.
+        ResourceError: the disk has no room for the models that are not there yet.
+    """
+    tried = [*points_of(sweep.search.grid), *ends_of(sweep.search)] if sweep.search else [{}]
+    recipes = [
+        cell_recipe(base, sweep.stage, name, keys | point, sweep.seeds[0])
+        for name, keys in arms_of(sweep).items()
+        for point in tried
+    ]
+    evaluated = {each.benchmark for recipe in recipes for each in recipe.evaluate}
+    asked = [("search.by", sweep.search.by)] if sweep.search else []
+    for key, name in [*asked, *(("measures", name) for name in sweep.measures)]:
+        if (benchmark := of_benchmark(name)) and benchmark not in evaluated:
+            raise InputError(
+                f"sweep: {key}: {name} is a figure of {benchmark}, which evaluate of the recipe does not name"
+            )
+    models = [out / name / f"seed-{seed}" / name / "model" for name in arms_of(sweep) for seed in sweep.seeds]
+    missing = sum(not model.exists() for model in models)
+    if missing and not recipes[0].smoke:
+        check_space(recipes[0], missing, out)
+    return recipes[0]
 
 
 def run_cells(

@@ -118,7 +118,7 @@ def drop_checkpoints(cell: Cell) -> None:
 
 def _cell(sweep: Sweep, search: Search, base: Keys, name: str, point: Keys, seed: int, out: Path) -> Cell:
     cell = cell_at(sweep, base, name, point, seed, out / SEARCH / f"{name}-{label(point)}")
-    asked = [each for each in cell.recipe.evaluate if search.by.startswith(each.benchmark)]
+    asked = [each for each in cell.recipe.evaluate if each.benchmark == of_benchmark(search.by)]
     return replace(cell, recipe=cell.recipe.model_copy(update={"evaluate": asked}))
 
 

@@ -166,20 +166,25 @@ def _override(values: dict[str, Any], override: str) -> None:
     arms = values.get("arms")
     # The longest name first: an arm `dpo-0` is not the beginning of an arm `dpo-0.1`.
     names = sorted(arms if isinstance(arms, Mapping) else (), key=len, reverse=True)
-    of_recipe = ["overrides", "grid", "search.grid", "search.range", *(f"arms.{name}" for name in names)]
-    whole = next((each for each in of_recipe if key.startswith(f"{each}.")), None)
-    if whole is None:
+    of_recipe = (
+        ("overrides",),
+        ("grid",),
+        ("search", "grid"),
+        ("search", "range"),
+        *(("arms", n) for n in names),
+    )
+    above = next((parts for parts in of_recipe if key.startswith(f"{'.'.join(parts)}.")), None)
+    if above is None:
         set_key(values, override)
         return
-    head, _, name = whole.partition(".")
     keys: Any = values
-    for part in (head, name) if name else (head,):
+    for part in above:
         # A key without a value is null in YAML.
         keys[part] = {} if keys.get(part) is None else keys[part]
         keys = keys[part]
         if not isinstance(keys, dict):
             raise InputError(f"{override}: {part} is no mapping of keys")
-    keys[key.removeprefix(f"{whole}.")] = parse_value(text)
+    keys[key.removeprefix(f"{'.'.join(above)}.")] = parse_value(text)
 
 
 def arms_of(sweep: Sweep) -> dict[str, Keys]:
