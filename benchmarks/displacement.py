@@ -1,12 +1,13 @@
 """Does a forecast made before training tell which chosen answers fall? Rank correlations over runs that are done.
 
-    python -m benchmarks.displacement RUN... [--pairs FILE [--limit N]] [--out CSV]
+    python -m benchmarks.displacement RUN... [--pairs FILE [--limit N]] [--gradient-pairs N] [--out CSV]
 
 Each RUN is a run folder with a preference stage: on pairs of its own samples, whose held-out pairs are looked at, or on
 a data set; then FILE has the pairs, those that it trained on or others. CHES and the entanglement ratio are worked out
 with the model that the stage started from (`slimepo data check --displacement`), and each is set against the change of
-the chosen answer's log-prob per token that training made. Prints Spearman's rank correlation for each objective and
-rate, means over seeds with 95 % intervals; of one run an interval over pairs (bootstrap) is in the file.
+the chosen answer's log-prob per token that training made. The ratio takes two backward passes a pair;
+`--gradient-pairs N` works it out for N of them, evenly spread. Prints Spearman's rank correlation for each objective
+and rate, means over seeds with 95 % intervals; of one run an interval over pairs (bootstrap) is in the file.
 """
 
 from __future__ import annotations
@@ -22,24 +23,31 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from slimepo.data.batch import StepCollator
 from slimepo.data.chat import chat_format, load_tokenizer
 from slimepo.data.read import read_rows
+from slimepo.data.rows import CHOSEN, Row
 from slimepo.data.tokenize import tokenize
 from slimepo.files import read_json
 from slimepo.means import mean_of
 from slimepo.model.load import load_model
 from slimepo.model.logps import install_logps
-from slimepo.model.score import score_pairs
+from slimepo.model.modes import scoring
+from slimepo.model.score import score_rows
 from slimepo.pipeline.pairs.make import read_pairs
 from slimepo.plan.displacement import forecast
 from slimepo.settings import read_mapping
 
 RESULTS = Path(__file__).parent / "results" / "displacement.csv"
-BATCH = 64
+BATCH, BATCH_TOKENS = 16, 8192
 
 
 def correlations(
-    run: Path, known: dict[tuple[Path, Path], Any], pairs: Path | None = None, limit: int | None = None
+    run: Path,
+    known: dict[tuple[Path, Path], Any],
+    pairs: Path | None = None,
+    limit: int | None = None,
+    gradient_pairs: int | None = None,
 ) -> list[dict[str, Any]]:
     """A row for each preference stage of a run; `known` keeps what was worked out of a start for the next run."""
     recipe = read_mapping(run / "recipe.yaml", "recipe")
@@ -57,19 +65,32 @@ def correlations(
             model = _loaded(start)
             chat = chat_format(load_tokenizer(str(start)))
             preferences = read_rows(file, limit=limit).preferences if pairs else read_pairs(file)
-            rows = tokenize(preferences, chat, max_length=recipe["data"]["max_length"]).rows
-            known[key] = rows, score_pairs(model, rows, BATCH).chosen, forecast(model, rows, batch_size=BATCH)
+            data = recipe["data"]
+            rows = tokenize(
+                preferences, chat, max_length=data["max_length"], cut=data["cut_long_responses"]
+            ).rows
+            known[key] = rows, _chosen(model, rows), forecast(model, rows, gradient_pairs, BATCH)
         rows, before, told = known[key]
-        change = score_pairs(_loaded(run / stage["name"] / "model"), rows, BATCH).chosen - before
+        change = _chosen(_loaded(run / stage["name"] / "model"), rows) - before
         row = {
             "objective": stage["loss"], "learning_rate": stage["learning_rate"], "seed": recipe["seed"],
             "pairs": len(rows), "fell": float(np.mean(change < 0)), "chosen_change": float(change.mean()),
         }  # fmt: skip
         for name, values in {"ches": told.ches, "ratio": told.ratio, "margin": told.margin}.items():
-            row[name] = float(spearmanr(values, change).statistic)
-            row[f"{name}_low"], row[f"{name}_high"] = _interval(values, change)
+            there = ~np.isnan(values)
+            row[name] = float(spearmanr(values[there], change[there]).statistic)
+            row[f"{name}_low"], row[f"{name}_high"] = _interval(values[there], change[there])
+        row["gradient_pairs"] = int(np.isfinite(told.ratio).sum())
         found.append(row)
     return found
+
+
+def _chosen(model: Any, rows: Sequence[Row]) -> np.ndarray:
+    """The chosen answers' log-probs per token, `[rows]`, in nats."""
+    collator = StepCollator(BATCH, (CHOSEN,), max_tokens=BATCH_TOKENS)
+    with scoring(model) as forward:
+        found = score_rows(forward, rows, collator, next(model.parameters()).device)
+    return np.array([of_row[0].mean(dtype=np.float64) for of_row in found])
 
 
 def _loaded(folder: Path) -> Any:
@@ -94,10 +115,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--pairs", type=Path, help="pairs to look at, in place of the held-out ones")
     parser.add_argument("--limit", type=int, help="so many of them")
+    parser.add_argument(
+        "--gradient-pairs", type=int, help="the entanglement ratio of so many pairs; otherwise of all"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
     known: dict[tuple[Path, Path], Any] = {}
-    rows = [row for run in args.runs for row in correlations(run, known, args.pairs, args.limit)]
+    rows = [
+        row
+        for run in args.runs
+        for row in correlations(run, known, args.pairs, args.limit, args.gradient_pairs)
+    ]
     with args.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
