@@ -228,6 +228,20 @@ def test_a_disk_without_room_for_the_models_of_all_runs_is_told_before_the_first
     assert "GiB at the least" in done.stderr
 
 
+def test_a_sweep_in_the_world_starts_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its model's size is that of a tokenizer which is not there before the world is."""
+    asked: list[Process] = []
+    monkeypatch.setattr("slimepo.sweep.run.run_processes", lambda given, *_: asked.extend(given) or {})
+    monkeypatch.setattr("slimepo.sweep.run.write_tables", lambda *_: None)
+    world = {"demonstrations": 20, "preference_prompts": 20, "heldout_prompts": 20}
+    keys = {"recipe": "world", "overrides": {"world": world}, "arms": {"slime": {}, "dpo": {"loss": "dpo"}}}
+    (tmp_path / "sweep.yaml").write_text(json.dumps(keys | {"seeds": [3]}))
+    done = slimepo("sweep", tmp_path / "sweep.yaml", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert len(asked) > 0
+    assert (tmp_path / "out" / "world" / "seed-3" / "world" / "tokenizer").is_dir()
+
+
 def test_a_smoke_test_asks_for_no_real_model_and_no_benchmark(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,15 +45,22 @@ def run_sweep(
 
     Raises:
         InputError: wrong input, found before anything runs where it can be.
+        ResourceError: the disk has no room for the models that are not there yet.
         RunsFailed: a run failed, which hides no other.
     """
-    recipe = check_sweep(sweep, base, out)
+    recipe = check_sweep(sweep, base)
     if recipe.smoke:
         # It runs no benchmark.
         shown = [name for name in sweep.measures if not of_benchmark(name)]
         sweep = sweep.model_copy(update={"measures": shown})
+    models = [out / name / f"seed-{seed}" / name / "model" for name in arms_of(sweep) for seed in sweep.seeds]
+    missing = sum(not model.exists() for model in models)
     with held(out, console):
         mark_folder(out)
+        if missing and not recipe.smoke:
+            # The size of a world's model is told by its tokenizer, which is part of the world.
+            prepare(sweep.seeds[0])
+            check_space(recipe, missing, out)
         run = functools.partial(run_cells, out=out, jobs=jobs, prepare=prepare, console=console)
         if sweep.search is None:
             points: Mapping[str, Keys] = {name: {} for name in arms_of(sweep)}
@@ -80,12 +87,11 @@ def run_sweep(
         )
 
 
-def check_sweep(sweep: Sweep, base: Keys, out: Path) -> Recipe:
-    """Look at every key, figure and model of a sweep before its first run; the recipe of an arm.
+def check_sweep(sweep: Sweep, base: Keys) -> Recipe:
+    """Look at every key and figure of a sweep before its first run; the recipe of an arm.
 
     Raises:
         InputError: a key is none or its value is wrong, or a figure is asked for of a benchmark that no arm runs.
-        ResourceError: the disk has no room for the models that are not there yet.
     """
     tried = [*points_of(sweep.search.grid), *ends_of(sweep.search)] if sweep.search else [{}]
     recipes = [
@@ -100,10 +106,6 @@ def check_sweep(sweep: Sweep, base: Keys, out: Path) -> Recipe:
             raise InputError(
                 f"sweep: {key}: {name} is a figure of {benchmark}, which evaluate of the recipe does not name"
             )
-    models = [out / name / f"seed-{seed}" / name / "model" for name in arms_of(sweep) for seed in sweep.seeds]
-    missing = sum(not model.exists() for model in models)
-    if missing and not recipes[0].smoke:
-        check_space(recipes[0], missing, out)
     return recipes[0]
 
 
