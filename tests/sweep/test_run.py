@@ -353,6 +353,17 @@ def test_processes_run_side_by_side_and_one_waits_for_a_folder_that_is_held(tmp_
     assert failed["c"].code == 2
 
 
+@pytest.mark.parametrize(("number", "memory"), [(9, True), (15, False)])
+def test_a_run_that_the_system_kills_says_what_may_be_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, memory: bool
+) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=-number))
+    failed = run_processes([Process("a", tmp_path, [["--version"]])], 1, make_console(quiet=True))["a"]
+    assert failed.code == 5
+    assert f"killed by signal {number}" in failed.words
+    assert ("memory may have run out: give fewer --jobs" in failed.words) == memory
+
+
 def test_a_start_is_made_right_before_the_runs_that_need_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -110,8 +111,9 @@ def _run(process: Process, environment: Mapping[str, str]) -> Failure | None:
             words = [sys.executable, "-m", "slimepo.cli", *command]
             code = subprocess.run(words, stdout=log, stderr=log, env=env).returncode
             if code < 0:
-                # As the system does where memory has run out.
-                return Failure(RESOURCES, f"killed by signal {-code}; see {file}")
+                memory = "; memory may have run out: give fewer --jobs, or smaller batches"
+                hint = memory if -code == signal.SIGKILL else ""
+                return Failure(RESOURCES, f"killed by signal {-code}{hint}; see {file}")
             if code:
                 return Failure(code, _last_line(file) or f"exit code {code}")
     return None
