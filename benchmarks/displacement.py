@@ -56,9 +56,10 @@ def correlations(
         if stage["part"] not in recipe["pairs"] and (pairs is None or stage["loss"] == "sft"):
             continue
         done = read_json(run / stage["name"] / "stage.json")
-        # The folder may have been moved since; its parts have not.
+        # Of the run's own stage, or another model; the folder may have been moved since.
         base = Path(done["base"])
-        start = base if base.is_dir() else run / base.parent.name / "model"
+        own = run / base.parent.name / base.name
+        start = own if own.is_dir() else base
         file = pairs or run / stage["part"] / "heldout.jsonl"
         key = (start.resolve(), file.resolve())
         if key not in known:
