@@ -62,7 +62,7 @@ def test_of_a_data_set_pairs_are_cut_as_the_run_cut_them(
         "dpo",
         "3",
         "9",
-        "4",
+        "7",
     )
     assert float(found["chosen_change"]) == pytest.approx(change.mean(), abs=1e-6)
     assert float(found["fell"]) == (change < 0).mean()
