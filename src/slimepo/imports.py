@@ -16,7 +16,7 @@ from slimepo.errors import InputError
 
 
 def find_function(name: str, what: str) -> Callable[..., Any]:
-    """The function at `name`; a relative file is looked for here and where modules are (beside the recipe, too).
+    """The function at `name`; a relative file is looked for here and where modules are (`look_beside`).
 
     `what` it is for (loss, checker) stands in the errors.
 
@@ -36,6 +36,13 @@ def find_function(name: str, what: str) -> Callable[..., Any]:
     if not callable(function):
         raise InputError(f"{what} {name!r} is not a function")
     return function  # type: ignore[no-any-return]
+
+
+def look_beside(file: str | Path) -> None:
+    """Let the functions that a recipe or a sweep names lie beside its file."""
+    folder = str(Path(file).resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def _import_file(path: str) -> ModuleType:

@@ -197,6 +197,17 @@ def test_an_objective_of_the_user_s_own_may_lie_beside_the_recipe(folder: Path, 
     assert "'bta' is no key" in done.stderr, "the file was found: it is the next arm that is wrong"
 
 
+def test_an_objective_of_the_user_s_own_may_lie_beside_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside_this_sweep.py").write_text("from slimepo.losses import slime as mine\n")
+    arms = {"own": {"loss": "beside_this_sweep.py:mine"}, "wrong": {"bta": 1}}
+    (tmp_path / "sweep.yaml").write_text(json.dumps({"recipe": "world", "arms": arms, "seeds": [0]}))
+    done = slimepo("sweep", tmp_path / "sweep.yaml", "--out", tmp_path / "never")
+    assert "'bta' is no key" in done.stderr, "the file was found: it is the next arm that is wrong"
+
+
 def test_a_figure_to_search_by_that_is_none_is_named(folder: Path, commands: list[Any]) -> None:
     done = sweep(folder, "search.by=margn")
     assert (done.returncode, commands) == (2, [])

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from slimepo.errors import InputError
 from slimepo.evaluation.settings import BENCHMARKS
+from slimepo.imports import look_beside
 from slimepo.settings import Settings, parse_value, read_mapping, set_key, validate
 from slimepo.words import nearest, short_number
 
@@ -124,12 +125,14 @@ def _refuse_lost(keys: Sequence[str], place: str) -> None:
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = (), *, world: bool = False) -> Sweep:
-    """Read a sweep's file and set `key=value` overrides. Its key `world` holds what differs in the built-in world.
+    """Read a sweep's file and set `key=value` overrides. Its key `world` holds what differs in the built-in world;
+    functions of the user's own may lie beside it.
 
     Raises:
         InputError: the file, a key or a value is wrong.
     """
     values = read_mapping(path, "sweep")
+    look_beside(path)
     in_world = values.pop("world", None)
     if not isinstance(in_world, dict | None):
         raise InputError(f"sweep {path}: world: it must be a mapping of keys")

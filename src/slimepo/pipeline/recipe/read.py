@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from slimepo.errors import InputError
+from slimepo.imports import look_beside
 from slimepo.onpolicy.settings import rollout_settings
 from slimepo.pipeline.recipe.schema import Recipe
 from slimepo.pipeline.recipe.sections import Stage
@@ -56,9 +56,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         InputError: the file is absent, not YAML, or no mapping.
     """
     values = read_mapping(path, "recipe")
-    folder = str(Path(path).resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
+    look_beside(path)
     return values
 
 
