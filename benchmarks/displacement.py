@@ -44,7 +44,7 @@ BATCH, BATCH_TOKENS = 16, 8192
 
 def correlations(
     run: Path,
-    known: dict[tuple[Path, Path], Any],
+    known: dict[tuple[Any, ...], Any],
     pairs: Path | None = None,
     limit: int | None = None,
     gradient_pairs: int | None = None,
@@ -61,15 +61,14 @@ def correlations(
         own = run / base.parent.name / base.name
         start = own if own.is_dir() else base
         file = pairs or run / stage["part"] / "heldout.jsonl"
-        key = (start.resolve(), file.resolve())
+        data = recipe["data"]
+        lengths = (data["max_length"], data["cut_long_responses"])
+        key = (start.resolve(), file.resolve(), *lengths)
         if key not in known:
             model = _loaded(start)
             chat = chat_format(load_tokenizer(str(start)))
             preferences = read_rows(file, limit=limit).preferences if pairs else read_pairs(file)
-            data = recipe["data"]
-            rows = tokenize(
-                preferences, chat, max_length=data["max_length"], cut=data["cut_long_responses"]
-            ).rows
+            rows = tokenize(preferences, chat, max_length=lengths[0], cut=lengths[1]).rows
             known[key] = rows, _chosen(model, rows), forecast(model, rows, gradient_pairs, BATCH)
         rows, before, told = known[key]
         change = _chosen(_loaded(run / stage["name"] / "model"), rows) - before
@@ -121,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(arguments)
-    known: dict[tuple[Path, Path], Any] = {}
+    known: dict[tuple[Any, ...], Any] = {}
     rows = [
         row
         for run in args.runs

@@ -49,6 +49,19 @@ def test_a_cell_is_the_compared_stage_with_the_arm_s_keys_and_what_it_needs() ->
     assert recipe.evaluate[0].stages == ["small"]
 
 
+def test_what_arms_share_in_the_file_stays_as_it_is_when_one_of_them_adds_to_it() -> None:
+    shared = {"hard_margin": 0.5}
+    for name, keys, options in (
+        (
+            "more",
+            {"loss_options": shared, "loss_options.soft_margin": 0.1},
+            {"hard_margin": 0.5, "soft_margin": 0.1},
+        ),
+        ("plain", {"loss_options": shared}, {"hard_margin": 0.5}),
+    ):
+        assert cell_recipe(BASE, "slime", name, keys, 0).stages[-1].loss_options == options
+
+
 def test_the_last_stage_is_compared_unless_another_is_named() -> None:
     recipe = cell_recipe(BASE, None, "arm", {}, seed=0)
     assert [stage.name for stage in recipe.stages] == ["sft", "arm"]

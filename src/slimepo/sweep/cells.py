@@ -108,7 +108,8 @@ def cell_recipe(base: Keys, compared: str | None, name: str, keys: Keys, seed: i
         if first not in Stage.model_fields and first not in Recipe.model_fields:
             hint = nearest(first, [*Stage.model_fields, *Recipe.model_fields])
             raise InputError(f"{place}: {key!r} is no key of a stage or of a recipe{hint}")
-        set_value(entry if first in Stage.model_fields else values, key, value)
+        # A section of an arm may be another arm's too (an alias in the file), and a later key writes into it.
+        set_value(entry if first in Stage.model_fields else values, key, copy.deepcopy(value))
     for entry in values.get("evaluate") or ():
         entry["stages"] = [name if each == compared else each for each in entry.get("stages") or [compared]]
     whole = make_recipe(values, place)
