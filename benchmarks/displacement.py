@@ -26,14 +26,12 @@ from scipy.stats import spearmanr
 from slimepo.data.batch import StepCollator
 from slimepo.data.chat import chat_format, load_tokenizer
 from slimepo.data.read import read_rows
-from slimepo.data.rows import CHOSEN, Row
+from slimepo.data.rows import Row
 from slimepo.data.tokenize import tokenize
 from slimepo.files import read_json
 from slimepo.means import mean_of
 from slimepo.model.load import load_model
-from slimepo.model.logps import install_logps
-from slimepo.model.modes import scoring
-from slimepo.model.score import score_rows
+from slimepo.model.score import score_pairs
 from slimepo.pipeline.pairs.make import read_pairs
 from slimepo.plan.displacement import forecast
 from slimepo.settings import read_mapping
@@ -86,17 +84,13 @@ def correlations(
 
 
 def _chosen(model: Any, rows: Sequence[Row]) -> np.ndarray:
-    """The chosen answers' log-probs per token, `[rows]`, in nats."""
-    collator = StepCollator(BATCH, (CHOSEN,), max_tokens=BATCH_TOKENS)
-    with scoring(model) as forward:
-        found = score_rows(forward, rows, collator, next(model.parameters()).device)
-    return np.array([of_row[0].mean(dtype=np.float64) for of_row in found])
+    """The chosen answers' log-probs per token, `[rows]`, in nats; nothing else of the pairs is computed."""
+    alone = [Row(row.prompt_ids, row.responses[:1], id=row.id) for row in rows]
+    return score_pairs(model, alone, collator=StepCollator(BATCH, max_tokens=BATCH_TOKENS)).chosen
 
 
 def _loaded(folder: Path) -> Any:
-    model = load_model(str(folder)).to("cuda" if torch.cuda.is_available() else "cpu")
-    install_logps(model)
-    return model
+    return load_model(str(folder)).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _interval(values: np.ndarray, change: np.ndarray, draws: int = 1000) -> tuple[float, float]:

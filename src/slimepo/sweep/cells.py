@@ -6,9 +6,10 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from slimepo.errors import InputError
 from slimepo.evaluation.judge.request import Scores
@@ -116,6 +117,14 @@ def cell_recipe(base: Keys, compared: str | None, name: str, keys: Keys, seed: i
     # In rounds it is the last one that counts.
     last_round = f"{name}-{values.get('rounds', 1)}"
     last = last_round if last_round in [each.name for each in whole.stages] else name
+    return make_recipe(_cut_down(whole, name, last, plain.parts), place)
+
+
+def _cut_down(whole: Recipe, name: str, last: str, parts: Mapping[str, float]) -> dict[str, Any]:
+    """The keys of a recipe with stage `last` and what that needs alone; what is for `name` is for `last`.
+
+    parts: the split, that of the recipe as it was, whatever is cut away.
+    """
     kept = needed_by(whole, [last])
     cut = whole.model_dump()
     cut["stages"] = [
@@ -123,8 +132,8 @@ def cell_recipe(base: Keys, compared: str | None, name: str, keys: Keys, seed: i
         for of_stage, stage in zip(cut["stages"], whole.stages, strict=True)
         if stage.name in kept
     ]
-    parts = {of_stage["part"] for of_stage in cut["stages"]}
-    cut["pairs"] = {part: made for part, made in cut["pairs"].items() if part in parts}
+    named = {of_stage["part"] for of_stage in cut["stages"]}
+    cut["pairs"] = {part: made for part, made in cut["pairs"].items() if part in named}
     if not cut["pairs"]:
         # What was for other arms' pairs would be refused as read by nothing.
         for section, idle in ALSO_OF_PAIRS.items():
@@ -132,14 +141,13 @@ def cell_recipe(base: Keys, compared: str | None, name: str, keys: Keys, seed: i
             if asked and not (asked.get("path") or asked["heldout"]):
                 cut[section] = {key: value for key, value in asked.items() if key not in idle}
     if whole.data.path is not None and whole.data.parts is None:
-        # The split of the whole recipe, whatever was cut away.
-        cut["data"]["parts"] = plain.parts
+        cut["data"]["parts"] = parts
     for entry in cut["evaluate"]:
         entry["stages"] = [
             last if each == name else each for each in entry["stages"] if each in {name, *kept}
         ]
     cut["evaluate"] = [entry for entry in cut["evaluate"] if entry["stages"]]
-    return make_recipe(cut, place)
+    return cut
 
 
 def cell_at(sweep: Sweep, base: Keys, arm: str, point: Keys, seed: int, folder: Path) -> Cell:
